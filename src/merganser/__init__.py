@@ -1,0 +1,1 @@
+"""Merganser: one language model that keeps learning, task after task, without forgetting."""

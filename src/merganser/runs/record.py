@@ -1,0 +1,178 @@
+"""What a run directory says, as typed records: the files of a run are these records in JSON.
+
+``run.yaml``                     :class:`RunInfo`
+``tasks/NN-name/task.json``      :class:`TaskRecord`
+``tasks/NN-name/scores.json``    a :class:`ScoreRow` (one row of the matrix)
+``tasks/NN-name/signals.jsonl``  one :class:`SignalRecord` per optimizer step of the task
+``ledger.jsonl``                 one :class:`MergeRecord` per merge, all tasks in order
+``scores.json``                  :class:`ScoresFile`: all rows, references, summary
+
+``tasks/00-start`` holds the row before any training and the weights the run started from.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+FORMAT = 1
+"""Version of the layout of a run directory; a run with a higher number is refused."""
+
+
+class Record(BaseModel):
+    """Base of all records: unknown keys are an error, so that a damaged or newer file is noticed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class RunInfo(Record):
+    """``run.yaml``: what was asked, fully resolved, and with what it was made."""
+
+    format: int = FORMAT
+    created: str = Field(description="UTC time, ISO 8601")
+    command: str = Field(description="the command line, or 'python' when opened from Python")
+    seed: int
+    config: dict[str, Any] = Field(description="model, method, memory, training, evaluation, stream; fully resolved")
+    versions: dict[str, str] = Field(description="merganser, python, torch, transformers, peft, ... and the processor")
+
+
+class MergeRecord(Record):
+    """One merge. Every number that decided it and every number that tells what it did."""
+
+    task: str
+    task_index: int = Field(description="1-based position of the task in the run")
+    merge: int = Field(description="1-based number of the merge within its task")
+    step: int = Field(description="1-based inner optimizer step of the task after which it fired")
+    cause: Literal["due", "early", "forced", "end"] = Field(description="'end': after the last step of the task")
+    status: Literal["applied", "refused"] = "applied"
+    alarms: int = 0
+    interval: int = Field(description="planned interval when it fired (inner steps)")
+    next_interval: int = Field(description="planned interval afterwards")
+    threshold: float | None = Field(None, description="probe loss at and above which an alarm is raised")
+    learning_signal: float = Field(description="sum of |weight change| since the last merge / planned interval")
+    forgetting_signal: float | None = Field(None, description="probe loss on the memory when it fired (nats)")
+    rehearsal_steps: int = Field(description="optimizer steps on the memory before merging")
+    weight_new: float
+    weight_old: float
+    size_new: float = Field(description="L2 norm of the change made by the inner steps")
+    size_old: float = Field(description="L2 norm of the change made by the rehearsal steps")
+    cosine: float | None = Field(None, description="cosine between the two changes; None when one of them is zero")
+    loss_new_before: float | None = Field(None, description="loss on a batch of the new task before rehearsal and merge")
+    loss_new_after: float | None = Field(None, description="the same batch after the merge")
+    loss_old_before: float | None = Field(None, description="loss on a batch of the memory before rehearsal and merge")
+    loss_old_after: float | None = Field(None, description="the same batch after the merge")
+
+
+class SignalRecord(Record):
+    """One inner step of a task."""
+
+    step: int
+    loss: float = Field(description="training loss of the step's batch (nats)")
+    learning_rate: float
+    probe: float | None = Field(None, description="loss on a batch of the memory after the step; None if not probed")
+    interval: int | None = Field(None, description="planned merge interval in force at this step")
+    threshold: float | None = Field(None, description="alarm threshold in force at this step, if armed")
+
+
+class MemoryRecord(Record):
+    """What was kept of a task for rehearsal."""
+
+    examples: int = 0
+    bytes: int = Field(0, description="UTF-8 bytes of the texts kept")
+    budget: int = Field(0, description="examples that were allowed")
+    share: float = Field(0.0, description="examples kept / training examples")
+    sampler: str = "none"
+    per_label: dict[str, int] = Field(default_factory=dict, description="examples kept per label; empty for free text")
+
+
+class CostRecord(Record):
+    """Where the time of one task went. Seconds are wall-clock."""
+
+    seconds: float = Field(0.0, description="the whole task: encoding, training, evaluating, writing")
+    inner_seconds: float = Field(0.0, description="forward, backward and optimizer on the task's own batches")
+    probing_seconds: float = Field(0.0, description="forward passes on the memory that yield the forgetting signal")
+    rehearsal_seconds: float = Field(0.0, description="optimizer steps on the memory")
+    merging_seconds: float = Field(0.0, description="arithmetic on the weights: snapshots, differences, merging")
+    explaining_seconds: float = Field(0.0, description="forward passes that measure losses before and after a merge")
+    bookkeeping_seconds: float = Field(0.0, description="deciding, drawing batches, writing records")
+    evaluating_seconds: float = 0.0
+    steps: int = Field(0, description="inner optimizer steps")
+    examples_trained: int = 0
+    examples_rehearsed: int = 0
+    examples_probed: int = 0
+    examples_evaluated: int = 0
+
+
+class TaskRecord(Record):
+    """``task.json``: one task as it was learned."""
+
+    name: str
+    index: int = Field(description="1-based position in the run")
+    row: int = Field(description="row of the score matrix measured after it (tasks learned together share a row)")
+    seed: int
+    fingerprint: str = Field(description="SHA-256 of the task's data and settings")
+    train_examples: int
+    dev_examples: int = 0
+    test_examples: int = 0
+    labels: list[str] | None = None
+    label_texts: dict[str, str] = Field(default_factory=dict)
+    metric: str
+    answer: str
+    prompt: str = "{input}"
+    source: dict[str, str] = Field(default_factory=dict)
+    memory: MemoryRecord = Field(default_factory=MemoryRecord)
+    cost: CostRecord = Field(default_factory=CostRecord)
+    method_bytes: dict[str, int] = Field(
+        default_factory=dict, description="what the method keeps after this task, by name (memory, weights, ...)"
+    )
+    finished: str = Field(description="UTC time, ISO 8601")
+
+
+class Score(Record):
+    """One entry of the matrix."""
+
+    value: float = Field(description="mean score in [0, 1]")
+    n: int = Field(description="test examples")
+    stderr: float = Field(description="standard error of the mean over the test examples")
+
+
+class ScoreRow(Record):
+    """Scores of every task that was evaluated at one moment."""
+
+    learned: list[str] = Field(description="tasks learned since the row before; empty for the row before training")
+    scores: dict[str, Score]
+
+
+class MetricRecord(Record):
+    """One summary metric with its definition."""
+
+    name: str
+    value: float | None
+    stderr: float | None = None
+    definition: str
+    source: str
+
+
+class ScoresFile(Record):
+    """``scores.json``."""
+
+    format: int = FORMAT
+    tasks: list[str] = Field(description="columns of the matrix, in order of learning, then those not yet learned")
+    metrics: dict[str, str] = Field(description="text score used for each task")
+    rows: list[ScoreRow]
+    references: dict[str, Score] = Field(
+        default_factory=dict, description="score of a fresh model trained on that task alone, when measured"
+    )
+    summary: list[MetricRecord] = Field(default_factory=list)
+
+
+class RunRecord(Record):
+    """A whole run as read from its directory."""
+
+    path: str
+    info: RunInfo
+    tasks: list[TaskRecord]
+    scores: ScoresFile
+    merges: list[MergeRecord]
+    signals: dict[str, list[SignalRecord]] = Field(description="task name -> one record per inner step")

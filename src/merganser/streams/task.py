@@ -1,0 +1,66 @@
+"""Tasks and streams: what is learned, in which order."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+AnswerMode = Literal["generate", "rank"]
+MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One text and the answer wanted for it. ``input`` is the text as the model reads it (prompt applied)."""
+
+    input: str
+    output: str
+    id: str = ""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One task of a stream: examples, how they are answered and how answers are scored.
+
+    Attributes:
+        name: unique within a run; also the name of a folder.
+        train, dev, test: examples; dev and test may be empty.
+        labels: the closed set of answers, in a fixed order, or ``None`` when the answer is free text.
+        label_texts: for each label, the text an encoder reads in its place (defaults to the label itself).
+        metric: how answers are scored; one of ``merganser.metrics`` text scores.
+        answer: ``generate`` (greedy decoding) or ``rank`` (likelihood of each label). A matcher always ranks.
+        prompt: template already applied to the examples' inputs; kept so that later questions can be asked alike.
+        source: where the data came from (file names and SHA-256 sums), for the record.
+    """
+
+    name: str
+    train: Sequence[Example]
+    dev: Sequence[Example] = ()
+    test: Sequence[Example] = ()
+    labels: tuple[str, ...] | None = None
+    label_texts: Mapping[str, str] = field(default_factory=dict)
+    metric: MetricName = "exact_match"
+    answer: AnswerMode = "generate"
+    prompt: str = "{input}"
+    source: Mapping[str, str] = field(default_factory=dict)
+
+    def fingerprint(self) -> str:
+        """SHA-256 over everything that influences a result; equal for equal tasks, whatever file they came from."""
+        digest = hashlib.sha256()
+        for part in (self.name, self.metric, self.answer, self.prompt, repr(self.labels), repr(sorted(self.label_texts.items()))):
+            digest.update(part.encode() + b"\0")
+        for split in (self.train, self.dev, self.test):
+            digest.update(b"\1")
+            for example in split:
+                digest.update(example.input.encode() + b"\0" + example.output.encode() + b"\0")
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Stream:
+    """Tasks in the order in which they are learned."""
+
+    name: str
+    tasks: tuple[Task, ...]
