@@ -115,15 +115,16 @@ def _folder_tasks(folder: Path, shown: str, names: Sequence[str], builtin: str |
                 + f"; it has {', '.join(there) or 'none'}.",
                 nearest(absent[0], there) or "Add the files, or name the tasks that are there with 'order'.",
             )
-    return [_folder_task(folder, name) for name in names]
+    return [_folder_task(folder, shown, name) for name in names]
 
 
-def _folder_task(folder: Path, name: str) -> TaskOptions:
-    kind = task_kind(name)
-    labels: LabelSet = {"classification": "train", "generation": None, None: "auto"}[kind]
-    paths = {split: folder / split / f"{name}{SUFFIX}" for split in ("train", "dev", "test")}
-    files = {split: str(path) for split, path in paths.items() if split != "dev" or path.exists()}
-    values: dict[str, object] = {"name": name, "labels": labels, **files}
+def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
+    labels: dict[str | None, LabelSet] = {"classification": "train", "generation": None, None: "auto"}
+    values: dict[str, object] = {"name": name, "labels": labels[task_kind(name)]}
+    for split in ("train", "dev", "test"):
+        file = f"{name}{SUFFIX}"
+        if split != "dev" or (folder / split / file).exists():
+            values[split] = str(Path(shown) / split / file)
     return TaskOptions.model_validate(values)
 
 

@@ -113,8 +113,8 @@ def sample_memory(
             chosen += pick(group, min(each, len(group)), rng)
         if len(chosen) > allowed and not options.allow_excess:
             raise InputError(
-                f"The reference sampler would keep {len(chosen)} of {len(examples)} training texts, one or more for each "
-                f"of {len(groups)} different outputs; the budget is {allowed}.",
+                f"The reference sampler would keep {len(chosen)} of {len(examples)} training texts, at least one for "
+                f"each of {len(groups)} different outputs; the budget is {allowed}.",
                 "Use memory.sampler: per_label, or memory.allow_excess: true to do as the released code does.",
             )
         taken = set(chosen)

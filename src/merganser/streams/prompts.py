@@ -65,3 +65,18 @@ def fill_prompt(template: str, values: Mapping[str, str]) -> str:
             )
         parts.append(values[name])
     return "".join(parts)
+
+
+def fill_with_text(template: str, text: str) -> str:
+    """Ask ``text`` the way a task asked its examples: it becomes the only field of the template.
+
+    Raises:
+        InputError: the template is not a valid one, or has several fields, so that one text cannot fill it.
+    """
+    fields = prompt_fields(template)
+    if len(fields) != 1:
+        raise InputError(
+            f"The prompt {template!r} has {len(fields)} fields ({', '.join(fields) or 'none'}), not one.",
+            "Give every field by its name.",
+        )
+    return fill_prompt(template, {fields[0]: text})
