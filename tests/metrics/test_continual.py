@@ -124,6 +124,15 @@ def test_forgetting_before_learning_counts_for_chaudhry_only() -> None:
     assert forgetting_since_learned(matrix).value == pytest.approx((0.0 + 0.1) / 2)
 
 
+def test_error_of_a_maximum_is_the_largest_of_its_scores() -> None:
+    # Best score of t0: 0.9 (error .01), beside 0.8 (error .06); last score 0.5 (error .08).
+    rows = [[0.0, 0.0, 0.0], [0.9, 0.5, 0.0], [0.8, 0.5, 0.0], [0.5, 0.5, 0.9]]
+    errors = [[0.0, 0.0, 0.0], [0.01, 0.0, 0.0], [0.06, 0.0, 0.0], [0.08, 0.0, 0.0]]
+    metric = forgetting_since_learned(filled(rows, IN_ORDER, errors))
+    assert metric.value == pytest.approx(0.4 / 2)
+    assert metric.stderr == pytest.approx(0.10 / 2)
+
+
 def test_forgetting_names_the_sign() -> None:
     improving = filled([[0, 0], [0.5, 0], [0.7, 0.9]], [[], [0], [1]])
     assert forgetting_since_learned(improving).value == pytest.approx(-0.2)
