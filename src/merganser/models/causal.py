@@ -32,7 +32,7 @@ class Causal(TextBackbone):
         for prompt, example in zip(prompts, examples, strict=True):
             key = (example.output, self._after_break(prompt))
             if key not in answers:
-                answers[key] = self._answer_ids(*key)
+                answers[key] = self.answer_ids(*key)
             ids = prompt + answers[key]
             features.append({"input_ids": ids, "prompt": len(prompt), "length": len(ids)})
         return features
@@ -92,7 +92,7 @@ class Causal(TextBackbone):
         """Whether an answer behind ``prompt`` starts without a space."""
         return self.options.chat_template or self.tokenizer.decode(prompt[-1:]).endswith("\n")
 
-    def _answer_ids(self, answer: str, after_break: bool) -> list[int]:
+    def answer_ids(self, answer: str, after_break: bool) -> list[int]:
         """Tokens of an answer and the end of text, at most the target length.
 
         The answer is tokenised behind a fixed character that is then taken off again: tokenizers that mark the start of
@@ -118,7 +118,7 @@ class Causal(TextBackbone):
         }
 
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
-        behind = {after: [self._answer_ids(label, after) for label in labels] for after in (True, False)}
+        behind = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
         pairs = [(prompt, answer) for prompt in ids for answer in behind[self._after_break(prompt)]]
         accepted = inspect.signature(self.base.forward).parameters
         rows = max(RANK_ROWS, len(ids))

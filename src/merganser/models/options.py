@@ -25,11 +25,13 @@ class LoraOptions(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    r: int = Field(8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
-    alpha: float = Field(32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
-    dropout: float = Field(0.05, ge=0, lt=1, description="share of a layer's inputs zeroed before A, in training")
+    r: int = Field(default=8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
+    alpha: float = Field(default=32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
+    dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="share of a layer's inputs zeroed before A, in training"
+    )
     targets: Literal["auto"] | list[str] = Field(
-        "auto",
+        default="auto",
         description="linear layers that get factors: 'auto' (query and value projections of attention), or a list of "
         "layer names or endings of names, as 'q_proj' or 'attention.output.dense'",
     )
@@ -57,21 +59,22 @@ class ModelOptions(BaseModel):
         description="seq2seq (encoder-decoder) and causal (decoder): text in, text out; matcher: an encoder whose text "
         "embedding is compared with frozen embeddings of the label texts"
     )
-    lora: LoraOptions | None = Field(LoraOptions(), description="low-rank adapters; null trains all weights")
+    lora: LoraOptions | None = Field(default=LoraOptions(), description="low-rank adapters; null trains all weights")
     precision: Precision = Field(
-        "auto", description="arithmetic of forward passes: auto takes bf16 where the processor has it natively"
+        default="auto", description="arithmetic of forward passes: auto takes bf16 where the processor has it natively"
     )
-    pooling: Pooling = Field("mean", description="matcher: how token vectors become one text vector")
+    pooling: Pooling = Field(default="mean", description="matcher: how token vectors become one text vector")
     temperature: float = Field(
-        0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
+        default=0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
     )
     candidates: Candidates = Field(
-        "task", description="matcher: choose among the labels of the text's task, or among all labels seen so far"
+        default="task",
+        description="matcher: choose among the labels of the text's task, or among all labels seen so far",
     )
     chat_template: bool = Field(
-        False, description="causal: wrap the input as a user's message with the tokenizer's chat template"
+        default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"
     )
-    revision: str | None = Field(None, min_length=1, description="branch, tag or commit of a hub id")
+    revision: str | None = Field(default=None, min_length=1, description="branch, tag or commit of a hub id")
 
     @model_validator(mode="after")
     def _fits_kind(self) -> ModelOptions:
