@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import re
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from pydantic import BaseModel, ValidationError
 
 from merganser.streams.options import MemoryOptions, StreamOptions, TaskOptions, TaskOverrides
@@ -128,3 +133,24 @@ def test_memory_defaults_survive_a_round_trip() -> None:
     assert MemoryOptions(number=5).share is None
     for options in (MemoryOptions(), MemoryOptions(number=5)):
         assert MemoryOptions.model_validate(options.model_dump()) == options
+
+
+def test_the_examples_of_the_documentation_are_valid() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "streams.md").read_text(encoding="utf-8")
+    sections = [yaml.safe_load(block) for block in re.findall(r"```yaml\n(.*?)```", page, re.DOTALL)]
+    streams = [StreamOptions.model_validate(section["stream"]) for section in sections if "stream" in section]
+    assert [stream.task_names() for stream in streams] == [
+        ["tickets", "emotions", "entailment"],
+        ["dbpedia", "amazon", "yahoo", "agnews"],
+    ]
+    (memory,) = [MemoryOptions.model_validate(section["memory"]) for section in sections if "memory" in section]
+    assert memory == MemoryOptions()
+
+
+def test_options_and_command_load_nothing_heavy() -> None:
+    code = (
+        "import sys, merganser.streams.options, merganser.streams.loading, merganser.cli.streams; "
+        "print(sorted({'torch', 'transformers', 'datasets', 'pyarrow', 'pandas', 'matplotlib'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

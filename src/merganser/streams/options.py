@@ -44,40 +44,40 @@ class TaskSettings(Options):
     """How a task's rows become examples: everything but the name and the files."""
 
     input: str | list[str] = Field(
-        "input",
+        default="input",
         description="field with the text, or a list of fields, which are joined by line breaks; "
         "not needed when the prompt names its fields itself",
     )
-    output: str = Field("output", description="field with the answer; surrounding white space is removed")
+    output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
     metric: MetricName | None = Field(
-        None,
+        default=None,
         description="how answers are scored; default: accuracy when there is a label set, else rouge_l "
         "(folders in AimMerging's layout: exact_match when there is a label set, as in the paper)",
     )
     labels: LabelSet = Field(
-        "auto",
+        default="auto",
         description="the closed set of answers. A list; or a mapping label -> text that an encoder reads in its place; "
         "'train': all outputs of the training file; 'auto' (default): the same if every one of them occurs at least "
         "twice, else free text; null or 'none': free text",
     )
     prompt: str = Field(
-        "{input}",
+        default="{input}",
         description="text the model reads: {input} is the text of the 'input' field(s), {name} that of any other field "
         "of the row; {{ and }} are literal braces. Plain field names only",
     )
     answer: AnswerMode = Field(
-        "generate",
+        default="generate",
         description="text-to-text models: 'generate' the answer, or 'rank' the labels by likelihood (needs a label "
         "set). An encoder (matcher) always ranks",
     )
     limit: Count | None = Field(
-        None,
+        default=None,
         description="at most so many training texts, drawn at random (one of each label first), in file order; "
         "the draw depends on limit_seed alone, so that runs with different seeds see the same texts",
     )
-    limit_dev: Count | None = Field(None, description="at most so many development texts, drawn at random")
-    limit_test: Count | None = Field(None, description="at most so many test texts, drawn at random")
-    limit_seed: Seed | None = Field(None, description="seed of those draws; default 0")
+    limit_dev: Count | None = Field(default=None, description="at most so many development texts, drawn at random")
+    limit_test: Count | None = Field(default=None, description="at most so many test texts, drawn at random")
+    limit_seed: Seed | None = Field(default=None, description="seed of those draws; default 0")
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -146,8 +146,10 @@ class TaskOptions(TaskSettings):
         "configuration's folder), or hub:owner/name[:config][:split]",
         min_length=1,
     )
-    dev: str | None = Field(None, description="development texts, in the same forms; may be absent", min_length=1)
-    test: str | None = Field(None, description="test texts, in the same forms; may be absent", min_length=1)
+    dev: str | None = Field(
+        default=None, description="development texts, in the same forms; may be absent", min_length=1
+    )
+    test: str | None = Field(default=None, description="test texts, in the same forms; may be absent", min_length=1)
 
     @field_validator("name")
     @classmethod
@@ -165,20 +167,22 @@ class StreamOptions(Options):
     """The tasks, in order: exactly one of ``tasks``, ``folder`` + ``order``, ``name`` + ``folder``, ``name: demo``."""
 
     name: str | None = Field(
-        None,
+        default=None,
         description="a built-in order (needs 'folder'): "
         + ", ".join(BUILTIN)
         + f"; or '{DEMO}': five real tasks from an installed package; beside 'tasks' or 'order': a title",
     )
     folder: str | None = Field(
-        None, description="folder with train/, dev/ and test/, each with files NAME_T5.json", min_length=1
+        default=None, description="folder with train/, dev/ and test/, each with files NAME_T5.json", min_length=1
     )
-    order: list[str] | None = Field(None, description="names of the folder's tasks, in order of learning", min_length=1)
-    tasks: list[TaskOptions] | None = Field(None, description="the tasks, in order of learning", min_length=1)
-    limit: Count | None = Field(None, description="default of every task's limit")
-    limit_dev: Count | None = Field(None, description="default of every task's limit_dev")
-    limit_test: Count | None = Field(None, description="default of every task's limit_test")
-    limit_seed: Seed | None = Field(None, description="default of every task's limit_seed")
+    order: list[str] | None = Field(
+        default=None, description="names of the folder's tasks, in order of learning", min_length=1
+    )
+    tasks: list[TaskOptions] | None = Field(default=None, description="the tasks, in order of learning", min_length=1)
+    limit: Count | None = Field(default=None, description="default of every task's limit")
+    limit_dev: Count | None = Field(default=None, description="default of every task's limit_dev")
+    limit_test: Count | None = Field(default=None, description="default of every task's limit_test")
+    limit_seed: Seed | None = Field(default=None, description="default of every task's limit_seed")
     overrides: dict[str, TaskOverrides] = Field(
         default_factory=dict, description="task name -> settings of that task, such as the texts of its labels"
     )
@@ -237,22 +241,23 @@ class MemoryOptions(Options):
     """How much of each learned task is kept for rehearsal, and which texts."""
 
     share: float | None = Field(
-        None,
+        default=None,
         description=f"share of each task's training texts that is kept, above 0 and at most 1; {DEFAULT_SHARE} when "
         "neither share nor number is given",
         strict=True,
     )
-    number: int | None = Field(None, description="instead of share: texts kept per task", strict=True)
+    number: int | None = Field(default=None, description="instead of share: texts kept per task", strict=True)
     sampler: Sampler = Field(
-        "per_label",
+        default="per_label",
         description="per_label: as evenly over the labels as possible, within the budget; uniform: any texts, within "
         "the budget; reference: as AimMerging's released code, which keeps at least one text per distinct output",
     )
     minimum_per_label: Annotated[int, Field(ge=0, strict=True)] = Field(
-        0, description="per_label: keep at least so many texts of every label even if that exceeds share or number"
+        default=0,
+        description="per_label: keep at least so many texts of every label even if that exceeds share or number",
     )
     allow_excess: bool = Field(
-        False,
+        default=False,
         description="reference: let the sampler keep more than share or number, as the released code does on free "
         "text; refused otherwise",
         strict=True,
