@@ -206,6 +206,12 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
             f"The tokenizer of {options.name} could not be read: {_first_line(error)}",
             "Save it beside the model with tokenizer.save_pretrained(folder).",
         ) from error
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        # Without tokenizer files transformers builds a tokenizer of the right type that knows no word.
+        raise InputError(
+            f"The tokenizer of {options.name} could not be read: it has no vocabulary.",
+            "Save it beside the model with tokenizer.save_pretrained(folder).",
+        )
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
@@ -230,6 +236,7 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
 def _model(source: str, options: ModelOptions) -> nn.Module:
     """The pretrained model in evaluation mode, fp32, every weight that is read taken from the checkpoint."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     loaders = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM, "matcher": AutoModel}
@@ -237,7 +244,7 @@ def _model(source: str, options: ModelOptions) -> nn.Module:
         model, report = loaders[options.kind].from_pretrained(
             source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **_origin(options)
         )
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"The weights of {options.name} could not be read from safetensors files: {_first_line(error)}",
             "Weights in pickle files are never read; use a revision or a copy that has safetensors.",

@@ -124,9 +124,8 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
         target_modules=targets,
         exclude_modules=unread or None,
         fan_in_fan_out=all(isinstance(layer, Conv1D) for layer in chosen),  # Conv1D stores its matrix transposed
-        base_model_name_or_path=name,
     )
-    wrapped = get_peft_model(model, config)
+    wrapped = get_peft_model(model, config)  # writes the place the model was read from, here corrected to its name
     wrapped.peft_config["default"].base_model_name_or_path = name
     initialise(wrapped, seed)
     return wrapped

@@ -135,7 +135,8 @@ class Matcher(Backbone):
 
     def label_vectors(self, spec: AnswerSpec) -> torch.Tensor:
         """The frozen unit vectors of the spec's labels (labels x width), fp32."""
-        return self.module.bank[self._rows_of(spec)]
+        rows = self._rows_of(spec)  # may extend the bank
+        return self.module.bank[rows]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:

@@ -95,6 +95,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 def load_model(model: nn.Module, folder: Path) -> None:
     """Reads a whole model into the existing weights, in place; refused as a whole unless everything fits."""
     import torch
+    from safetensors import SafetensorError
 
     folder = Path(folder)
     if not (folder / "config.json").is_file():
@@ -109,7 +110,7 @@ def load_model(model: nn.Module, folder: Path) -> None:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-    except (OSError, RuntimeError, ValueError) as error:
+    except (OSError, RuntimeError, ValueError, SafetensorError) as error:
         raise InputError(
             f"The weights in {folder} do not load into this model: {_first_line(error)}",
             "Give the folder of a model of the same architecture and size.",
