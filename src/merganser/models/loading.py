@@ -187,12 +187,12 @@ def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None
             raise InputError(
                 f"Inputs of {lengths.input} and answers of {lengths.target} tokens do not fit into the {positions} "
                 f"positions of {options.name}.",
-                f"Use an input length of at most {positions - lengths.target}.",
+                f"Use an input length (training.max_input) of at most {positions - lengths.target}.",
             )
     elif lengths.input > positions:
         raise InputError(
             f"Inputs of {lengths.input} tokens do not fit into the {positions} positions of {options.name}.",
-            f"Use an input length of at most {positions}.",
+            f"Use an input length (training.max_input) of at most {positions}.",
         )
 
 
