@@ -108,6 +108,17 @@ def load_config(path: Path) -> RunConfig:
     return check_config(value, str(path))
 
 
+OptionsT = typing.TypeVar("OptionsT", bound=BaseModel)
+
+
+def explain_options(model: type[OptionsT], value: Mapping[str, Any], where: str) -> OptionsT:
+    """Validate one section's options on their own; errors as :func:`check_config`."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise explain(error, where, model) from error
+
+
 def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConfig) -> InputError:
     """The first problem of a validation as one message with the path of the key."""
     problems = error.errors()

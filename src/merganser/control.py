@@ -44,7 +44,7 @@ class Merge:
     Attributes:
         step: inner step after which the merge fires (1-based, within the task).
         cause: ``due`` (planned step reached with at least one alarm), ``early`` (enough alarms before the planned
-            step), ``forced`` (no alarm for a whole extra interval) or ``end`` (asked for by :meth:`MergeController.finish`).
+            step), ``forced`` (no alarm for a whole extra interval) or ``end`` (:meth:`MergeController.finish`).
         alarms: alarms raised since the last merge, the forced one included.
         interval: planned interval in force (inner steps).
         rehearsal_steps: optimizer steps to take on the memory before merging.
@@ -115,7 +115,9 @@ class MergeController:
         watch_forgetting: bool = True,
     ) -> None:
         if not 1 <= min_interval <= max_interval:
-            raise ValueError(f"min_interval {min_interval} and max_interval {max_interval} do not satisfy 1 <= min <= max")
+            raise ValueError(
+                f"min_interval {min_interval} and max_interval {max_interval} do not satisfy 1 <= min <= max"
+            )
         if interval < 1:
             raise ValueError(f"interval is {interval}; it counts inner steps and must be at least 1")
         if cold_start < 0:

@@ -33,8 +33,7 @@ class KnownTask:
     def of_record(cls, record: TaskRecord, test: Sequence[Example]) -> KnownTask:
         """From a task learned earlier."""
         labels = None if record.labels is None else tuple(record.labels)
-        mode = "rank" if record.answer == "rank" else "generate"
-        spec = AnswerSpec(labels, dict(record.label_texts), mode)
+        spec = AnswerSpec(labels, dict(record.label_texts), "rank" if record.answer == "rank" else "generate")
         return cls(record.name, spec, record.metric, record.prompt, test)
 
     def ask(self, text: str) -> str:

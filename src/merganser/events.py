@@ -29,7 +29,7 @@ class TaskStarted:
 
 @dataclass(frozen=True, slots=True)
 class StepDone:
-    """One inner optimizer step. ``probe``: loss on the memory, if it was probed; ``interval``: planned merge interval."""
+    """One inner optimizer step. ``probe``: loss on the memory, if probed; ``interval``: planned merge interval."""
 
     task: str
     step: int

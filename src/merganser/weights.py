@@ -1,8 +1,8 @@
 """A model's trainable parameters as a point in space.
 
 :class:`Weights` is an ordered mapping from names to tensors. It never copies unless asked (:meth:`Weights.snapshot`),
-works in the tensors' own memory, and on sharded parameters (``DTensor``) works on the local shard: sums and products are
-then partial, and the caller adds them up over processes.
+works in the tensors' own memory, and on sharded parameters (``DTensor``) works on the local shard: sums and products
+are then partial, and the caller adds them up over processes.
 """
 
 from __future__ import annotations
@@ -76,7 +76,9 @@ class Weights(Mapping[str, Tensor]):
             raise ValueError(f"weights do not match: '{odd[0]}' is in only one of them ({len(odd)} such names)")
         for name, tensor in self.items():
             if tensor.shape != other[name].shape:
-                raise ValueError(f"weights do not match: '{name}' is {tuple(tensor.shape)} and {tuple(other[name].shape)}")
+                raise ValueError(
+                    f"weights do not match: '{name}' is {tuple(tensor.shape)} and {tuple(other[name].shape)}"
+                )
         return [other[name] for name in self]
 
     def snapshot(self) -> Weights:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -48,6 +49,7 @@ class Learner:
         listener: Listener = silent,
         command: str = "python",
         read_only: bool = False,
+        model_path: str | None = None,
         **sections: Any,
     ) -> Learner:
         """Open a run, or start one.
@@ -57,6 +59,7 @@ class Learner:
             listener: is told what happens.
             command: written into the record of a new run.
             read_only: for asking and measuring; does not lock the run, and :meth:`learn` is refused.
+            model_path: where the pretrained model of an existing run is now, if it is not where it was.
             sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``seed``, ``stream``: options
                 objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
 
@@ -67,7 +70,7 @@ class Learner:
         path = Path(run)
         given = {key: _plain(value) for key, value in sections.items() if value is not None}
         if RunDirectory.exists(path):
-            return cls(_reopen(path, given, listener, read_only))
+            return cls(_reopen(path, given, listener, read_only, model_path))
         if read_only or "model" not in given:
             raise InputError(
                 f"there is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."
@@ -172,7 +175,9 @@ def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> S
     return Session(RunDirectory.create(path, info), config, backbone, listener)
 
 
-def _reopen(path: Path, given: Mapping[str, Any], listener: Listener, read_only: bool) -> Session:
+def _reopen(
+    path: Path, given: Mapping[str, Any], listener: Listener, read_only: bool, model_path: str | None = None
+) -> Session:
     directory = RunDirectory.open(path)
     kept = {key: value for key, value in directory.info.config.items() if key != "resolved"}
     config = check_config(kept, str(path / "run.yaml"))
@@ -188,8 +193,14 @@ def _reopen(path: Path, given: Mapping[str, Any], listener: Listener, read_only:
     try:
         notes = [] if read_only else directory.repair()
         # The precision that `auto` came to where the run began is kept on every machine it goes on.
-        precision = directory.info.config.get("resolved", {}).get("precision", config.model.precision)
-        session = Session(directory, config, _load(config, precision), listener)
+        resolved = directory.info.config.get("resolved", {})
+        backbone = _load(config, resolved.get("precision", config.model.precision), model_path)
+        if fingerprint(backbone) != resolved.get("model_fingerprint"):
+            raise InputError(
+                f"the model '{model_path or config.model.name}' is not the one that '{path}' was started with.",
+                "Give the folder of the same pretrained model (--model, or model_path from Python).",
+            )
+        session = Session(directory, config, backbone, listener)
         session.restore()
         learned = session.learned
     except BaseException:
@@ -202,8 +213,8 @@ def _reopen(path: Path, given: Mapping[str, Any], listener: Listener, read_only:
     return session
 
 
-def _load(config: RunConfig, precision: str) -> Backbone:
-    options = config.model.model_copy(update={"precision": precision})
+def _load(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
+    options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
     lengths = Lengths(config.training.max_input, config.training.max_target)
     return load_backbone(options, lengths, derive_seed(config.seed, "model"))
 
@@ -217,7 +228,20 @@ def _resolved(backbone: Backbone) -> dict[str, Any]:
         "lora_targets": sorted(layers),
         "trainable_parameters": sum(trainable.values()),
         "parameters": sum(p.numel() for p in backbone.module.parameters()),
+        "model_fingerprint": fingerprint(backbone),
     }
+
+
+def fingerprint(backbone: Backbone) -> str:
+    """SHA-256 over names, shapes and the first values of every tensor of a freshly loaded model.
+
+    Tells one pretrained model from another without reading gigabytes.
+    """
+    digest = hashlib.sha256()
+    for name, tensor in backbone.module.state_dict().items():
+        digest.update(f"{name} {tuple(tensor.shape)}".encode())
+        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def _plain(value: Any) -> Any:

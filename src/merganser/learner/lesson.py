@@ -128,7 +128,7 @@ class Lesson:
             raise InputError("no task was given to learn.", "Give at least one.")
         if len(self.tasks) > 1 and not self.session.method.together:
             raise InputError(
-                f"the method '{self.session.config.method.name}' learns one task at a time, and {len(self.tasks)} were given.",
+                f"{self.session.method.title} learns one task at a time, and {len(self.tasks)} were given.",
                 "Call learn once per task.",
             )
         learned = self.session.learned

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 # Okabe and Ito's palette, told apart with any common colour blindness; every use has a marker, dash or letter as well.
 BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
 CAUSE_STYLE = {"due": ("o", BLUE), "early": ("^", VERMILION), "forced": ("D", ORANGE), "end": ("s", GREEN)}
+MOST_LINES = 150
 SETTINGS = {
     "font.size": 9.0,
     "axes.spines.top": False,
@@ -107,7 +108,7 @@ def _signals(data: dict[str, Any]) -> Figure | None:
         return None
     offsets = _offsets(data)
     merges = [merge for merge in data["merges"] if merge["signal"] is not None]
-    figure = Figure(figsize=(7.2, 4.4 if merges else 2.8), layout="constrained")
+    figure = Figure(figsize=(7.2, 4.7 if merges else 3.0), layout="constrained")
     grid = figure.add_gridspec(2 if merges else 1, 1, height_ratios=[5, 3] if merges else [1])
     top = figure.add_subplot(grid[0])
     kinds = (("loss", GREY, 0.7, "training loss"), ("probe", BLUE, 1.6, "loss on the memory"))
@@ -134,17 +135,18 @@ def _signals(data: dict[str, Any]) -> Figure | None:
         top.plot([], [], color="black", linewidth=0.9, linestyle=(0, (4, 2)), label="alarm threshold")
     top.set_ylabel("loss (nats)")
     _shared_axis(top, data, name=True)
-    top.legend(loc="upper right", fontsize=7.5, framealpha=0.85)
     if merges:
         bottom = figure.add_subplot(grid[1], sharex=top)
         _merge_markers(bottom, merges, offsets)
-        for axes in (top, bottom):
+        # Past this many the lines would be a grey veil over the signals; the markers below still say when.
+        for axes in (top, bottom) if len(merges) <= MOST_LINES else ():
             at = [offsets[merge["task"]] + merge["step"] for merge in merges]
             across = axes.get_xaxis_transform()
             axes.vlines(at, 0, 1, transform=across, colors=BLUE, linewidths=0.5, alpha=0.3, zorder=0)
         bottom.set_ylabel("learning signal")
         _shared_axis(bottom, data, name=False)
     figure.axes[-1].set_xlabel("inner optimizer steps" + _numbered(data))
+    figure.legend(loc="outside lower center", fontsize=7.5, frameon=False, ncols=5)
     return figure
 
 
@@ -175,13 +177,13 @@ def _merge_markers(axes: Axes, merges: list[dict[str, Any]], offsets: list[int])
                 linewidths=0.8,
                 label=label,
                 zorder=3,
+                clip_on=False,
             )
     if len(merges) <= 60:
         for merge in merges:
             place = (offsets[merge["task"]] + merge["step"], merge["signal"])
             axes.annotate(merge["letter"], place, (0, 4), textcoords="offset points", ha="center", fontsize=6.5)
     axes.margins(y=0.2)
-    axes.legend(loc="upper right", fontsize=7.5, framealpha=0.85, ncols=4)
 
 
 def _interval(data: dict[str, Any]) -> Figure | None:

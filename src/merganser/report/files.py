@@ -19,7 +19,7 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"Cannot create the folder {folder}: {error.strerror}.", "Name a folder that can be written."
+            f"cannot create '{folder}': {error.strerror}.", "Choose a folder that can be written."
         ) from error
     return folder
 
@@ -32,13 +32,13 @@ def write_whole(path: Path, content: bytes) -> Path:
         RunError: writing stopped half-way (a full disk); ``path`` is as it was before.
     """
     if path.is_dir():
-        raise InputError(f"{path} is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
+        raise InputError(f"'{path}' is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
     make_folder(path.parent)
     try:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
     except OSError as error:
         raise InputError(
-            f"Cannot write in {path.parent}: {error.strerror}.", "Name a folder that can be written."
+            f"cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."
         ) from error
     try:
         with os.fdopen(handle, "wb") as stream:
@@ -48,7 +48,7 @@ def write_whole(path: Path, content: bytes) -> Path:
         os.replace(name, path)
     except OSError as error:
         Path(name).unlink(missing_ok=True)
-        raise RunError(f"Could not write {path}: {error.strerror}.", "Free some space and try again.") from error
+        raise RunError(f"could not write '{path}': {error.strerror}.", "Free some space and try again.") from error
     return path
 
 

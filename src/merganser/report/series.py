@@ -112,8 +112,11 @@ def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, A
         last_merge[merge.task] = max(last_merge[merge.task], merge.step)
     learned = learned_before(run)
     own = own_rows(run)
+    # Tasks learned together share one training, which is recorded under the first one's name.
+    sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
+    shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}
     return {
-        "tasks": [_task_series(name, run.signals.get(name, []), last_merge[name]) for name in names],
+        "tasks": [_task_series(shown.get(name, name), run.signals.get(name, []), last_merge[name]) for name in names],
         "merges": [
             {
                 "task": index[merge.task],

@@ -53,7 +53,9 @@ def percent(value: float | None) -> str:
     if known is None:
         return MISSING
     hundredfold = 100 * known
-    return f"{hundredfold:.1f} %" if round(abs(hundredfold), 1) < 10 and hundredfold else f"{hundredfold:.0f} %"
+    if 0 < abs(hundredfold) < 9.95:
+        return f"{hundredfold:.1f} %".replace("-", "−")
+    return f"{hundredfold:.0f} %".replace("-", "−")
 
 
 def seconds(value: float | None) -> str:
@@ -128,7 +130,7 @@ def tell(merge: MergeRecord) -> str:
     weights += f" and {significant(merge.weight_old)} of the rehearsal's (L2 norm {significant(merge.size_old)}"
     weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
     if merge.status == "refused":
-        parts.append(f"{rehearsal}merging {weights} was refused: the weights were not changed by it.".lstrip())
+        parts.append(f"{rehearsal}merging {weights} was refused.".lstrip())
     else:
         parts.append(f"{rehearsal}{weights} were merged.")
     changes = [

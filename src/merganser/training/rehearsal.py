@@ -88,7 +88,7 @@ class MemoryBatches:
     def probe(self, step: int) -> list[Any]:
         """A fresh random batch for the probe after inner step ``step``."""
         generator = np.random.default_rng([self.seed, 2, step])
-        return self._take(generator.choice(len(self.dataset), self.batch_size, replace=False))
+        return self._take(generator.choice(len(self.dataset), self.batch_size, replace=False).tolist())
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:

@@ -111,7 +111,7 @@ function drawSteps(svg, width, selected) {
     const anchor = place(value) > right - 15 ? "end" : "middle";
     add(svg, "text", { class: "quiet", x: place(value), y: bottom + 18, "text-anchor": anchor }, value.toLocaleString("en"));
   }
-  const axis = selected === "" && indices.length > 1 ? "inner optimizer steps, all tasks one after another" : "inner optimizer step of the task";
+  const axis = selected === "" && indices.length > 1 ? "inner steps, one task after another" : "inner step of the task";
   add(svg, "text", { class: "quiet", x: left, y: bottom + 35 }, axis);
   // Where not even small markers fit side by side, a sentence stands in their place; choosing a task brings them back.
   const crowded = merges.length * 17 > right - left, hidden = merges.length * 6 > right - left, radius = crowded ? 3.2 : 7;
@@ -279,7 +279,12 @@ if (byId("earlier")) {
   byId("earlier").onclick = () => choose(chosen - 1);
   byId("later").onclick = () => choose(chosen + 1);
 }
-// On paper: everything open, and charts at the width of the page (A4 or letter less its margins, in CSS pixels).
-addEventListener("beforeprint", () => { for (const box of document.querySelectorAll("details")) box.open = true; draw(680); });
+// On paper: charts at the width of the page (A4 or letter less its margins, in CSS pixels), and a ledger of a few pages
+// at most is printed whole.
+addEventListener("beforeprint", () => {
+  const box = document.querySelector("details");
+  if (box && data.merges.length <= 60) box.open = true;
+  draw(680);
+});
 addEventListener("afterprint", () => draw(width));
 })();
