@@ -7,7 +7,6 @@ import shutil
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -217,8 +216,10 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
         profile = tmp_path_factory.mktemp("profile")
         quiet = ["no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
         result = subprocess.run(
-            [program, "--headless", "--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in quiet)]
-            + [f"--user-data-dir={profile}", "--virtual-time-budget=4000", *arguments, url],
+            [
+                *(program, "--headless", "--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in quiet)),
+                *(f"--user-data-dir={profile}", "--virtual-time-budget=4000", *arguments, url),
+            ],
             capture_output=True,
             text=True,
             timeout=90,
@@ -231,6 +232,3 @@ def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
 
 def file_url(path: Path) -> str:
     return path.resolve().as_uri()
-
-
-AnyRun = Callable[..., Any]
