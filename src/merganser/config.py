@@ -88,7 +88,7 @@ def check_config(value: Any, where: str) -> RunConfig:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a run's YAML file.
+    """Read a run's YAML file. A model named by a path beside the file becomes that path, wherever the command runs.
 
     Raises:
         InputError: the file is missing, not YAML, or not a valid configuration.
@@ -105,7 +105,11 @@ def load_config(path: Path) -> RunConfig:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
         raise InputError(f"{path}: not YAML{line}: {getattr(error, 'problem', error)}.", "Mend that line.") from error
-    return check_config(value, str(path))
+    config = check_config(value, str(path))
+    beside = path.resolve().parent / config.model.name
+    if not beside.exists():
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
 
 
 OptionsT = typing.TypeVar("OptionsT", bound=BaseModel)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
+import traceback
+from collections.abc import Callable
 
 import typer
 
@@ -31,12 +34,38 @@ app = typer.Typer(
     epilog="Add --debug to any command to see the traceback of an error.",
     pretty_exceptions_enable=False,
 )
+
+
+class _Stopped(Exception):
+    """Ctrl-C, under a name that Typer does not turn into an exit code of its own."""
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output has gone, as in ``merganser ask ... | head``."""
+
+
+def _ours(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the exceptions that Typer would answer itself made ours."""
+
+    @functools.wraps(command)
+    def guarded(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
+    return guarded
+
+
 for command in (demo, run, learn, ask, evaluate, report, export, methods, streams, schema):
-    app.command()(command)
+    app.command()(_ours(command))
 
 
 def main() -> None:
-    """Entry point. Exit code 0: done; 1: work failed; 2: the user's mistake."""
+    """Entry point. Exit code 0: done; 1: work failed; 2: the user's mistake; 130: Ctrl-C."""
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
@@ -49,19 +78,20 @@ def main() -> None:
         app(args=arguments, prog_name="merganser")
     except MerganserError as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(error.exit_code) from None
-    except KeyboardInterrupt:
+    except (_Stopped, KeyboardInterrupt):
+        if debug:
+            traceback.print_exc()
         print("Stopped. What was complete is kept; the same command continues.", file=sys.stderr)
         raise SystemExit(130) from None
-    except BrokenPipeError:
-        # The reader of our output has gone, as in `merganser ask ... | head`.
+    except (_ReaderGone, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
         if debug:
-            raise
+            traceback.print_exc()
         print(
             f"error: {type(error).__name__}: {error}. This is a fault of the program, not yours; "
             "--debug shows where it happened.",

@@ -217,6 +217,9 @@ def learn_one(run: Path, task: Task, config: RunConfig | None, model: str | None
     if config is None and not RunDirectory.exists(run):
         raise InputError(f"there is no run in '{run}'.", "Start one with `merganser run`, or give --config FILE.yaml.")
 
+    if config is not None and model is not None:
+        raise InputError("--model and --config were both given.", "A new run's model is named in --config.")
+
     def opened(listener: Listener) -> Learner:
         if config is None:
             return Learner.open(run, listener=listener, model_path=model)

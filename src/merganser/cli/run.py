@@ -43,9 +43,6 @@ def run(
     if any(value is not None for value in changes.values()):
         given = {key: value for key, value in changes.items() if value is not None}
         config = check_config({**config.model_dump(mode="json"), **given}, "--method/--seed")
-    beside = stream.resolve().parent / config.model.name
-    if beside.exists():
-        config = config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
     command = f"merganser run {stream} --out {out}"
     command += "".join(f" --{key} {value}" for key, value in changes.items() if value is not None) + (
         " --fwt" if fwt else ""

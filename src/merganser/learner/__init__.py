@@ -17,8 +17,8 @@ from merganser.events import Listener, Notice, silent
 from merganser.learner import asking, lesson, references
 from merganser.learner.session import Session
 from merganser.metrics.matrix import ScoreMatrix
-from merganser.models.base import Answer, Backbone, Lengths
-from merganser.models.loading import load_backbone
+from merganser.models.base import Answer, Backbone
+from merganser.models.loading import fitting_lengths, load_backbone
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunInfo, RunRecord, Score, ScoreRow
 from merganser.runs.versions import versions
@@ -38,8 +38,9 @@ class Learner:
             print(learner.predict(["..."]))
     """
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, *, new: bool = False) -> None:
         self.session = session
+        self._new = new
 
     @classmethod
     def open(
@@ -75,7 +76,7 @@ class Learner:
             raise InputError(
                 f"there is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."
             )
-        return cls(_start(path, check_config(given, "options"), listener, command))
+        return cls(_start(path, check_config(given, "options"), listener, command), new=True)
 
     @classmethod
     def of_config(
@@ -84,7 +85,7 @@ class Learner:
         """Start a run with a whole configuration, or continue the one that was started with the same."""
         if RunDirectory.exists(run):
             return cls(_reopen(run, config.sections(), listener, read_only=False))
-        return cls(_start(run, config, listener, command))
+        return cls(_start(run, config, listener, command), new=True)
 
     def close(self) -> None:
         """Let go of the run."""
@@ -96,6 +97,9 @@ class Learner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        if error is not None and self._new:
+            # So that a corrected configuration finds no run that was started differently.
+            self.session.directory.discard_if_empty()
         self.close()
 
     @property
@@ -215,7 +219,7 @@ def _reopen(
 
 def _load(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
     options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
-    lengths = Lengths(config.training.max_input, config.training.max_target)
+    lengths = fitting_lengths(options, config.training.max_input, config.training.max_target)
     return load_backbone(options, lengths, derive_seed(config.seed, "model"))
 
 

@@ -96,6 +96,8 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
             raise InputError("this method keeps one model per task.", f"Name a task: {', '.join(known)}.")
         known = {task: known[task]}
         session.use_task(task)
+    elif task is not None:
+        raise InputError(f"one model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with full_disk_is_an_error(partial):

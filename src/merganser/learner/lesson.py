@@ -145,12 +145,13 @@ class Lesson:
         folder = self.session.directory.begin_row(0, "start")
         try:
             scores = self.session.score(known, {})
-            self.session.backbone.save_weights(folder / "adapter")
+            with full_disk_is_an_error(folder):
+                self.session.backbone.save_weights(folder / "adapter")
             row = RowFile(
                 row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics={t.name: t.metric for t in known}
             )
             write_json(folder / "row.json", row.model_dump())
-            self._at = self.session.directory.commit_row(folder).name
+            self.session.weights_are(self.session.directory.commit_row(folder))
         except BaseException:
             self.session.directory.abandon_row(folder)
             raise
@@ -172,8 +173,10 @@ class Lesson:
         folders = self.session.directory.row_folders()
         found = {}
         for number in sorted({0, len(folders) - 1}):
-            self.session.use(folders[number])
-            found[number] = self.session.score(new, self.session.known_tasks() if number else {})
+            # With a model per task, a task that is not learned is answered by the pretrained one.
+            alone = self.session.method.one_model_per_task
+            self.session.use(folders[0 if alone else number])
+            found[number] = self.session.score(new, self.session.known_tasks() if number and not alone else {})
         return found
 
     def _go_to_start(self) -> None:
@@ -198,7 +201,7 @@ class Lesson:
         kept = self.session.memory()
         known = self.session.known_tasks()
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
-        if self.session.config.model.candidates == "seen":
+        if self.session.config.model.candidates == "seen" and not self.session.method.one_model_per_task:
             new = {name: with_candidates(task, known.values()) for name, task in new.items()}
             everything = [*known.values(), *new.values()]
             known = {name: with_candidates(task, everything) for name, task in known.items()}
@@ -325,7 +328,7 @@ class Lesson:
         scores = {}
         for row in self.session.directory.rows():
             scores.update({name: score for name, score in row.scores.scores.items() if name not in names})
-        return {**scores, **self.session.score([task for task in known if task.name in names], learned)}
+        return {**scores, **self.session.score([task for task in known if task.name in names], {})}
 
     def _signals(self, log: StepLog) -> list[SignalRecord]:
         noted = self.session.method.records.signals

@@ -19,6 +19,10 @@ PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weight files that run code when they are read."""
 
 
+DEFAULT_INPUT = 1024
+"""Tokens at which AimMerging cuts inputs."""
+
+
 def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbone:
     """Reads a pretrained model and makes it ready to be trained and asked.
 
@@ -175,13 +179,39 @@ def fitting_kinds(config: Any) -> list[Kind]:
     return kinds
 
 
-def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None:
-    """InputError when the model has fewer positions than a text (causal: text and answer) may take."""
+def _positions(config: Any) -> int | None:
+    """Longest text the model has positions for; ``None`` for relative positions, as T5 has them."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
-        return  # relative positions, as T5 has them
+        return None
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
         positions -= config.pad_token_id + 1  # these count positions from behind the padding token
+    return positions
+
+
+def fitting_lengths(options: ModelOptions, longest_input: int | None, longest_target: int) -> Lengths:
+    """Lengths for a model: as asked, or inputs of :data:`DEFAULT_INPUT` tokens where the model has the positions.
+
+    Args:
+        longest_input: in tokens; ``None``: the default, or what fits.
+        longest_target: in tokens.
+
+    Raises:
+        InputError: the model is not there, or no length fits.
+    """
+    if longest_input is None:
+        with quiet():
+            positions = _positions(_config(_locate(options.name), options)) or DEFAULT_INPUT
+        room = positions - longest_target if options.kind == "causal" else positions
+        longest_input = max(2, min(DEFAULT_INPUT, room))
+    return Lengths(longest_input, longest_target)
+
+
+def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None:
+    """InputError when the model has fewer positions than a text (causal: text and answer) may take."""
+    positions = _positions(config)
+    if positions is None:
+        return
     if options.kind == "causal":
         if lengths.input + lengths.target > positions:
             raise InputError(

@@ -18,6 +18,9 @@ from merganser.errors import RunError
 PARTIAL = ".partial"
 """Ending of names that are not finished; whoever finds one may delete it."""
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+"""What the operating system says when a disk or a quota is full."""
+
 
 @contextlib.contextmanager
 def full_disk_is_an_error(path: Path) -> Iterator[None]:
@@ -26,7 +29,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
         yield
     except Exception as error:
         # safetensors reports the operating system's error only as text.
-        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(error):
+        if getattr(error, "errno", None) in FULL or "No space left" in str(error):
             raise RunError(
                 f"the disk is full while writing {path.name} in '{path.parent}'.",
                 "Free some space and start again: what was complete before is untouched.",

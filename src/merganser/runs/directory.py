@@ -12,15 +12,15 @@ import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import ValidationError
 
 from merganser.errors import InputError, MerganserError
 from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.runs.atomic import (
+    FULL,
     PARTIAL,
     full_disk_is_an_error,
     replace_folder,
@@ -30,6 +30,7 @@ from merganser.runs.atomic import (
     write_yaml,
 )
 from merganser.runs.lock import RunLock
+from merganser.runs.reading import damaged, problem, read_lines, read_record, read_text
 from merganser.runs.record import (
     FORMAT,
     KeptExample,
@@ -44,32 +45,6 @@ from merganser.runs.record import (
 )
 
 ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
-RecordT = TypeVar("RecordT", bound=BaseModel)
-
-
-def damaged(path: Path, why: str) -> InputError:
-    """The error for a file of a run that cannot be read."""
-    return InputError(
-        f"'{path}' is damaged: {why}.",
-        "Restore it from a copy; or delete its folder under tasks/, if it is the last, to go back to the row before.",
-    )
-
-
-def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """The records of a JSON-lines file; an absent file has none.
-
-    Raises:
-        InputError: a line is not such a record (named).
-    """
-    if not path.exists():
-        return []
-    records = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            records.append(kind.model_validate_json(line))
-        except ValidationError as error:
-            raise damaged(path, f"line {number}: {error.errors()[0]['msg']}") from error
-    return records
 
 
 class RunDirectory:
@@ -96,16 +71,31 @@ class RunDirectory:
             InputError: the folder holds something else, cannot be written, or another process just began there.
         """
         cls.check_new(path)
-        try:
-            (path / "tasks").mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(
-                f"cannot create '{path}': {error.strerror}.", "Choose a folder that can be written."
-            ) from error
+        with full_disk_is_an_error(path):
+            try:
+                (path / "tasks").mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"cannot create '{path}': {error.strerror}.", "Choose a folder that can be written."
+                ) from error
         directory = cls(path, info)
         directory.lock.acquire()
         write_yaml(path / "run.yaml", info.model_dump())
         return directory
+
+    def discard_if_empty(self) -> None:
+        """Take back :meth:`create` if no row was completed since; the caller holds the lock."""
+        if self.row_folders():
+            return
+        for name in ("run.yaml", "tasks"):
+            path = self.path / name
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        self.lock.release()
+        (self.path / ".lock").unlink(missing_ok=True)
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
 
     @staticmethod
     def check_new(path: Path) -> None:
@@ -134,8 +124,8 @@ class RunDirectory:
         if not file.is_file():
             raise InputError(f"there is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
         try:
-            value = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            value = yaml.safe_load(read_text(file))
+        except yaml.YAMLError as error:
             raise damaged(file, "not YAML") from error
         if not isinstance(value, dict):
             raise damaged(file, "no mapping in it")
@@ -148,8 +138,9 @@ class RunDirectory:
         try:
             info = RunInfo.model_validate(value)
         except ValidationError as error:
-            first = error.errors()[0]
-            raise damaged(file, f"{'.'.join(map(str, first['loc']))}: {first['msg']}") from error
+            raise damaged(file, problem(error)) from error
+        if not (path / "tasks").is_dir():
+            raise damaged(path / "tasks", "it is missing")
         return cls(path, info)
 
     # -- rows -------------------------------------------------------------------------------------------------------
@@ -158,13 +149,19 @@ class RunDirectory:
         """The complete rows in order.
 
         Raises:
-            InputError: a row between two others is missing.
+            InputError: a row between two others is missing, or there twice.
         """
-        folders = {}
-        for folder in (self.path / "tasks").iterdir():
+        folders: dict[int, Path] = {}
+        for folder in sorted((self.path / "tasks").iterdir()):
             match = ROW_FOLDER.fullmatch(folder.name)
-            if match and not folder.name.endswith(PARTIAL):
-                folders[int(match[1])] = folder
+            if not match or folder.name.endswith(PARTIAL):
+                continue
+            if other := folders.get(int(match[1])):
+                raise InputError(
+                    f"'{self.path / 'tasks'}' has two rows with the same number: {other.name} and {folder.name}.",
+                    "Take the one away that does not belong to this run.",
+                )
+            folders[int(match[1])] = folder
         if sorted(folders) != list(range(len(folders))):
             raise InputError(
                 f"the rows under '{self.path / 'tasks'}' are numbered {sorted(folders)}; one is missing.",
@@ -174,21 +171,15 @@ class RunDirectory:
 
     def read_row(self, folder: Path) -> RowFile:
         """``row.json`` of a row's folder."""
-        file = folder / "row.json"
-        try:
-            return RowFile.model_validate_json(file.read_text(encoding="utf-8"))
-        except FileNotFoundError as error:
-            raise damaged(file, "it is missing") from error
-        except ValidationError as error:
-            raise damaged(file, error.errors()[0]["msg"]) from error
+        return read_record(folder / "row.json", RowFile)
 
     def rows(self) -> list[RowFile]:
         """``row.json`` of all rows, row 0 first."""
         return [self.read_row(folder) for folder in self.row_folders()]
 
     def examples(self, folder: Path, name: str) -> list[KeptExample]:
-        """The examples in a row's ``memory.jsonl`` or ``test.jsonl``."""
-        return read_lines(folder / f"{name}.jsonl", KeptExample)
+        """The examples in a row's ``memory.jsonl`` or ``test.jsonl``; the row before training has none."""
+        return [] if is_start(folder) else read_lines(folder / f"{name}.jsonl", KeptExample)
 
     def begin_row(self, row: int, name: str) -> Path:
         """An empty folder to write a row into; it counts only after :meth:`commit_row`."""
@@ -200,12 +191,17 @@ class RunDirectory:
         return folder
 
     def commit_row(self, folder: Path) -> Path:
-        """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date."""
+        """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date.
+
+        Raises:
+            RunError: the disk is full. Everything that needs space comes before the first rename: the run is unchanged.
+        """
+        finished = folder.with_name(folder.name.removesuffix(PARTIAL))
         with full_disk_is_an_error(folder):
             sync_tree(folder)
-        finished = folder.with_name(folder.name.removesuffix(PARTIAL))
+        self._prepare([*self.row_folders(), folder])
         os.replace(folder, finished)
-        self.refresh()
+        self._put()
         return finished
 
     def abandon_row(self, folder: Path) -> None:
@@ -244,9 +240,9 @@ class RunDirectory:
         write_json(self.path / "references.json", {name: score.model_dump() for name, score in references.items()})
         self.refresh()
 
-    def scores(self) -> ScoresFile:
-        """The whole matrix with its summary."""
-        rows = self.rows()
+    def scores(self, folders: Iterable[Path] | None = None) -> ScoresFile:
+        """The whole matrix with its summary; of these rows, or of all that count."""
+        rows = [self.read_row(folder) for folder in (self.row_folders() if folders is None else folders)]
         matrix = self.matrix(rows)
         references = self.references()
         metrics: dict[str, str] = {}
@@ -268,19 +264,38 @@ class RunDirectory:
     def refresh(self) -> None:
         """Write ``scores.json``, ``ledger.jsonl`` and ``model/`` as the rows say."""
         folders = self.row_folders()
-        if not folders:
-            return
-        write_json(self.path / "scores.json", self.scores().model_dump())
-        write_json_lines(self.path / "ledger.jsonl", [merge.model_dump() for merge in self.merges()])
-        target = self.path / "model"
-        temporary = self.path / f"model{PARTIAL}"
-        if temporary.exists():
-            shutil.rmtree(temporary)
-        with full_disk_is_an_error(temporary):
-            shutil.copytree(folders[-1] / "adapter", temporary)
-            (temporary / "ROW").write_text(folders[-1].name + "\n", encoding="utf-8")
-            sync_tree(temporary)
-        replace_folder(temporary, target)
+        if folders:
+            self._prepare(folders)
+            self._put()
+
+    def _prepare(self, folders: list[Path]) -> None:
+        """Write what belongs beside these rows under names that do not count yet."""
+        try:
+            write_json(self._unfinished("scores.json"), self.scores(folders).model_dump())
+            merges = [merge.model_dump() for merge in self.merges(folders)]
+            write_json_lines(self._unfinished("ledger.jsonl"), merges)
+            model = self._unfinished("model")
+            shutil.rmtree(model, ignore_errors=True)
+            with full_disk_is_an_error(model):
+                shutil.copytree(folders[-1] / "adapter", model)
+                (model / "ROW").write_text(folders[-1].name.removesuffix(PARTIAL) + "\n", encoding="utf-8")
+                sync_tree(model)
+        except BaseException:
+            self._drop_unfinished()
+            raise
+
+    def _put(self) -> None:
+        """Put what :meth:`_prepare` wrote into its place; ``model/`` last, whose mark says that all is up to date."""
+        for name in ("scores.json", "ledger.jsonl"):
+            os.replace(self._unfinished(name), self.path / name)
+        replace_folder(self._unfinished("model"), self.path / "model")
+
+    def _unfinished(self, name: str) -> Path:
+        return self.path / f"{name}{PARTIAL}"
+
+    def _drop_unfinished(self) -> None:
+        for leftover in sorted(self.path.glob(f"*{PARTIAL}")):
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
     def repair(self) -> list[str]:
         """Throw away what was not finished and bring the files beside ``tasks/`` up to date.
@@ -294,8 +309,7 @@ class RunDirectory:
             name = match[2] if match else folder.name
             shutil.rmtree(folder)
             notes.append(f"'{name}' had been interrupted; it starts again from the task before it.")
-        for leftover in sorted(self.path.glob(f"*{PARTIAL}")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+        self._drop_unfinished()
         folders = self.row_folders()
         if folders and not self._is_fresh(folders[-1]):
             self.refresh()
@@ -314,9 +328,11 @@ class RunDirectory:
         except (ValidationError, MerganserError):
             return False
 
-    def merges(self) -> list[MergeRecord]:
-        """All merges of all rows."""
-        return [merge for folder in self.row_folders() for merge in read_lines(folder / "merges.jsonl", MergeRecord)]
+    def merges(self, folders: Iterable[Path] | None = None) -> list[MergeRecord]:
+        """All merges of these rows, or of all that count."""
+        folders = self.row_folders() if folders is None else folders
+        trained = [folder for folder in folders if not is_start(folder)]
+        return [merge for folder in trained for merge in read_lines(folder / "merges.jsonl", MergeRecord)]
 
     def record(self) -> RunRecord:
         """Everything the report needs."""
@@ -335,6 +351,12 @@ class RunDirectory:
             merges=self.merges(),
             signals=signals,
         )
+
+
+def is_start(folder: Path) -> bool:
+    """Whether a folder under ``tasks/`` is the row before any training, in which nothing was learned."""
+    match = ROW_FOLDER.fullmatch(folder.name)
+    return match is not None and int(match[1]) == 0
 
 
 def as_tuple(score: Score) -> tuple[float, int, float]:

@@ -8,13 +8,15 @@ from pathlib import Path
 from types import TracebackType
 
 from merganser.errors import InputError
+from merganser.runs.atomic import full_disk_is_an_error
 
 
 class RunLock:
     """Held by the process that changes a run; the operating system lets go of it when the process ends, however.
 
     Raises:
-        InputError: another process holds it (named by its number where known).
+        InputError: another process holds it (named by its number where known), or the folder cannot be written.
+        RunError: the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -28,7 +30,13 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the lock at once or fail."""
-        descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
+        except OSError as error:
+            raise InputError(
+                f"the run '{self._path.parent}' cannot be changed: {error.strerror}.",
+                "Make its folder writable for you, or copy the run to another place.",
+            ) from error
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
@@ -38,9 +46,14 @@ class RunLock:
                 f"the run '{self._path.parent}' is in use by another process{f' (number {holder})' if holder else ''}.",
                 "Wait until it has finished, or choose another folder.",
             ) from error
-        os.truncate(descriptor, 0)
-        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
         self._descriptor = descriptor
+        try:
+            with full_disk_is_an_error(self._path):
+                os.truncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        except BaseException:
+            self.release()
+            raise
 
     def release(self) -> None:
         """Let go; harmless when not held."""

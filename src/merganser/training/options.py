@@ -23,8 +23,10 @@ class TrainingOptions(BaseModel):
     )
     warmup: float = Field(50, ge=0, description="warm-up steps; a number below 1 is a share of the task's steps")
     clip: float = Field(1.0, ge=0, description="norm at which gradients are clipped; 0 switches it off")
-    max_input: int = Field(1024, gt=0, description="tokens at which inputs are cut")
-    max_target: int = Field(128, gt=0, description="tokens at which targets and generated answers are cut")
+    max_input: int | None = Field(
+        None, ge=2, description="tokens at which inputs are cut; null: 1024, or what the model has positions for"
+    )
+    max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are cut")
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
 
