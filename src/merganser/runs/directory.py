@@ -92,8 +92,8 @@ class RunDirectory:
         for name in ("run.yaml", "tasks"):
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        self.lock.release()
         (self.path / ".lock").unlink(missing_ok=True)
+        self.lock.release()
         if not any(self.path.iterdir()):
             self.path.rmdir()
 
