@@ -18,6 +18,7 @@ def _quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("MERGANSER_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setenv("COLUMNS", "120")
     monkeypatch.setenv("NO_COLOR", "1")
     monkeypatch.chdir(tmp_path)

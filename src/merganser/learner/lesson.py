@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError
+from merganser.errors import InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import RowDone, TaskStarted
 from merganser.learner.session import Session
@@ -233,6 +233,11 @@ class Lesson:
             penalty=self.session.method.penalty(context),
             log=log,
         )
+        if not all(bool(weight.isfinite().all()) for weight in self.session.backbone.trainable().values()):
+            raise RunError(
+                f"the weights are not finite after the last step of task '{context.task}'.",
+                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
+            )
         with full_disk_is_an_error(folder):
             if self.session.method.start == "trained":
                 self.session.backbone.save_weights(folder / "trained")
