@@ -41,7 +41,8 @@ def main() -> None:
 
     def tell(event: Event) -> None:
         if isinstance(event, RowDone):
-            print("+".join(event.learned) or "before", {k: round(100 * v, 1) for k, v in event.scores.items()}, flush=True)
+            scores = {task: round(100 * value, 1) for task, value in event.scores.items()}
+            print("+".join(event.learned) or "before", scores, flush=True)
 
     with (
         tempfile.TemporaryDirectory() as folder,
@@ -51,7 +52,8 @@ def main() -> None:
         record = learner.record
     summary = {metric.name: metric.value for metric in record.scores.summary}
     seconds = sum(task.cost.seconds for task in record.tasks)
-    print(f"{arguments.method}: OP {summary['OP']:.3f} BWT {summary['BWT']:+.3f} in {seconds:.0f} s on development texts")
+    found = f"OP {summary['OP']:.3f} BWT {summary['BWT']:+.3f} in {seconds:.0f} s"
+    print(f"{arguments.method}: {found} on development texts")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,10 @@
     python benchmarks/quality.py --table runs/quality > benchmarks/results/quality.md
 
 DATA is a folder in AimMerging's layout. The order is yahoo amazon agnews dbpedia qqp sst-2; 500 training texts each, 3
-epochs, learning rate 5e-3, batch 16, LoRA r 8 on query and value, memory 2 % (at least one text per label), up to 1,000
+epochs, learning rate 5e-3, batch 16, LoRA r 8 on query and value, memory 2 % (at least one text per label), up to 500
 test texts each. The encoder compares a text with its label texts and has no use for the instruction that the files put
-around every text ("What is the topic ... Option: ..."), so the text alone is read, cut at 64 tokens.
+around every text ("What is the topic ... Option: ..."), so the text alone is read, cut at 64 tokens. The encoder's own
+dropout is off (the adapters keep theirs) and its attention is computed eagerly: twice the speed on a processor.
 
 Runs that are there are continued or skipped; ``--split dev`` scores development texts instead, for choosing settings.
 """
@@ -35,8 +36,7 @@ ORDER = ["yahoo", "amazon", "agnews", "dbpedia", "qqp", "sst-2"]
 LABEL_TEXTS = {
     "qqp": {"True": "the two questions have the same meaning", "False": "the two questions have different meanings"},
     "amazon": {
-        label: f"a {label} review"
-        for label in ("very negative", "negative", "neutral", "positive", "very positive")
+        label: f"a {label} review" for label in ("very negative", "negative", "neutral", "positive", "very positive")
     },
     "sst-2": {"Good": "a good movie", "Bad": "a bad movie"},
 }
@@ -70,7 +70,7 @@ def tasks(data: Path, split: str, texts: int, tests: int) -> list[Task]:
 def settings(method: dict[str, Any], seed: int) -> dict[str, Any]:
     """The configuration of one run."""
     return {
-        "model": {"name": demo_model(), "kind": "matcher", "lora": {"r": 8}},
+        "model": {"name": demo_model(), "kind": "matcher", "lora": {"r": 8}, "dropout": 0.0, "attention": "eager"},
         "method": method,
         "memory": {"share": 0.02, "minimum_per_label": 1},
         "training": {"epochs": 3, "batch": 16, "learning_rate": 5e-3, "warmup": 0.06, "max_input": 64},
@@ -102,8 +102,8 @@ def learn(arguments: argparse.Namespace) -> None:
 def label_summary(out: Path) -> str:
     """OP and BWT of one run in a line."""
     metrics = {metric.name: metric.value for metric in read_run(out).scores.summary}
-    shown = ", ".join(f"{key} {metrics[key]:.3f}" for key in ("OP", "BWT", "learning accuracy") if metrics[key] is not None)
-    return f"{out.name}: {shown}"
+    keys = [key for key in ("OP", "BWT", "learning accuracy") if metrics[key] is not None]
+    return f"{out.name}: " + ", ".join(f"{key} {metrics[key]:.3f}" for key in keys)
 
 
 def table(folder: Path) -> str:
@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/quality"))
     parser.add_argument("--split", choices=["test", "dev"], default="test")
     parser.add_argument("--texts", type=int, default=500)
-    parser.add_argument("--tests", type=int, default=1000)
+    parser.add_argument("--tests", type=int, default=500)
     parser.add_argument("--options", help="options of the method, as JSON")
     parser.add_argument("--tag", default="", help="added to the name of the runs")
     parser.add_argument("--table", type=Path, help="print the table of the runs in this folder")

@@ -48,7 +48,7 @@ def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
         InputError: the method does not exist, or the model is not installed.
     """
     settings: dict[str, Any] = {
-        "model": {"name": demo_model(), "kind": "matcher"},
+        "model": {"name": demo_model(), "kind": "matcher", "dropout": 0.0, "attention": "eager"},
         "method": method,
         "memory": {"share": 0.02, "minimum_per_label": 1},
         "training": {

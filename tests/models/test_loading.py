@@ -178,3 +178,28 @@ def test_mixed_precision_trains_and_answers(load: Loader, which: str) -> None:
 def test_pad() -> None:
     assert pad([[1, 2, 3], [4]], 0).tolist() == [[1, 2, 3], [4, 0, 0]]
     assert pad([[1, 2, 3], [4]], 9, left=True).tolist() == [[1, 2, 3], [9, 9, 4]]
+
+
+def test_the_models_own_dropout_can_be_set(folders: dict[str, Path]) -> None:
+    for kind in ("matcher", "seq2seq"):
+        shares: dict[float | None, set[float]] = {}
+        for dropout in (None, 0.0, 0.25):
+            options = ModelOptions.model_validate(
+                {"name": str(folders[kind]), "kind": kind, "lora": None, "dropout": dropout}
+            )
+            backbone = load_backbone(options, LENGTHS, 0)
+            shares[dropout] = {part.p for part in backbone.module.modules() if isinstance(part, torch.nn.Dropout)}
+        assert shares[0.0] == {0.0}
+        assert shares[0.25] == {0.25}
+        assert shares[None] == {0.1}  # as both architectures have it
+
+
+def test_attention_can_be_chosen(folders: dict[str, Path]) -> None:
+    for attention in ("eager", "sdpa"):
+        options = ModelOptions.model_validate(
+            {"name": str(folders["matcher"]), "kind": "matcher", "lora": None, "attention": attention}
+        )
+        backbone = load_backbone(options, LENGTHS, 0)
+        assert backbone.module.encoder.config._attn_implementation == attention
+    with pytest.raises(InputError, match="flash_attention_2 cannot be used here"):
+        load_backbone(options.model_copy(update={"attention": "flash_attention_2"}), LENGTHS, 0)

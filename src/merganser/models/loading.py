@@ -263,6 +263,13 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
     return tokenizer
 
 
+def _set_dropout(config: Any, dropout: float) -> None:
+    """Every dropout that a configuration names (``hidden_dropout_prob``, ``resid_pdrop``, ...)."""
+    for key, value in list(vars(config).items()):
+        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
+            setattr(config, key, dropout)
+
+
 def _model(source: str, options: ModelOptions) -> nn.Module:
     """The pretrained model in evaluation mode, fp32, every weight that is read taken from the checkpoint."""
     import torch
@@ -270,10 +277,25 @@ def _model(source: str, options: ModelOptions) -> nn.Module:
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     loaders = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM, "matcher": AutoModel}
+    config = _config(source, options)
+    if options.dropout is not None:
+        _set_dropout(config, options.dropout)
+    attention = {} if options.attention == "auto" else {"attn_implementation": options.attention}
     try:
         model, report = loaders[options.kind].from_pretrained(
-            source, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **_origin(options)
+            source,
+            config=config,
+            **attention,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            **_origin(options),
         )
+    except ImportError as error:
+        raise InputError(
+            f"model.attention: {options.attention} cannot be used here: {_first_line(error)}",
+            "Use model.attention: auto.",
+        ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
             f"The weights of {options.name} could not be read from safetensors files: {_first_line(error)}",

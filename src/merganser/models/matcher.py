@@ -81,11 +81,21 @@ class MatcherModule(nn.Module):
         embedding = self.embed(input_ids, attention_mask)
         with torch.autocast(embedding.device.type, enabled=False):
             # Small differences of cosines are divided by a small temperature: fp32, even in mixed precision.
-            against_all = embedding @ self.bank.T / self.temperature
-            logits = against_all.gather(1, candidates.clamp(min=0)).masked_fill(candidates == IGNORED, float("-inf"))
+            logits = self._cosines(embedding, candidates.clamp(min=0)) / self.temperature
+            logits = logits.masked_fill(candidates == IGNORED, float("-inf"))
             if labels is None:
                 return {"logits": logits}
             return {"loss": functional.cross_entropy(logits, labels), "logits": logits}
+
+    def _cosines(self, embedding: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        """Products of each text's vector with its own rows of the bank (texts x candidates).
+
+        Never with the whole bank: how a product rounds depends on the shape of the matrices, and a run that was
+        interrupted has met fewer labels than one that was not.
+        """
+        if bool((rows == rows[0]).all()):
+            return embedding @ self.bank[rows[0]].T
+        return torch.bmm(self.bank[rows], embedding.unsqueeze(-1)).squeeze(-1)
 
 
 class Matcher(Backbone):

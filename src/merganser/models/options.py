@@ -63,6 +63,18 @@ class ModelOptions(BaseModel):
     precision: Precision = Field(
         default="auto", description="arithmetic of forward passes: auto takes bf16 where the processor has it natively"
     )
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="dropout of the pretrained model's own layers in training; null: as the model says. 0 is faster "
+        "(the adapters have a dropout of their own)",
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers chooses. On a processor, eager is faster for "
+        "short texts in bf16",
+    )
     pooling: Pooling = Field(default="mean", description="matcher: how token vectors become one text vector")
     temperature: float = Field(
         default=0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
