@@ -56,10 +56,13 @@ class RunConfig(BaseModel):
     @classmethod
     def _method_by_name(cls, value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, Mapping | MethodOptions):
+            raise ValueError("give the name of a method, or a mapping with 'name' and its options")
         if isinstance(value, Mapping):
-            name = value.get("name")
-            if name not in METHODS:
-                known = ", ".join(METHODS)
+            name, known = value.get("name"), ", ".join(METHODS)
+            if name is None:
+                raise ValueError(f"it has no 'name'. Methods: {known}")
+            if not isinstance(name, str) or name not in METHODS:
                 raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
         return value
 
@@ -141,7 +144,8 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
     given = first["input"]
     shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    return InputError(f"{at}: {message}{shown}{more}.", "`merganser schema` describes every key.")
+    end = "" if f"{message}{shown}{more}".endswith("?") else "."
+    return InputError(f"{at}: {message}{shown}{more}{end}", "`merganser schema` describes every key.")
 
 
 def _is_tag(part: str | int, location: Sequence[str | int]) -> bool:

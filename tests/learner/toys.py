@@ -30,7 +30,7 @@ CUES = {
     "right": "two and two is four",
     "wrong": "two and two is five",
 }
-NOISE = ("the", "a", "film", "story", "play", "market", "minute", "world", "last", "first", "bank", "was", "good", "bad")
+NOISE = tuple("the a film story play market minute world last first bank was good bad".split())  # noqa: SIM905
 
 
 def rows(task: str, number: int, seed: int = 0) -> list[dict[str, str]]:

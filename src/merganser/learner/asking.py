@@ -10,7 +10,7 @@ from merganser.errors import InputError, nearest
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.learner.session import Session
 from merganser.models.base import Answer
-from merganser.runs.atomic import full_disk_is_an_error
+from merganser.runs.atomic import FULL, full_disk_is_an_error
 from merganser.runs.record import Score
 
 
@@ -102,7 +102,14 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
     shutil.rmtree(partial, ignore_errors=True)
     with full_disk_is_an_error(partial):
         try:
-            partial.mkdir(parents=True)
+            try:
+                partial.mkdir(parents=True)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"cannot create '{out}': {error.strerror}.", "Choose a folder that can be written."
+                ) from error
             session.backbone.export(partial, {name: task.spec for name, task in known.items()}, merged)
             partial.rename(out)
         except BaseException:
