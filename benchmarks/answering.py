@@ -104,9 +104,8 @@ def main() -> None:
             for spec, way in ((AnswerSpec(), "generate up to 16 tokens"), (five, "rank 5 labels")):
                 print(compare(f"{kind}, {way}", backbone, texts, spec, arguments.rounds), flush=True)
     found = ", ".join(f"{key} {value}" for key, value in versions().items())
-    print(
-        f"\nCommand: `python benchmarks/answering.py --rounds {arguments.rounds} --texts {arguments.texts}`. {found}."
-    )
+    command = f"python benchmarks/answering.py --rounds {arguments.rounds} --texts {arguments.texts}"
+    print(f"\nCommand: `{command}`. {found}.")
 
 
 if __name__ == "__main__":

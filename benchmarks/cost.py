@@ -3,8 +3,7 @@
     python benchmarks/cost.py --pairs 3 > benchmarks/results/cost.md
 
 Learns the first tasks of the demonstration (see `merganser demo`) with `sequential` and with `aim`, in turn, several
-times; the table gives medians over the pairs for every task that has a memory. One thread, fp32 or bf16 as the processor
-has it. *Bookkeeping* is everything of the method but forward and backward passes and arithmetic on the weights: drawing
+times; the table gives medians over the pairs. One thread, bf16 where the processor has it. *Bookkeeping* is everything of the method but forward and backward passes and arithmetic on the weights: drawing
 batches, deciding, writing records.
 """
 
@@ -79,9 +78,8 @@ def main() -> None:
             + " |"
         )
     versions = ", ".join(f"{key} {value}" for key, value in record.info.versions.items())
-    print(
-        f"\nCommand: `python benchmarks/cost.py --pairs {arguments.pairs} --tasks {arguments.tasks}`, seed 0. {versions}."
-    )
+    command = f"python benchmarks/cost.py --pairs {arguments.pairs} --tasks {arguments.tasks}"
+    print(f"\nCommand: `{command}`, seed 0. {versions}.")
 
 
 if __name__ == "__main__":
