@@ -98,12 +98,13 @@ def test_unknown_keys(path: str, value: Any, message: str) -> None:
         (
             "stream",
             {"name": "standard-cl-9"},
-            "'standard-cl-9' is not a built-in stream. Did you mean 'standard-cl-1'?",
+            "'standard-cl-9' is not a built-in stream. Did you mean 'standard-cl-3'? `merganser schema`",
         ),
         ("stream.tasks.0.metric", "bleu", "run.yaml: stream.tasks.0.metric: Input should be "),
         ("method", "aimm", "run.yaml: method: there is no method 'aimm'. Did you mean 'aim'? Methods: aim, replay"),
-        ("method", {"interval": 3}, "run.yaml: method: there is no method 'None'"),
-        ("method", 3, "run.yaml: method: "),
+        ("method", {"interval": 3}, "run.yaml: method: it has no 'name'. Methods: aim, replay"),
+        ("method", 3, "run.yaml: method: give the name of a method, or a mapping with 'name' and its options (got 3)"),
+        ("method", {"name": ["aim"]}, "run.yaml: method: there is no method '['aim']'"),
         (
             "method",
             {"name": "aim", "interval": 0},
