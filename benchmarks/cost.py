@@ -3,8 +3,8 @@
     python benchmarks/cost.py --pairs 3 > benchmarks/results/cost.md
 
 Learns the first tasks of the demonstration (see `merganser demo`) with `sequential` and with `aim`, in turn, several
-times; the table gives medians over the pairs. One thread, bf16 where the processor has it. *Bookkeeping* is everything of
-the method but forward and backward passes and arithmetic on the weights: drawing batches, deciding, writing records.
+times; the table gives medians over the pairs. One thread, bf16 where the processor has it. *Bookkeeping* is all that a
+method does besides forward and backward passes and arithmetic on weights: drawing batches, deciding, writing records.
 """
 
 from __future__ import annotations
