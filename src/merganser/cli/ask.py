@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import sys
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from merganser.cli.options import ModelOption, RunArgument
+
 
 def ask(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.", show_default=False)],
+    run: RunArgument,
     text: Annotated[
         list[str] | None,
         typer.Argument(
@@ -27,14 +28,7 @@ def ask(
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, answer, score.")] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the run's pretrained model is on this machine, if not where it was.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
 ) -> None:
     """Answer texts with the model as it is now.
 

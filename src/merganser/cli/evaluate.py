@@ -3,23 +3,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from merganser.cli.options import ModelOption, RunArgument
+
 
 def evaluate(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.", show_default=False)],
+    run: RunArgument,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the run's pretrained model is on this machine, if not where it was.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
 ) -> None:
     """Score the model as it is now on the test sets of all learned tasks. The run is not changed."""
     from merganser.cli.live import watching

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from merganser.cli.options import ModelOption, RunArgument
+
 
 def export(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.", show_default=False)],
+    run: RunArgument,
     out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
     merged: Annotated[
         bool,
@@ -19,14 +21,7 @@ def export(
         str | None,
         typer.Option(metavar="NAME", help="Which model, with a method that keeps one per task.", show_default=False),
     ] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the run's pretrained model is on this machine, if not where it was.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
 ) -> None:
     """Write what was learned so that plain transformers and PEFT load it, with a card that says how.
 

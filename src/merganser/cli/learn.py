@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from merganser.cli.options import ModelOption, RunArgument
+
 
 def learn(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.", show_default=False)],
+    run: RunArgument,
     task: Annotated[str, typer.Option(metavar="NAME", help="Name of the new task.", show_default=False)],
     train: Annotated[
         str,
@@ -36,14 +38,7 @@ def learn(
         str | None, typer.Option(help="accuracy, exact_match, rouge_l or f1.", show_default=False)
     ] = None,
     answer: Annotated[str | None, typer.Option(help="generate, or rank the labels.", show_default=False)] = None,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="FOLDER",
-            help="Where the run's pretrained model is on this machine, if not where it was.",
-            show_default=False,
-        ),
-    ] = None,
+    model: ModelOption = None,
     config: Annotated[
         Path | None,
         typer.Option(

@@ -7,9 +7,11 @@ from typing import Annotated
 
 import typer
 
+from merganser.cli.options import RunArgument
+
 
 def report(
-    run: Annotated[Path, typer.Argument(metavar="RUN", help="Directory of the run.", show_default=False)],
+    run: RunArgument,
     out: Annotated[
         Path | None,
         typer.Option(metavar="FILE", help="Where the page is written.", show_default="RUN/report.html"),
