@@ -52,8 +52,8 @@ def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
         "method": method,
         "memory": {"share": 0.02, "minimum_per_label": 1},
         "training": {
-            "epochs": 1 if quick else 2,
-            "batch": 16,
+            "epochs": 2,
+            "batch": 8 if quick else 16,
             "learning_rate": 5e-3,
             "warmup": 0.06,
             "max_input": 64,

@@ -17,7 +17,7 @@ def demo(
     ] = 0,
     method: Annotated[str, typer.Option(help="The method to show; see `merganser methods`.")] = "aim",
     quick: Annotated[
-        bool, typer.Option("--quick", help="A third of the texts and one epoch: half a minute, rougher numbers.")
+        bool, typer.Option("--quick", help="A third of the texts: about a minute, rougher numbers.")
     ] = False,
     baseline: Annotated[bool, typer.Option(help="Also learn the stream by plain sequential fine-tuning.")] = True,
 ) -> None:
