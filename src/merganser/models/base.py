@@ -263,17 +263,26 @@ def evaluating(module: nn.Module) -> Iterator[None]:
             part.training = training
 
 
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False) -> torch.Tensor:
-    """Integer rows as one contiguous LongTensor (rows x longest), filled with ``value``."""
+ROUND = 8
+"""Batches are padded to a multiple of this: kernels are built anew for every width, and like such widths best."""
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False, limit: int | None = None) -> torch.Tensor:
+    """Integer rows as one contiguous LongTensor (rows x width), filled with ``value``.
+
+    The width is that of the longest row, with a ``limit`` rounded up to a multiple of :data:`ROUND` but not above it.
+    """
     import torch
 
     width = max(len(row) for row in rows)
+    if limit is not None:
+        width = max(width, min(limit, -(-width // ROUND) * ROUND))
     filled = [
         [value] * (width - len(row)) + list(row) if left else list(row) + [value] * (width - len(row)) for row in rows
     ]
     return torch.tensor(filled, dtype=torch.long)
 
 
-def mask(rows: Sequence[Sequence[int]], left: bool = False) -> torch.Tensor:
-    """1 where :func:`pad` keeps a token, 0 where it fills (LongTensor, rows x longest)."""
-    return pad([[1] * len(row) for row in rows], 0, left)
+def mask(rows: Sequence[Sequence[int]], left: bool = False, limit: int | None = None) -> torch.Tensor:
+    """1 where :func:`pad` keeps a token, 0 where it fills (LongTensor, rows x width)."""
+    return pad([[1] * len(row) for row in rows], 0, left, limit)

@@ -40,10 +40,11 @@ class Causal(TextBackbone):
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         rows = [feature["input_ids"] for feature in features]
         labels = [[IGNORED] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
+        longest = self.lengths.input + self.lengths.target
         return {
-            "input_ids": pad(rows, self.tokenizer.pad_token_id),
-            "attention_mask": mask(rows),
-            "labels": pad(labels, IGNORED),
+            "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=longest),
+            "attention_mask": mask(rows, limit=longest),
+            "labels": pad(labels, IGNORED, limit=longest),
         }
 
     # -- tokens ----------------------------------------------------------------------------------------------------

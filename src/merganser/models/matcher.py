@@ -137,8 +137,8 @@ class Matcher(Backbone):
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         rows = [feature["input_ids"] for feature in features]
         return {
-            "input_ids": pad(rows, self.tokenizer.pad_token_id),
-            "attention_mask": mask(rows),
+            "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=self.lengths.input),
+            "attention_mask": mask(rows, limit=self.lengths.input),
             "candidates": pad([feature["candidates"] for feature in features], IGNORED),
             "labels": torch.tensor([feature["label"] for feature in features], dtype=torch.long),
         }
@@ -157,9 +157,9 @@ class Matcher(Backbone):
         labels = spec.require_labels("A matcher")
         candidates = torch.tensor([self._rows_of(spec)] * len(ids), dtype=torch.long)
         device = self.device
-        logits = self.module(
-            pad(ids, self.tokenizer.pad_token_id).to(device), mask(ids).to(device), candidates.to(device)
-        )["logits"]
+        read = pad(ids, self.tokenizer.pad_token_id, limit=self.lengths.input)
+        seen = mask(ids, limit=self.lengths.input)
+        logits = self.module(read.to(device), seen.to(device), candidates.to(device))["logits"]
         best = logits.softmax(-1).max(-1)
         return [Answer(labels[i], score) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 

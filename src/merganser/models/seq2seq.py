@@ -31,8 +31,8 @@ class Seq2Seq(TextBackbone):
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         inputs = [feature["input_ids"] for feature in features]
         return {
-            "input_ids": pad(inputs, self.tokenizer.pad_token_id),
-            "attention_mask": mask(inputs),
+            "input_ids": pad(inputs, self.tokenizer.pad_token_id, limit=self.lengths.input),
+            "attention_mask": mask(inputs, limit=self.lengths.input),
             "labels": pad([feature["labels"] for feature in features], IGNORED),
         }
 
