@@ -31,7 +31,9 @@ class EvaluationOptions(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     future: bool = Field(
-        True, description="also score tasks of the stream that are not learned yet (needed for GEM's forward transfer)"
+        True,
+        description="after every task, also score the tasks of the stream to come; without it each is scored before "
+        "any training and right before it is learned",
     )
     batch: int = Field(64, gt=0, description="texts answered at a time")
 

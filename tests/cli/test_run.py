@@ -257,3 +257,17 @@ def test_models_that_write_their_answer(kind: str, merganser: Command, tmp_path:
     assert ranked.out.strip() in ("sport", "business")
     measured = json.loads(merganser("evaluate", run, "--json").out)
     assert {name: score["value"] for name, score in measured.items()} == values_of(run)[-1]
+
+
+def test_a_run_that_learned_nothing_starts_over(merganser: Command, tmp_path: Path) -> None:
+    """A first task that diverges can be tried again in the same folder with a lower learning rate."""
+    bad = write_stream(tmp_path, training={"learning_rate": 1e30, "clip": 0})
+    out = tmp_path / "run"
+    assert merganser("run", str(bad), "--out", str(out)).code == 1
+    good = write_stream(tmp_path)
+    done = merganser("run", str(good), "--out", str(out))
+    assert done.code == 0
+    assert "had learned nothing yet; it starts over" in done.err
+    fresh = tmp_path / "fresh"
+    assert merganser("run", str(good), "--out", str(fresh)).code == 0
+    assert results(out) == results(fresh)

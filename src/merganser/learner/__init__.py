@@ -82,8 +82,11 @@ class Learner:
     def of_config(
         cls, run: Path, config: RunConfig, *, listener: Listener = silent, command: str = "python"
     ) -> Learner:
-        """Start a run with a whole configuration, or continue the one that was started with the same."""
-        if RunDirectory.exists(run):
+        """Start a run with a whole configuration, or continue the one that was started with the same.
+
+        A run that was started differently is refused, unless it has learned nothing yet: then it starts over.
+        """
+        if RunDirectory.exists(run) and not _start_over(run, config, listener):
             return cls(_reopen(run, config.sections(), listener, read_only=False))
         return cls(_start(run, config, listener, command), new=True)
 
@@ -177,6 +180,18 @@ def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> S
         versions=versions(),
     )
     return Session(RunDirectory.create(path, info), config, backbone, listener)
+
+
+def _start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
+    """Take back a run that was started differently and has learned nothing; whether that was done."""
+    directory = RunDirectory.open(path)
+    kept = check_config({k: v for k, v in directory.info.config.items() if k != "resolved"}, str(path / "run.yaml"))
+    if len(directory.row_folders()) > 1 or not differences(kept.sections(), config.sections()):
+        return False
+    directory.lock.acquire()
+    directory.discard()
+    listener(Notice(f"'{path}' had learned nothing yet; it starts over with the new configuration."))
+    return True
 
 
 def _reopen(

@@ -9,8 +9,7 @@ from pydantic import Field, model_validator
 from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
-from merganser.training.options import TrainingOptions
-from merganser.training.rehearsal import check_batch
+from merganser.training.options import TrainingOptions, check_batch
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -36,8 +35,12 @@ class AimOptions(MethodOptions):
     moving_until: int = Field(70, ge=0, description="intervals up to this count as 'moving' in the weight table")
     alarmed_above: int = Field(1, ge=0, description="more alarms than this count as 'alarmed' in the weight table")
     halve_from: int = Field(64, ge=1, description="shortened intervals still this long are halved; growth slows here")
-    growth_short: float = Field(1.0, ge=0, description="added to the growth of intervals below halve_from")
-    growth_long: float = Field(0.5, ge=0, description="added to the growth of intervals from halve_from on")
+    growth_short: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="added to the growth of intervals below halve_from"
+    )
+    growth_long: float = Field(
+        0.5, ge=0, allow_inf_nan=False, description="added to the growth of intervals from halve_from on"
+    )
     weight_moving_alarmed: float = Field(0.5, ge=0, le=1, description="weight of the new update: moving, alarmed")
     weight_moving_calm: float = Field(0.6, ge=0, le=1, description="weight of the new update: moving, calm")
     weight_settled_alarmed: float = Field(0.4, ge=0, le=1, description="weight of the new update: settled, alarmed")

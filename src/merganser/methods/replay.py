@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import time
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
-from torch import Tensor, nn
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.training.determinism import derive_seed
-from merganser.training.options import TrainingOptions
-from merganser.training.rehearsal import MemoryBatches, check_batch, model_loss, to_device
-from merganser.training.trainer import Penalty
+from merganser.training.options import TrainingOptions, check_batch
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from merganser.training.trainer import Penalty
 
 
 class ReplayOptions(MethodOptions):
@@ -24,7 +26,9 @@ class ReplayOptions(MethodOptions):
         gt=0,
         description="memory examples per step; null: as many as a training batch, or the whole memory if smaller",
     )
-    weight: float = Field(1.0, gt=0, description="weight of the loss on the memory beside the loss on the new task")
+    weight: float = Field(
+        1.0, gt=0, allow_inf_nan=False, description="weight of the loss on the memory beside the loss on the new task"
+    )
 
 
 class Replay(Method[ReplayOptions]):
@@ -46,6 +50,8 @@ class Replay(Method[ReplayOptions]):
         return check_batch("method.batch", self.options.batch, training.batch, memory_examples)
 
     def penalty(self, context: TaskContext) -> Penalty | None:
+        from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
+
         size = self.rehearsal_batch(context.training, len(context.memory))
         if size is None:
             return None

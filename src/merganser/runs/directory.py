@@ -44,6 +44,9 @@ from merganser.runs.record import (
     SignalRecord,
 )
 
+MADE_FROM_ROWS = ("scores.json", "ledger.jsonl", "model", "references.json")
+"""What a run has beside ``tasks/`` and ``run.yaml``."""
+
 ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 
 
@@ -85,17 +88,21 @@ class RunDirectory:
         write_yaml(path / "run.yaml", info.model_dump())
         return directory
 
-    def discard_if_empty(self) -> None:
-        """Take back :meth:`create` if no row was completed since; the caller holds the lock."""
-        if self.row_folders():
-            return
-        for name in ("run.yaml", "tasks"):
+    def discard(self) -> None:
+        """Take back :meth:`create` and everything after it; the caller holds the lock, and lets go of it here."""
+        # run.yaml goes last: what is left if this is interrupted is still a run.
+        for name in (*MADE_FROM_ROWS, "report.html", "tasks", "run.yaml"):
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)
         self.lock.release()
         if not any(self.path.iterdir()):
             self.path.rmdir()
+
+    def discard_if_empty(self) -> None:
+        """:meth:`discard` if no row was completed."""
+        if not self.row_folders():
+            self.discard()
 
     @staticmethod
     def check_new(path: Path) -> None:

@@ -22,12 +22,12 @@ from merganser.errors import InputError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
+from merganser.training.options import check_batch
 from merganser.training.rehearsal import (
     Collator,
     Dataset,
     LossFunction,
     MemoryBatches,
-    check_batch,
     measure_loss,
     model_loss,
     rehearse_step,

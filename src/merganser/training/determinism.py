@@ -8,7 +8,6 @@ import zlib
 from collections.abc import Iterator
 
 import numpy as np
-import torch
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
@@ -23,6 +22,8 @@ def derive_seed(seed: int, *path: str | int) -> int:
 @contextlib.contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
     """Seed Python's, numpy's and torch's global generators inside the block and put them back after it."""
+    import torch
+
     python_state = random.getstate()
     numpy_state = np.random.get_state()
     devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []

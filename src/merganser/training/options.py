@@ -6,23 +6,29 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from merganser.errors import InputError
+
 
 class TrainingOptions(BaseModel):
     """How one task is optimised. The defaults are AimMerging's for T5-large."""
 
     model_config = ConfigDict(extra="forbid")
 
-    epochs: float = Field(10, gt=0, description="passes over the task's training examples")
+    epochs: float = Field(10, gt=0, allow_inf_nan=False, description="passes over the task's training examples")
     steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")
     batch: int = Field(32, gt=0, description="examples per forward pass and process")
     accumulation: int = Field(1, gt=0, description="batches whose gradients are added up for one optimizer step")
-    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay of AdamW")
     schedule: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = Field(
         "linear", description="learning-rate schedule of a task (a scheduler name of transformers)"
     )
-    warmup: float = Field(50, ge=0, description="warm-up steps; a number below 1 is a share of the task's steps")
-    clip: float = Field(1.0, ge=0, description="norm at which gradients are clipped; 0 switches it off")
+    warmup: float = Field(
+        50, ge=0, allow_inf_nan=False, description="warm-up steps; a number below 1 is a share of the task's steps"
+    )
+    clip: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="norm at which gradients are clipped; 0 switches it off"
+    )
     max_input: int | None = Field(
         None, ge=2, description="tokens at which inputs are cut; null: 1024, or what the model has positions for"
     )
@@ -35,3 +41,25 @@ class TrainingOptions(BaseModel):
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup is {self.warmup}; give whole steps, or a share of the steps below 1")
         return self
+
+
+def check_batch(key: str, asked: int | None, default: int, memory_examples: int) -> int:
+    """Size of a batch drawn from the memory.
+
+    Args:
+        key: where the size is configured, for the message.
+        asked: the size that was asked for, or ``None`` for ``default`` or the whole memory, whichever is smaller.
+        memory_examples: size of the memory, at least 1.
+
+    Raises:
+        InputError: the size that was asked for is larger than the memory.
+    """
+    if asked is None:
+        return min(default, memory_examples)
+    if asked > memory_examples:
+        raise InputError(
+            f"{key} is {asked}, but the memory holds {memory_examples} examples.",
+            f"Use at most {memory_examples}, leave {key} out, or keep more (memory.share, memory.number, "
+            "memory.minimum_per_label).",
+        )
+    return asked

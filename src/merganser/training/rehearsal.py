@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from merganser.errors import InputError
+from merganser.training.options import check_batch
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
@@ -25,28 +26,6 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int, /) -> Any: ...
-
-
-def check_batch(key: str, asked: int | None, default: int, memory_examples: int) -> int:
-    """Size of a batch drawn from the memory.
-
-    Args:
-        key: where the size is configured, for the message.
-        asked: the size that was asked for, or ``None`` for ``default`` or the whole memory, whichever is smaller.
-        memory_examples: size of the memory, at least 1.
-
-    Raises:
-        InputError: the size that was asked for is larger than the memory.
-    """
-    if asked is None:
-        return min(default, memory_examples)
-    if asked > memory_examples:
-        raise InputError(
-            f"{key} is {asked}, but the memory holds {memory_examples} examples.",
-            f"Use at most {memory_examples}, leave {key} out, or keep more (memory.share, memory.number, "
-            "memory.minimum_per_label).",
-        )
-    return asked
 
 
 class MemoryBatches:
