@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
-from merganser.errors import InputError, RunError
+from merganser.errors import InputError
+from merganser.runs.atomic import write_bytes
 
 
 def make_folder(folder: Path) -> Path:
@@ -25,35 +24,19 @@ def make_folder(folder: Path) -> Path:
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write ``content`` under a temporary name beside ``path``, then rename: a reader never sees half a file.
+    """Write a file completely or not at all, creating its folder.
 
     Raises:
         InputError: ``path`` is a folder, or its folder cannot be created or written.
-        RunError: writing stopped half-way (a full disk); ``path`` is as it was before.
+        RunError: the disk is full; ``path`` is as it was before.
     """
     if path.is_dir():
         raise InputError(f"'{path}' is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
     make_folder(path.parent)
     try:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        write_bytes(path, content)
     except OSError as error:
         raise InputError(
             f"cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."
         ) from error
-    try:
-        with os.fdopen(handle, "wb") as stream:
-            stream.write(content)
-        # mkstemp makes files private; a report is meant to be shared as any new file of this user is.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except OSError as error:
-        Path(name).unlink(missing_ok=True)
-        raise RunError(f"could not write '{path}': {error.strerror}.", "Free some space and try again.") from error
     return path
-
-
-def _umask() -> int:
-    """The process's umask; the system has no way of reading it without setting it."""
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

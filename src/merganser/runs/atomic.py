@@ -54,12 +54,21 @@ def sync_tree(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text file under a temporary name and rename it."""
+    """:func:`write_bytes` in UTF-8."""
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file under a temporary name and rename it: a reader never sees half of it.
+
+    Raises:
+        RunError: the disk is full; ``path`` is as it was before.
+    """
     temporary = path.with_name(path.name + PARTIAL)
     with full_disk_is_an_error(path):
         try:
-            with open(temporary, "w", encoding="utf-8") as stream:
-                stream.write(text)
+            with open(temporary, "wb") as stream:
+                stream.write(content)
                 stream.flush()
                 os.fsync(stream.fileno())
             os.replace(temporary, path)
