@@ -12,6 +12,7 @@ import pytest
 
 from merganser.errors import InputError, RunError
 from merganser.report.page import embedded_json, render, write_report
+from merganser.report.sections import standfirst
 from merganser.runs import atomic
 from merganser.runs.record import RunRecord, ScoresFile
 from tests.report.conftest import TOPICS, make_run, one_score
@@ -268,3 +269,13 @@ def test_colours_reach_wcag_aa_in_light_and_dark() -> None:
         for text, ground in (("ink", "paper"), ("quiet", "paper"), ("accent", "paper"), ("quiet", "raised")):
             assert contrast(colour[text], colour[ground]) >= 4.5, (text, ground)
         assert contrast(colour["ink"], hottest) >= 4.5
+
+
+def test_a_models_folder_is_named_by_its_last_parts(run: RunRecord) -> None:
+    for given, shown in (
+        ("google/flan-t5-small", "google/flan-t5-small learned"),
+        ("/home/someone/models/encoder", "models/encoder learned"),
+        ("models/encoder", "models/encoder learned"),
+    ):
+        run.info.config["model"] = {"name": given, "kind": "matcher"}
+        assert standfirst(run).startswith(shown)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from merganser.report.series import learned_before, merges_in_order, own_rows
@@ -253,9 +254,16 @@ def method_name(run: RunRecord) -> str:
     return _named(run, "method") or "unnamed method"
 
 
+def model_name(run: RunRecord) -> str:
+    """The model as a person calls it: a hub id as it is, of a folder's path its last two parts."""
+    name = _named(run, "model")
+    parts = Path(name).parts
+    return "/".join(parts[-2:]) if Path(name).is_absolute() else name or "a model"
+
+
 def standfirst(run: RunRecord) -> str:
     """The run in two sentences."""
-    model = _named(run, "model") or "a model"
+    model = model_name(run)
     merges = sum(merge.status == "applied" for merge in run.merges)
     # A model seen before it learned anything is a run as well: only its first row exists.
     if not run.tasks:
