@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 
@@ -28,8 +29,8 @@ def breadcrumbs(
     """``theta_0 + scale * sum_i w_i middle(tau_i)``; ``middle`` drops the largest and the smallest magnitudes.
 
     Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795. Of the n entries of a tensor the
-    ``round(gamma * n)`` largest are dropped and the next ``round(density * n)`` kept; where ``density + gamma > 1`` fewer
-    outliers are dropped, so that the density holds. Density 1 keeps everything.
+    ``round(gamma * n)`` largest are dropped and the next ``round(density * n)`` kept; where ``density + gamma > 1``
+    fewer outliers are dropped, so that the density holds. Density 1 keeps everything.
     Weights: not normalised by default. ``sign_election`` (rule ``breadcrumbs_ties``) elects signs as TIES does.
     Agrees with mergekit's ``breadcrumbs`` and ``breadcrumbs_ties`` to rounding, except that mergekit cuts the fractions
     of both counts off and breaks ties arbitrarily.
@@ -99,11 +100,7 @@ RULE = Rule(
     source="Model Breadcrumbs, arXiv 2312.06795",
     base="required",
     per_model=(WEIGHT, DENSITY, GAMMA),
-    options=(
-        Parameter("sign_election", False, "elect signs as TIES does"),
-        replace(NORMALIZE, default=False),
-        SCALE,
-    ),
+    options=(replace(NORMALIZE, default=False), SCALE),
     prepare=prepare,
     apply=elect,
 )
@@ -111,6 +108,7 @@ RULE = Rule(
 RULE_TIES = replace(
     RULE,
     name="breadcrumbs_ties",
+    function=partial(breadcrumbs, sign_election=True),
+    prepare=partial(prepare, sign_election=True),
     summary="breadcrumbs with sign election",
-    options=(replace(RULE.options[0], default=True), *RULE.options[1:]),
 )

@@ -53,7 +53,7 @@ def combine(
 
 
 def gram(inputs: Inputs, of_updates: bool) -> NDArray[np.float64]:
-    """Inner products of the models (or of their differences from the base), ``models x models``, in double precision."""
+    """Inner products of the models (or of their updates), ``models x models``, in double precision."""
     count = inputs.models
     products = np.zeros((count, count))
     for _, models, base in blocks(inputs):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -37,8 +38,9 @@ def dare(
     ``name``, the model's place and the entry's index only (:func:`merganser.merging.trim.draws`).
     Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
     updates as TIES does.
-    ``rescale``: ``density`` divides by the density (the paper; PEFT); ``l1`` gives what is left the L1 norm of the whole
-    (mergekit); ``none``. Masks differ from those of other libraries, whose generators depend on the order of the tensors.
+    ``rescale``: ``density`` divides by the density (the paper; PEFT); ``l1`` gives what is left the L1 norm of the
+    whole (mergekit); ``none``. Masks differ from those of other libraries, whose generators depend on the order of the
+    tensors.
 
     Args:
         models: tensors of equal shape.
@@ -115,9 +117,6 @@ def _l1_factors(inputs: Inputs, keys: list[int], shares: list[float]) -> list[fl
     return [float(a / b) if a >= 1e-7 and b >= 1e-7 else 1.0 for a, b in zip(whole, kept, strict=True)]
 
 
-RESCALE_OPTION = Parameter("rescale", "density", "density (paper), l1 (mergekit) or none", choices=RESCALE)
-SIGN_ELECTION = Parameter("sign_election", False, "elect signs as TIES does")
-
 RULE = Rule(
     name="dare_linear",
     function=dare,
@@ -125,7 +124,12 @@ RULE = Rule(
     source="DARE, arXiv 2311.03099",
     base="required",
     per_model=(WEIGHT, DENSITY),
-    options=(RESCALE_OPTION, SIGN_ELECTION, replace(NORMALIZE, default=False), SCALE, SEED),
+    options=(
+        Parameter("rescale", "density", "density (paper), l1 (mergekit) or none", choices=RESCALE),
+        replace(NORMALIZE, default=False),
+        SCALE,
+        SEED,
+    ),
     prepare=prepare,
     apply=elect,
     symmetric=False,
@@ -135,6 +139,7 @@ RULE = Rule(
 RULE_TIES = replace(
     RULE,
     name="dare_ties",
+    function=partial(dare, sign_election=True),
+    prepare=partial(prepare, sign_election=True),
     summary="DARE with sign election",
-    options=(RESCALE_OPTION, replace(SIGN_ELECTION, default=True), *RULE.options[2:]),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -34,10 +35,10 @@ def della(
     seed: int = 0,
     name: str = "",
 ) -> Array:
-    """TIES' election over updates whose entries are kept with a probability that rises with the rank of their magnitude.
+    """TIES' election over updates whose entries are kept at random, large magnitudes more probably.
 
-    Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617. In each row (vector along the last dimension) the entry of
-    rank r of n (0 the smallest) is kept with probability ``density - epsilon + 2 epsilon r / (n - 1)``, so that the
+    Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617. In each row (vector along the last dimension) the entry
+    of rank r of n (0 the smallest) is kept with probability ``density - epsilon + 2 epsilon r / (n - 1)``, so that the
     paper's epsilon is twice this one (mergekit's convention). Density 1 keeps everything, 0 nothing.
     ``rescale``: ``probability`` divides each entry by its own probability (the paper); ``l1`` gives what is left the L1
     norm of the whole (mergekit); ``none``.
@@ -124,7 +125,6 @@ RULE = Rule(
     ),
     options=(
         Parameter("rescale", "probability", "probability (paper), l1 (mergekit) or none", choices=RESCALE),
-        Parameter("sign_election", True, "elect signs as TIES does"),
         NORMALIZE,
         SCALE,
         SEED,
@@ -136,11 +136,7 @@ RULE = Rule(
 RULE_LINEAR = replace(
     RULE,
     name="della_linear",
+    function=partial(della, sign_election=False, normalize=False),
     summary="DELLA without sign election",
-    options=(
-        RULE.options[0],
-        replace(RULE.options[1], default=False),
-        replace(NORMALIZE, default=False),
-        *RULE.options[3:],
-    ),
+    options=(RULE.options[0], replace(NORMALIZE, default=False), SCALE, SEED),
 )

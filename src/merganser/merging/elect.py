@@ -1,7 +1,7 @@
 """The common form of TIES, DARE, DELLA and breadcrumbs: sparsify the updates, agree on signs, add.
 
-``theta_0 + scale * sum_i [agree_i] v_i / D`` with ``v_i = w_i * kept(tau_i)``. With sign election an entry agrees when its
-sign is that of ``sum_i v_i`` (an exact zero of the sum counts as positive), and ``D = sum_i [agree_i] w_i`` when
+``theta_0 + scale * sum_i [agree_i] v_i / D`` with ``v_i = w_i * kept(tau_i)``. With sign election an entry agrees when
+its sign is that of ``sum_i v_i`` (an exact zero of the sum counts as positive), and ``D = sum_i [agree_i] w_i`` when
 normalised; without election every entry counts and ``D = sum_i w_i``. Weights act before the election, as in mergekit.
 """
 

@@ -30,8 +30,8 @@ def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float 
 
     Source: Matena and Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832, equation 3. CoFiMA
     (Marouf et al. 2023, arXiv 2312.08977) is this with weights ``1 - a`` and ``a``.
-    Weights: their scale does not matter; no other normalisation. Where every ``w_i F_i`` is zero the plain weighted mean
-    stands in for 0/0. Sums are taken in double precision: Fisher entries are squares of gradients and may be tiny.
+    Weights: their scale does not matter; no other normalisation. Where every ``w_i F_i`` is zero the plain weighted
+    mean stands in for 0/0. Sums are taken in double precision: Fisher entries are squares of gradients and may be tiny.
 
     Args:
         models: tensors of equal shape.

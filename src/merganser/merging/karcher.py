@@ -26,8 +26,8 @@ def karcher(
     """The direction u minimising ``sum_i w_i angle(u, theta_i)^2``, times the weighted mean of the norms.
 
     Source: Karcher 1977, Riemannian center of mass; for models: arXiv 2603.04972. Gradient descent on the sphere with
-    step one, u <- exp_u(sum_i w_i log_u(theta_i / |theta_i|)), from the normalised mean. All iterates lie in the span of
-    the models, so it runs on their inner products and the tensors are read twice, however many iterations it takes.
+    step one, u <- exp_u(sum_i w_i log_u(theta_i / |theta_i|)), from the normalised mean. All iterates lie in the span
+    of the models, so it runs on their inner products and the tensors are read twice, however many iterations it takes.
     Weights: normalised (tensors of norm zero have no direction and no vote on it, but count in the mean of the norms).
     Agrees with mergekit's ``karcher`` (which has equal weights only) to the tolerance.
 

@@ -26,9 +26,9 @@ class Largest:
 def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array:
     """``theta_0 + scale * tau*`` where ``tau*[j]`` is the ``tau_i[j]`` of largest magnitude, ties to the later model.
 
-    Source: Marczak et al. 2024, MagMax, arXiv 2407.06322, where ``scale`` is 0.5 and each model was fine-tuned from the one
-    before it. Weights: none. In a stream, keep the unscaled ``tau*`` and fold each update in with :func:`fold`; folding
-    into the scaled model gives something else.
+    Source: Marczak et al. 2024, MagMax, arXiv 2407.06322, where ``scale`` is 0.5 and each model was fine-tuned from the
+    one before it. Weights: none. In a stream, keep the unscaled ``tau*`` and fold each update in with :func:`fold`;
+    folding into the scaled model gives something else.
 
     Args:
         models: tensors of equal shape, in the order of their tasks.

@@ -132,7 +132,7 @@ class Rule:
         return known[name]
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of ``function`` and ``prepare``: per-model values under their plural, options as they are."""
+        """Keyword arguments of ``function`` and ``prepare``: ``weight`` becomes ``weights``."""
         plural = {parameter.name: argument(parameter.name) for parameter in self.per_model}
         return {plural.get(name, name): value for name, value in values.items()}
 

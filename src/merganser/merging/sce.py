@@ -15,11 +15,12 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
     """``theta_0 + sum_{i agrees} e_i tau_i / sum_{i agrees} e_i`` over the entries of largest variance.
 
     Source: Wan et al. 2024, FuseChat, arXiv 2408.07990 (SCE). Select: of the entries whose variance over the models is
-    not zero, the ``round(select * count)`` of largest variance, ties in the order of the index; the others keep the base.
+    not zero, the ``round(select * count)`` of largest variance, ties in the order of the index; the others keep the
+    base.
     Calculate: ``e_i`` is the mean square of the selected update of model i, over their sum. Erase: an entry of a model
     counts where its sign is that of the sum over models (zero counts as positive).
-    Weights: none. Agrees with mergekit's ``sce`` (``select_topk``) to rounding, except that mergekit cuts the fraction of
-    the count off and breaks ties arbitrarily.
+    Weights: none. Agrees with mergekit's ``sce`` (``select_topk``) to rounding, except that mergekit cuts the fraction
+    of the count off and breaks ties arbitrarily.
 
     Args:
         models: tensors of equal shape.

@@ -1,7 +1,7 @@
 """What every rule shares: arrays in, arrays out, arithmetic in single precision or wider, one rounding at the end.
 
-A rule is written for numpy arrays. Torch tensors are taken as views of their memory and the result comes back as a torch
-tensor of the first model's type, on its device; torch is imported only when somebody passes one.
+A rule is written for numpy arrays. Torch tensors are taken as views of their memory and the result comes back as a
+torch tensor of the first model's type, on its device; torch is imported only when somebody passes one.
 
 A tensor is never needed whole by the rules that can be cut into slices: they read it through :class:`Inputs`, in memory
 here, from files in :mod:`merganser.merging.engine`. Sums over a tensor are taken over blocks of :data:`BLOCK` elements

@@ -28,9 +28,10 @@ def ties(
     largest magnitudes of each tensor, ties in the order of the index; an update agrees where its sign is that of
     ``sum_i w_i trim(tau_i)`` (zero counts as positive).
     Weights: act before the election; the divisor is the sum of the weights that agree (``normalize``) or one.
-    Agrees with mergekit's ``ties`` to rounding, except that mergekit keeps ``int(density * n)`` (at least one) and breaks
-    ties arbitrarily. PEFT's ``ties`` elects signs before weighting and divides by the number of updates that agree, so
-    weights .5/.5 give half of this result and 2/1 something else. fusion_bench trims over the whole model at once.
+    Agrees with mergekit's ``ties`` to rounding, except that mergekit keeps ``int(density * n)`` (at least one) and
+    breaks ties arbitrarily. PEFT's ``ties`` elects signs before weighting and divides by the number of updates that
+    agree, so weights .5/.5 give half of this result and 2/1 something else. fusion_bench trims over the whole model at
+    once.
 
     Args:
         models: tensors of equal shape.

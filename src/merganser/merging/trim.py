@@ -1,9 +1,9 @@
 """Which entries of an update are kept: exactly the k largest, or a random share that anybody can recompute.
 
-Keeping the k largest of n magnitudes needs one number per tensor, the smallest magnitude kept, and, as several entries may
-have it, the index up to which those are kept. :func:`cuts` finds both without sorting and without holding the tensor:
-a sample brackets the magnitude, one pass counts what lies above and collects what lies inside. Where the sample misled it
-(never wrong, at most slower) two histograms of the bits of the magnitude decide.
+Keeping the k largest of n magnitudes needs one number per tensor, the smallest magnitude kept, and, as several entries
+may have it, the index up to which those are kept. :func:`cuts` finds both without sorting and without holding the
+tensor: a sample brackets the magnitude, one pass counts what lies above and collects what lies inside. Where the sample
+misled it (never wrong, at most slower) two histograms of the bits of the magnitude decide.
 """
 
 from __future__ import annotations

@@ -30,9 +30,10 @@ def tunable_magmax(
     """``theta_0 + scale * tau*`` where task i supplies exactly its share of the entries of ``tau*``.
 
     Source: Hiroshima 2026, Tunable MagMax, arXiv 2605.20803. Of n entries task i supplies ``floor(w_i n)``, the
-    remainder going round from the first task. From MagMax's winners, tasks T to 2 give up their surplus, drawn at random,
-    each entry going to the earlier task of largest magnitude there; last, the first task's surplus, drawn at random, goes
-    to the tasks still short, in their order. Draws depend on ``seed``, ``name`` and the entry's index only.
+    remainder going round from the first task. From MagMax's winners, tasks T to 2 give up their surplus, drawn at
+    random, each entry going to the earlier task of largest magnitude there; last, the first task's surplus, drawn at
+    random, goes to the tasks still short, in their order. Draws depend on ``seed``, ``name`` and the entry's index
+    only.
     Weights: the preference vector, divided by its sum; not negative.
 
     Args:
