@@ -21,6 +21,13 @@ from numba.extending import intrinsic
 STORAGE: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32}
 """The types that kernels read and write, and the numpy type that stands for each."""
 
+EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
+    "BF16": (np.uint16, 0x7F80),
+    "F16": (np.uint16, 0x7C00),
+    "F32": (np.uint32, 0x7F800000),
+}
+"""Bits that are all set in NaN and infinity, per type."""
+
 PIECE = 1024
 """Elements of a slice that are worked on together: intermediate results stay in the first-level cache."""
 
@@ -324,8 +331,8 @@ def scan(
         model, origin = row[begin : begin + length], base[begin : begin + length]
         for j in range(length):
             magnitudes[j] = abs(_decode(model[j]) - _decode(origin[j]))
-        here = np.int32(0)
-        equal = np.int32(0)
+        here: Any = np.int32(0)
+        equal: Any = np.int32(0)
         for j in range(length):
             value = magnitudes[j]
             here += np.int32(not (value <= high))

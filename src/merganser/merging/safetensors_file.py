@@ -190,8 +190,9 @@ def header_bytes(
     return len(text).to_bytes(8, "little") + text, [start + begin for begin in begins]
 
 
-def create(path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]) ->
-list[Tensor]:
+def create(
+    path: Path, tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
+) -> list[Tensor]:
     """Write the header of a new file and reserve the space of its tensors, which are then written in place.
 
     Returns:

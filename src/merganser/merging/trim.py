@@ -138,9 +138,10 @@ def _sampled_bracket(inputs: Inputs, model: int, k: int) -> tuple[float, float, 
 def _scan(inputs: Inputs, scans: list[_Bracket]) -> None:
     """Fill the brackets in one pass over the tensor, per block, in order."""
     limit = int(_CANDIDATES * inputs.size)
-    fast = getattr(inputs, "scan_block", None)
-    for start in range(0, inputs.size, BLOCK):
-        stop = min(start + BLOCK, inputs.size)
+    fast = getattr(inputs, "scan_slice", None)
+    step = _step(inputs)
+    for start in range(0, inputs.size, step):
+        stop = min(start + step, inputs.size)
         if fast is not None:
             for scan, (above, ties, values, indices) in zip(scans, fast(start, stop, scans), strict=True):
                 _note(scan, above, ties, values, indices, limit)
@@ -154,6 +155,11 @@ def _scan(inputs: Inputs, scans: list[_Bracket]) -> None:
             above = int(np.count_nonzero(~(magnitudes <= scan.high)))
             ties = len(values) - int(np.count_nonzero(other))
             _note(scan, above, ties, values[other], inside[other] + start, limit)
+
+
+def _step(inputs: Inputs) -> int:
+    """Elements read together: what the inputs like best, or a block."""
+    return int(getattr(inputs, "step", BLOCK))
 
 
 def _note(scan: _Bracket, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
@@ -192,10 +198,11 @@ def _within(values: NDArray[Any], indices: NDArray[np.int64], need: int) -> tupl
 
 def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_block: list[int]) -> int:
     """Index just behind the ``ties``-th entry of exactly this magnitude, counted per block beforehand."""
+    step = _step(inputs)
     for block, count in enumerate(per_block):
         if ties <= count:
-            start = block * BLOCK
-            magnitudes = update_magnitudes(inputs, model, start, min(start + BLOCK, inputs.size))
+            start = block * step
+            magnitudes = update_magnitudes(inputs, model, start, min(start + step, inputs.size))
             return start + int(np.flatnonzero(magnitudes == magnitude)[ties - 1]) + 1
         ties -= count
     raise AssertionError("more ties than were counted")
@@ -215,8 +222,9 @@ def _by_histogram(inputs: Inputs, model: int, k: int) -> Cut:
     if np.isnan(magnitude):
         return Cut(np.inf, 0)
     per_block = []
-    for start in range(0, inputs.size, BLOCK):
-        magnitudes = update_magnitudes(inputs, model, start, min(start + BLOCK, inputs.size))
+    step = _step(inputs)
+    for start in range(0, inputs.size, step):
+        magnitudes = update_magnitudes(inputs, model, start, min(start + step, inputs.size))
         per_block.append(int(np.count_nonzero(magnitudes == magnitude)))
     return Cut(magnitude, _index_of_tie(inputs, model, magnitude, ties, per_block))
 
