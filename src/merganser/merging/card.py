@@ -34,7 +34,7 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# Merged {'adapter' if adapter else 'model'}\n\n"
-        f"Made with [Merganser](https://pypi.org/project/merganser/) by the rule `{rule.name}`: {rule.summary} "
+        f"Made with Merganser by the rule `{rule.name}`: {rule.summary} "
         f"({rule.source}).\n\n"
         f"| model | path or hub id |\n| --- | --- |\n{rows}{base}\n\n"
         f"Arithmetic in float32, rounded once. The same merge again:\n\n"

@@ -19,13 +19,14 @@ from typing import Any
 
 from merganser.errors import InputError, MerganserError, RunError
 from merganser.merging.card import model_card
-from merganser.merging.engine import Job, load_kernels, run_jobs
+from merganser.merging.engine import load_kernels, run_jobs
 from merganser.merging.plan import Plan, check_disk, make_plan
 from merganser.merging.recipe import Recipe
 from merganser.merging.recipe_file import to_content
 from merganser.merging.safetensors_file import create
 from merganser.merging.source import INDEX, SINGLE, read_json
 from merganser.merging.storage import TORCH_NAMES
+from merganser.merging.streaming import Job
 
 RECIPE = "merge.yaml"
 

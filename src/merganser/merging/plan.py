@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.engine import Engine, Files, Job
+from merganser.merging.engine import Engine
 from merganser.merging.recipe import Recipe, positions
 from merganser.merging.rule import Rule
 from merganser.merging.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
 from merganser.merging.source import INDEX, SINGLE, Checkpoint, open_checkpoint
+from merganser.merging.streaming import Files, Job
 
 _SAMPLE = 1 << 20
 """Elements of one tensor that an estimate of the time merges."""
@@ -209,8 +210,8 @@ def _differences(
         listed = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
         raise InputError(
             f"The models differ: {listed}.",
-            "Models of one architecture and vocabulary can be merged; to merge what they have in common and keep the
-            rest " "of the first (or the base), use --common-only.",
+            "Models of one architecture and vocabulary can be merged; to merge what they have in common and keep the "
+            "rest of the first (or the base), use --common-only.",
         )
     if len(only) == len(reference.tensors):
         raise InputError(f"{reference.label} has no tensor in common with the others.", "Check the models.")
