@@ -9,7 +9,7 @@ or origin for tensors by pattern; later ones win.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -150,7 +150,16 @@ def _over(old: Any, new: Any, count: int) -> Any:
 
 def positions(names: Sequence[str]) -> dict[str, Place]:
     """The place of every tensor, from the layer numbers in the names."""
-    layers = {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
+    layers = _layers(names)
     last = max(layers.values(), default=0)
     # A single layer is the end of its way, as in mergekit.
     return {name: Place(name, (layers[name] / last if last else 1.0) if name in layers else 0.0) for name in names}
+
+
+def layer_count(names: Iterable[str]) -> int:
+    """How many layers the tensors of a model belong to."""
+    return max(_layers(names).values(), default=-1) + 1
+
+
+def _layers(names: Iterable[str]) -> dict[str, int]:
+    return {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
