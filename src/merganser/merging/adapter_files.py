@@ -80,8 +80,8 @@ def read_adapter(label: str, allow_nonfinite: bool = False) -> Adapter:
     if not is_adapter(folder):
         raise InputError(
             f"{label} is no adapter (it has no {ADAPTER_CONFIG}), others are.",
-            "Adapters are merged with adapters. To merge models, first put the adapters into theirs: merge_and_unload of "
-            "PEFT, or merganser export --merged.",
+            "Adapters are merged with adapters. To merge models, first put the adapters into theirs: merge_and_unload "
+            "of PEFT, or merganser export --merged.",
         )
     if not (folder / WEIGHTS).is_file():
         if (folder / "adapter_model.bin").is_file():

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.combine import Combination
+from merganser.merging.combine import Combination, combine
 from merganser.merging.rule import Rule
 from merganser.merging.tensors import ArrayInputs
 
@@ -195,22 +195,40 @@ def merge_updates(
     check_factors(name, present)
     weights = coefficients_of(rule, arguments, len(parts))
     if weights is not None:
-        used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
-        stacked = concatenate([part for part, _ in used], [weight for _, weight in used])
-        if rank is None or stacked.rank <= rank:
-            return stacked, 0.0
-        return truncate(stacked, rank)
+        return _weighted(parts, weights, rank)
     if rule.extra:
         raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+    zero = np.zeros((present[0].b.shape[0], present[0].a.shape[1]), np.float32)
+    updates = [zero if part is None else part.update().astype(np.float32) for part in parts]
+    weights = _depends_on_angles(updates, zero, rule, arguments)
+    if weights is not None:
+        return _weighted(parts, weights, rank)
     if rank is None:
         raise InputError(
             f"The rule {rule.name} gives {name} an update of full rank.",
             "Say which rank to keep: --rank, rank: in the file.",
         )
-    zero = np.zeros((present[0].b.shape[0], present[0].a.shape[1]), np.float32)
-    updates = [zero if part is None else part.update().astype(np.float32) for part in parts]
     positional: list[Any] = [updates] if rule.base == "none" else [updates, zero]
     return decompose(rule.function(*positional, **arguments), rank)
+
+
+def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
+    """The weighted sum of the updates, cut to a rank where one is given."""
+    used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
+    stacked = concatenate([part for part, _ in used], [weight for _, weight in used])
+    if rank is None or stacked.rank <= rank:
+        return stacked, 0.0
+    return truncate(stacked, rank)
+
+
+def _depends_on_angles(
+    updates: list[NDArray[Any]], zero: NDArray[Any], rule: Rule, arguments: Mapping[str, Any]
+) -> list[float] | None:
+    """Coefficients of a rule that is a weighted sum once it knows the inner products (slerp, Karcher, model stock)."""
+    if rule.prepare is None or rule.apply is not combine:
+        return None
+    plan = rule.prepare(ArrayInputs(updates, None if rule.base == "none" else zero), **arguments)
+    return None if plan is None else [float(coefficient) for coefficient in plan.coefficients]
 
 
 def merge_factors(

@@ -21,13 +21,6 @@ from numba.extending import intrinsic
 STORAGE: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32}
 """The types that kernels read and write, and the numpy type that stands for each."""
 
-EXPONENTS: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
-    "BF16": (np.uint16, 0x7F80),
-    "F16": (np.uint16, 0x7C00),
-    "F32": (np.uint32, 0x7F800000),
-}
-"""Bits that are all set in NaN and infinity, per type."""
-
 PIECE = 1024
 """Elements of a slice that are worked on together: intermediate results stay in the first-level cache."""
 
@@ -92,9 +85,25 @@ def _encode(typing_context: Any, value: Any, out: Any) -> Any:
     return out.dtype(value, out), code
 
 
+@intrinsic
+def _alarm(typing_context: Any, alarm: Any, value: Any) -> Any:
+    """``_alarm(alarm, value)``: the alarm with its highest bit set where the value is NaN or infinite.
+
+    Adding one to an exponent of all ones carries into the sign's place: no comparison, no branch.
+    """
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        magnitude = builder.and_(builder.bitcast(args[1], _I32), _I32(0x7FFFFFFF))
+        return builder.or_(args[0], builder.add(magnitude, _I32(0x00800000)))
+
+    return types.uint32(types.uint32, types.float32), code
+
+
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> None:
+def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> bool:
     """:func:`merganser.merging.combine.combine`; with ``deltas`` the last row is the base.
+
+    Returns whether a result is NaN or infinite: where none is, no input was.
 
     Args:
         rows: storage, ``sources x at least n``.
@@ -104,12 +113,15 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> Non
         out: storage, at least ``n``.
     """
     models = len(coefficients)
+    alarm = np.uint32(0)
     if not deltas and models == 2:
         first, second = coefficients[0], coefficients[1]
         a, b = rows[0], rows[1]
         for j in range(n):
-            out[j] = _encode(_decode(a[j]) * first + _decode(b[j]) * second, out)
-        return
+            value = _decode(a[j]) * first + _decode(b[j]) * second
+            alarm = _alarm(alarm, value)
+            out[j] = _encode(value, out)
+        return bool(alarm > np.uint32(0x7FFFFFFF))
     total = np.empty(PIECE, np.float32)
     for begin in range(0, n, PIECE):
         length = min(PIECE, n - begin)
@@ -126,7 +138,9 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> Non
                     for j in range(length):
                         total[j] += (_decode(row[j]) - _decode(base[j])) * weight
             for j in range(length):
-                target[j] = _encode(total[j] + _decode(base[j]), out)
+                value = total[j] + _decode(base[j])
+                alarm = _alarm(alarm, value)
+                target[j] = _encode(value, out)
         else:
             for i in range(models):
                 row = rows[i, begin : begin + length]
@@ -138,13 +152,19 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> Non
                     for j in range(length):
                         total[j] += _decode(row[j]) * weight
             for j in range(length):
+                alarm = _alarm(alarm, total[j])
                 target[j] = _encode(total[j], out)
+    return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
-def magmax(rows: Any, n: int, scale: Any, out: Any) -> None:
-    """:func:`merganser.merging.magmax.apply`; the last row is the base."""
+def magmax(rows: Any, n: int, scale: Any, out: Any) -> bool:
+    """:func:`merganser.merging.magmax.apply`; the last row is the base.
+
+    Returns whether an update is NaN or infinite.
+    """
     models = len(rows) - 1
+    alarm = np.uint32(0)
     best = np.empty(PIECE, np.float32)
     origin = np.empty(PIECE, np.float32)
     for begin in range(0, n, PIECE):
@@ -155,13 +175,16 @@ def magmax(rows: Any, n: int, scale: Any, out: Any) -> None:
         for j in range(length):
             origin[j] = _decode(base[j])
             best[j] = _decode(row[j]) - origin[j]
+            alarm = _alarm(alarm, best[j])
         for i in range(1, models):
             row = rows[i, begin : begin + length]
             for j in range(length):
                 delta = _decode(row[j]) - origin[j]
+                alarm = _alarm(alarm, delta)
                 best[j] = delta if abs(delta) >= abs(best[j]) else best[j]
         for j in range(length):
             target[j] = _encode(best[j] * scale + origin[j], out)
+    return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -208,8 +231,10 @@ def elect(
     normalize: bool,
     scale: Any,
     out: Any,
-) -> None:
+) -> bool:
     """:func:`merganser.merging.elect.elect`; the last row is the base.
+
+    Returns whether an update is NaN or infinite.
 
     Args:
         rows: storage, ``models + 1 x at least n``.
@@ -230,6 +255,7 @@ def elect(
     count = np.empty(PIECE, np.float32)
     kept = np.empty((models, PIECE), np.float32)
     zero = np.float32(0.0)
+    alarm = np.uint32(0)
     for begin in range(0, n, PIECE):
         length = min(PIECE, n - begin)
         target = out[begin : begin + length]
@@ -242,6 +268,7 @@ def elect(
             update = kept[i]
             for j in range(length):
                 update[j] = _decode(row[j]) - origin[j]
+                alarm = _alarm(alarm, update[j])
             low, high = magnitudes[i, 0], magnitudes[i, 1]
             if low >= zero:
                 ties = min(max(indices[i, 0] - (start + begin), 0), length)
@@ -274,6 +301,7 @@ def elect(
                 total[j] *= scale
         for j in range(length):
             target[j] = _encode(origin[j] + total[j], out)
+    return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
 @numba.njit(nogil=True, cache=True, error_model="numpy")
@@ -350,12 +378,3 @@ def scan(
             indices[found + j] = start + begin + places[j]
         found += count
     return above, ties, found
-
-
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def nonfinite(row: Any, n: int, mask: Any) -> int:
-    """How many of ``n`` unsigned integers have all bits of ``mask`` set: NaN and infinity in their type."""
-    count = 0
-    for j in range(n):
-        count += int((row[j] & mask) == mask)
-    return count

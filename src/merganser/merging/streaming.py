@@ -81,12 +81,11 @@ class Workspace:
     """The buffers of one thread, allocated once: a fresh allocation costs more than the arithmetic on it."""
 
     def __init__(self) -> None:
-        self._buffers: dict[tuple[str, int], NDArray[Any]] = {}
+        self._buffers: dict[tuple[str, Any, int], NDArray[Any]] = {}
 
     def rows(self, what: str, count: int, length: int, kind: Any) -> NDArray[Any]:
-        """An array of ``count x length``, reused by the next caller with the same ``what`` and length."""
-        kind = np.dtype(kind)
-        key = (f"{what}/{kind}", length)
+        """An array of ``count x length``, reused by the next caller with the same ``what``, type and length."""
+        key = (what, kind, length)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < count:
             buffer = self._buffers[key] = np.empty((count, length), dtype=kind)

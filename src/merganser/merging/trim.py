@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 SMALL = 4 * BLOCK
 """Up to this many elements the magnitudes of one tensor are held and partitioned."""
 
-_SAMPLE_RUNS, _SAMPLE_RUN = 128, 2048
+_SAMPLE_RUNS, _SAMPLE_RUN = 48, 4096
 _MARGIN = 0.01
 _CANDIDATES = 0.10
 
@@ -81,7 +81,7 @@ def cuts(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[Cut]:
             model, k = wanted[index]
             found[index] = _by_partition(update_magnitudes(inputs, model, 0, inputs.size), k)
     elif open_:
-        scans = [_Bracket(*wanted[index], *_sampled_bracket(inputs, *wanted[index])) for index in open_]
+        scans = _sampled_brackets(inputs, [wanted[index] for index in open_])
         _scan(inputs, scans)
         for index, scan in zip(open_, scans, strict=True):
             found[index] = _from_scan(inputs, scan) or _by_histogram(inputs, scan.model, scan.k)
@@ -120,19 +120,25 @@ class _Bracket:
     collected: int = 0
 
 
-def _sampled_bracket(inputs: Inputs, model: int, k: int) -> tuple[float, float, float]:
+def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_Bracket]:
     """Magnitudes that probably enclose the k-th largest, and the likeliest one: from runs spread over the tensor."""
     stride = inputs.size // _SAMPLE_RUNS
-    runs = [
-        update_magnitudes(inputs, model, index * stride, index * stride + _SAMPLE_RUN) for index in range(_SAMPLE_RUNS)
-    ]
-    sample = np.sort(np.concatenate(runs))
-    position = (1.0 - k / inputs.size) * (len(sample) - 1)
-    margin = _MARGIN * len(sample)
-    low, middle, high = (
-        sample[int(min(max(place, 0), len(sample) - 1))] for place in (position - margin, position, position + margin)
-    )
-    return float(low), float(middle), float(high)
+    length = _SAMPLE_RUNS * _SAMPLE_RUN
+    samples = {model: np.empty(length, np.float32) for model, _ in wanted}
+    for index in range(_SAMPLE_RUNS):
+        models, base = inputs.read(index * stride, index * stride + _SAMPLE_RUN)
+        for model, sample in samples.items():
+            part = sample[index * _SAMPLE_RUN : (index + 1) * _SAMPLE_RUN]
+            np.abs(models[model] if base is None else models[model] - base, out=part)
+    for sample in samples.values():
+        sample.sort()
+    brackets = []
+    for model, k in wanted:
+        position = (1.0 - k / inputs.size) * (length - 1)
+        places = (position - _MARGIN * length, position, position + _MARGIN * length)
+        low, middle, high = (float(samples[model][int(min(max(place, 0), length - 1))]) for place in places)
+        brackets.append(_Bracket(model, k, low, middle, high))
+    return brackets
 
 
 def _scan(inputs: Inputs, scans: list[_Bracket]) -> None:
