@@ -152,7 +152,8 @@ def versions(mergekit: str | None) -> str:
     """Programs and machine."""
     from importlib.metadata import version
 
-    model = next((line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "?")
     ours = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba"))
     theirs = ""
     if mergekit:

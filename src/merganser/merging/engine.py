@@ -6,6 +6,7 @@ Memory does not grow with the model; only rules that need a tensor whole hold on
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
@@ -14,11 +15,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.combine import Combination
+from merganser.merging.combine import Combination, combine
 from merganser.merging.elect import Election
 from merganser.merging.magmax import Largest
 from merganser.merging.safetensors_file import ITEM_SIZE
-from merganser.merging.storage import count_nonfinite, encode
+from merganser.merging.storage import count_nonfinite, encode, join_pairs, split_pairs
 from merganser.merging.streaming import STEP, FileInputs, Files, Job, Workspace, read_into, write_from
 
 if TYPE_CHECKING:
@@ -105,10 +106,26 @@ class Engine:
                     self._check(job, raw)
                 values = result[: stop - start]
             else:
-                self._check(job, raw)
-                values = _blockwise(apply, inputs, raw, plan, start, job.target.dtype)
+                values = self._plain(job, apply, inputs, raw, plan, start)
             write_from(descriptor, values, job.target.offset + start * item)
             self._progress((stop - start) * item)
+
+    def _plain(
+        self, job: Job, apply: Callable[..., NDArray[Any]], inputs: FileInputs, raw: Any, plan: Any, start: int
+    ) -> NDArray[Any]:
+        """A slice in numpy, rounded to the storage type."""
+        if not isinstance(plan, Combination):
+            self._check(job, raw)
+        elif (paired := _in_pairs(job, raw, plan)) is not None:
+            return paired
+        models, base = inputs.decoded(raw)
+        with np.errstate(over="ignore", invalid="ignore"):
+            values = apply(models, base, plan, start)
+            finite = bool(np.isfinite(values).all())
+            if not finite and isinstance(plan, Combination):
+                # A weighted sum of finite numbers may overflow; of others it is never finite.
+                self._check(job, raw)
+            return encode(values, job.target.dtype, finite)
 
     def _whole(self, job: Job, inputs: FileInputs, descriptor: int) -> None:
         assert job.rule is not None
@@ -145,24 +162,29 @@ def _without_name(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _apply_of(job: Job) -> Callable[..., NDArray[Any]]:
     if job.rule is None:
-        from merganser.merging.combine import combine
-
         return combine
     assert job.rule.apply is not None
     return job.rule.apply
 
 
-def _blockwise(
-    apply: Callable[..., NDArray[Any]],
-    inputs: FileInputs,
-    raw: list[NDArray[np.uint8]],
-    plan: Any,
-    start: int,
-    dtype: str,
-) -> NDArray[Any]:
-    models, base = inputs.decoded(raw)
-    with np.errstate(over="ignore", invalid="ignore"):
-        return encode(apply(models, base, plan, start), dtype)
+def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
+    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that can't be done or isn't finite."""
+    if (
+        {tensor.dtype for tensor in (*job.inputs, job.target)} != {"BF16"}
+        or len(raw[0]) % 4
+        or sys.byteorder != "little"
+    ):
+        return None
+    halves = [split_pairs(part) for part in raw]
+    results = []
+    for side in (0, 1):
+        values = [half[side] for half in halves]
+        base = values.pop() if job.base is not None else None
+        result = combine(values, base, plan)
+        if not np.isfinite(result).all():
+            return None
+        results.append(result)
+    return join_pairs(*results)
 
 
 def _compiled(kernels: ModuleType, plan: Any) -> Callable[[Any, int, int, Any], bool] | None:
@@ -229,11 +251,14 @@ def run_jobs(
 ) -> None:
     """Write every job's tensor, the largest first, on some threads.
 
-    The result does not depend on their number: a tensor is merged by one thread, in a fixed order.
+    The result does not depend on their number: a tensor is merged by one thread, in a fixed order. Without the kernels
+    one thread does it: numpy's many short steps would only wait for the interpreter's lock.
 
     Raises:
         InputError, OSError: the first error of any thread; the others stop after their tensor.
     """
+    if kernels is None:
+        threads = 1
     files = Files()
     waiting = sorted(jobs, key=lambda job: job.target.nbytes)
     lock = threading.Lock()

@@ -53,19 +53,55 @@ def decode(raw: NDArray[np.uint8], dtype: str, work: np.dtype[Any], out: NDArray
     return native.astype(work)
 
 
-def encode(values: NDArray[Any], dtype: str) -> NDArray[Any]:
-    """``values`` in a storage type, rounded once to the nearest, ties to even. ``values`` may be overwritten."""
+def encode(values: NDArray[Any], dtype: str, finite: bool = False) -> NDArray[Any]:
+    """``values`` in a storage type, rounded once to the nearest, ties to even.
+
+    Args:
+        values: floating-point numbers.
+        dtype: ``F64``, ``F32``, ``F16`` or ``BF16`` (which comes as ``uint16``).
+        finite: the caller knows that none is NaN.
+    """
     if dtype != "BF16":
         with np.errstate(over="ignore"):
             return values.astype(_NATIVE[dtype], copy=False)
     single = np.ascontiguousarray(values, dtype=np.float32)
     bits = single.view(np.uint32)
-    nan = np.isnan(single)
-    bits = bits + (((bits >> np.uint32(16)) & np.uint32(1)) + np.uint32(0x7FFF))
-    narrow = (bits >> np.uint32(16)).astype(np.uint16)
-    if nan.any():
+    # Half a unit of the last place, less one where the upper half is even, in place of what will be cut off.
+    rounded = bits >> np.uint32(16)
+    rounded &= np.uint32(1)
+    rounded += np.uint32(0x7FFF)
+    rounded += bits
+    rounded >>= np.uint32(16)
+    narrow = rounded.astype(np.uint16)
+    if not finite and (nan := np.isnan(single)).any():
         narrow[nan] = 0x7FC0
     return narrow
+
+
+def split_pairs(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """bfloat16 numbers at even and at odd places, in float32, from an even number of them.
+
+    Two neighbours are one 32-bit integer: a shift gives the one and a mask the other, which is several times faster
+    than widening 16-bit integers. For arithmetic entry by entry, where the order does not matter.
+    """
+    pairs = raw.view(np.uint32)
+    return (pairs << np.uint32(16)).view(np.float32), (pairs & np.uint32(0xFFFF0000)).view(np.float32)
+
+
+def join_pairs(even: NDArray[np.float32], odd: NDArray[np.float32]) -> NDArray[np.uint16]:
+    """The inverse of :func:`split_pairs`, rounding like :func:`encode`; for finite numbers."""
+    rounded = []
+    for half in (even, odd):
+        bits = half.view(np.uint32)
+        up = bits >> np.uint32(16)
+        up &= np.uint32(1)
+        up += np.uint32(0x7FFF)
+        up += bits
+        rounded.append(up)
+    rounded[0] >>= np.uint32(16)
+    rounded[1] &= np.uint32(0xFFFF0000)
+    rounded[0] |= rounded[1]
+    return rounded[0].view(np.uint16)
 
 
 def count_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int:
