@@ -142,10 +142,9 @@ def available_cpus() -> int:
 
 def _lay_out(plan: Plan, folder: Path) -> list[Job]:
     """Create the shards, headers written and space reserved, and aim every job at its place."""
-    metadata = {"format": "pt", **plan.reference.metadata}
     places = {}
     for shard, tensors in plan.shards.items():
-        for place in create(folder / shard, tensors, metadata):
+        for place in create(folder / shard, tensors, plan.metadata):
             places[place.name] = place
     return [replace(job, target=places[job.target.name]) for job in plan.jobs]
 

@@ -50,6 +50,11 @@ class Plan:
     left_out: list[str] = field(default_factory=list)
 
     @property
+    def metadata(self) -> dict[str, str]:
+        """Of every shard written."""
+        return {"format": "pt", **self.reference.metadata}
+
+    @property
     def output_bytes(self) -> int:
         """Bytes of all tensors written."""
         return sum(job.target.nbytes for job in self.jobs)
@@ -62,7 +67,7 @@ class Plan:
     @property
     def file_bytes(self) -> int:
         """Bytes of the files written: tensors and headers."""
-        heads = [header_bytes(tensors, self.reference.metadata)[0] for tensors in self.shards.values()]
+        heads = [header_bytes(tensors, self.metadata)[0] for tensors in self.shards.values()]
         return self.output_bytes + sum(len(head) for head in heads)
 
     @property
