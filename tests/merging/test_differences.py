@@ -129,7 +129,7 @@ def mergekit_della_rescale() -> None:
 def mergekit_ties_precision() -> None:
     exact = ours(NAMED["ties-bfloat16"])
     theirs = golden("ties-bfloat16")
-    assert np.mean(rounded(exact) != theirs) > 0.1
+    assert 0.15 < np.mean(rounded(exact) != theirs) < 0.3
     # In units of the last place of bfloat16 they are near all the same.
     near = np.isclose(theirs, exact, rtol=2**-6, atol=2**-7)
     assert near.mean() > 0.9
@@ -159,7 +159,7 @@ def peft_ties_order() -> None:
     models, base = inputs(2)
     theirs = _peft("ties", [2.0, 1.0], density=0.8)
     mine = ties(models, base, weights=[2.0, 1.0], density=0.8) - base
-    assert np.linalg.norm(theirs - mine) / np.linalg.norm(mine) > 0.3
+    assert np.linalg.norm(theirs - mine) / np.linalg.norm(mine) == pytest.approx(0.943, abs=0.005)
     # Their election ignores the weights: where updates of opposite sign meet, ours may side with the other one.
     assert np.any(np.sign(theirs) * np.sign(mine) < 0)
 
