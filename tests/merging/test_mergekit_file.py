@@ -109,6 +109,7 @@ def test_a_filter_that_fits_nothing_falls_back_to_the_next_scope() -> None:
 def test_what_has_no_effect_is_noted() -> None:
     text = "{merge_method: linear, models: [{model: a, parameters: {weight: 1, density: .5}}], "
     text += "parameters: {int8_mask: true}}"
+    _, notes = translate(yaml.safe_load(text), "c.yml")
     assert any(note.startswith("density:") for note in notes)
     assert any(note.startswith("int8_mask:") for note in notes)
 
