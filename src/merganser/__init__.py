@@ -1,1 +1,50 @@
-"""Merganser: one language model that keeps learning, task after task, without forgetting."""
+"""Merganser: one language model that keeps learning, task after task, without forgetting.
+
+Names are imported when they are first used, so that ``import merganser`` costs nothing.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from merganser.control import Merge, MergeController
+    from merganser.learner import Learner
+    from merganser.metrics import ScoreMatrix
+    from merganser.runs import read_run
+    from merganser.streams.task import Example, Stream, Task
+    from merganser.training.aim import AimMerging
+    from merganser.weights import Weights
+
+_HOMES = {
+    "AimMerging": "merganser.training.aim",
+    "Example": "merganser.streams.task",
+    "Learner": "merganser.learner",
+    "Merge": "merganser.control",
+    "MergeController": "merganser.control",
+    "ScoreMatrix": "merganser.metrics",
+    "Stream": "merganser.streams.task",
+    "Task": "merganser.streams.task",
+    "Weights": "merganser.weights",
+    "read_run": "merganser.runs",
+}
+
+__all__ = [
+    "AimMerging",
+    "Example",
+    "Learner",
+    "Merge",
+    "MergeController",
+    "ScoreMatrix",
+    "Stream",
+    "Task",
+    "Weights",
+    "read_run",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'merganser' has no attribute '{name}'")

@@ -1,1 +1,100 @@
-"""The command ``merganser``."""
+"""The command ``merganser``: one file per subcommand, nothing heavy imported before it is needed."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+import traceback
+from collections.abc import Callable
+
+import typer
+
+from merganser.cli.ask import ask
+from merganser.cli.demo import demo
+from merganser.cli.evaluate import evaluate
+from merganser.cli.export import export
+from merganser.cli.learn import learn
+from merganser.cli.listing import methods, schema
+from merganser.cli.report import report
+from merganser.cli.run import run
+from merganser.cli.streams import streams
+from merganser.errors import MerganserError
+
+app = typer.Typer(
+    name="merganser",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    help=(
+        "Keeps one language model learning, task after task, without forgetting.\n\n"
+        "Try it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold], later "
+        "[bold]merganser learn RUN --task NAME --train FILE[/bold] and [bold]merganser ask RUN 'a text'[/bold]."
+    ),
+    epilog="Add --debug to any command to see the traceback of an error.",
+    pretty_exceptions_enable=False,
+)
+
+
+class _Stopped(Exception):
+    """Ctrl-C, under a name that Typer does not turn into an exit code of its own."""
+
+
+class _ReaderGone(Exception):
+    """Whoever read our output has gone, as in ``merganser ask ... | head``."""
+
+
+def _ours(command: Callable[..., None]) -> Callable[..., None]:
+    """The command with the exceptions that Typer would answer itself made ours."""
+
+    @functools.wraps(command)
+    def guarded(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+            sys.stdout.flush()
+        except KeyboardInterrupt as error:
+            raise _Stopped from error
+        except BrokenPipeError as error:
+            raise _ReaderGone from error
+
+    return guarded
+
+
+for command in (demo, run, learn, ask, evaluate, report, export, methods, streams, schema):
+    app.command()(_ours(command))
+
+
+def main() -> None:
+    """Entry point. Exit code 0: done; 1: work failed; 2: the user's mistake; 130: Ctrl-C."""
+    # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    arguments = sys.argv[1:]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    debug = "--debug" in options
+    if debug:
+        arguments.remove("--debug")
+    try:
+        app(args=arguments, prog_name="merganser")
+    except MerganserError as error:
+        if debug:
+            traceback.print_exc()
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(error.exit_code) from None
+    except (_Stopped, KeyboardInterrupt):
+        if debug:
+            traceback.print_exc()
+        print("Stopped. What was complete is kept; the same command continues.", file=sys.stderr)
+        raise SystemExit(130) from None
+    except (_ReaderGone, BrokenPipeError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0) from None
+    except Exception as error:
+        if debug:
+            traceback.print_exc()
+        print(
+            f"error: {type(error).__name__}: {error}. This is a fault of the program, not yours; "
+            "--debug shows where it happened.",
+            file=sys.stderr,
+        )
+        raise SystemExit(1) from None

@@ -1,1 +1,20 @@
+"""Numbers out of answers and scores: text scores, the score matrix, metrics of continual learning, intervals."""
 
+from __future__ import annotations
+
+from merganser.metrics.continual import Metric, summary
+from merganser.metrics.intervals import t_interval, wilson_interval
+from merganser.metrics.matrix import Entry, ScoreMatrix
+from merganser.metrics.text import TEXT_SCORES, mean_and_stderr, score_answers
+
+__all__ = [
+    "TEXT_SCORES",
+    "Entry",
+    "Metric",
+    "ScoreMatrix",
+    "mean_and_stderr",
+    "score_answers",
+    "summary",
+    "t_interval",
+    "wilson_interval",
+]

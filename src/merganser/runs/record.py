@@ -1,13 +1,20 @@
 """What a run directory says, as typed records: the files of a run are these records in JSON.
 
 ``run.yaml``                     :class:`RunInfo`
-``tasks/NN-name/task.json``      :class:`TaskRecord`
-``tasks/NN-name/scores.json``    a :class:`ScoreRow` (one row of the matrix)
-``tasks/NN-name/signals.jsonl``  one :class:`SignalRecord` per optimizer step of the task
-``ledger.jsonl``                 one :class:`MergeRecord` per merge, all tasks in order
+``tasks/NN-name/row.json``       :class:`RowFile`: the tasks learned in this row of the matrix, and its scores
+``tasks/NN-name/signals.jsonl``  one :class:`SignalRecord` per optimizer step
+``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
+``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
+``tasks/NN-name/test.jsonl``     one :class:`KeptExample` per test example, so that later rows can be measured anywhere
+``tasks/NN-name/adapter/``       the weights as deployed after it
+``tasks/NN-name/method/``        what the method keeps besides
+``ledger.jsonl``                 all merges in order
 ``scores.json``                  :class:`ScoresFile`: all rows, references, summary
+``references.json``              scores of single-task models, when they were measured
+``model/``                       the weights to use now, with their card
 
-``tasks/00-start`` holds the row before any training and the weights the run started from.
+``tasks/00-start`` holds the row before any training and the weights the run started from. The folders under ``tasks/``
+are the truth: each is renamed into place when it is complete, and the files beside ``tasks/`` are made from them.
 """
 
 from __future__ import annotations
@@ -58,7 +65,9 @@ class MergeRecord(Record):
     size_new: float = Field(description="L2 norm of the change made by the inner steps")
     size_old: float = Field(description="L2 norm of the change made by the rehearsal steps")
     cosine: float | None = Field(None, description="cosine between the two changes; None when one of them is zero")
-    loss_new_before: float | None = Field(None, description="loss on a batch of the new task before rehearsal and merge")
+    loss_new_before: float | None = Field(
+        None, description="loss on a batch of the new task before rehearsal and merge"
+    )
     loss_new_after: float | None = Field(None, description="the same batch after the merge")
     loss_old_before: float | None = Field(None, description="loss on a batch of the memory before rehearsal and merge")
     loss_old_after: float | None = Field(None, description="the same batch after the merge")
@@ -105,7 +114,7 @@ class CostRecord(Record):
 
 
 class TaskRecord(Record):
-    """``task.json``: one task as it was learned."""
+    """One task as it was learned."""
 
     name: str
     index: int = Field(description="1-based position in the run")
@@ -142,6 +151,28 @@ class ScoreRow(Record):
 
     learned: list[str] = Field(description="tasks learned since the row before; empty for the row before training")
     scores: dict[str, Score]
+
+
+class KeptExample(Record):
+    """One example in ``memory.jsonl`` or ``test.jsonl``."""
+
+    task: str
+    input: str
+    output: str
+    id: str = ""
+
+
+class RowFile(Record):
+    """``row.json``: what one row of the matrix learned, and how every task scored after it."""
+
+    format: int = FORMAT
+    row: int
+    tasks: list[TaskRecord] = Field(description="tasks learned in this row; empty for row 0")
+    scores: ScoreRow
+    earlier: dict[int, dict[str, Score]] = Field(
+        default_factory=dict, description="row -> scores of tasks that were not known when that row was measured"
+    )
+    metrics: dict[str, str] = Field(description="text score used for each task in the row")
 
 
 class MetricRecord(Record):

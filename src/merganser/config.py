@@ -1,0 +1,189 @@
+"""The file that describes a run: every section's options in one schema, and errors a person can act on."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Union
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from merganser.errors import InputError, nearest
+from merganser.methods import METHODS, MethodOptions
+from merganser.models.options import ModelOptions
+from merganser.streams.options import MemoryOptions, StreamOptions
+from merganser.training.options import TrainingOptions
+
+if typing.TYPE_CHECKING:
+    AnyMethodOptions = MethodOptions
+else:
+    AnyMethodOptions = Annotated[
+        Union[tuple(method.Options for method in METHODS.values())], Field(discriminator="name")  # noqa: UP007
+    ]
+
+
+class EvaluationOptions(BaseModel):
+    """What is measured after every task."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    future: bool = Field(
+        True, description="also score tasks of the stream that are not learned yet (needed for GEM's forward transfer)"
+    )
+    batch: int = Field(64, gt=0, description="texts answered at a time")
+
+
+class RunConfig(BaseModel):
+    """A run: which model learns which stream by which method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: ModelOptions
+    stream: StreamOptions | None = Field(None, description="the tasks, in order; not needed when tasks come one by one")
+    method: AnyMethodOptions = Field(
+        default_factory=lambda: METHODS["aim"].Options(name="aim"),
+        description="the continual-learning method: a name, or a mapping with `name` and its options",
+    )
+    memory: MemoryOptions = Field(default_factory=MemoryOptions, description="what is kept of each task for rehearsal")
+    training: TrainingOptions = Field(default_factory=TrainingOptions, description="how one task is optimised")
+    evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="what is measured")
+    seed: int = Field(0, ge=0, lt=2**32, description="decides everything that is random")
+
+    @field_validator("method", mode="before")
+    @classmethod
+    def _method_by_name(cls, value: Any) -> Any:
+        value = {"name": value} if isinstance(value, str) else value
+        if not isinstance(value, Mapping | MethodOptions):
+            raise ValueError("give the name of a method, or a mapping with 'name' and its options")
+        if isinstance(value, Mapping):
+            name, known = value.get("name"), ", ".join(METHODS)
+            if name is None:
+                raise ValueError(f"it has no 'name'. Methods: {known}")
+            if not isinstance(name, str) or name not in METHODS:
+                raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
+        return value
+
+    def sections(self) -> dict[str, Any]:
+        """Everything that must stay the same for a run to be continued; plain values, defaults filled in."""
+        return self.model_dump(mode="json", exclude={"stream"})
+
+
+def check_config(value: Any, where: str) -> RunConfig:
+    """Validate a configuration.
+
+    Args:
+        value: as read from YAML or given from Python.
+        where: a file name, for the message.
+
+    Raises:
+        InputError: an unknown key (with the nearest known one), a wrong type or an impossible value; the message
+            names the path of the key.
+    """
+    if not isinstance(value, Mapping):
+        raise InputError(f"{where}: expected sections such as 'model:' and 'stream:'.", "See `merganser schema`.")
+    try:
+        return RunConfig.model_validate(dict(value))
+    except ValidationError as error:
+        raise explain(error, where) from error
+
+
+def load_config(path: Path) -> RunConfig:
+    """Read a run's YAML file. A model named by a path beside the file becomes that path, wherever the command runs.
+
+    Raises:
+        InputError: the file is missing, not YAML, or not a valid configuration.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise InputError(f"there is no file '{path}'.", "Give the YAML file that describes the run.") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"'{path}' cannot be read: {error}.", "Give a YAML file in UTF-8.") from error
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f" at line {mark.line + 1}" if mark else ""
+        raise InputError(f"{path}: not YAML{line}: {getattr(error, 'problem', error)}.", "Mend that line.") from error
+    config = check_config(value, str(path))
+    beside = path.resolve().parent / config.model.name
+    if not beside.exists():
+        return config
+    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
+
+
+OptionsT = typing.TypeVar("OptionsT", bound=BaseModel)
+
+
+def explain_options(model: type[OptionsT], value: Mapping[str, Any], where: str) -> OptionsT:
+    """Validate one section's options on their own; errors as :func:`check_config`."""
+    try:
+        return model.model_validate(dict(value))
+    except ValidationError as error:
+        raise explain(error, where, model) from error
+
+
+def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConfig) -> InputError:
+    """The first problem of a validation as one message with the path of the key."""
+    problems = error.errors()
+    # An unknown key is named before the key that is missing because of it.
+    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    location = [part for part in first["loc"] if not _is_tag(part, first["loc"])]
+    path = ".".join(str(part) for part in location)
+    more = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
+    at = f"{where}: {path}" if path else where
+    if first["type"] == "extra_forbidden":
+        known = known_keys(model, location[:-1], first["loc"])
+        remedy = nearest(str(location[-1]), known) or (f"Known keys: {', '.join(known)}." if known else "")
+        return InputError(f"{at}: unknown key{more}.", remedy)
+    if first["type"] == "missing":
+        return InputError(f"{at}: missing{more}.", "Add it; `merganser schema` describes every key.")
+    message = first["msg"].removeprefix("Value error, ").rstrip(".")
+    given = first["input"]
+    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    end = "" if f"{message}{shown}{more}".endswith("?") else "."
+    return InputError(f"{at}: {message}{shown}{more}{end}", "`merganser schema` describes every key.")
+
+
+def _is_tag(part: str | int, location: Sequence[str | int]) -> bool:
+    """Whether a part of an error's location is pydantic's name of the chosen method, not a key of the file."""
+    return len(location) > 1 and location[0] == "method" and part is location[1] and part in METHODS
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The pydantic models inside an annotation such as ``list[X] | None``."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
+        return [model for part in typing.get_args(annotation) for model in _models(part)]
+    return []
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int] = ()) -> list[str]:
+    """Keys that are allowed at a path of the configuration."""
+    current = [model]
+    for part in path:
+        if isinstance(part, int):
+            continue
+        found = [field for each in current if (field := each.model_fields.get(part)) is not None]
+        if not found:
+            continue  # a key of the user's own, such as a task's name
+        current = [inner for field in found for inner in _models(field.annotation)]
+    if path and path[0] == "method" and len(raw) > 1 and raw[1] in METHODS:
+        current = [METHODS[str(raw[1])].Options]
+    return sorted({key for each in current for key in each.model_fields})
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """Where two plain configurations differ: ``"training.batch: 16 there, 32 asked"``."""
+    found = []
+    for key in [*before, *(key for key in now if key not in before)]:
+        old, new = before.get(key), now.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            found += differences(old, new, f"{prefix}{key}.")
+        elif old != new:
+            found.append(f"{prefix}{key}: {old!r} there, {new!r} asked")
+    return found

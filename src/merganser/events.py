@@ -1,0 +1,78 @@
+"""What happens while a run works, told to whoever listens: the live view, a test, a user's own program.
+
+A listener is any callable that takes one event. Nothing in the library prints; the command listens and shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class Notice:
+    """Something worth a line of text: a run continued, a repair made, a task already learned."""
+
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    """Training of a task begins. ``steps`` is the number of optimizer steps planned."""
+
+    task: str
+    index: int
+    examples: int
+    memory_examples: int
+    steps: int
+
+
+@dataclass(frozen=True, slots=True)
+class StepDone:
+    """One inner optimizer step. ``probe``: loss on the memory, if probed; ``interval``: planned merge interval."""
+
+    task: str
+    step: int
+    steps: int
+    loss: float
+    probe: float | None = None
+    interval: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Merged:
+    """A merge was made."""
+
+    task: str
+    step: int
+    cause: str
+    weight_new: float
+    weight_old: float
+    rehearsal_steps: int
+    interval: int
+    next_interval: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluating:
+    """``done`` of ``total`` test examples answered at this moment of the run."""
+
+    task: str
+    done: int
+    total: int
+
+
+@dataclass(frozen=True, slots=True)
+class RowDone:
+    """Scores of every evaluated task. ``learned`` is empty before any training."""
+
+    learned: tuple[str, ...]
+    scores: dict[str, float] = field(default_factory=dict)
+
+
+Event = Notice | TaskStarted | StepDone | Merged | Evaluating | RowDone
+Listener = Callable[[Event], None]
+
+
+def silent(event: Event) -> None:
+    """The listener that ignores everything."""

@@ -1,0 +1,357 @@
+"""One lesson: a task (or several at once) is learned, scored and written down as one row of the run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError, RunError
+from merganser.evaluation import KnownTask, with_candidates
+from merganser.events import RowDone, TaskStarted
+from merganser.learner.session import Session
+from merganser.methods import TaskContext
+from merganser.models.base import AnswerSpec
+from merganser.runs.atomic import full_disk_is_an_error, write_json, write_json_lines
+from merganser.runs.record import (
+    CostRecord,
+    KeptExample,
+    MemoryRecord,
+    RowFile,
+    Score,
+    ScoreRow,
+    SignalRecord,
+    TaskRecord,
+)
+from merganser.streams.checks import check_names, check_task
+from merganser.streams.memory import sample_memory, summarise_memory
+from merganser.streams.options import MemoryOptions
+from merganser.streams.task import Example, Task
+from merganser.training.determinism import derive_seed
+from merganser.training.narrator import Narrator
+from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
+
+EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
+"""What a method that keeps all training data keeps."""
+
+
+def check_stream(session: Session, tasks: Sequence[Task]) -> None:
+    """Find out before any work whether a stream can be learned by a run, from its first task to its last.
+
+    Raises:
+        InputError: a task that is malformed, that was learned from other data or in another order, of which nothing
+            would be kept, or that leaves a memory smaller than a batch of it.
+    """
+    check_names([task.name for task in tasks])
+    records = [task for row in session.directory.rows() for task in row.tasks]
+    kept = len(session.memory())
+    for position, task in enumerate(tasks):
+        check_task(task)
+        if position < len(records):
+            record = records[position]
+            if record.name != task.name:
+                raise InputError(
+                    f"task {position + 1} of the stream is '{task.name}', but this run learned '{record.name}' there.",
+                    "Use the same stream to continue it, or another folder for a new run.",
+                )
+            if record.fingerprint != task.fingerprint():
+                raise InputError(
+                    f"the data of task '{task.name}' are not those this run learned.",
+                    "Restore the files, or use another folder for a new run.",
+                )
+            continue
+        if not session.method.together:
+            session.method.rehearsal_batch(session.config.training, kept)
+        kept += len(sample(session, task))
+
+
+def memory_options(session: Session) -> MemoryOptions:
+    """How much of a task the method keeps."""
+    return EVERYTHING if session.method.keeps_everything else session.config.memory
+
+
+def sample(session: Session, task: Task) -> list[Example]:
+    """The examples of a task to keep for rehearsal; none for a method without a memory."""
+    if not session.method.uses_memory:
+        return []
+    seed = derive_seed(session.config.seed, "memory", task.name)
+    return sample_memory(task.train, task.labels, memory_options(session), seed)
+
+
+class Lesson:
+    """Learns ``tasks`` and appends one row to the run.
+
+    The run changes only when everything is complete: an error or a crash leaves it as it was.
+    """
+
+    def __init__(self, session: Session, tasks: Sequence[Task]) -> None:
+        self.session = session
+        self.tasks = tasks
+        self.began = time.perf_counter()
+
+    def run(self) -> ScoreRow:
+        """Check, train, score, write.
+
+        Raises:
+            InputError: a task that is malformed or learned already, or a memory batch larger than the memory.
+            RunError: the loss became not finite, or the disk is full.
+        """
+        self._check()
+        session = self.session
+        if not session.directory.row_folders():
+            self._measure_start()
+        number = len(session.directory.row_folders())
+        first = self.tasks[0].name
+        name = first if len(self.tasks) == 1 else f"{first}+{len(self.tasks) - 1}"
+        earlier = self._score_newcomers()
+        folder = session.directory.begin_row(number, name)
+        try:
+            self._go_to_start()
+            session.weights_changed()
+            outcome, cost = self._train(number, folder)
+            row = self._write_row(number, folder, outcome, cost, earlier)
+            session.weights_are(session.directory.commit_row(folder))
+        except BaseException:
+            session.directory.abandon_row(folder)
+            session.restore()
+            raise
+        session.listener(RowDone(tuple(row.learned), {task: score.value for task, score in row.scores.items()}))
+        return row
+
+    def _check(self) -> None:
+        if self.session.directory.lock.held is False:
+            raise InputError("this run was opened for reading only.", "Open it without read_only to learn.")
+        if not self.tasks:
+            raise InputError("no task was given to learn.", "Give at least one.")
+        if len(self.tasks) > 1 and not self.session.method.together:
+            raise InputError(
+                f"{self.session.method.title} learns one task at a time, and {len(self.tasks)} were given.",
+                "Call learn once per task.",
+            )
+        learned = self.session.learned
+        check_names([task.name for task in self.tasks])
+        for task in self.tasks:
+            check_task(task)
+            if task.name in learned:
+                raise InputError(f"task '{task.name}' was learned already.", "Choose another name, or another run.")
+        self.session.method.rehearsal_batch(self.session.config.training, len(self.session.memory()))
+
+    def _measure_start(self) -> None:
+        """Row 0: the weights before any training, and their scores on every task known by now."""
+        known = self._known()
+        folder = self.session.directory.begin_row(0, "start")
+        try:
+            scores = self.session.score(known, {})
+            with full_disk_is_an_error(folder):
+                self.session.backbone.save_weights(folder / "adapter")
+            row = RowFile(
+                row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics={t.name: t.metric for t in known}
+            )
+            write_json(folder / "row.json", row.model_dump())
+            self.session.weights_are(self.session.directory.commit_row(folder))
+        except BaseException:
+            self.session.directory.abandon_row(folder)
+            raise
+        self.session.listener(RowDone((), {task: score.value for task, score in scores.items()}))
+
+    def _known(self) -> list[KnownTask]:
+        """The learned tasks, these, and those foreseen."""
+        known = self.session.known_tasks()
+        for task in [*self.tasks, *self.session.foreseen]:
+            known.setdefault(task.name, KnownTask.of_task(task))
+        return list(known.values())
+
+    def _score_newcomers(self) -> dict[int, dict[str, Score]]:
+        """Scores, at row 0 and at the last row, of tasks that those rows did not know of."""
+        columns = set(self.session.directory.matrix().tasks)
+        new = [KnownTask.of_task(task) for task in self.tasks if task.name not in columns and task.test]
+        if not new:
+            return {}
+        folders = self.session.directory.row_folders()
+        found = {}
+        for number in sorted({0, len(folders) - 1}):
+            # With a model per task, a task that is not learned is answered by the pretrained one.
+            alone = self.session.method.one_model_per_task
+            self.session.use(folders[0 if alone else number])
+            found[number] = self.session.score(new, self.session.known_tasks() if number and not alone else {})
+        return found
+
+    def _go_to_start(self) -> None:
+        """Put the weights that the next task starts from into the model."""
+        folders = self.session.directory.row_folders()
+        if self.session.method.start == "pretrained":
+            self.session.use(folders[0])
+        elif self.session.method.start == "trained" and (folders[-1] / "trained").is_dir():
+            self.session.backbone.load_weights(folders[-1] / "trained")
+        else:
+            self.session.use(folders[-1])
+
+    def _features(self, examples: Sequence[KeptExample], specs: Mapping[str, AnswerSpec]) -> list[dict[str, Any]]:
+        features: list[dict[str, Any]] = []
+        for name in dict.fromkeys(example.task for example in examples):
+            own = [Example(e.input, e.output, e.id) for e in examples if e.task == name]
+            features += self.session.backbone.features(own, specs[name])
+        return features
+
+    def _train(self, number: int, folder: Path) -> tuple[Outcome, CostRecord]:
+        options = self.session.config.training
+        kept = self.session.memory()
+        known = self.session.known_tasks()
+        new = {task.name: KnownTask.of_task(task) for task in self.tasks}
+        if self.session.config.model.candidates == "seen" and not self.session.method.one_model_per_task:
+            new = {name: with_candidates(task, known.values()) for name, task in new.items()}
+            everything = [*known.values(), *new.values()]
+            known = {name: with_candidates(task, everything) for name, task in known.items()}
+        specs = {name: task.spec for name, task in [*known.items(), *new.items()]}
+        fresh = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.train]
+        features = self._features([*kept, *fresh] if self.session.method.together else fresh, specs)
+        memory = [] if self.session.method.together else self._features(kept, specs)
+        seed = derive_seed(self.session.config.seed, "task", number)
+        context = TaskContext(
+            self.tasks[0].name, number, self.session.backbone, memory, options, seed, self.session.listener
+        )
+        self.session.method.begin_task()
+        log = StepLog()
+        self.session.listener(
+            TaskStarted(context.task, number, len(features), len(memory), planned_steps(len(features), options))
+        )
+        outcome = train_task(
+            self.session.backbone.module,
+            features,
+            self.session.backbone.collate,
+            options,
+            task=context.task,
+            seed=seed,
+            precision=self.session.backbone.precision,
+            callbacks=[
+                *self.session.method.callbacks(context),
+                Narrator(self.session.listener, context.task, log, self.session.method.signals),
+            ],
+            penalty=self.session.method.penalty(context),
+            log=log,
+        )
+        if not all(bool(weight.isfinite().all()) for weight in self.session.backbone.trainable().values()):
+            raise RunError(
+                f"the weights are not finite after the last step of task '{context.task}'.",
+                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
+            )
+        with full_disk_is_an_error(folder):
+            if self.session.method.start == "trained":
+                self.session.backbone.save_weights(folder / "trained")
+            self.session.method.after_task(context)
+            self.session.backbone.save_weights(folder / "adapter")
+            (folder / "method").mkdir()
+            self.session.method.save(folder / "method")
+        cost = self.session.method.records.cost.model_copy()
+        cost.steps, cost.examples_trained = outcome.steps, outcome.examples
+        elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
+        elsewhere += cost.explaining_seconds + cost.bookkeeping_seconds
+        cost.inner_seconds = max(0.0, outcome.seconds - elsewhere)
+        return outcome, cost
+
+    def _write_row(
+        self,
+        number: int,
+        folder: Path,
+        outcome: Outcome,
+        cost: CostRecord,
+        earlier: dict[int, dict[str, Score]],
+    ) -> ScoreRow:
+        """Keep the memory, score every known task, and write all of the row's files."""
+        kept: list[KeptExample] = []
+        memories: dict[str, MemoryRecord] = {}
+        for task in self.tasks:
+            chosen = sample(self.session, task)
+            kept += [KeptExample(task=task.name, input=e.input, output=e.output, id=e.id) for e in chosen]
+            memories[task.name] = (
+                MemoryRecord(**asdict(summarise_memory(chosen, task.train, task.labels, memory_options(self.session))))
+                if chosen
+                else MemoryRecord()
+            )
+        evaluating = time.perf_counter()
+        scores = self._row_scores()
+        cost.evaluating_seconds = time.perf_counter() - evaluating
+        cost.examples_evaluated = sum(score.n for score in scores.values())
+        tests = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.test]
+        row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
+        write_json_lines(folder / "memory.jsonl", [example.model_dump() for example in kept])
+        write_json_lines(folder / "test.jsonl", [example.model_dump() for example in tests])
+        write_json_lines(folder / "merges.jsonl", [merge.model_dump() for merge in self.session.method.records.merges])
+        write_json_lines(folder / "signals.jsonl", [signal.model_dump() for signal in self._signals(outcome.log)])
+        cost.seconds = time.perf_counter() - self.began
+        memory_bytes = sum(len(e.input.encode()) + len(e.output.encode()) for e in [*self.session.memory(), *kept])
+        position = len(self.session.learned)
+        records = [
+            TaskRecord(
+                name=task.name,
+                index=position + offset + 1,
+                row=number,
+                seed=derive_seed(self.session.config.seed, "task", number),
+                fingerprint=task.fingerprint(),
+                train_examples=len(task.train),
+                dev_examples=len(task.dev),
+                test_examples=len(task.test),
+                labels=None if task.labels is None else list(task.labels),
+                label_texts=dict(task.label_texts),
+                metric=task.metric,
+                answer=task.answer,
+                prompt=task.prompt,
+                source=dict(task.source),
+                memory=memories[task.name],
+                # Tasks learned together share one training; its cost is written once, with the first.
+                cost=cost if offset == 0 else CostRecord(),
+                method_bytes={
+                    "memory": memory_bytes,
+                    "weights": self._weight_bytes(folder),
+                    **self.session.method.bytes_kept(),
+                },
+                finished=_now(),
+            )
+            for offset, task in enumerate(self.tasks)
+        ]
+        metrics = {task.name: task.metric for task in self._known()}
+        file = RowFile(row=number, tasks=records, scores=row, earlier=earlier, metrics=metrics)
+        write_json(folder / "row.json", file.model_dump())
+        return row
+
+    def _weight_bytes(self, folder: Path) -> int:
+        """Bytes of the weights that must survive: one set, or one per task for a method that keeps them all."""
+        sizes = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
+        sizes += sum(file.stat().st_size for file in folder.glob("trained/*.safetensors"))
+        return sizes * (len(self.session.learned) + 1 if self.session.method.one_model_per_task else 1)
+
+    def _row_scores(self) -> dict[str, Score]:
+        known = self._known()
+        names = {task.name for task in self.tasks}
+        learned = {task.name: task for task in known if task.name in names or task.name in self.session.learned}
+        if not self.session.method.one_model_per_task:
+            return self.session.score(known, learned)
+        # Each task is answered by its own weights, which did not change: only the new one is measured.
+        scores = {}
+        for row in self.session.directory.rows():
+            scores.update({name: score for name, score in row.scores.scores.items() if name not in names})
+        return {**scores, **self.session.score([task for task in known if task.name in names], {})}
+
+    def _signals(self, log: StepLog) -> list[SignalRecord]:
+        noted = self.session.method.records.signals
+        found = []
+        for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True), 1):
+            signal = noted.get(step)
+            found.append(
+                SignalRecord(
+                    step=step,
+                    loss=loss,
+                    learning_rate=rate,
+                    probe=signal.probe if signal else None,
+                    interval=signal.interval if signal else None,
+                    threshold=signal.threshold if signal else None,
+                )
+            )
+        return found
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")

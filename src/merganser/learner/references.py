@@ -1,0 +1,110 @@
+"""Single-task references: what a fresh model reaches on each task alone. AimMerging's forward transfer needs them.
+
+They cost as much as learning the stream again, so they are measured only when asked for, and kept: in the run, and in
+the user's cache, where other methods on the same stream find them.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from merganser.errors import InputError
+from merganser.evaluation import KnownTask
+from merganser.events import Notice, StepDone, TaskStarted
+from merganser.learner.session import Session
+from merganser.runs.atomic import write_json
+from merganser.runs.record import Score
+from merganser.streams.task import Task
+from merganser.training.determinism import derive_seed
+from merganser.training.narrator import Narrator
+from merganser.training.trainer import StepLog, planned_steps, train_task
+
+
+def cache_folder() -> Path:
+    """Where references are kept for other runs: ``$MERGANSER_CACHE`` or the user's cache folder."""
+    root = os.environ.get("MERGANSER_CACHE")
+    if root:
+        return Path(root) / "references"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merganser" / "references"
+
+
+def _key(session: Session, task: Task, seed: int) -> str:
+    """Changes with everything that changes the score of a model trained on the task alone."""
+    info = session.directory.info
+    parts = {
+        "task": task.fingerprint(),
+        "seed": seed,
+        "model": session.config.model.model_dump(mode="json"),
+        "start": derive_seed(session.config.seed, "model"),
+        "training": session.config.training.model_dump(mode="json"),
+        "precision": session.backbone.precision,
+        "versions": {name: info.versions.get(name) for name in ("merganser", "torch", "transformers", "peft")},
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+
+
+def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Score]:
+    """Score a fresh model trained on each task alone, and write the scores into the run.
+
+    The same training as in the run: budget, data order and dropout are those that the task had (or will have) there.
+
+    Args:
+        tasks: with their training texts; those without a test set are skipped.
+
+    Raises:
+        InputError: the run has not been started (nothing was measured or learned in it).
+        RunError: a loss became not finite.
+    """
+    folders = session.directory.row_folders()
+    if not folders:
+        raise InputError(f"nothing was learned yet in '{session.directory.path}'.", "Learn the stream first.")
+    references = session.directory.references()
+    position = {task.name: row.row for row in session.directory.rows() for task in row.tasks}
+    for number, task in enumerate(tasks, 1):
+        if not task.test or task.name in references:
+            continue
+        row = number if session.method.together else position.get(task.name, number)
+        seed = derive_seed(session.config.seed, "task", row)
+        cached = cache_folder() / f"{_key(session, task, seed)}.json"
+        if cached.is_file():
+            references[task.name] = Score.model_validate_json(cached.read_text(encoding="utf-8"))
+            session.listener(Notice(f"Single-task score of '{task.name}' found in the cache."))
+        else:
+            references[task.name] = _train_alone(session, task, number, seed, folders[0])
+            cached.parent.mkdir(parents=True, exist_ok=True)
+            write_json(cached, references[task.name].model_dump())
+        session.directory.write_references(references)
+    session.restore()
+    return references
+
+
+def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:
+    known = KnownTask.of_task(task)
+    features = session.backbone.features(task.train, known.spec)
+    steps = planned_steps(len(features), session.config.training)
+    session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
+    session.use(start)
+    session.weights_changed()
+    log = StepLog()
+
+    def tell(event: object) -> None:
+        if isinstance(event, StepDone):
+            session.listener(event)
+
+    narrator = Narrator(tell, f"{task.name} (alone)", log, lambda step: (None, None))
+    train_task(
+        session.backbone.module,
+        features,
+        session.backbone.collate,
+        session.config.training,
+        task=task.name,
+        seed=seed,
+        precision=session.backbone.precision,
+        callbacks=[narrator],
+        log=log,
+    )
+    return session.score([known], {})[task.name]

@@ -1,0 +1,107 @@
+"""What a run needs in memory while it is open: its directory, its model, its method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from merganser.config import RunConfig
+from merganser.errors import InputError
+from merganser.evaluation import KnownTask, score_tasks, with_candidates
+from merganser.events import Listener
+from merganser.methods import make_method
+from merganser.models.base import Backbone
+from merganser.runs.directory import RunDirectory
+from merganser.runs.record import KeptExample, Score
+from merganser.streams.task import Example, Task
+
+
+class Session:
+    """An open run.
+
+    Attributes:
+        directory: the run on disk.
+        config: what was asked.
+        backbone: the model; its weights are those of the row last given to :meth:`use`.
+        method: the continual-learning method, with what it keeps between tasks.
+        listener: is told what happens.
+        foreseen: tasks to come, which are scored before they are learned.
+    """
+
+    def __init__(self, directory: RunDirectory, config: RunConfig, backbone: Backbone, listener: Listener) -> None:
+        self.directory = directory
+        self.config = config
+        self.backbone = backbone
+        self.listener = listener
+        self.method = make_method(config.method)
+        self.foreseen: list[Task] = []
+        self._at: str | None = None  # name of the row whose weights are in the model; None: of no row
+
+    def restore(self) -> None:
+        """Go to where the run stands: the weights and the method's state of its last row."""
+        folders = self.directory.row_folders()
+        if folders:
+            self.use(folders[-1])
+            if (folders[-1] / "method").is_dir():
+                self.method.load(folders[-1] / "method")
+
+    def use(self, folder: Path) -> None:
+        """Put the weights of a row into the model."""
+        if self._at != folder.name:
+            self.weights_changed()
+            self.backbone.load_weights(folder / "adapter")
+            self.weights_are(folder)
+
+    def use_task(self, name: str) -> None:
+        """Put the weights that answer a learned task into the model."""
+        folders = self.directory.row_folders()
+        if self.method.one_model_per_task:
+            row = next(row.row for row in self.directory.rows() if any(task.name == name for task in row.tasks))
+            self.use(folders[row])
+        else:
+            self.use(folders[-1])
+
+    def weights_changed(self) -> None:
+        """The weights in the model are no longer those of a row."""
+        self._at = None
+
+    def weights_are(self, folder: Path) -> None:
+        """The weights in the model are those of this row."""
+        self._at = folder.name
+
+    @property
+    def learned(self) -> list[str]:
+        """Names of the tasks learned so far, in order."""
+        return [task.name for row in self.directory.rows() for task in row.tasks]
+
+    def known_tasks(self) -> dict[str, KnownTask]:
+        """The learned tasks with their test sets."""
+        known = {}
+        for folder in self.directory.row_folders():
+            tests = self.directory.examples(folder, "test")
+            for record in self.directory.read_row(folder).tasks:
+                test = [Example(e.input, e.output, e.id) for e in tests if e.task == record.name]
+                known[record.name] = KnownTask.of_record(record, test)
+        return known
+
+    def require_learned(self) -> dict[str, KnownTask]:
+        """The learned tasks; InputError when there is none."""
+        known = self.known_tasks()
+        if not known:
+            raise InputError(f"nothing was learned yet in '{self.directory.path}'.", "Teach it a task first.")
+        return known
+
+    def memory(self) -> list[KeptExample]:
+        """All examples kept for rehearsal, oldest task first."""
+        return [kept for folder in self.directory.row_folders() for kept in self.directory.examples(folder, "memory")]
+
+    def score(self, tasks: Sequence[KnownTask], learned: Mapping[str, KnownTask]) -> dict[str, Score]:
+        """Scores of the model as it is on every task that has a test set.
+
+        Args:
+            learned: the tasks whose labels are candidates beside a task's own, when the model answers over all labels
+                seen (``model.candidates: seen``).
+        """
+        if self.config.model.candidates == "seen":
+            tasks = [with_candidates(task, learned.values()) for task in tasks]
+        return score_tasks(self.backbone, tasks, self.config.evaluation.batch, self.listener)

@@ -1,0 +1,151 @@
+"""AimMerging as a method of a run: the callback, with every number of the paper as an option."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from merganser.control import MergeController, WeightTable
+from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
+from merganser.training.determinism import derive_seed
+from merganser.training.options import TrainingOptions
+from merganser.training.rehearsal import check_batch
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from merganser.training.aim import AimMerging
+
+
+class AimOptions(MethodOptions):
+    """AimMerging; the defaults are the paper's numbers."""
+
+    name: Literal["aim"] = "aim"
+    interval: int = Field(8, ge=1, description="planned merge interval at the start of a task, in inner steps")
+    cold_start: int = Field(3, ge=0, description="the interval is left alone until more merges than this were made")
+    min_interval: int = Field(2, ge=1, description="shortest planned interval")
+    max_interval: int = Field(128, ge=1, description="longest planned interval")
+    threshold_factor: float = Field(
+        2.0, gt=0, description="alarm at this multiple of the interval's first probe losses"
+    )
+    warmup_fraction: float = Field(
+        2 / 3, ge=0, le=1, description="share of the interval whose probe losses are averaged"
+    )
+    early_alarms: int = Field(3, ge=1, description="alarms at which a merge fires before it is due")
+    moving_until: int = Field(70, ge=0, description="intervals up to this count as 'moving' in the weight table")
+    alarmed_above: int = Field(1, ge=0, description="more alarms than this count as 'alarmed' in the weight table")
+    halve_from: int = Field(64, ge=1, description="shortened intervals still this long are halved; growth slows here")
+    growth_short: float = Field(1.0, ge=0, description="added to the growth of intervals below halve_from")
+    growth_long: float = Field(0.5, ge=0, description="added to the growth of intervals from halve_from on")
+    weight_moving_alarmed: float = Field(0.5, ge=0, le=1, description="weight of the new update: moving, alarmed")
+    weight_moving_calm: float = Field(0.6, ge=0, le=1, description="weight of the new update: moving, calm")
+    weight_settled_alarmed: float = Field(0.4, ge=0, le=1, description="weight of the new update: settled, alarmed")
+    weight_settled_calm: float = Field(0.5, ge=0, le=1, description="weight of the new update: settled, calm")
+    rehearsal_steps: int | None = Field(
+        None, ge=0, description="memory steps at the first merges, kept in ratio to the interval; null: the interval"
+    )
+    adapt_interval: bool = Field(True, description="false: fixed interval (ablation without the learning signal)")
+    watch_forgetting: bool = Field(
+        True, description="false: merge whenever due (ablation without the forgetting signal)"
+    )
+    batch: int | None = Field(
+        None, gt=0, description="memory examples per rehearsal step; null: the training batch, or the memory if smaller"
+    )
+    probe_batch: int | None = Field(None, gt=0, description="memory examples per probe; null: as in rehearsal")
+    probe_dropout: bool = Field(False, description="leave dropout on while probing, as the released program does")
+    merge_at_end: bool = Field(False, description="merge once more after the last step of a task")
+    measure_merges: bool = Field(True, description="measure losses before and after each merge for the ledger")
+
+    @model_validator(mode="after")
+    def _bounds(self) -> AimOptions:
+        if self.min_interval > self.max_interval:
+            raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
+        return self
+
+    def controller(self) -> MergeController:
+        """A fresh controller with these numbers."""
+        return MergeController(
+            interval=self.interval,
+            cold_start=self.cold_start,
+            min_interval=self.min_interval,
+            max_interval=self.max_interval,
+            threshold_factor=self.threshold_factor,
+            warmup_fraction=self.warmup_fraction,
+            early_alarms=self.early_alarms,
+            moving_until=self.moving_until,
+            alarmed_above=self.alarmed_above,
+            halve_from=self.halve_from,
+            growth_short=self.growth_short,
+            growth_long=self.growth_long,
+            weights=WeightTable(
+                self.weight_moving_alarmed,
+                self.weight_moving_calm,
+                self.weight_settled_alarmed,
+                self.weight_settled_calm,
+            ),
+            rehearsal_steps=self.rehearsal_steps,
+            adapt_interval=self.adapt_interval,
+            watch_forgetting=self.watch_forgetting,
+        )
+
+
+class Aim(Method[AimOptions]):
+    """Merges along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
+
+    Options = AimOptions
+    title = "AimMerging"
+    paper = "Feng 2025, EMNLP, arXiv 2509.17348"
+    idea = "Signals of the training trajectory decide when and how strongly the model is merged with a rehearsed one."
+    uses_memory = True
+
+    _callback: AimMerging | None = None
+
+    def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
+        if memory_examples == 0:
+            return None
+        size = check_batch("method.batch", self.options.batch, training.batch, memory_examples)
+        check_batch("method.probe_batch", self.options.probe_batch, size, memory_examples)
+        return size
+
+    def begin_task(self) -> None:
+        super().begin_task()
+        self._callback = None
+
+    def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        size = self.rehearsal_batch(context.training, len(context.memory))
+        if size is None:
+            return []
+        from merganser.training.aim import AimMerging
+
+        self._callback = AimMerging(
+            memory=context.memory,
+            controller=self.options.controller(),
+            batch_size=size,
+            probe_batch_size=self.options.probe_batch,
+            seed=derive_seed(context.seed, "aim"),
+            collator=context.backbone.collate,
+            probe_dropout=self.options.probe_dropout,
+            measure_merges=self.options.measure_merges,
+            merge_at_end=self.options.merge_at_end,
+            task=context.task,
+            task_index=context.index,
+            listener=context.listener,
+        )
+        return [self._callback]
+
+    def after_task(self, context: TaskContext) -> None:
+        if self._callback is None:
+            return
+        self.records.merges = self._callback.merges
+        self.records.cost = self._callback.cost
+        self.records.signals = {
+            step: Signals(probe, interval, threshold)
+            for step, (probe, interval, threshold) in self._callback.probes.items()
+        }
+
+    def signals(self, step: int) -> tuple[float | None, int | None]:
+        if self._callback is None or step not in self._callback.probes:
+            return None, None
+        probe, interval, _ = self._callback.probes[step]
+        return probe, interval

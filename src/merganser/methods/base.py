@@ -1,0 +1,145 @@
+"""What a continual-learning method says about itself.
+
+A method says four things: where the next task starts (:attr:`Method.start`), what happens during a task
+(:meth:`Method.callbacks`, :meth:`Method.penalty`), what happens after it (:meth:`Method.after_task`), and what it must
+store (:meth:`Method.bytes_kept`). Everything else is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from merganser.events import Listener, silent
+from merganser.runs.record import CostRecord, MergeRecord
+from merganser.training.options import TrainingOptions
+
+if TYPE_CHECKING:
+    from transformers import TrainerCallback
+
+    from merganser.models.base import Backbone
+    from merganser.training.trainer import Penalty
+
+Start = Literal["deployed", "trained", "pretrained"]
+
+
+class MethodOptions(BaseModel):
+    """Base of every method's options; ``name`` selects the method."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    name: str
+
+
+@dataclass(frozen=True)
+class TaskContext:
+    """What a method may use while one task is learned.
+
+    Attributes:
+        task: name of the task.
+        index: its 1-based position in the run.
+        backbone: the model, already at the weights the task starts from.
+        memory: tokenised examples kept from earlier tasks.
+        training: how the task is optimised.
+        seed: seed of this task.
+        listener: is told about merges.
+    """
+
+    task: str
+    index: int
+    backbone: Backbone
+    memory: Sequence[dict[str, Any]]
+    training: TrainingOptions
+    seed: int
+    listener: Listener = silent
+
+
+@dataclass
+class Signals:
+    """What a method measured at one step."""
+
+    probe: float | None = None
+    interval: int | None = None
+    threshold: float | None = None
+
+
+@dataclass
+class TaskRecords:
+    """What a method noted while a task was learned."""
+
+    merges: list[MergeRecord] = field(default_factory=list)
+    signals: dict[int, Signals] = field(default_factory=dict)
+    cost: CostRecord = field(default_factory=CostRecord)
+
+
+OptionsT = TypeVar("OptionsT", bound=MethodOptions)
+
+
+class Method(Generic[OptionsT]):
+    """Base class of the methods.
+
+    Class attributes:
+        title, paper, idea: shown by ``merganser methods``.
+        start: where a task starts: from the weights in use (*deployed*), from the last task's own weights before any
+            merge (*trained*), or from the model as it came (*pretrained*).
+        uses_memory: whether examples of earlier tasks are needed while a later one is learned.
+        keeps_everything: the memory is all training data (an upper bound, not a continual learner).
+        together: all tasks at hand are learned at once, with everything kept from earlier ones.
+        one_model_per_task: each task is answered by the weights learned for it alone.
+    """
+
+    Options: ClassVar[type[MethodOptions]]
+    title: ClassVar[str]
+    paper: ClassVar[str]
+    idea: ClassVar[str]
+    start: ClassVar[Start] = "deployed"
+    uses_memory: ClassVar[bool] = False
+    keeps_everything: ClassVar[bool] = False
+    together: ClassVar[bool] = False
+    one_model_per_task: ClassVar[bool] = False
+
+    def __init__(self, options: OptionsT) -> None:
+        self.options = options
+        self.records = TaskRecords()
+
+    def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
+        """Examples per batch drawn from a memory of this size; ``None`` if none is drawn.
+
+        Raises:
+            InputError: a batch that was asked for is larger than the memory.
+        """
+        return None
+
+    def begin_task(self) -> None:
+        """Forget the records of the task before."""
+        self.records = TaskRecords()
+
+    def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        """What happens at the steps of a task."""
+        return []
+
+    def penalty(self, context: TaskContext) -> Penalty | None:
+        """A term added to the loss of every batch."""
+        return None
+
+    def after_task(self, context: TaskContext) -> None:
+        """What happens to the weights when a task has been trained; the result is deployed."""
+
+    def save(self, folder: Path) -> None:
+        """Write what the method must keep between tasks, besides the deployed weights and the memory."""
+
+    def load(self, folder: Path) -> None:
+        """Read what :meth:`save` wrote."""
+
+    def bytes_kept(self) -> dict[str, int]:
+        """Bytes of what :meth:`save` writes, by name."""
+        return {}
+
+    def signals(self, step: int) -> tuple[float | None, int | None]:
+        """Probe loss and planned interval at a step, for the live view."""
+        found = self.records.signals.get(step)
+        return (found.probe, found.interval) if found else (None, None)

@@ -1,0 +1,26 @@
+"""Joint training: all tasks at once. The upper bound, not a continual learner."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from merganser.methods.base import Method, MethodOptions
+
+
+class JointOptions(MethodOptions):
+    """Multi-task training on all tasks at once, from the pretrained model."""
+
+    name: Literal["joint"] = "joint"
+
+
+class Joint(Method[JointOptions]):
+    """Keeps every training example; a task that comes later is learned together with all earlier ones, from scratch."""
+
+    Options = JointOptions
+    title = "Joint training"
+    paper = "upper bound"
+    idea = "Train once on the data of all tasks together, from the pretrained model."
+    start = "pretrained"
+    uses_memory = True
+    keeps_everything = True
+    together = True

@@ -1,0 +1,67 @@
+"""Replay: a batch of the memory beside each batch of the new task."""
+
+from __future__ import annotations
+
+import time
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.training.determinism import derive_seed
+from merganser.training.options import TrainingOptions
+from merganser.training.rehearsal import MemoryBatches, check_batch, model_loss, to_device
+from merganser.training.trainer import Penalty
+
+
+class ReplayOptions(MethodOptions):
+    """Experience replay: rehearse a little of the memory at every step."""
+
+    name: Literal["replay"] = "replay"
+    batch: int | None = Field(
+        None,
+        gt=0,
+        description="memory examples per step; null: as many as a training batch, or the whole memory if smaller",
+    )
+    weight: float = Field(1.0, gt=0, description="weight of the loss on the memory beside the loss on the new task")
+
+
+class Replay(Method[ReplayOptions]):
+    r"""Minimises :math:`L_{new} + \lambda L_{memory}`, with a fresh memory batch at every forward pass.
+
+    Source: experience replay as in Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning"
+    (arXiv 1902.10486).
+    """
+
+    Options = ReplayOptions
+    title = "Experience replay"
+    paper = "Chaudhry 2019, arXiv 1902.10486"
+    idea = "Add the loss on a batch of remembered examples to the loss of every batch."
+    uses_memory = True
+
+    def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
+        if memory_examples == 0:
+            return None
+        return check_batch("method.batch", self.options.batch, training.batch, memory_examples)
+
+    def penalty(self, context: TaskContext) -> Penalty | None:
+        size = self.rehearsal_batch(context.training, len(context.memory))
+        if size is None:
+            return None
+        batches = MemoryBatches(context.memory, size, derive_seed(context.seed, "replay"))
+        device = next(context.backbone.module.parameters()).device
+        draws = 0
+
+        def loss_on_memory(model: nn.Module, step: int) -> Tensor:
+            nonlocal draws
+            started = time.perf_counter()
+            batch = to_device(context.backbone.collate(batches.rehearsal(draws)), device)
+            draws += 1
+            loss = self.options.weight * model_loss(model, batch)
+            self.records.cost.examples_rehearsed += size
+            # Only the forward pass can be told apart; the backward pass is shared with the new task's batch.
+            self.records.cost.rehearsal_seconds += time.perf_counter() - started
+            return loss
+
+        return loss_on_memory

@@ -1,0 +1,24 @@
+"""Single-task training: one fresh model per task. The reference of forward transfer."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from merganser.methods.base import Method, MethodOptions
+
+
+class SingleOptions(MethodOptions):
+    """One fresh adapter (or model) per task, trained on that task alone."""
+
+    name: Literal["single"] = "single"
+
+
+class Single(Method[SingleOptions]):
+    """Nothing is shared between tasks, so nothing is forgotten; what is stored grows with every task."""
+
+    Options = SingleOptions
+    title = "Single-task training"
+    paper = "reference for forward transfer"
+    idea = "Train a fresh adapter on each task alone and keep them all."
+    start = "pretrained"
+    one_model_per_task = True

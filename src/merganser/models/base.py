@@ -1,0 +1,288 @@
+"""What every backbone is asked: read examples, answer texts, keep and give back its weights."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from merganser.errors import InputError, nearest
+from merganser.models.options import Kind, ModelOptions
+from merganser.models.precision import autocast, resolve_precision
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from merganser.streams.task import Example
+
+Feature = dict[str, Any]
+"""One tokenised example: plain integers and lists of integers; ``length`` is the number of tokens read and written."""
+
+IGNORED = -100
+"""Label of a position that takes no part in the loss, as in ``torch.nn.functional.cross_entropy``."""
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """How the texts of one task are answered.
+
+    Attributes:
+        labels: the closed set of answers, or ``None`` for free text.
+        label_texts: what a matcher reads in place of a label; labels that are not in it stand for themselves.
+        mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
+
+    Raises:
+        InputError: an empty or repeated label, ranking without labels, or a text for a label that does not exist.
+    """
+
+    labels: tuple[str, ...] | None = None
+    label_texts: Mapping[str, str] = field(default_factory=dict)
+    mode: Literal["generate", "rank"] = "generate"
+
+    def __post_init__(self) -> None:
+        if self.mode not in ("generate", "rank"):
+            raise InputError(f"The answer mode '{self.mode}' does not exist.", "Use 'generate' or 'rank'.")
+        if self.labels is None:
+            if self.mode == "rank":
+                raise InputError("The answer mode 'rank' needs a label set.", "Give labels, or use 'generate'.")
+            return
+        if not self.labels or any(not label.strip() for label in self.labels):
+            raise InputError("The label set is empty or holds an empty label.", "Give every label a name.")
+        if len(set(self.labels)) != len(self.labels):
+            twice = next(label for i, label in enumerate(self.labels) if label in self.labels[:i])
+            raise InputError(f"The label '{twice}' is in the label set twice.", "Give each label once.")
+        for label, text in self.label_texts.items():
+            if not text.strip():
+                raise InputError(f"The text for the label '{label}' is empty.", "Give a text, or leave it out.")
+
+    def text_of(self, label: str) -> str:
+        """The text that stands for ``label``."""
+        return self.label_texts.get(label, label)
+
+    def require_labels(self, what: str) -> tuple[str, ...]:
+        """The labels; InputError where there are none."""
+        if self.labels is None:
+            raise InputError(f"{what} needs a label set.", "Give the task labels, or use kind 'seq2seq' or 'causal'.")
+        return self.labels
+
+    def check_output(self, output: str) -> None:
+        """InputError unless ``output`` is a label."""
+        if self.labels is not None and output not in self.labels:
+            raise InputError(
+                f"The output '{output}' is not in the task's label set of {len(self.labels)}.",
+                nearest(output, self.labels) or f"Known labels: {', '.join(self.labels[:10])}.",
+            )
+
+
+@dataclass(slots=True)
+class Answer:
+    """One answer.
+
+    ``score`` is in [0, 1]: the probability among the candidates where labels are ranked, the mean probability of the
+    written tokens (end of text included) where text is generated.
+    """
+
+    text: str
+    score: float
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """Longest input and longest answer in tokens, special tokens included; longer ones are cut at the end."""
+
+    input: int
+    target: int
+
+    def __post_init__(self) -> None:
+        for name in ("input", "target"):
+            if getattr(self, name) < 2:
+                raise InputError(f"The {name} length is {getattr(self, name)} tokens.", "Use at least 2.")
+
+
+class Backbone(ABC):
+    """A pretrained model with the weights that are trained.
+
+    Attributes:
+        kind: ``seq2seq``, ``causal`` or ``matcher``.
+        module: what a ``transformers.Trainer`` trains; ``module(**batch)["loss"]`` is the mean negative log-likelihood
+            of the answers' tokens (matcher: of the right labels) in nats.
+        tokenizer: the model's own.
+        options, lengths: as asked.
+        precision: what ``options.precision`` came to on this machine, ``bf16`` or ``fp32``.
+    """
+
+    kind: Kind
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        options: ModelOptions,
+        lengths: Lengths,
+        pristine: Callable[[], nn.Module],
+    ) -> None:
+        """``model`` is the pretrained model, wrapped by PEFT when ``options.lora``; ``pristine()`` reads a fresh copy
+        of the pretrained model, for all-weights training only."""
+        self.model = model
+        self.tokenizer = tokenizer
+        self.options = options
+        self.lengths = lengths
+        self.precision = resolve_precision(options.precision)
+        self._pristine = pristine
+
+    @property
+    def module(self) -> nn.Module:
+        return self.model
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.model.parameters()).device
+
+    # -- reading ---------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
+        """Tokenised examples in their order, ready for :meth:`collate`.
+
+        Raises:
+            InputError: an output that is not among the labels (matcher).
+        """
+
+    @abstractmethod
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        """A padded batch for ``module(**batch)``. Features of tasks with different label sets may be mixed."""
+
+    # -- answering -------------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of each text as they are read before an answer."""
+
+    @abstractmethod
+    def _answer_batch(self, ids: list[list[int]], spec: AnswerSpec) -> list[Answer]:
+        """Answers for one batch; runs in evaluation mode without gradients."""
+
+    def answer(
+        self,
+        texts: Sequence[str],
+        spec: AnswerSpec,
+        batch_size: int = 32,
+        on_progress: Callable[[int], None] | None = None,
+    ) -> list[Answer]:
+        """Answers in the order of ``texts``; deterministic.
+
+        Texts of similar length share a batch. Dropout is off inside and the training mode is put back. ``on_progress``
+        is called after each batch with the number of texts answered since the last call.
+
+        Raises:
+            InputError: ``batch_size`` below 1, or a spec that the kind of model cannot answer.
+        """
+        import torch
+
+        if batch_size < 1:
+            raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
+        with evaluating(self.module), torch.no_grad(), autocast(self.device, self.precision):
+            encoded = self._encode(texts)
+            # Longest first: a batch that does not fit in memory fails at once, not after an hour.
+            order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+            answers: list[Answer | None] = [None] * len(encoded)
+            for start in range(0, len(order), batch_size):
+                chosen = order[start : start + batch_size]
+                for i, answer in zip(chosen, self._answer_batch([encoded[i] for i in chosen], spec), strict=True):
+                    answers[i] = answer
+                if on_progress is not None:
+                    on_progress(len(chosen))
+        return [answer for answer in answers if answer is not None]
+
+    # -- weights ---------------------------------------------------------------------------------------------------
+
+    def trainable(self) -> dict[str, nn.Parameter]:
+        """The trained parameters by name, in alphabetical order of names."""
+        return dict(sorted((name, p) for name, p in self.module.named_parameters() if p.requires_grad))
+
+    def save_weights(self, folder: Path) -> None:
+        """Writes the trained weights: PEFT layout for LoRA, Hugging Face layout with tokenizer for all weights."""
+        from merganser.models import storage
+
+        if self.options.lora is not None:
+            storage.save_adapter(self.model, folder)
+        else:
+            storage.save_model(self.model, self.tokenizer, folder)
+
+    def load_weights(self, folder: Path) -> None:
+        """Reads what :meth:`save_weights` wrote, bit for bit, into the existing parameters.
+
+        Raises:
+            InputError: files missing, or made for another model or other LoRA options. The weights are then unchanged.
+        """
+        from merganser.models import storage
+
+        if self.options.lora is not None:
+            storage.load_adapter(self.model, folder)
+        else:
+            storage.load_model(self.model, folder)
+
+    def reset(self, seed: int) -> None:
+        """Back to the pretrained start: fresh factors drawn from ``seed`` (LoRA), or the pretrained weights."""
+        from merganser.models import lora, storage
+
+        if self.options.lora is not None:
+            lora.initialise(self.model, seed)
+        else:
+            storage.copy_weights(self._pristine(), self.model)
+
+    def export(self, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
+        """Writes a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
+
+        Args:
+            folder: created if need be.
+            specs: how each learned task is answered, by name; goes into the model card and ``labels.json``.
+            merged: the whole model with the LoRA update added to its weights. All-weights models are always whole.
+
+        Raises:
+            InputError: a merge that yields non-finite weights.
+        """
+        from merganser.models.export import export
+
+        export(self, folder, specs, merged)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode inside; afterwards every submodule is in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in modes:
+            part.training = training
+
+
+ROUND = 8
+"""Batches are padded to a multiple of this: kernels are built anew for every width, and like such widths best."""
+
+
+def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False, limit: int | None = None) -> torch.Tensor:
+    """Integer rows as one contiguous LongTensor (rows x width), filled with ``value``.
+
+    The width is that of the longest row, with a ``limit`` rounded up to a multiple of :data:`ROUND` but not above it.
+    """
+    import torch
+
+    width = max(len(row) for row in rows)
+    if limit is not None:
+        width = max(width, min(limit, -(-width // ROUND) * ROUND))
+    filled = [
+        [value] * (width - len(row)) + list(row) if left else list(row) + [value] * (width - len(row)) for row in rows
+    ]
+    return torch.tensor(filled, dtype=torch.long)
+
+
+def mask(rows: Sequence[Sequence[int]], left: bool = False, limit: int | None = None) -> torch.Tensor:
+    """1 where :func:`pad` keeps a token, 0 where it fills (LongTensor, rows x width)."""
+    return pad([[1] * len(row) for row in rows], 0, left, limit)

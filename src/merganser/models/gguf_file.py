@@ -1,0 +1,99 @@
+"""Models in GGUF files: read once, de-quantised to fp32, and kept as an ordinary folder in the user's cache."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.models.quiet import quiet
+
+CACHE_VARIABLE = "MERGANSER_CACHE"
+
+
+def cache_folder() -> Path:
+    """``$MERGANSER_CACHE``, else ``$XDG_CACHE_HOME/merganser``, else ``~/.cache/merganser``."""
+    if os.environ.get(CACHE_VARIABLE):
+        return Path(os.environ[CACHE_VARIABLE]).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "merganser"
+
+
+def converted(file: Path) -> Path:
+    """A folder with the file's model (safetensors, fp32) and tokenizer.
+
+    The first call converts, which takes about 20 seconds per 100 million weights; later calls with a file of the same
+    content (SHA-256) find the folder in the cache.
+
+    Raises:
+        InputError: no such file, the ``gguf`` package is missing, a file that transformers cannot read, or a cache that
+            cannot be written.
+    """
+    if not file.is_file():
+        raise InputError(f"The model {file} does not exist.", "Give a .gguf file, a folder or a hub id.")
+    with file.open("rb") as stream:
+        digest = hashlib.file_digest(stream, "sha256").hexdigest()
+    folder = cache_folder() / "gguf" / digest
+    if folder.is_dir():
+        return folder
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f"{digest[:12]}-", suffix=".partial", dir=folder.parent))
+    except OSError as error:
+        raise InputError(
+            f"The cache folder {folder.parent} cannot be written: {error.strerror}.",
+            f"Set {CACHE_VARIABLE} to a folder that can be.",
+        ) from error
+    try:
+        model, tokenizer = read(file)
+        with quiet():
+            model.save_pretrained(partial)
+            tokenizer.save_pretrained(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was first, with the same content
+                raise
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+    return folder
+
+
+def read(file: Path) -> tuple[Any, Any]:
+    """The file's model as a plain transformers model in fp32, and its tokenizer.
+
+    transformers keeps a note of the quantisation in the configuration and then refuses to save; so the de-quantised
+    weights move into a model built from the configuration without that note.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
+    from transformers.utils import is_gguf_available
+
+    if not is_gguf_available():
+        raise InputError(f"Reading {file} needs the package gguf.", "Install it: pip install 'merganser[gguf]'.")
+    where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    try:
+        # The reader draws its progress bars straight to the standard error stream.
+        with quiet(), contextlib.redirect_stderr(io.StringIO()):
+            config = AutoConfig.from_pretrained(file.parent, **where)
+            loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+            loaded = loader.from_pretrained(file.parent, dtype=torch.float32, **where)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
+        raise InputError(
+            f"The file {file} could not be read as a GGUF model: {error}",
+            "Download it again, or use a folder as saved by transformers.",
+        ) from error
+    config = loaded.config
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
+    with quiet():
+        plain = loader.from_config(config)
+    plain.load_state_dict(loaded.state_dict())
+    plain.generation_config = loaded.generation_config
+    return plain.eval(), tokenizer

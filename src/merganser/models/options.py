@@ -1,0 +1,102 @@
+"""What can be asked of a model: the ``model`` section of a configuration.
+
+No torch here: the command reads and checks these options before anything heavy is imported.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+Kind = Literal["seq2seq", "causal", "matcher"]
+Precision = Literal["auto", "fp32", "bf16"]
+Pooling = Literal["mean", "cls", "last"]
+Candidates = Literal["task", "seen"]
+
+MATCHER_ONLY = ("pooling", "temperature", "candidates")
+
+
+class LoraOptions(BaseModel):
+    """Low-rank adapters (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models").
+
+    A linear layer ``y = W x`` becomes ``y = W x + (alpha / r) B A x``; only ``A`` and ``B`` are trained.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    r: int = Field(default=8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
+    alpha: float = Field(default=32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
+    dropout: float = Field(
+        default=0.05, ge=0, lt=1, description="share of a layer's inputs zeroed before A, in training"
+    )
+    targets: Literal["auto"] | list[str] = Field(
+        default="auto",
+        description="linear layers that get factors: 'auto' (query and value projections of attention), or a list of "
+        "layer names or endings of names, as 'q_proj' or 'attention.output.dense'",
+    )
+
+    @field_validator("targets")
+    @classmethod
+    def _targets(cls, value: str | list[str]) -> str | list[str]:
+        if isinstance(value, list):
+            if not value:
+                raise ValueError("an empty list trains nothing; give layer names, or 'auto'")
+            if any(not target.strip(".") for target in value):
+                raise ValueError("a target is an empty name")
+            if len(set(value)) != len(value):
+                raise ValueError("a target is given twice")
+        return value
+
+
+class ModelOptions(BaseModel):
+    """Which pretrained model learns, and which of its weights."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(min_length=1, description="hub id, folder, or a .gguf file")
+    kind: Kind = Field(
+        description="seq2seq (encoder-decoder) and causal (decoder): text in, text out; matcher: an encoder whose text "
+        "embedding is compared with frozen embeddings of the label texts"
+    )
+    lora: LoraOptions | None = Field(default=LoraOptions(), description="low-rank adapters; null trains all weights")
+    precision: Precision = Field(
+        default="auto", description="arithmetic of forward passes: auto takes bf16 where the processor has it natively"
+    )
+    dropout: float | None = Field(
+        default=None,
+        ge=0,
+        lt=1,
+        description="dropout of the pretrained model's own layers in training; null: as the model says. 0 is faster "
+        "(the adapters have a dropout of their own)",
+    )
+    attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
+        default="auto",
+        description="how attention is computed; auto: as transformers chooses. On a processor, eager is faster for "
+        "short texts in bf16",
+    )
+    pooling: Pooling = Field(default="mean", description="matcher: how token vectors become one text vector")
+    temperature: float = Field(
+        default=0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
+    )
+    candidates: Candidates = Field(
+        default="task",
+        description="matcher: choose among the labels of the text's task, or among all labels seen so far",
+    )
+    chat_template: bool = Field(
+        default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"
+    )
+    revision: str | None = Field(default=None, min_length=1, description="branch, tag or commit of a hub id")
+
+    @model_validator(mode="after")
+    def _fits_kind(self) -> ModelOptions:
+        if self.kind != "matcher":
+            # Compared with the defaults, not with what was written: a fully resolved file repeats every default.
+            changed = [key for key in MATCHER_ONLY if getattr(self, key) != type(self).model_fields[key].default]
+            if changed:
+                raise ValueError(f"'{changed[0]}' is an option of kind 'matcher', not of '{self.kind}'")
+        if self.kind != "causal" and self.chat_template:
+            raise ValueError(f"'chat_template' is an option of kind 'causal', not of '{self.kind}'")
+        if self.revision is not None and self.name.lower().endswith(".gguf"):
+            raise ValueError("'revision' is for hub ids; a .gguf file has none")
+        return self

@@ -1,0 +1,76 @@
+"""``seq2seq``: an encoder-decoder reads the text and writes the answer (T5, BART and their kin)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from transformers.modeling_outputs import BaseModelOutput
+
+from merganser.models.base import IGNORED, AnswerSpec, Feature, mask, pad
+from merganser.models.textual import RANK_ROWS, TextBackbone, summed_log_probability
+
+if TYPE_CHECKING:
+    from merganser.streams.task import Example
+
+
+class Seq2Seq(TextBackbone):
+    """Loss on the decoder's tokens, which are the answer and the end of text."""
+
+    kind = "seq2seq"
+
+    def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
+        inputs = self._encode([example.input for example in examples])
+        targets = self._targets([example.output for example in examples])
+        return [
+            {"input_ids": ids, "labels": labels, "length": len(ids) + len(labels)}
+            for ids, labels in zip(inputs, targets, strict=True)
+        ]
+
+    def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
+        inputs = [feature["input_ids"] for feature in features]
+        return {
+            "input_ids": pad(inputs, self.tokenizer.pad_token_id, limit=self.lengths.input),
+            "attention_mask": mask(inputs, limit=self.lengths.input),
+            "labels": pad([feature["labels"] for feature in features], IGNORED),
+        }
+
+    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        if not texts:
+            return []
+        return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
+
+    def _targets(self, texts: Sequence[str]) -> list[list[int]]:
+        """Token ids of answers, cut to the target length, the end of text always last."""
+        if not texts:
+            return []
+        end = self.tokenizer.eos_token_id
+        rows = self.tokenizer(text_target=list(texts), truncation=True, max_length=self.lengths.target)["input_ids"]
+        return [row if row and row[-1] == end else [*row[: self.lengths.target - 1], end] for row in rows]
+
+    def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
+        return {
+            "input_ids": pad(ids, self.tokenizer.pad_token_id).to(self.device),
+            "attention_mask": mask(ids).to(self.device),
+        }
+
+    def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
+        inputs = self._inputs(ids)
+        encoded = self.base.get_encoder()(**inputs).last_hidden_state
+        targets = self._targets(labels)
+        # Each text is read once; its encoding is then repeated for every label.
+        pairs = [(text, label) for text in range(len(ids)) for label in range(len(labels))]
+        rows = max(RANK_ROWS, len(ids))
+        sums = []
+        for start in range(0, len(pairs), rows):
+            chosen = pairs[start : start + rows]
+            which = torch.tensor([text for text, _ in chosen], device=self.device)
+            wanted = pad([targets[label] for _, label in chosen], IGNORED).to(self.device)
+            logits = self.base(
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[which]),
+                attention_mask=inputs["attention_mask"][which],
+                labels=wanted,
+            ).logits
+            sums.append(summed_log_probability(logits, wanted))
+        return torch.cat(sums).view(len(ids), len(labels))

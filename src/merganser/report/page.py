@@ -1,0 +1,122 @@
+"""One self-contained HTML page about a run: opens from a file, needs no network, and can be mailed."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import yaml
+from markupsafe import Markup
+
+from merganser.errors import InputError
+from merganser.report import sections
+from merganser.report.files import write_whole
+from merganser.report.series import POINTS, chart_data
+from merganser.report.words import CAUSE_LETTER, CAUSE_MEANING
+from merganser.runs.record import RunRecord
+
+
+def embedded_json(value: Any) -> Markup:
+    """``value`` as JSON that is safe inside a ``<script>`` element: no ``<``, ``>``, ``&`` or line separator is left in
+    it, so that no task name can end the element or begin a comment.
+
+    Raises:
+        ValueError: ``value`` holds a NaN or an infinity.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for character in "<>&\u2028\u2029":
+        text = text.replace(character, f"\\u{ord(character):04x}")
+    return Markup(text)
+
+
+def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
+    """Refuse a baseline that learned something else: its metrics would not mean the same.
+
+    Raises:
+        InputError: other tasks, another order, or other data or settings of a task.
+    """
+    remedy = "Give a baseline that learned the same stream to the same task."
+    ours = {task.name: task for task in run.tasks}
+    theirs = {task.name: task for task in baseline.tasks}
+    if list(ours) != list(theirs):
+        raise InputError(
+            f"the baseline '{baseline.path}' learned other tasks than '{run.path}': "
+            f"{', '.join(theirs) or 'none'} instead of {', '.join(ours) or 'none'}.",
+            remedy,
+        )
+    for name, task in ours.items():
+        if task.fingerprint != theirs[name].fingerprint:
+            raise InputError(
+                f"the baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
+            )
+
+
+def _asset(name: str) -> str:
+    return resources.files("merganser.report").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
+    """The page of ``run`` as HTML text; see :func:`write_report`."""
+    if baseline is not None:
+        check_comparable(run, baseline)
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_asset),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    script = _asset("report.js")
+    data = chart_data(run, baseline)
+    stream = run.info.config.get("stream")
+    stream_name = stream.get("name") if isinstance(stream, dict) else stream
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        title=stream_name if isinstance(stream_name, str) and stream_name else Path(run.path).name or run.path,
+        method=sections.method_name(run),
+        standfirst=sections.standfirst(run),
+        cards=sections.metric_cards(run, baseline),
+        baseline=baseline,
+        baseline_name=sections.method_name(baseline) if baseline else "",
+        matrix=sections.matrix(run, baseline),
+        memory=sections.memory(run),
+        cost=sections.cost(run),
+        ledger=sections.ledger(run),
+        tasks=sections.tasks(run),
+        causes=[(CAUSE_LETTER[cause], cause, CAUSE_MEANING[cause]) for cause in CAUSE_LETTER],
+        thinned=max((task["width"] for task in data["tasks"]), default=1),
+        points=POINTS,
+        has_signals=any(task["x"] for task in data["tasks"]),
+        has_curves=any(curve["points"] for curve in data["curves"]),
+        names=[task["name"] for task in data["tasks"]],
+        config=yaml.safe_dump(run.info.model_dump(mode="json")["config"], sort_keys=False, allow_unicode=True),
+        data=embedded_json(data),
+        # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
+    )
+
+
+def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None) -> Path:
+    """Write the page of ``run`` to the file ``out`` and return its path.
+
+    The page holds the summary metrics with their definitions, the score matrix, training loss, forgetting and learning
+    signals over steps with the merges marked by cause, the planned interval, a score curve per task, the ledger, the
+    memory, the cost and the configuration. It loads nothing from anywhere.
+
+    Args:
+        run: the run to show.
+        out: the file to write; replaced where it exists, its folder created where absent.
+        baseline: another run over the same tasks (for instance plain sequential fine-tuning) to show beside it.
+
+    Raises:
+        InputError: the baseline learned other tasks or other data, or ``out`` cannot be written.
+        RunError: writing stopped half-way (a full disk).
+    """
+    return write_whole(out, render(run, baseline).encode("utf-8"))

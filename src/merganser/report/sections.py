@@ -1,0 +1,272 @@
+"""The tables of the page, as plain rows of text for the template."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from merganser.report.series import learned_before, merges_in_order, own_rows
+from merganser.report.words import (
+    CAUSE_LETTER,
+    MISSING,
+    finite,
+    percent,
+    plural,
+    score,
+    seconds,
+    significant,
+    size,
+    tell,
+)
+from merganser.runs.record import CostRecord, RunRecord, Score
+
+COST_KINDS: dict[str, tuple[str, str]] = {
+    "inner_seconds": ("inner steps", "forward, backward and optimizer on the task's own batches"),
+    "probing_seconds": ("probing", "forward passes on the memory that yield the forgetting signal"),
+    "rehearsal_seconds": ("rehearsal", "optimizer steps on the memory"),
+    "merging_seconds": ("merging", "arithmetic on the weights: snapshots, differences, merging"),
+    "explaining_seconds": ("explaining", "forward passes that measure losses before and after a merge"),
+    "bookkeeping_seconds": ("bookkeeping", "deciding, drawing batches, writing records"),
+    "evaluating_seconds": ("evaluating", "answering the test examples"),
+}
+"""Parts of a task's time: field of the cost record -> (short name, what it is)."""
+
+MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "explaining_seconds")
+"""What plain fine-tuning would not have spent: the cost of merging as a whole."""
+
+
+def other_seconds(cost: CostRecord) -> float:
+    """Time of the task in none of the measured parts (encoding, loading, starting up); never below 0."""
+    return max(0.0, cost.seconds - sum(getattr(cost, field) for field in COST_KINDS))
+
+
+def merging_share(costs: list[CostRecord]) -> float | None:
+    """Share of all seconds spent on probing, rehearsal, merging and explaining; ``None`` where no time was recorded."""
+    whole = sum(cost.seconds for cost in costs)
+    return sum(getattr(cost, field) for cost in costs for field in MERGING_FIELDS) / whole if whole > 0 else None
+
+
+def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, Any]]:
+    """Headline metrics; where the baseline has a metric of the same name, its value and the difference."""
+    beside = {metric.name: metric for metric in baseline.scores.summary} if baseline else {}
+    cards = []
+    for metric in run.scores.summary:
+        card: dict[str, Any] = {
+            "name": metric.name,
+            "value": score(metric.value),
+            "stderr": score(metric.stderr) if finite(metric.stderr) is not None else "",
+            "definition": metric.definition,
+            "source": metric.source,
+            "baseline": "",
+        }
+        other = beside.get(metric.name)
+        if other is not None and finite(other.value) is not None:
+            card["baseline"] = score(other.value)
+            if finite(other.stderr) is not None:
+                card["baseline"] += f" ± {score(other.stderr)}"
+            mine, its = finite(metric.value), finite(other.value)
+            if mine is not None and its is not None:
+                card["difference"] = score(mine - its, signed=True)
+        cards.append(card)
+    return cards
+
+
+def _cell(entry: Score | None, own: bool = False, future: bool = False) -> dict[str, Any]:
+    cell: dict[str, Any] = {"text": MISSING, "heat": None, "stderr": "", "own": own, "future": future}
+    if entry is not None and finite(entry.value) is not None:
+        cell["text"] = score(entry.value)
+        cell["heat"] = f"{min(1.0, max(0.0, entry.value)):.3f}"
+        cell["stderr"] = score(entry.stderr) if finite(entry.stderr) is not None else ""
+    return cell
+
+
+def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
+    """The score matrix: one column per task, one row per evaluation; below it, where measured, the baseline's last row
+    and the scores of models that learned one task alone."""
+    columns = run.scores.tasks
+    own = own_rows(run)
+    rows = []
+    for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
+        if len(row.learned) == 1:
+            label = f"after {row.learned[0]}"
+        elif row.learned:
+            label = f"after {len(row.learned)} tasks together"
+        else:
+            label = "before training" if learned == 0 else "again"
+        cells = [
+            _cell(row.scores.get(task), own=own.get(task) == number, future=own.get(task, number + 1) > number)
+            for task in columns
+        ]
+        rows.append({"number": number, "label": label, "title": ", ".join(row.learned), "cells": cells})
+    extra = []
+    if baseline and baseline.scores.rows:
+        last = baseline.scores.rows[-1].scores
+        extra.append({"label": f"{method_name(baseline)}, last row", "cells": [_cell(last.get(c)) for c in columns]})
+    if run.scores.references:
+        extra.append({"label": "learned alone", "cells": [_cell(run.scores.references.get(c)) for c in columns]})
+    counts = [max((r.scores[task].n for r in run.scores.rows if task in r.scores), default=0) for task in columns]
+    heads = [
+        {"name": task, "metric": run.scores.metrics.get(task, "").replace("_", " "), "n": f"{count:,}"}
+        for task, count in zip(columns, counts, strict=True)
+    ]
+    return {"heads": heads, "rows": rows, "extra": extra}
+
+
+def _per_label(per_label: dict[str, int]) -> str:
+    if not per_label:
+        return MISSING
+    low, high = min(per_label.values()), max(per_label.values())
+    return f"{low} × {len(per_label)}" if low == high else f"{low} to {high} × {len(per_label)}"
+
+
+def memory(run: RunRecord) -> dict[str, Any]:
+    """What is kept of each task, its real share of the task and of its budget, and the bytes the method keeps."""
+    rows = []
+    for task in run.tasks:
+        kept = task.memory
+        rows.append(
+            {
+                "task": task.name,
+                "train": f"{task.train_examples:,}",
+                "budget": f"{kept.budget:,}",
+                "examples": f"{kept.examples:,}",
+                "share": percent(kept.share),
+                "used": percent(kept.examples / kept.budget) if kept.budget else MISSING,
+                "over": kept.examples > kept.budget,
+                "bytes": size(kept.bytes),
+                "sampler": kept.sampler.replace("_", " "),
+                "labels": _per_label(kept.per_label),
+            }
+        )
+    examples = sum(task.memory.examples for task in run.tasks)
+    budget = sum(task.memory.budget for task in run.tasks)
+    train = sum(task.train_examples for task in run.tasks)
+    last = max(run.tasks, key=lambda task: task.index, default=None)
+    return {
+        "rows": rows,
+        "any": examples > 0,
+        "total": {
+            "train": f"{train:,}",
+            "budget": f"{budget:,}",
+            "examples": f"{examples:,}",
+            "share": percent(examples / train) if train else MISSING,
+            "used": percent(examples / budget) if budget else MISSING,
+            "bytes": size(sum(task.memory.bytes for task in run.tasks)),
+        },
+        "method": [(name, size(count)) for name, count in (last.method_bytes if last else {}).items()],
+    }
+
+
+def cost(run: RunRecord) -> dict[str, Any]:
+    """Where the time went: bars over the whole run, and a table per task."""
+    costs = [task.cost for task in run.tasks]
+    whole = sum(entry.seconds for entry in costs)
+    parts = [
+        (name, meaning, sum(getattr(entry, field) for entry in costs)) for field, (name, meaning) in COST_KINDS.items()
+    ]
+    parts.append(("other", "encoding, loading, starting up", sum(map(other_seconds, costs))))
+    longest = max((amount for _, _, amount in parts), default=0.0) or 1.0
+    arithmetic = sum(entry.merging_seconds for entry in costs)
+
+    def row(name: str, entries: list[CostRecord]) -> dict[str, Any]:
+        return {
+            "task": name,
+            "seconds": seconds(sum(entry.seconds for entry in entries)),
+            "parts": [seconds(sum(getattr(entry, field) for entry in entries)) for field in COST_KINDS],
+            "other": seconds(sum(map(other_seconds, entries))),
+            "share": percent(merging_share(entries)),
+            "counts": [
+                f"{sum(getattr(entry, field) for entry in entries):,}"
+                for field in (
+                    "steps",
+                    "examples_trained",
+                    "examples_rehearsed",
+                    "examples_probed",
+                    "examples_evaluated",
+                )
+            ],
+        }
+
+    return {
+        "bars": [
+            {
+                "name": name,
+                "meaning": meaning,
+                "seconds": seconds(amount),
+                "share": percent(amount / whole) if whole else MISSING,
+                "width": f"{100 * amount / longest:.2f}",
+            }
+            for name, meaning, amount in parts
+        ],
+        "kinds": [name for name, _ in COST_KINDS.values()],
+        "rows": [row(task.name, [task.cost]) for task in run.tasks],
+        "total": row("whole run", costs),
+        "merging": percent(merging_share(costs)),
+        "arithmetic": percent(arithmetic / whole) if whole else MISSING,
+    }
+
+
+def ledger(run: RunRecord) -> list[dict[str, str]]:
+    """Every merge with its numbers and its story; the page's script reads the stories from this table."""
+    return [
+        {
+            "task": merge.task,
+            "merge": str(merge.merge),
+            "step": f"{merge.step:,}",
+            "cause": f"{CAUSE_LETTER[merge.cause]} {merge.cause}" + (", refused" if merge.status == "refused" else ""),
+            "alarms": str(merge.alarms),
+            "interval": f"{merge.interval} → {merge.next_interval}",
+            "weights": f"{significant(merge.weight_new)} / {significant(merge.weight_old)}",
+            "story": tell(merge),
+        }
+        for merge in merges_in_order(run)
+    ]
+
+
+def tasks(run: RunRecord) -> list[dict[str, Any]]:
+    """The stream: sizes, metric and labels of each learned task, and where its data came from."""
+    return [
+        {
+            "name": task.name,
+            "counts": [f"{count:,}" for count in (task.train_examples, task.dev_examples, task.test_examples)],
+            "labels": str(len(task.labels)) if task.labels is not None else "free text",
+            "metric": task.metric.replace("_", " "),
+            "answer": task.answer,
+            "seed": str(task.seed),
+            "fingerprint": task.fingerprint,
+            "finished": task.finished,
+            "source": list(task.source.items()),
+        }
+        for task in run.tasks
+    ]
+
+
+def _named(run: RunRecord, key: str) -> str:
+    """``config[key]`` where it is a word, else ``config[key]['name']``, else an empty string."""
+    value = run.info.config.get(key)
+    if isinstance(value, dict):
+        value = value.get("name")
+    return value if isinstance(value, str) else ""
+
+
+def method_name(run: RunRecord) -> str:
+    """Name of the method of ``run``, as its config says it."""
+    return _named(run, "method") or "unnamed method"
+
+
+def standfirst(run: RunRecord) -> str:
+    """The run in two sentences."""
+    model = _named(run, "model") or "a model"
+    merges = sum(merge.status == "applied" for merge in run.merges)
+    # A model seen before it learned anything is a run as well: only its first row exists.
+    if not run.tasks:
+        return f"{model} has not learned any task of this run yet."
+    together = len({task.row for task in run.tasks}) == 1 and len(run.tasks) > 1
+    manner = " together" if together else (", one after another" if len(run.tasks) > 1 else "")
+    text = f"{model} learned {plural(len(run.tasks), 'task')}{manner}, with the method “{method_name(run)}”"
+    text += f" in {seconds(sum(task.cost.seconds for task in run.tasks))}."
+    refused = len(run.merges) - merges
+    if run.merges:
+        text += f" {plural(merges, 'merge')} along the way" + (f", {refused} refused." if refused else ".")
+    else:
+        text += " Nothing was merged."
+    return text

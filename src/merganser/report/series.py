@@ -1,0 +1,141 @@
+"""What the charts draw: a run as lists of numbers, thinned honestly where a run has more steps than a page can show."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from merganser.report.words import CAUSE_LETTER, finite
+from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
+
+POINTS = 240
+"""Points drawn per task: more than a phone has pixels for one task, few enough for fifteen tasks in one page."""
+
+
+def _round(value: float | None) -> float | None:
+    """Five significant digits: finer than a pixel, and the page stays small."""
+    return None if finite(value) is None else float(f"{value:.5g}")
+
+
+def learned_before(run: RunRecord) -> list[int]:
+    """For each row of the matrix, how many tasks had been learned when it was measured (tasks learned together share
+    a row, so this is not always the number of the row)."""
+    counts, learned = [], 0
+    for row in run.scores.rows:
+        learned += len(row.learned)
+        counts.append(learned)
+    return counts
+
+
+def own_rows(run: RunRecord) -> dict[str, int]:
+    """Task name -> row of the matrix that was measured right after the task was learned."""
+    rows = {name: index for index, row in enumerate(run.scores.rows) for name in row.learned}
+    return rows | {task.name: task.row for task in run.tasks}
+
+
+def task_order(run: RunRecord) -> list[str]:
+    """Names under which steps or merges were recorded, in order of learning (of tasks learned together, only the one
+    that carries their steps)."""
+    recorded = dict.fromkeys([*(name for name, steps in run.signals.items() if steps), *(m.task for m in run.merges)])
+    index = {task.name: task.index for task in run.tasks}
+    return sorted(recorded, key=lambda name: index.get(name, len(index) + 1))
+
+
+def merges_in_order(run: RunRecord) -> list[MergeRecord]:
+    """The ledger by task, step and number: the order of the page's table and of its charts."""
+    position = {name: index for index, name in enumerate(task_order(run))}
+    return sorted(run.merges, key=lambda merge: (position[merge.task], merge.step, merge.merge))
+
+
+def buckets(values: Sequence[float | None], width: int) -> dict[str, list[float | None]]:
+    """Mean, minimum and maximum over consecutive groups of ``width`` values; missing values are left out, and a group
+    of missing values only is ``None``. No value is dropped: every step is within the band drawn from low to high."""
+    out: dict[str, list[float | None]] = {"mean": [], "low": [], "high": []}
+    for start in range(0, len(values), width):
+        group = [value for value in values[start : start + width] if value is not None and math.isfinite(value)]
+        out["mean"].append(_round(math.fsum(group) / len(group)) if group else None)
+        out["low"].append(_round(min(group)) if group else None)
+        out["high"].append(_round(max(group)) if group else None)
+    return out
+
+
+def segments(signals: Sequence[SignalRecord], key: str) -> list[list[float]]:
+    """Runs of equal values as ``[first step, last step, value]``: piecewise constant signals are never thinned."""
+    out: list[list[float]] = []
+    for signal in signals:
+        value = _round(getattr(signal, key))
+        if value is None:
+            continue
+        if out and out[-1][2] == value and out[-1][1] == signal.step - 1:
+            out[-1][1] = signal.step
+        else:
+            out.append([signal.step, signal.step, value])
+    return out
+
+
+def _task_series(name: str, signals: Sequence[SignalRecord], last_merge: int) -> dict[str, Any]:
+    ordered = sorted(signals, key=lambda signal: signal.step)
+    width = max(1, math.ceil(len(ordered) / POINTS))
+    return {
+        "name": name,
+        "steps": max(ordered[-1].step if ordered else 0, last_merge),
+        "width": width,
+        # A point stands in the middle of the steps it is the mean of.
+        "x": [
+            (ordered[start].step + ordered[min(start + width, len(ordered)) - 1].step) / 2
+            for start in range(0, len(ordered), width)
+        ],
+        "loss": buckets([signal.loss for signal in ordered], width),
+        "probe": buckets([signal.probe for signal in ordered], width),
+        "interval": segments(ordered, "interval"),
+        "threshold": segments(ordered, "threshold"),
+    }
+
+
+def _curve(run: RunRecord, task: str) -> list[list[float | None]]:
+    """``[tasks learned, score, standard error]`` for each row that has a score of ``task``."""
+    points: list[list[float | None]] = []
+    for learned, row in zip(learned_before(run), run.scores.rows, strict=True):
+        entry = row.scores.get(task)
+        if entry is not None and finite(entry.value) is not None:
+            points.append([learned, _round(entry.value), _round(entry.stderr)])
+    return points
+
+
+def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, Any]:
+    """Everything the page's script draws, as plain JSON values without NaN or infinity."""
+    names = task_order(run)
+    index = {name: position for position, name in enumerate(names)}
+    last_merge = dict.fromkeys(names, 0)
+    for merge in run.merges:
+        last_merge[merge.task] = max(last_merge[merge.task], merge.step)
+    learned = learned_before(run)
+    own = own_rows(run)
+    # Tasks learned together share one training, which is recorded under the first one's name.
+    sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
+    shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}
+    return {
+        "tasks": [_task_series(shown.get(name, name), run.signals.get(name, []), last_merge[name]) for name in names],
+        "merges": [
+            {
+                "task": index[merge.task],
+                "step": merge.step,
+                "cause": merge.cause,
+                "letter": CAUSE_LETTER[merge.cause],
+                "refused": merge.status == "refused",
+                "signal": _round(merge.learning_signal),
+            }
+            for merge in merges_in_order(run)
+        ],
+        "curves": [
+            {
+                "name": task,
+                "own": learned[own[task]] if own.get(task, len(learned)) < len(learned) else None,
+                "points": _curve(run, task),
+                "baseline": _curve(baseline, task) if baseline else [],
+            }
+            for task in run.scores.tasks
+        ],
+        "learned": learned[-1] if learned else 0,
+    }

@@ -1,0 +1,201 @@
+"""From options to tasks: read the files, make the texts, find the labels, check everything before work starts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from merganser.errors import InputError, nearest
+from merganser.streams.builtin import BUILTIN, DEMO, task_kind
+from merganser.streams.checks import check_names, check_task
+from merganser.streams.draws import draw_limited, generator
+from merganser.streams.formats import Table, read_table
+from merganser.streams.options import LabelSet, StreamOptions, TaskOptions
+from merganser.streams.prompts import fill_prompt, prompt_fields
+from merganser.streams.task import Example, MetricName, Stream, Task
+
+SUFFIX = "_T5.json"
+"""How the files of AimMerging's layout end: ``train/NAME_T5.json``."""
+
+DEMO_TEXTS = 300
+"""Training and test texts per task of ``name: demo`` when no limit is given."""
+
+_HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+
+
+def load_task(options: TaskOptions, base: Path) -> Task:
+    """Read one task.
+
+    Args:
+        options: files and how to read them.
+        base: folder that relative paths start from (that of the configuration file).
+
+    Raises:
+        InputError: anything wrong with the files (:mod:`~merganser.streams.formats`), their fields, or the task
+            (:func:`~merganser.streams.checks.check_task`), before any training.
+    """
+    return _load(options, base, labelled_metric="accuracy")
+
+
+def load_stream(options: StreamOptions, base: Path) -> Stream:
+    """Read all tasks of a stream, in order.
+
+    Tasks of a folder in AimMerging's layout have ``exact_match`` and a label set if they are classification tasks of
+    the benchmarks, ``rouge_l`` and free text if they are generation tasks; other names are treated as
+    :func:`load_task` treats them, but with ``exact_match``. ``overrides`` come on top.
+
+    Args:
+        options: which tasks.
+        base: folder that relative paths start from.
+
+    Raises:
+        InputError: as :func:`load_task`; also a folder or tasks in it that are not there, a task name twice.
+    """
+    if options.name == DEMO:
+        from merganser.streams.demo import demo_stream
+
+        return demo_stream(
+            options.limit or DEMO_TEXTS, options.limit_test or DEMO_TEXTS, options.limit_seed or 0, options.limit_dev
+        )
+    if options.tasks is not None:
+        metric: MetricName = "accuracy"
+        listed = list(options.tasks)
+        title = options.name or "tasks"
+    else:
+        metric = "exact_match"
+        names = options.task_names() or []
+        folder = base / (options.folder or "")
+        listed = _folder_tasks(folder, options.folder or "", names, options.name)
+        title = options.name or folder.resolve().name
+    check_names([task.name for task in listed])
+    resolved = [_resolve(task, options) for task in listed]
+    return Stream(title, tuple(_load(task, base, metric) for task in resolved))
+
+
+def _resolve(task: TaskOptions, stream: StreamOptions) -> TaskOptions:
+    """The task's own settings, its overrides on top, the stream's limits where it has none."""
+    values = {name: getattr(task, name) for name in task.model_fields_set}
+    if override := stream.overrides.get(task.name):
+        values |= {name: getattr(override, name) for name in override.model_fields_set}
+    for name in ("limit", "limit_dev", "limit_test", "limit_seed"):
+        if values.get(name) is None:
+            values[name] = getattr(stream, name)
+    return _validated(values)
+
+
+def _validated(values: dict[str, object]) -> TaskOptions:
+    from pydantic import ValidationError
+
+    try:
+        return TaskOptions.model_validate(values)
+    except ValidationError as error:
+        # Each part was valid alone; together they are not (labels: none here, answer: rank there).
+        cause = error.errors()[0]["msg"].removeprefix("Value error, ")
+        raise InputError(f"Task '{values['name']}' with its overrides: {cause}.", "Change one of the two.") from error
+
+
+def _folder_tasks(folder: Path, shown: str, names: Sequence[str], builtin: str | None) -> list[TaskOptions]:
+    if not folder.is_dir():
+        raise InputError(f"There is no folder {shown}.", "Give the folder that holds train/, dev/ and test/.")
+    for split in ("train", "test"):
+        if not (folder / split).is_dir():
+            raise InputError(
+                f"The folder {shown} has no subfolder {split}/.",
+                f"Give the folder with train/, dev/ and test/, each with files NAME{SUFFIX}.",
+            )
+    for split in ("train", "test"):
+        there = sorted(path.name.removesuffix(SUFFIX) for path in (folder / split).glob(f"*{SUFFIX}"))
+        if absent := [name for name in names if name not in there]:
+            whose = f"{builtin} needs {len(names)} tasks; " if builtin in BUILTIN else ""
+            raise InputError(
+                f"{whose}{shown}/{split} has no file {absent[0]}{SUFFIX}"
+                + (f" (nor those of {', '.join(absent[1:])})" if len(absent) > 1 else "")
+                + f"; it has {', '.join(there) or 'none'}.",
+                nearest(absent[0], there) or "Add the files, or name the tasks that are there with 'order'.",
+            )
+    return [_folder_task(folder, shown, name) for name in names]
+
+
+def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
+    labels: dict[str | None, LabelSet] = {"classification": "train", "generation": None, None: "auto"}
+    values: dict[str, object] = {"name": name, "labels": labels[task_kind(name)]}
+    for split in ("train", "dev", "test"):
+        file = f"{name}{SUFFIX}"
+        if split != "dev" or (folder / split / file).exists():
+            values[split] = str(Path(shown) / split / file)
+    return TaskOptions.model_validate(values)
+
+
+def _load(options: TaskOptions, base: Path, labelled_metric: MetricName) -> Task:
+    sources = {"train": options.train, "dev": options.dev, "test": options.test}
+    splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
+    record: dict[str, str] = {}
+    for split, source in sources.items():
+        if source is None:
+            continue
+        table = read_table(source, base, _HUB_SPLITS[split])
+        splits[split] = _examples(table, options)
+        record[split] = f"{table.name} sha256:{table.sha256}"
+    labels, texts = _label_set(options.labels, splits["train"])
+    task = Task(
+        name=options.name,
+        train=splits["train"],
+        dev=splits["dev"],
+        test=splits["test"],
+        labels=labels,
+        label_texts=texts,
+        metric=options.metric or ("rouge_l" if labels is None else labelled_metric),
+        answer=options.answer,
+        prompt=options.prompt,
+    )
+    # Whole files first: a mistake in row 900 is there at any limit.
+    check_task(task)
+    limits = {"train": options.limit, "dev": options.limit_dev, "test": options.limit_test}
+    for split, limit in limits.items():
+        whole = splits[split]
+        if limit is None or limit >= len(whole):
+            continue
+        seed = options.limit_seed or 0
+        rng = generator(seed, options.name, split)
+        splits[split] = draw_limited(whole, limit, rng, every_label=split == "train" and labels is not None)
+        record[f"{split}_limit"] = f"{limit} of {len(whole)} texts, drawn with seed {seed}"
+    limited = replace(task, train=splits["train"], dev=splits["dev"], test=splits["test"], source=record)
+    check_task(limited)
+    return limited
+
+
+def _examples(table: Table, options: TaskOptions) -> list[Example]:
+    names = [options.input] if isinstance(options.input, str) else options.input
+    fields = prompt_fields(options.prompt)
+    # A column called "input" needs no special case: unless 'input' says otherwise, {input} is that column.
+    plain = [name for name in fields if name != "input"]
+    examples = []
+    for index, row in enumerate(table.rows):
+        values = {name: table.text(index, name) for name in plain}
+        if "input" in fields:
+            values["input"] = "\n".join(table.text(index, name) for name in names)
+        identity = row.get("id")
+        examples.append(
+            Example(
+                input=fill_prompt(options.prompt, values),
+                output=table.text(index, options.output).strip(),
+                id="" if identity is None else str(identity),
+            )
+        )
+    return examples
+
+
+def _label_set(asked: LabelSet, train: Sequence[Example]) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+    """Labels in a fixed order (as listed, or sorted when collected) and the texts given for them."""
+    if asked is None:
+        return None, {}
+    if isinstance(asked, dict):
+        return tuple(asked), dict(asked)
+    if isinstance(asked, list):
+        return tuple(asked), {}
+    counts = Counter(example.output for example in train)
+    if asked == "auto" and min(counts.values()) < 2:
+        return None, {}
+    return tuple(sorted(counts)), {}

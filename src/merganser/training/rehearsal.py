@@ -1,0 +1,143 @@
+"""Batches from the rehearsal memory, and what is done with them: probing and rehearsing.
+
+Which examples come in a batch is a function of the seed and of a counter alone. A run that was interrupted, or that
+runs on another number of processes, draws the same batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from merganser.errors import InputError
+
+Collator = Callable[[list[Any]], Mapping[str, Any]]
+LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
+
+
+class Dataset(Protocol):
+    """Anything with a length that can be indexed: a list, a ``datasets.Dataset``, a ``torch`` map-style dataset."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+def check_batch(key: str, asked: int | None, default: int, memory_examples: int) -> int:
+    """Size of a batch drawn from the memory.
+
+    Args:
+        key: where the size is configured, for the message.
+        asked: the size that was asked for, or ``None`` for ``default`` or the whole memory, whichever is smaller.
+        memory_examples: size of the memory, at least 1.
+
+    Raises:
+        InputError: the size that was asked for is larger than the memory.
+    """
+    if asked is None:
+        return min(default, memory_examples)
+    if asked > memory_examples:
+        raise InputError(
+            f"{key} is {asked}, but the memory holds {memory_examples} examples.",
+            f"Use at most {memory_examples}, leave {key} out, or keep more (memory.share, memory.number, "
+            "memory.minimum_per_label).",
+        )
+    return asked
+
+
+class MemoryBatches:
+    """Endless batches from a small dataset.
+
+    Args:
+        dataset: tokenised examples.
+        batch_size: examples per batch.
+        seed: together with a counter it decides every draw.
+
+    Raises:
+        InputError: the memory is empty, or smaller than one batch.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
+        if len(dataset) == 0:
+            raise InputError("the rehearsal memory is empty", "Give it at least one example.")
+        check_batch("the rehearsal batch", batch_size, batch_size, len(dataset))
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+
+    def _take(self, indices: Sequence[int]) -> list[Any]:
+        return [self.dataset[int(index)] for index in indices]
+
+    def rehearsal(self, draw: int) -> list[Any]:
+        """The ``draw``-th batch (from 0) of an endless walk: every example once per pass, each pass shuffled anew."""
+        size = len(self.dataset)
+        positions = range(draw * self.batch_size, (draw + 1) * self.batch_size)
+        passes: dict[int, np.ndarray] = {}
+        indices = []
+        for position in positions:
+            number, offset = divmod(position, size)
+            if number not in passes:
+                passes[number] = np.random.default_rng([self.seed, 1, number]).permutation(size)
+            indices.append(passes[number][offset])
+        return self._take(indices)
+
+    def probe(self, step: int) -> list[Any]:
+        """A fresh random batch for the probe after inner step ``step``."""
+        generator = np.random.default_rng([self.seed, 2, step])
+        return self._take(generator.choice(len(self.dataset), self.batch_size, replace=False).tolist())
+
+
+def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+    """The model's own loss on a batch: ``model(**batch)["loss"]``."""
+    output = model(**batch)
+    return output["loss"] if isinstance(output, Mapping) else output[0]
+
+
+def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
+    """The batch with its tensors on ``device``."""
+    return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
+
+
+@torch.no_grad()
+def measure_loss(
+    model: nn.Module, batch: Mapping[str, Any], loss_function: LossFunction = model_loss, *, dropout: bool = False
+) -> float:
+    """Loss on a batch without gradients; the training mode is put back.
+
+    Args:
+        dropout: leave dropout on, as AimMerging's released program does.
+    """
+    was_training = model.training
+    if was_training != dropout:
+        model.train(dropout)
+    try:
+        return float(loss_function(model, batch))
+    finally:
+        if model.training != was_training:
+            model.train(was_training)
+
+
+def rehearse_step(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batch: Mapping[str, Any],
+    clip: float,
+    loss_function: LossFunction = model_loss,
+) -> float:
+    """One optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
+
+    Returns:
+        The loss before the step (nats).
+    """
+    model.train()
+    loss = loss_function(model, batch)
+    loss.backward()
+    if clip > 0:
+        torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    optimizer.step()
+    model.zero_grad()
+    return float(loss.detach())

@@ -1,0 +1,232 @@
+"""One task's optimisation, on ``transformers.Trainer``."""
+
+from __future__ import annotations
+
+import math
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from merganser.errors import RunError
+from merganser.models.quiet import quiet
+from merganser.training.determinism import derive_seed, isolated_random
+from merganser.training.options import TrainingOptions
+from merganser.training.rehearsal import Collator
+
+Penalty = Callable[[nn.Module, int], Tensor]
+"""``penalty(model, step)``: a term added to the loss of every batch; ``step`` counts optimizer steps from 0."""
+
+
+@dataclass
+class StepLog:
+    """Training loss and learning rate of every optimizer step of a task."""
+
+    losses: list[float] = field(default_factory=list)
+    learning_rates: list[float] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What training one task took.
+
+    Attributes:
+        log: loss and learning rate per step.
+        steps: optimizer steps taken.
+        examples: examples trained on, counted once per pass.
+        seconds: wall-clock seconds in the training loop, callbacks included.
+    """
+
+    log: StepLog
+    steps: int
+    examples: int
+    seconds: float
+
+
+class FeatureList(torch.utils.data.Dataset):
+    """Tokenised examples as a dataset; ``Trainer`` groups by their ``length``."""
+
+    def __init__(self, features: Sequence[dict[str, Any]]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return self.features[index]
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """The order of the examples in each epoch, a function of the seed and the epoch alone.
+
+    Within windows of 50 batches, examples of similar length come together (all lengths equal: plain shuffling).
+
+    Args:
+        lengths: length of every example.
+        batch: examples per optimizer step, over all processes.
+        seed: with the epoch, decides the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", self.epoch))
+        if len(set(self.lengths)) == 1:
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+class TaskTrainer(Trainer):
+    """A stock ``Trainer`` that adds a method's penalty to the loss, notes the loss of each step, and stops at a loss
+    that is not a number instead of training on.
+    """
+
+    def __init__(self, *args: Any, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.step_log = log
+        self.task_name = task
+        self.penalty = penalty
+        self.examples_seen = 0
+        self._accumulated = 0.0
+        self._batches = 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Any:
+        dataset = self.train_dataset if train_dataset is None else train_dataset
+        grouped = self.args.train_sampling_strategy == "group_by_length"
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        lengths = [feature["length"] if grouped else 0 for feature in dataset]
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        return EpochOrder(lengths, size, seed)
+
+    def compute_loss(
+        self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        if self.penalty is None:
+            return result
+        extra = self.penalty(model, self.state.global_step)
+        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
+            # Such a loss is already a share of the whole accumulated batch, and the Trainer will not divide it again.
+            extra = extra / self.current_gradient_accumulation_steps
+        return (result[0] + extra, result[1]) if return_outputs else result + extra
+
+    def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
+        self.examples_seen += next(len(value) for value in inputs.values() if isinstance(value, Tensor))
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        value = float(loss)
+        if not math.isfinite(value):
+            raise RunError(
+                f"the training loss of task '{self.task_name}' became {value} at step {self.state.global_step + 1}.",
+                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
+                "training.warmup or precision: fp32.",
+            )
+        self._accumulated += value
+        self._batches += 1
+        if self._batches == self.current_gradient_accumulation_steps:
+            self.step_log.losses.append(self._accumulated)
+            self.step_log.learning_rates.append(float(self._get_learning_rate()))
+            self._accumulated = 0.0
+            self._batches = 0
+        return loss
+
+
+def planned_steps(examples: int, options: TrainingOptions) -> int:
+    """Optimizer steps that a task with this many training examples will take."""
+    if options.steps is not None:
+        return options.steps
+    per_epoch = math.ceil(math.ceil(examples / options.batch) / options.accumulation)
+    return math.ceil(options.epochs * per_epoch)
+
+
+def training_arguments(options: TrainingOptions, *, folder: str, precision: str, seed: int) -> TrainingArguments:
+    """The options as ``TrainingArguments``; nothing is saved, logged or reported by the ``Trainer`` itself."""
+    return TrainingArguments(
+        output_dir=folder,
+        num_train_epochs=options.epochs,
+        max_steps=options.steps or -1,
+        per_device_train_batch_size=options.batch,
+        gradient_accumulation_steps=options.accumulation,
+        learning_rate=options.learning_rate,
+        weight_decay=options.weight_decay,
+        lr_scheduler_type=options.schedule,
+        warmup_steps=options.warmup if options.warmup < 1 else int(options.warmup),
+        max_grad_norm=options.clip,
+        train_sampling_strategy="group_by_length" if options.group_by_length else "random",
+        gradient_checkpointing=options.gradient_checkpointing,
+        bf16=precision == "bf16",
+        use_cpu=not torch.cuda.is_available(),
+        seed=seed,
+        data_seed=seed,
+        save_strategy="no",
+        eval_strategy="no",
+        logging_strategy="no",
+        report_to=[],
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        dataloader_pin_memory=torch.cuda.is_available(),
+    )
+
+
+def train_task(
+    module: nn.Module,
+    features: Sequence[dict[str, Any]],
+    collate: Collator,
+    options: TrainingOptions,
+    *,
+    task: str,
+    seed: int,
+    precision: str,
+    callbacks: Sequence[TrainerCallback] = (),
+    penalty: Penalty | None = None,
+    log: StepLog | None = None,
+) -> Outcome:
+    """Train ``module`` on one task.
+
+    Args:
+        module: its ``forward(**batch)`` returns a mapping with ``loss``.
+        features: tokenised examples, each with a ``length``.
+        collate: turns a list of features into a batch.
+        task: its name, for messages.
+        seed: decides the order of the data and dropout, with nothing else.
+        precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
+        callbacks, penalty: what a method does during a task.
+        log: filled while training, so that callbacks can read it; a new one by default.
+
+    Raises:
+        RunError: the loss is not finite.
+    """
+    log = StepLog() if log is None else log
+    started = time.perf_counter()
+    with isolated_random(seed), quiet(), tempfile.TemporaryDirectory(prefix="merganser-") as folder:
+        trainer = TaskTrainer(
+            model=module,
+            args=training_arguments(options, folder=folder, precision=precision, seed=seed),
+            train_dataset=FeatureList(features),
+            data_collator=collate,
+            callbacks=list(callbacks),
+            log=log,
+            task=task,
+            penalty=penalty,
+        )
+        for printing in (transformers.PrinterCallback, transformers.ProgressCallback):
+            trainer.remove_callback(printing)
+        trainer.train()
+    return Outcome(log, trainer.state.global_step, trainer.examples_seen, time.perf_counter() - started)

@@ -1,0 +1,127 @@
+"""A model's trainable parameters as a point in space.
+
+:class:`Weights` is an ordered mapping from names to tensors. It never copies unless asked (:meth:`Weights.snapshot`),
+works in the tensors' own memory, and on sharded parameters (``DTensor``) works on the local shard: sums and products
+are then partial, and the caller adds them up over processes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+
+
+def local(tensor: Tensor) -> Tensor:
+    """The part of ``tensor`` in this process's memory: its local shard if it is distributed, else itself."""
+    to_local = getattr(tensor, "to_local", None)
+    return to_local() if callable(to_local) else tensor
+
+
+class Weights(Mapping[str, Tensor]):
+    """Named tensors seen as one vector.
+
+    Args:
+        tensors: name -> tensor; kept by reference, in this order.
+    """
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = {name: local(tensor.detach()) for name, tensor in tensors.items()}
+
+    @classmethod
+    def of(cls, module: nn.Module) -> Weights:
+        """The trainable parameters of ``module``, sharing its memory.
+
+        Raises:
+            ValueError: nothing is trainable.
+        """
+        found = {name: parameter for name, parameter in module.named_parameters() if parameter.requires_grad}
+        if not found:
+            raise ValueError(f"{type(module).__name__} has no trainable parameters")
+        return cls(found)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return list(self._tensors.values())
+
+    @property
+    def numel(self) -> int:
+        """Number of entries in this process."""
+        return sum(tensor.numel() for tensor in self._tensors.values())
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes in this process."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
+
+    def matched(self, other: Weights) -> list[Tensor]:
+        """``other``'s tensors in the order of these names.
+
+        Raises:
+            ValueError: names or shapes differ; the message names the first that does.
+        """
+        if self.keys() != other.keys():
+            odd = sorted(self.keys() ^ other.keys())
+            raise ValueError(f"weights do not match: '{odd[0]}' is in only one of them ({len(odd)} such names)")
+        for name, tensor in self.items():
+            if tensor.shape != other[name].shape:
+                raise ValueError(
+                    f"weights do not match: '{name}' is {tuple(tensor.shape)} and {tuple(other[name].shape)}"
+                )
+        return [other[name] for name in self]
+
+    def snapshot(self) -> Weights:
+        """A copy in memory of its own."""
+        return Weights({name: tensor.clone() for name, tensor in self.items()})
+
+    @torch.no_grad()
+    def copy_(self, other: Weights) -> Weights:
+        """Overwrite these values with ``other``'s, in place."""
+        torch._foreach_copy_(self.tensors, self.matched(other))
+        return self
+
+    def minus(self, other: Weights) -> Weights:
+        """The difference ``self - other`` in memory of its own."""
+        return Weights(dict(zip(self, torch._foreach_sub(self.tensors, self.matched(other)), strict=True)))
+
+    @torch.no_grad()
+    def combine_(self, scale: float, terms: Iterable[tuple[float, Weights]]) -> Weights:
+        """In place: ``self <- scale * self + sum_i c_i * W_i``. No memory is allocated."""
+        mine = self.tensors
+        torch._foreach_mul_(mine, scale)
+        for coefficient, other in terms:
+            torch._foreach_add_(mine, self.matched(other), alpha=coefficient)
+        return self
+
+    def l1(self) -> float:
+        """Sum of absolute values; tensors are added up in double precision."""
+        return math.fsum(norm.item() for norm in torch._foreach_norm(self.tensors, 1))
+
+    def l2(self) -> float:
+        """Euclidean norm over all entries."""
+        return math.sqrt(math.fsum(norm.item() ** 2 for norm in torch._foreach_norm(self.tensors, 2)))
+
+    def dot(self, other: Weights) -> float:
+        """Inner product over all entries."""
+        pairs = zip(self.tensors, self.matched(other), strict=True)
+        return math.fsum((a.flatten() @ b.flatten().to(a.dtype)).item() for a, b in pairs)
+
+    def cosine(self, other: Weights) -> float | None:
+        """Cosine of the angle between the two; ``None`` when one of them is zero."""
+        size = self.l2() * other.l2()
+        return self.dot(other) / size if size > 0 else None
+
+    def is_finite(self) -> bool:
+        """Whether every entry is a finite number."""
+        return math.isfinite(self.l1())

@@ -1,0 +1,387 @@
+"""What bad input gets: one line with cause and remedy, exit code 2 (1 for failed work), and an unchanged run."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merganser.runs import RunDirectory
+from merganser.runs.record import FORMAT
+from tests.learner import toys
+from tests.learner.toys import Command, contents, write_config, write_rows, write_stream
+
+Spoil = Callable[[Path], dict[str, Any]]
+
+
+def spoiled(folder: Path, what: str) -> dict[str, Any]:
+    """Makes one thing wrong in a folder with a stream; returns the configuration to write."""
+    values = toys.settings(("mood", "topic"))
+    tasks = values["stream"]["tasks"]
+    mood = toys.rows("mood", 12)
+    if what == "missing file":
+        (folder / "topic.json").unlink()
+    elif what == "empty file":
+        (folder / "topic.json").write_text("")
+    elif what == "no rows":
+        (folder / "topic.json").write_text("[]")
+    elif what == "malformed file":
+        (folder / "topic.json").write_text('[{"input": "a", "output": "b"},\n{"input": ')
+    elif what == "wrong field":
+        tasks[0]["output"] = "outptu"
+    elif what == "empty text":
+        write_rows(folder / "mood.json", [*mood[:4], {"input": "  ", "output": "good"}, *mood[5:]])
+    elif what == "empty answer":
+        write_rows(folder / "mood.json", [*mood[:4], {"input": "film", "output": ""}, *mood[5:]])
+    elif what == "label only in test":
+        tasks[0]["labels"] = ["good", "bad", "mixed"]
+        write_rows(folder / "mood-test.json", [*toys.rows("mood", 4, 1), {"input": "a film", "output": "mixed"}])
+    elif what == "label not in the set":
+        write_rows(folder / "mood-test.json", [*toys.rows("mood", 4, 1), {"input": "a film", "output": "bda"}])
+    elif what == "task twice":
+        tasks[1]["name"] = "mood"
+    elif what == "task name that is no folder":
+        tasks[1]["name"] = "../topic"
+    elif what == "absent model folder":
+        values["model"]["name"] = "./absent/model"
+    elif what == "absent hub model":
+        values["model"]["name"] = "nobody/nothing"
+    elif what == "model of another kind":
+        values["model"]["kind"] = "seq2seq"
+    elif what == "absent target":
+        values["model"]["lora"] = {"targets": ["q_proj"]}
+    elif what == "batch larger than the memory":
+        values["method"]["batch"] = 5
+    elif what == "probe batch larger than the memory":
+        values["method"]["probe_batch"] = 9
+    elif what == "memory share 0":
+        values["memory"] = {"share": 0}
+    elif what == "memory share that keeps nothing":
+        values["memory"] = {"share": 0.02}
+    elif what == "too long inputs":
+        values["training"]["max_input"] = 500
+    elif what == "no stream":
+        del values["stream"]
+    return values
+
+
+CASES = {
+    "missing file": ("topic.json: there is no such file.", "topic-test.json"),
+    "empty file": ("topic.json: the file is empty.", "at least one row"),
+    "no rows": ("topic.json: the file has no rows.", "at least one row"),
+    "malformed file": ("topic.json, line 2: malformed JSON", "list of objects"),
+    "wrong field": ("mood.json, row 1: there is no field 'outptu'; the fields are 'input', 'output'.", "'output'?"),
+    "empty text": ("mood.json, row 5: field 'input' is empty.", "Give the row a text"),
+    "empty answer": ("mood.json, row 5: field 'output' is empty.", "Give the row a text"),
+    "label only in test": ("test text 5 has the label 'mixed', which no training text has.", "Add training texts"),
+    "label not in the set": ("test text 5 has the answer 'bda', which is not one of its labels (bad, good).", "'bad'?"),
+    "task twice": ("task 'mood' is there twice", "merganser schema"),
+    "task name that is no folder": ("../topic", ""),
+    "absent model folder": ("The model ./absent/model does not exist.", "Give a folder"),
+    "absent hub model": ("The model nobody/nothing is neither a folder here nor", "give a folder"),
+    "model of another kind": ("is of type 'bert', which does not fit kind 'seq2seq'.", "Use kind 'matcher'."),
+    "absent target": (
+        "The model has no linear layer 'q_proj' (lora.targets).",
+        "Linear layers here: 'dense' (6), 'query' (2), 'key' (2), 'value' (2).",
+    ),
+    "batch larger than the memory": ("method.batch is 5, but the memory holds 4 examples.", "Use at most 4"),
+    "probe batch larger than the memory": ("method.probe_batch is 9, but the memory holds 4", "Use at most 4"),
+    "memory share 0": ("memory: share 0.0 is not above 0 and at most 1", ""),
+    "memory share that keeps nothing": ("A memory share of 0.02 keeps none of 12 training texts.", "memory.share"),
+    "too long inputs": (
+        "Inputs of 500 tokens do not fit into the 128 positions",
+        "(training.max_input) of at most 128",
+    ),
+    "no stream": ("there is no 'stream' section.", "Name the tasks to learn"),
+}
+
+
+@pytest.mark.parametrize("what", CASES)
+def test_a_new_run_is_not_begun(what: str, merganser: Command, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "in")
+    write_config(stream, spoiled(tmp_path / "in", what))
+    done = merganser("run", stream, "--out", tmp_path / "run")
+    assert done.code == 2, done.err
+    cause, remedy = CASES[what]
+    assert cause in done.error
+    assert remedy in done.error
+    assert not (tmp_path / "run").exists()
+
+
+def test_after_a_mistake_the_corrected_file_works_in_the_same_place(merganser: Command, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "in", ("mood", "topic"), method={"batch": 5})
+    assert merganser("run", stream, "--out", tmp_path / "run").code == 2
+    write_config(stream, toys.settings(training={"steps": 1}))
+    assert merganser("run", stream, "--out", tmp_path / "run").code == 0
+
+
+def learn(merganser: Command, run: Path, *more: str | Path, name: str = "truth", file: str = "truth.json") -> toys.Done:
+    return merganser("learn", run, "--task", name, "--train", run.parent / file, *more)
+
+
+def test_a_task_learned_already(run: Path, merganser: Command) -> None:
+    before = contents(run)
+    done = learn(merganser, run, name="mood")
+    assert (done.code, done.error) == (
+        2,
+        "task 'mood' was learned already. Choose another name, or another run.",
+    )
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "cause"),
+    [
+        (["--train", "absent.json"], "absent.json: there is no such file."),
+        (["--train", "truth.json", "--input", "texts"], "there is no field 'texts'"),
+        (["--train", "truth.json", "--labels", "right,false"], "the answer 'wrong', which is not one of its labels"),
+        (["--train", "truth.json", "--metric", "acuracy"], "the task: metric: Input should be 'accuracy'"),
+        (["--train", "truth.json", "--prompt", "Is it true?"], "the prompt has no {input}"),
+        (["--train", "truth.json", "--answer", "rank", "--labels", "none"], "answer 'rank' needs labels"),
+        (["--train", "truth.json", "--test", "mood-test.json"], "which is not one of its labels"),
+    ],
+)
+def test_learn_refuses_before_it_changes_anything(
+    arguments: list[str], cause: str, run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    before = contents(run)
+    done = merganser("learn", run, "--task", "truth", *arguments)
+    assert done.code == 2, done.err
+    assert cause in done.error
+    assert contents(run) == before
+
+
+def test_no_run_there(merganser: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "nothing"
+    train = write_rows(tmp_path / "truth.json", toys.rows("truth", 12))
+    commands = (
+        ("learn", folder, "--task", "truth", "--train", train),
+        ("ask", folder, "a text"),
+        ("evaluate", folder),
+        ("report", folder),
+        ("export", folder, tmp_path / "out"),
+    )
+    for arguments in commands:
+        done = merganser(*arguments)
+        assert done.code == 2, arguments
+        assert f"there is no run in '{folder}'" in done.error
+    assert not folder.exists()
+
+
+def test_a_folder_with_something_else_in_it(merganser: Command, tmp_path: Path) -> None:
+    stream = write_stream(tmp_path / "in")
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis" / "chapter.txt").write_text("years of work")
+    before = contents(tmp_path / "thesis")
+    done = merganser("run", stream, "--out", tmp_path / "thesis")
+    assert (done.code, done.error) == (2, f"'{tmp_path / 'thesis'}' exists and is not a run. Choose a new folder.")
+    file = merganser("run", stream, "--out", tmp_path / "thesis" / "chapter.txt")
+    assert (file.code, "exists and is not a run" in file.error) == (2, True)
+    below = merganser("run", stream, "--out", tmp_path / "thesis" / "chapter.txt" / "run")
+    assert (below.code, "cannot create" in below.error) == (2, True)
+    assert contents(tmp_path / "thesis") == before
+
+
+def test_a_run_in_use(run: Path, merganser: Command) -> None:
+    holder = RunDirectory.open(run)
+    before = contents(run)
+    with holder.lock:
+        for done in (learn(merganser, run), merganser("run", run.parent / "stream.yaml", "--out", run)):
+            assert done.code == 2
+            assert done.error == (
+                f"the run '{run}' is in use by another process (number {os.getpid()}). "
+                "Wait until it has finished, or choose another folder."
+            )
+        assert contents(run) == before
+        # Reading does not wait for whoever writes.
+        assert merganser("ask", run, "great film").code == 0
+    assert learn(merganser, run).code == 0
+
+
+def test_a_run_of_a_newer_version(run: Path, merganser: Command) -> None:
+    info = yaml.safe_load((run / "run.yaml").read_text())
+    info["format"] = FORMAT + 1
+    info["a_key_of_the_future"] = True
+    write_config(run / "run.yaml", info)
+    before = contents(run)
+    for done in (
+        learn(merganser, run),
+        merganser("run", run.parent / "stream.yaml", "--out", run),
+        merganser("ask", run, "a text"),
+        merganser("report", run),
+    ):
+        assert done.code == 2
+        assert f"was written by a newer version (format {FORMAT + 1}; this version knows {FORMAT})" in done.error
+        assert "pip install --upgrade merganser" in done.error
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize("method", ["aim", "replay", "sequential"])
+def test_a_loss_that_is_not_finite_stops_the_task(method: str, merganser: Command, tmp_path: Path) -> None:
+    """A learning rate at which the weights overflow within the first steps; nothing is patched."""
+    stream = write_stream(tmp_path / "in", training={"learning_rate": 1e30, "clip": 0, "warmup": 0})
+    run = tmp_path / "run"
+    done = merganser("run", stream, "--out", run, "--method", method)
+    assert done.code == 1, done.err
+    assert done.error.startswith("the training loss of task 'mood' became nan at step ")
+    assert [path.name for path in (run / "tasks").iterdir()] == ["00-start"]
+    before = contents(run)
+    again = merganser("run", stream, "--out", run, "--method", method)
+    assert again.error == done.error
+    assert contents(run) == before
+
+
+def test_weights_that_are_not_finite_after_the_last_step(merganser: Command, tmp_path: Path) -> None:
+    """The loss is measured before a step; a single one can still spoil the weights."""
+    stream = write_stream(tmp_path / "in", training={"learning_rate": 1e39, "warmup": 0, "steps": 1})
+    done = merganser("run", stream, "--out", tmp_path / "run")
+    assert done.code == 1, done.err
+    assert done.error.startswith("the weights are not finite after the last step of task 'mood'.")
+    assert [path.name for path in (tmp_path / "run" / "tasks").iterdir()] == ["00-start"]
+
+
+def test_a_finite_run_survives_a_task_that_diverges(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A loss that is not a number in the third step of a third task."""
+    from transformers import Trainer
+
+    before = contents(run)
+    ordinary = Trainer.compute_loss
+
+    def spoilt(self: Trainer, *arguments: Any, **options: Any) -> Any:
+        loss = ordinary(self, *arguments, **options)
+        return loss * float("nan") if self.state.global_step == 2 else loss
+
+    monkeypatch.setattr(Trainer, "compute_loss", spoilt)
+    done = learn(merganser, run)
+    assert done.code == 1
+    assert done.error.startswith("the training loss of task 'truth' became nan at step 3.")
+    assert "Try a lower training.learning_rate" in done.error
+    assert contents(run) == before
+    monkeypatch.undo()
+    monkeypatch.chdir(run.parent)
+    assert learn(merganser, run).code == 0
+
+
+@pytest.mark.parametrize("file", ["signals.jsonl", "adapter_model.safetensors", "row.json", "scores.json", "ROW"])
+def test_a_full_disk(file: str, run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No space left at one of the files of a row, or of those beside the rows."""
+    before = contents(run)
+    hit = []
+
+    def full(name: str) -> None:
+        if file in name and ("truth" in name or ".partial" in name):
+            hit.append(name)
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), name)
+
+    if file == "adapter_model.safetensors":
+        import safetensors.torch
+
+        monkeypatch.setattr(safetensors.torch, "save_file", lambda tensors, path, **more: full(str(path)))
+    else:
+        ordinary = os.fsync
+
+        def fsync(descriptor: int) -> None:
+            full(os.readlink(f"/proc/self/fd/{descriptor}"))
+            ordinary(descriptor)
+
+        monkeypatch.setattr(os, "fsync", fsync)
+    done = learn(merganser, run)
+    assert hit
+    assert done.code == 1, done.err
+    assert "the disk is full while writing" in done.error
+    assert "Free some space" in done.error
+    assert contents(run) == before
+
+
+def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Path, merganser: Command) -> None:
+    plain = merganser("ask", run, "a text", "--task", "moods")
+    assert (plain.code, plain.error) == (
+        2,
+        "there is no task 'moods'. Did you mean 'mood'? Learned tasks: mood, topic.",
+    )
+    told = merganser("ask", run, "a text", "--task", "moods", "--debug")
+    assert told.code == 2
+    assert "Traceback (most recent call last)" in told.err
+    assert told.err.rstrip().endswith(f"error: {plain.error}")
+
+
+def test_a_fault_of_the_program_says_so(run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merganser.learner import Learner
+
+    def broken(*arguments: object) -> None:
+        raise ZeroDivisionError("division by zero")
+
+    monkeypatch.setattr(Learner, "predict", broken)
+    done = merganser("ask", run, "a text")
+    assert done.code == 1
+    assert done.error.startswith("ZeroDivisionError: division by zero. This is a fault of the program, not yours")
+    told = merganser("--debug", "ask", run, "a text")
+    assert (told.code, "Traceback" in told.err) == (1, True)
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "cause"),
+    [
+        ("tasks/01-mood/row.json", lambda text: text[:100], "row.json' is damaged:"),
+        ("tasks/01-mood/row.json", lambda text: text.replace('"row"', '"raw"', 1), "row.json' is damaged:"),
+        ("tasks/01-mood/row.json", None, "row.json' is damaged: it is missing."),
+        ("tasks/02-topic/memory.jsonl", lambda text: text[:-20], "memory.jsonl' is damaged: line 4 is cut off."),
+        ("tasks/01-mood/memory.jsonl", None, "memory.jsonl' is damaged: it is missing."),
+        ("tasks/01-mood/memory.jsonl", lambda text: text.replace('"input"', '"in"', 1), "damaged: line 1: "),
+        ("tasks/02-topic/test.jsonl", lambda text: "nonsense\n" + text, "test.jsonl' is damaged: line 1: "),
+        ("tasks/01-mood", None, "are numbered [0, 2]; one is missing."),
+        ("tasks/02-topic/adapter/adapter_model.safetensors", None, "has no adapter_model.safetensors."),
+        ("run.yaml", lambda text: text[: len(text) // 2] + "\n}{", "run.yaml' is damaged: not YAML."),
+        ("tasks", None, "tasks' is damaged: it is missing."),
+    ],
+)
+def test_a_damaged_run_names_the_file(
+    file: str, damage: Callable[[str], str] | None, cause: str, run: Path, merganser: Command
+) -> None:
+    path = run / file
+    if damage is not None:
+        path.write_text(damage(path.read_text()))
+    elif path.is_dir():
+        toys.shutil.rmtree(path)
+    else:
+        path.unlink()
+    before = contents(run)
+    done = learn(merganser, run)
+    assert done.code == 2, done.err
+    assert cause in done.error
+    assert contents(run) == before
+
+
+def test_usage_errors(merganser: Command) -> None:
+    for arguments in (("run", "--no-such-option"), ("frobnicate",), ("run",), ("learn", "x", "--task")):
+        done = merganser(*arguments)
+        assert done.code == 2, arguments
+        assert "Traceback" not in done.err
+        assert "Error" in done.err
+    assert "No such option" in merganser("run", "--no-such-option").err
+
+
+def test_empty_texts_to_ask(run: Path, merganser: Command) -> None:
+    done = merganser("ask", run, "great film", " ")
+    assert (done.code, done.error) == (2, "text 2 is empty. Give a text to answer.")
+
+
+def test_line_ends_of_other_systems_in_texts_do_not_damage_a_run(run: Path, merganser: Command) -> None:
+    """U+2028, U+0085 and carriage returns inside texts are part of them, in the memory and in the test texts."""
+    odd = [{**row, "input": f"{row['input']}\u2028and\u0085so\rforth"} for row in toys.rows("truth", 12)]
+    write_rows(run.parent / "odd.json", odd)
+    done = learn(merganser, run, "--test", run.parent / "odd.json", file="odd.json")
+    assert done.code == 0, done.err
+    measured = json.loads(merganser("evaluate", run, "--json").out)
+    assert {name: score["value"] for name, score in measured.items()} == toys.values_of(run)[-1]
+    kept = [json.loads(line)["input"] for line in (run / "tasks/03-truth/memory.jsonl").read_bytes().split(b"\n")[:-1]]
+    assert set(kept) <= {row["input"] for row in odd}

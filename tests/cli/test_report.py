@@ -1,0 +1,94 @@
+"""``merganser report`` on a run directory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from merganser.cli.report import report
+from merganser.errors import InputError
+from merganser.runs import RunDirectory, RunRecord
+from merganser.runs.record import RowFile
+from tests.report.conftest import make_run
+
+app = typer.Typer()
+app.command()(report)
+
+
+def to_disk(run: RunRecord, path: Path) -> Path:
+    """The run directory of which ``run`` is the record."""
+    directory = RunDirectory.create(path, run.info)
+    try:
+        for number, row in enumerate(run.scores.rows):
+            tasks = [task for task in run.tasks if task.row == number]
+            name = tasks[0].name if tasks else "start"
+            folder = directory.begin_row(number, name)
+            (folder / "adapter").mkdir()
+            (folder / "adapter" / "adapter_config.json").write_text("{}")
+            file = RowFile(row=number, tasks=tasks, scores=row, metrics=run.scores.metrics)
+            (folder / "row.json").write_text(file.model_dump_json())
+            for kind, records in (
+                ("signals", run.signals.get(name, [])),
+                ("merges", [merge for merge in run.merges if merge.task == name]),
+            ):
+                (folder / f"{kind}.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
+            directory.commit_row(folder)
+    finally:
+        directory.lock.release()
+    return path
+
+
+def test_page_figures_and_tables(tmp_path: Path) -> None:
+    run = to_disk(make_run(["a", "b"], steps=30), tmp_path / "run")
+    plain = to_disk(make_run(["a", "b"], steps=30, merging=False, method="sequential"), tmp_path / "plain")
+    arguments = ["--baseline", str(plain), "--figures", str(tmp_path / "figures"), "--tables", str(tmp_path / "tables")]
+    result = CliRunner().invoke(app, [str(run), *arguments])
+    assert result.exit_code == 0, result.output
+    written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines()]
+    assert written[0] == run / "report.html"
+    assert len(written) == 1 + 8 + 6
+    assert all(path.is_file() for path in written)
+    page = written[0].read_text(encoding="utf-8")
+    assert "beside sequential, seed 42" in page
+    assert "Merge 1 of b, after step 15" in page
+
+
+def test_out_and_nothing_else(tmp_path: Path) -> None:
+    run = to_disk(make_run(["a"], steps=3), tmp_path / "run")
+    before = sorted(run.rglob("*"))
+    out = tmp_path / "elsewhere" / "page.html"
+    result = CliRunner().invoke(app, [str(run), "--out", str(out)])
+    assert result.exit_code == 0, result.output
+    assert out.is_file()
+    assert sorted(run.rglob("*")) == before
+
+
+def test_baseline_of_other_tasks_changes_nothing(tmp_path: Path) -> None:
+    run = to_disk(make_run(["a"], steps=3), tmp_path / "run")
+    other = to_disk(make_run(["b"], steps=3), tmp_path / "other")
+    result = CliRunner().invoke(app, [str(run), "--baseline", str(other)])
+    assert isinstance(result.exception, InputError)
+    assert not (run / "report.html").exists()
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    result = CliRunner().invoke(app, [str(tmp_path / "absent")])
+    assert isinstance(result.exception, InputError)
+    assert "absent" in result.exception.cause
+
+
+@pytest.mark.parametrize("word", ["--baseline", "--figures", "--tables", "RUN/report.html"])
+def test_help_names_every_option(word: str) -> None:
+    assert word in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120", "NO_COLOR": "1"}).output
+
+
+def test_importing_the_command_loads_nothing_heavy() -> None:
+    heavy = "{'torch', 'matplotlib', 'jinja2', 'transformers', 'pandas'}"
+    code = f"import sys, merganser.cli.report; print(sorted({heavy} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

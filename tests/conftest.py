@@ -1,0 +1,12 @@
+"""Settings that must be made before torch is imported."""
+
+from __future__ import annotations
+
+import os
+
+# Two torch threads on busy cores can be twenty times slower while OpenMP spins; tests are small, one thread is enough.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# No test needs the network; without this a missing model would be looked for on the hub.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")

@@ -1,0 +1,142 @@
+"""The methods of the table: what each says about itself, and replay's formula."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from merganser.config import RunConfig
+from merganser.errors import InputError
+from merganser.methods import METHODS, TaskContext, make_method
+from merganser.methods.aim import AimOptions
+from merganser.methods.replay import Replay, ReplayOptions
+from merganser.training.determinism import derive_seed
+from merganser.training.options import TrainingOptions
+from merganser.training.rehearsal import MemoryBatches
+
+
+class Line(nn.Module):
+    """Loss: mean of (w x)^2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([2.0]))
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        return {"loss": (self.w * x).pow(2).mean()}
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {"x": torch.tensor([item["x"] for item in items])}
+
+
+def context(memory: list[dict[str, Any]], batch: int = 4, model: nn.Module | None = None) -> TaskContext:
+    backbone = SimpleNamespace(module=model or Line(), collate=collate)
+    return TaskContext("t", 2, cast(Any, backbone), memory, TrainingOptions(batch=batch), seed=3)
+
+
+MEMORY = [{"x": float(i)} for i in range(1, 7)]
+
+
+def test_every_method_describes_itself_and_is_made_from_its_options() -> None:
+    for name, method in METHODS.items():
+        assert method.title
+        assert method.idea.endswith(".")
+        assert method.paper
+        options = method.Options(name=name)
+        assert type(make_method(options)) is method
+        assert RunConfig.model_validate({"model": {"name": "m", "kind": "causal"}, "method": name}).method == options
+        assert method.Options.model_config["extra"] == "forbid"
+
+
+def test_replay_adds_the_weighted_loss_on_fresh_memory_batches() -> None:
+    method = Replay(ReplayOptions(weight=0.5, batch=2))
+    given = context(MEMORY)
+    penalty = method.penalty(given)
+    assert penalty is not None
+    batches = MemoryBatches(MEMORY, 2, derive_seed(3, "replay"))
+    for draw in range(4):
+        x = collate(batches.rehearsal(draw))["x"]
+        assert penalty(given.backbone.module, 0).item() == pytest.approx(0.5 * float((2 * x).pow(2).mean()))
+    assert method.records.cost.examples_rehearsed == 8
+
+
+def test_replay_without_a_memory_is_plain_training() -> None:
+    assert Replay(ReplayOptions()).penalty(context([])) is None
+
+
+@pytest.mark.parametrize("name", ["replay", "aim"])
+def test_a_batch_that_was_asked_for_must_fit_the_memory(name: str) -> None:
+    method = make_method(METHODS[name].Options(name=name, batch=7))  # type: ignore[call-arg]
+    training = TrainingOptions(batch=4)
+    assert method.rehearsal_batch(training, 0) is None
+    assert method.rehearsal_batch(training, 7) == 7
+    with pytest.raises(InputError, match=r"method.batch is 7, but the memory holds 6"):
+        method.rehearsal_batch(training, 6)
+    relaxed = make_method(METHODS[name].Options(name=name))
+    assert relaxed.rehearsal_batch(training, 3) == 3
+    assert relaxed.rehearsal_batch(training, 9) == 4
+
+
+def test_aim_gives_every_number_to_the_controller() -> None:
+    options = AimOptions(
+        interval=5,
+        cold_start=1,
+        min_interval=3,
+        max_interval=50,
+        threshold_factor=1.5,
+        warmup_fraction=0.5,
+        early_alarms=4,
+        moving_until=30,
+        alarmed_above=2,
+        halve_from=40,
+        growth_short=0.7,
+        growth_long=0.2,
+        weight_moving_alarmed=0.1,
+        weight_moving_calm=0.2,
+        weight_settled_alarmed=0.3,
+        weight_settled_calm=0.4,
+        rehearsal_steps=10,
+        adapt_interval=False,
+        watch_forgetting=False,
+    )
+    controller = options.controller()
+    for name in (
+        "cold_start",
+        "min_interval",
+        "max_interval",
+        "threshold_factor",
+        "warmup_fraction",
+        "early_alarms",
+        "moving_until",
+        "alarmed_above",
+        "halve_from",
+        "growth_short",
+        "growth_long",
+        "adapt_interval",
+        "watch_forgetting",
+    ):
+        assert getattr(controller, name) == getattr(options, name)
+    assert controller.interval == 5
+    assert controller.rehearsal_steps == 10
+    table = controller.weights
+    assert (table.moving_alarmed, table.moving_calm) == (0.1, 0.2)
+    assert (table.settled_alarmed, table.settled_calm) == (0.3, 0.4)
+
+
+def test_aim_without_a_memory_is_plain_training() -> None:
+    method = make_method(AimOptions())
+    method.begin_task()
+    assert method.callbacks(context([])) == []
+    method.after_task(context([]))
+    assert method.records.merges == []
+    assert method.signals(1) == (None, None)
+
+
+def test_aim_refuses_bounds_that_cross() -> None:
+    with pytest.raises(ValueError, match="larger than max_interval"):
+        AimOptions(min_interval=9, max_interval=3)

@@ -1,0 +1,148 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from merganser.errors import InputError
+from merganser.models import gguf_file
+from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.loading import load_backbone
+from merganser.models.options import ModelOptions
+
+gguf = pytest.importorskip("gguf", reason="the optional package gguf is not installed")
+
+
+def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
+    """Rows of a query or key projection in the order of llama.cpp's rotary embedding: halves become pairs."""
+    return weight.view(heads, 2, weight.shape[0] // heads // 2, -1).transpose(1, 2).reshape(weight.shape)
+
+
+@pytest.fixture(scope="module")
+def file(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as a GGUF file in fp32, with its byte-level tokenizer."""
+    import json
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folders["causal"])
+    tokenizer = AutoTokenizer.from_pretrained(folders["causal"])
+    config, state = model.config, model.state_dict()
+    path = tmp_path_factory.mktemp("gguf") / "tiny.gguf"
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("tiny")
+    writer.add_context_length(config.max_position_embeddings)
+    writer.add_embedding_length(config.hidden_size)
+    writer.add_block_count(config.num_hidden_layers)
+    writer.add_feed_forward_length(config.intermediate_size)
+    writer.add_head_count(config.num_attention_heads)
+    writer.add_head_count_kv(config.num_key_value_heads)
+    writer.add_rope_dimension_count(config.hidden_size // config.num_attention_heads)
+    writer.add_rope_freq_base(10000.0)
+    writer.add_layer_norm_rms_eps(config.rms_norm_eps)
+    writer.add_vocab_size(config.vocab_size)
+    raw = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    tokens = [token for token, _ in sorted(tokenizer.get_vocab().items(), key=lambda item: item[1])]
+    writer.add_tokenizer_model("gpt2")
+    writer.add_token_list(tokens)
+    writer.add_token_types([3 if i < 3 else 1 for i in range(len(tokens))])
+    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in raw["merges"]])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_unk_token_id(0)
+    names = {
+        "model.embed_tokens": "token_embd",
+        "model.norm": "output_norm",
+        "lm_head": "output",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ffn_norm",
+        "self_attn.q_proj": "attn_q",
+        "self_attn.k_proj": "attn_k",
+        "self_attn.v_proj": "attn_v",
+        "self_attn.o_proj": "attn_output",
+        "mlp.gate_proj": "ffn_gate",
+        "mlp.up_proj": "ffn_up",
+        "mlp.down_proj": "ffn_down",
+    }
+    for name, tensor in state.items():
+        if "q_proj" in name:
+            tensor = permuted(tensor, config.num_attention_heads)
+        elif "k_proj" in name:
+            tensor = permuted(tensor, config.num_key_value_heads)
+        stem = name.removesuffix(".weight")
+        block = ""
+        if stem.startswith("model.layers."):
+            number, stem = stem.removeprefix("model.layers.").split(".", 1)
+            block = f"blk.{number}."
+        writer.add_tensor(f"{block}{names[stem]}.weight", tensor.numpy())
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
+
+
+def test_a_gguf_file_is_the_model_it_was_made_from(
+    file: Path,
+    folders: dict[str, Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path / "cache"))
+    lengths, spec = Lengths(32, 4), AnswerSpec(("positive", "negative"), mode="rank")
+    from_file = load_backbone(ModelOptions(name=str(file), kind="causal", precision="fp32"), lengths, 0)
+    assert capfd.readouterr() == ("", "")
+    from_folder = load_backbone(ModelOptions(name=str(folders["causal"]), kind="causal", precision="fp32"), lengths, 0)
+    one, two = from_file.module.state_dict(), from_folder.module.state_dict()
+    assert one.keys() == two.keys()
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    texts = ["the film was good", "the bank cut its rates"]
+    one_said, two_said = from_file.answer(texts, spec), from_folder.answer(texts, spec)
+    assert [a.text for a in one_said] == [a.text for a in two_said]
+    from_file.save_weights(tmp_path / "adapter")
+    assert f'"{file}"' in (tmp_path / "adapter" / "adapter_config.json").read_text()
+    from_file.export(tmp_path / "merged", {"mood": spec}, True)  # saving works: no trace of the quantisation is left
+    assert (tmp_path / "merged" / "model.safetensors").is_file()
+
+
+def test_the_conversion_is_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path))
+    folder = gguf_file.converted(file)
+    assert folder.parent == tmp_path / "gguf"
+    assert sorted(path.suffix for path in folder.iterdir() if "model" in path.name) == [".safetensors"]
+    assert list((tmp_path / "gguf").iterdir()) == [folder]  # nothing half done beside it
+
+    def fail(_: Path) -> None:
+        raise AssertionError("converted again")
+
+    monkeypatch.setattr(gguf_file, "read", fail)
+    copy = tmp_path / "copy.gguf"
+    copy.write_bytes(file.read_bytes())
+    assert gguf_file.converted(copy) == folder
+
+
+def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path / "cache"))
+    bad = tmp_path / "bad.gguf"
+    bad.write_bytes(b"nothing of the kind")
+    with pytest.raises(InputError, match="could not be read as a GGUF model"):
+        gguf_file.converted(bad)
+    assert list((tmp_path / "cache" / "gguf").iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "occupied").write_text("a file, not a folder")
+    monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path / "occupied"))
+    with pytest.raises(InputError, match="cannot be written") as error:
+        gguf_file.converted(file)
+    assert gguf_file.CACHE_VARIABLE in error.value.remedy
+
+
+def test_where_the_cache_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv(gguf_file.CACHE_VARIABLE, raising=False)
+    monkeypatch.setenv("XDG_CACHE_HOME", "/some/cache")
+    assert gguf_file.cache_folder() == Path("/some/cache/merganser")
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert gguf_file.cache_folder() == Path.home() / ".cache" / "merganser"

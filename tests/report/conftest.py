@@ -1,0 +1,234 @@
+"""Synthetic runs: complete records with numbers that follow a rule, without any model."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from merganser.runs.record import (
+    CostRecord,
+    MemoryRecord,
+    MergeRecord,
+    MetricRecord,
+    RunInfo,
+    RunRecord,
+    Score,
+    ScoreRow,
+    ScoresFile,
+    SignalRecord,
+    TaskRecord,
+)
+
+CAUSES = ("due", "early", "forced")
+
+
+def one_score(value: float, n: int = 200) -> Score:
+    return Score(value=value, n=n, stderr=math.sqrt(value * (1 - value) / n))
+
+
+def score_of(row: int, column: int, forgetting: float) -> float:
+    """Scores after ``row`` tasks: .1 to .2 before the task is learned, a peak when it is, then forgetting."""
+    if row <= column:
+        return 0.1 + 0.02 * (column % 5)
+    return max(0.05, 0.9 - 0.03 * (column % 4) - forgetting * (row - column - 1))
+
+
+def task_signals(index: int, steps: int, merging: bool) -> list[SignalRecord]:
+    out = []
+    for step in range(1, steps + 1):
+        wave = 0.12 * math.sin(12.9898 * step * step + index) + 0.05 * math.sin(step)
+        probed = merging and index > 1
+        out.append(
+            SignalRecord(
+                step=step,
+                loss=2.1 * math.exp(-step / (0.3 * steps)) + 0.25 + wave,
+                learning_rate=3e-4 * (1 - (step - 1) / steps),
+                probe=0.5 + 0.5 * math.sin(step / 9) ** 2 + abs(wave) if probed else None,
+                interval=8 * (1 + step // (steps // 4 + 1)) if merging else None,
+                threshold=1.1 if probed and step % 30 > 12 else None,
+            )
+        )
+    return out
+
+
+def task_merges(name: str, index: int, steps: int, every: int) -> list[MergeRecord]:
+    fired = list(range(every, steps + 1, every))
+    return [
+        MergeRecord(
+            task=name,
+            task_index=index,
+            merge=number,
+            step=step,
+            cause="end" if step == steps else CAUSES[number % 3],
+            status="refused" if number == 3 else "applied",
+            alarms=number % 3 + 1,
+            interval=8,
+            next_interval=(8, 12, 5)[number % 3],
+            threshold=1.1,
+            learning_signal=4.2 / number + 0.3 * (number % 3),
+            forgetting_signal=1.25,
+            rehearsal_steps=8,
+            weight_new=0.6,
+            weight_old=0.4,
+            size_new=1.5 / number,
+            size_old=0.75,
+            cosine=None if number == 1 else -0.25,
+            loss_new_before=0.5,
+            loss_new_after=0.625,
+            loss_old_before=1.25,
+            loss_old_after=0.875,
+        )
+        for number, step in enumerate(fired, start=1)
+    ]
+
+
+def make_run(
+    names: list[str],
+    *,
+    method: str = "aim",
+    steps: int = 120,
+    merging: bool = True,
+    merge_every: int = 15,
+    together: bool = False,
+    forgetting: float = 0.03,
+    references: bool = False,
+    path: str = "runs/example",
+    command: str = "merganser run stream.yaml --out runs/example",
+) -> RunRecord:
+    """A finished run over ``names``; ``together`` learns them jointly, with one row for all."""
+    count = len(names)
+    tasks = [
+        TaskRecord(
+            name=name,
+            index=index,
+            row=1 if together else index,
+            seed=42 + index,
+            fingerprint=f"{index:064x}",
+            train_examples=300,
+            dev_examples=50,
+            test_examples=200,
+            labels=["sport", "trade", "space"],
+            metric="accuracy",
+            answer="rank",
+            source={"train": f"data/{index}/train.json"},
+            memory=MemoryRecord(
+                examples=6, bytes=1234 * index, budget=6, share=0.02, sampler="per_label",
+                per_label={"sport": 2, "trade": 2, "space": 2},
+            )
+            if merging
+            else MemoryRecord(),
+            cost=CostRecord(
+                seconds=20.0, inner_seconds=10.0, probing_seconds=1.0 if merging else 0.0,
+                rehearsal_seconds=2.0 if merging else 0.0, merging_seconds=0.25 if merging else 0.0,
+                explaining_seconds=0.75 if merging else 0.0, bookkeeping_seconds=0.1, evaluating_seconds=4.0,
+                steps=steps, examples_trained=steps * 16, examples_rehearsed=640 if merging else 0,
+                examples_probed=1920 if merging else 0, examples_evaluated=200 * count,
+            ),
+            method_bytes={"memory": 1234 * index, "weights": 2_400_000},
+            finished="2026-01-02T03:04:05Z",
+        )
+        for index, name in enumerate(names, start=1)
+    ]  # fmt: skip
+    row_numbers = [0, count] if together else list(range(count + 1))
+    rows = [
+        ScoreRow(
+            learned=([] if row == 0 else list(names) if together else [names[row - 1]]),
+            scores={name: one_score(score_of(row, column, forgetting)) for column, name in enumerate(names)},
+        )
+        for row in row_numbers
+    ]
+    final = [rows[-1].scores[name].value for name in names]
+    own = [rows[tasks[column].row].scores[name].value for column, name in enumerate(names)]
+    op = sum(final) / count
+    bwt = sum(f - o for f, o in zip(final[:-1], own[:-1], strict=True)) / (count - 1) if count > 1 else None
+    return RunRecord(
+        path=path,
+        info=RunInfo(
+            created="2026-01-02T03:00:00Z",
+            command=command,
+            seed=42,
+            config={
+                "model": {"name": "example/encoder", "kind": "matcher", "lora": {"r": 8, "alpha": 32}},
+                "method": {"name": method, "threshold_factor": 2.0},
+                "stream": {"name": "five topics"},
+                "memory": {"share": 0.02, "sampler": "per_label"},
+            },
+            versions={"merganser": "0.1.0", "python": "3.11.2", "torch": "2.9.0"},
+        ),
+        tasks=tasks,
+        scores=ScoresFile(
+            tasks=names,
+            metrics=dict.fromkeys(names, "accuracy"),
+            rows=rows,
+            references={name: one_score(0.92) for name in names} if references else {},
+            summary=[
+                MetricRecord(
+                    name="OP", value=op, stderr=0.011,
+                    definition="Overall performance: mean score over all tasks after the last one.", source="GEM",
+                ),
+                MetricRecord(
+                    name="BWT", value=bwt, stderr=0.004 if bwt is not None else None,
+                    definition="Backward transfer: mean change of a task's score since it was learned.", source="GEM",
+                ),
+                MetricRecord(
+                    name="FWT", value=None, definition="Not measured without single-task references.", source="AIM",
+                ),
+            ],
+        ),
+        merges=[
+            merge
+            for index, name in enumerate(names, start=1)
+            if merging and index > 1
+            for merge in task_merges(name, index, steps, merge_every)
+        ],
+        signals={names[0]: task_signals(1, steps, False)}
+        if together
+        else {name: task_signals(index, steps, merging) for index, name in enumerate(names, start=1)},
+    )  # fmt: skip
+
+
+TOPICS = ["newsgroups", "reuters", "tweets", "books", "grimm"]
+
+
+@pytest.fixture
+def run() -> RunRecord:
+    return make_run(TOPICS)
+
+
+@pytest.fixture
+def sequential() -> RunRecord:
+    return make_run(TOPICS, method="sequential", merging=False, forgetting=0.15, path="runs/sequential")
+
+
+@pytest.fixture(scope="session")
+def chromium(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., str]:
+    """``chromium(url, *arguments)``: standard output of headless Chromium on a page; skips where there is none."""
+    program = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if program is None:
+        pytest.skip("no Chromium on this machine: the page cannot be opened in a real browser")
+
+    def browse(url: str, *arguments: str) -> str:
+        profile = tmp_path_factory.mktemp("profile")
+        quiet = ["no-first-run", "disable-background-networking", "disable-component-update", "disable-sync"]
+        result = subprocess.run(
+            [
+                *(program, "--headless", "--no-sandbox", "--disable-gpu", *(f"--{flag}" for flag in quiet)),
+                *(f"--user-data-dir={profile}", "--virtual-time-budget=4000", *arguments, url),
+            ],
+            capture_output=True,
+            text=True,
+            timeout=90,
+            check=True,
+        )
+        return result.stdout
+
+    return browse
+
+
+def file_url(path: Path) -> str:
+    return path.resolve().as_uri()

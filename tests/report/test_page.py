@@ -1,0 +1,270 @@
+"""The page as a document: what it says, that it is whole, and that nothing in a run can break out of it."""
+
+from __future__ import annotations
+
+import json
+import re
+from html.parser import HTMLParser
+from importlib import resources
+from pathlib import Path
+
+import pytest
+
+from merganser.errors import InputError, RunError
+from merganser.report import files
+from merganser.report.page import embedded_json, render, write_report
+from merganser.runs.record import RunRecord, ScoresFile
+from tests.report.conftest import TOPICS, make_run, one_score
+
+NASTY = """<b>&"x'</script><!--${{7*7}}"""
+VOID = {"meta", "link", "br"}
+
+
+class Page(HTMLParser):
+    """Text, cells by row, attributes and scripts of a page; fails on tags that do not nest."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__(convert_charrefs=True)
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.rows: list[list[str]] = []
+        self.own: list[str] = []
+        self.text = ""
+        self.scripts: list[str] = []
+        self.feed(html)
+        self.close()
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "tr":
+            self.rows.append([])
+        if tag in ("td", "th"):
+            self.rows[-1].append("")
+            if dict(attrs).get("class") == "own":
+                self.own.append("")
+        if tag == "script":
+            self.scripts.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open[-1:] == ["script"]:
+            self.scripts[-1] += data
+        elif "style" not in self.open:
+            self.text += data
+            if "td" in self.open or "th" in self.open:
+                self.rows[-1][-1] += data
+
+
+def test_metrics_with_definitions_and_the_baseline(run: RunRecord, sequential: RunRecord) -> None:
+    text = " ".join(Page(render(run, sequential)).text.split())
+    # OP by hand: aim (.78+.78+.78+.78+.90)/5 = .804; sequential (.30+.42+.54+.66+.90)/5 = .564.
+    assert "OP 0.804 ± 0.011 sequential 0.564 ± 0.011 · difference +0.240" in text
+    assert "Overall performance: mean score over all tasks after the last one. GEM" in text
+    assert "BWT −0.075 ± 0.004 sequential −0.375 ± 0.004 · difference +0.300" in text
+    assert "FWT – Not measured" in text
+    assert "example/encoder learned 5 tasks, one after another, with the method “aim” in 1 min 40 s." in text
+    assert "28 merges along the way, 4 refused." in text
+
+
+def test_matrix_has_a_number_in_every_cell_and_marks_own_rows(run: RunRecord) -> None:
+    page = Page(render(make_run(TOPICS, references=True)))
+    matrix = [[cell.replace("\n", "") for cell in row] for row in page.rows[:8]]
+    assert matrix[0][1] == "newsgroupsaccuracyn = 200"
+    assert matrix[1][:2] == ["0before training", "0.100± 0.021"]
+    assert matrix[2][0] == "1after newsgroups"
+    assert matrix[2][1].startswith("0.900 (just learned)")
+    assert matrix[6][1] == "0.780± 0.029"
+    assert matrix[7][:2] == ["learned alone", "0.920± 0.019"]
+    assert [len(row) for row in matrix] == [6] * 8
+    assert len(page.own) == 5
+    html = render(run)
+    assert html.count('class="future"') == 5 + 4 + 3 + 2 + 1  # entries above the diagonal, row 0 included
+
+
+def test_tasks_learned_together_share_a_row() -> None:
+    page = Page(render(make_run(TOPICS, method="joint", merging=False, together=True)))
+    assert page.rows[2][0] == "1after 5 tasks together"
+    assert len(page.own) == 5
+    assert "learned 5 tasks together" in page.text
+    assert "No merges: the method “joint” merged nothing" in page.text
+    assert "No example of any task is kept." in page.text
+
+
+def test_ledger_memory_and_cost_are_in_tables(run: RunRecord) -> None:
+    page = Page(render(run))
+    ledger = [row for row in page.rows if len(row) == 8]
+    assert len(ledger) == 1 + 32
+    assert ledger[1][:7] == ["reuters", "1", "15", "E early", "2", "8 → 12", "0.6 / 0.4"]
+    assert ledger[3][3] == "D due, refused"
+    assert ["reuters", "300", "6", "6", "2.0 %", "100 %", "2.47 kB", "per label", "2 × 3"] in page.rows
+    assert ["all tasks", "1,500", "30", "30", "2.0 %", "100 %", "18.5 kB", "", ""] in page.rows
+    text = " ".join(page.text.split())
+    # (1 + 2 + .25 + .75) of 20 seconds per task were spent on merging, .25 on its arithmetic.
+    assert "1 min 40 s in all, of which 20 % were spent on merging" in text
+    assert "arithmetic on the weights alone took 1.2 %" in text
+    whole = next(row for row in page.rows if row[0] == "whole run")
+    assert whole[1:] == [
+        "1 min 40 s", "50.0 s", "5.0 s", "10.0 s", "1.2 s", "3.8 s", "0.50 s", "20.0 s", "9.5 s", "20 %",
+        "600", "9,600", "3,200", "9,600", "5,000",
+    ]  # fmt: skip
+
+
+def test_memory_over_its_budget_is_said(run: RunRecord) -> None:
+    run.tasks[1].memory.examples = 9
+    assert "150 % over budget" in " ".join(Page(render(run)).text.split())
+
+
+def test_command_versions_config_and_seed(run: RunRecord) -> None:
+    text = Page(render(run)).text
+    for part in ("merganser run stream.yaml --out runs/example", "seed 42", "threshold_factor: 2.0", "2.9.0", "r: 8"):
+        assert part in text
+
+
+def test_nothing_is_loaded_from_anywhere(run: RunRecord, sequential: RunRecord) -> None:
+    html = render(run, sequential)
+    page = Page(html)
+    for tag, attributes in page.tags:
+        for name in ("src", "href", "srcset", "action", "data", "poster"):
+            target = attributes.get(name)
+            assert target is None or target.startswith(("#", "data:,")), (tag, name, target)
+    assert "http:" not in html
+    assert "https:" not in html
+    assert "url(" not in html
+    assert "@import" not in html
+    policy = next(a["content"] for tag, a in page.tags if a.get("http-equiv") == "Content-Security-Policy")
+    assert policy is not None
+    assert policy.startswith("default-src 'none';")
+    assert "script-src 'sha256-" in policy
+
+
+def test_names_from_the_run_stay_text() -> None:
+    run = make_run([NASTY, "plain"], method=NASTY, path=NASTY, command=NASTY)
+    run.tasks[0].source = {NASTY: NASTY}
+    run.tasks[0].memory.sampler = NASTY
+    run.tasks[0].method_bytes = run.tasks[1].method_bytes = {NASTY: 5}
+    run.info.versions[NASTY] = NASTY
+    run.info.config["stream"] = {"name": NASTY}
+    run.scores.metrics[NASTY] = NASTY
+    run.scores.summary[0].definition = NASTY
+    html = render(run, run)
+    page = Page(html)
+    plain = make_run(["first", "plain"])
+    plain.tasks[0].source = {"train": "file"}
+    assert [tag for tag, _ in page.tags].count("b") == [tag for tag, _ in Page(render(plain, plain)).tags].count("b")
+    assert len(page.scripts) == 2
+    data = json.loads(page.scripts[0])
+    assert data["tasks"][0]["name"] == NASTY
+    assert data["curves"][0]["name"] == NASTY
+    options = re.findall(r"<option value=\"0\">(.*?)</option>", html)
+    assert options == ["1 · &lt;b&gt;&amp;&#34;x&#39;&lt;/script&gt;&lt;!--${{7*7}}"]
+    assert page.text.count(NASTY) > 10
+
+
+def test_embedded_json_survives_and_refuses_nan() -> None:
+    value = {"a": "</script><!-- & \u2028 é"}
+    text = str(embedded_json(value))
+    assert not set(text) & set("<>&\u2028\u2029")
+    assert json.loads(text) == value
+    with pytest.raises(ValueError, match="JSON"):
+        embedded_json({"x": float("nan")})
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        make_run(["only"], method="single", merging=False),
+        make_run(TOPICS, method="sequential", merging=False),
+        make_run([f"task {i}" for i in range(15)], steps=12, merge_every=5),
+    ],
+    ids=["one task", "no merges", "fifteen tasks"],
+)
+def test_other_shapes_of_runs(made: RunRecord) -> None:
+    page = Page(render(made))
+    assert len(page.own) == len(made.tasks)
+    assert json.loads(page.scripts[0])["learned"] == len(made.tasks)
+
+
+def test_a_run_that_has_only_its_first_row(run: RunRecord) -> None:
+    run.tasks, run.merges, run.signals = [], [], {}
+    run.scores = ScoresFile(tasks=["a"], metrics={"a": "f1"}, rows=[run.scores.rows[0]])
+    run.scores.rows[0].scores = {"a": one_score(0.25)}
+    text = " ".join(Page(render(run)).text.split())
+    assert "example/encoder has not learned any task of this run yet." in text
+    assert "No summary metric yet" in text
+    assert "No steps were recorded in this run." in text
+    assert "No task has been learned, so nothing was spent." in text
+
+
+def test_scores_that_were_not_measured_are_dashes(run: RunRecord) -> None:
+    del run.scores.rows[0].scores["tweets"]
+    run.scores.rows[1].scores["tweets"].value = float("nan")
+    page = Page(render(run))
+    assert [page.rows[number][3] for number in (1, 2)] == ["–", "–"]
+
+
+def test_baseline_of_another_stream_is_refused(run: RunRecord) -> None:
+    with pytest.raises(InputError, match=r"'runs/example' learned other tasks than 'runs/example': a instead of news"):
+        render(run, make_run(["a"]))
+    other = make_run(TOPICS)
+    other.tasks[2].fingerprint = "f" * 64
+    with pytest.raises(InputError, match="learned task 'tweets' from other data"):
+        render(run, other)
+
+
+def test_write_report_replaces_whole_files(run: RunRecord, tmp_path: Path) -> None:
+    out = tmp_path / "new" / "page.html"
+    assert write_report(run, out) == out
+    first = out.read_text(encoding="utf-8")
+    assert first == render(run)
+    run.info.seed = 7
+    write_report(run, out)
+    assert "seed 7" in out.read_text(encoding="utf-8")
+    assert [file.name for file in out.parent.iterdir()] == ["page.html"]
+    assert out.stat().st_mode & 0o400
+
+
+def test_places_that_cannot_be_written(run: RunRecord, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="is a folder, not a file"):
+        write_report(run, tmp_path)
+    (tmp_path / "file").write_text("kept")
+    with pytest.raises(InputError, match=r"cannot create '.*file'"):
+        write_report(run, tmp_path / "file" / "report.html")
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(files.os, "replace", full)
+    with pytest.raises(RunError, match="No space left on device"):
+        write_report(run, tmp_path / "file")
+    assert (tmp_path / "file").read_text() == "kept"
+    assert [file.name for file in tmp_path.iterdir()] == ["file"]
+
+
+def luminance(colour: tuple[float, ...]) -> float:
+    """Relative luminance of an sRGB colour in [0, 255] (WCAG 2.2)."""
+    linear = [c / 255 / 12.92 if c / 255 <= 0.04045 else ((c / 255 + 0.055) / 1.055) ** 2.4 for c in colour]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+def contrast(one: tuple[float, ...], two: tuple[float, ...]) -> float:
+    low, high = sorted((luminance(one), luminance(two)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_colours_reach_wcag_aa_in_light_and_dark() -> None:
+    css = resources.files("merganser.report").joinpath("templates", "report.css").read_text(encoding="utf-8")
+    schemes = [match for match in re.findall(r":root \{(.*?)\}", css, re.S) if "--ink" in match]
+    assert len(schemes) == 2
+    for scheme in schemes:
+        named = dict(re.findall(r"--(\w+): #([0-9a-f]{6});", scheme))
+        colour = {name: tuple(int(code[i : i + 2], 16) for i in (0, 2, 4)) for name, code in named.items()}
+        most = int(re.search(r"--heat-most: (\d+)%", scheme)[1]) / 100  # type: ignore[index]
+        hottest = tuple(most * a + (1 - most) * p for a, p in zip(colour["accent"], colour["paper"], strict=True))
+        for text, ground in (("ink", "paper"), ("quiet", "paper"), ("accent", "paper"), ("quiet", "raised")):
+            assert contrast(colour[text], colour[ground]) >= 4.5, (text, ground)
+        assert contrast(colour["ink"], hottest) >= 4.5

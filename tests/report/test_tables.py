@@ -1,0 +1,73 @@
+"""The CSV files, read back with the standard reader."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+
+import pytest
+
+from merganser.errors import InputError
+from merganser.report.tables import write_tables
+from merganser.runs.record import RunRecord
+from tests.report.conftest import TOPICS, make_run
+
+
+def read(path: Path) -> list[dict[str, str]]:
+    with open(path, encoding="utf-8", newline="") as stream:
+        return list(csv.DictReader(stream))
+
+
+def test_tables_hold_every_number(tmp_path: Path) -> None:
+    run = make_run(TOPICS, steps=500, references=True)
+    paths = write_tables(run, tmp_path / "tables")
+    assert [path.name for path in paths] == [
+        "scores.csv", "summary.csv", "merges.csv", "signals.csv", "memory.csv", "cost.csv",
+    ]  # fmt: skip
+    scores, summary, merges, signals, memory, cost = map(read, paths)
+
+    assert len(scores) == 6 * 5 + 5
+    entry = next(line for line in scores if line["row"] == "3" and line["task"] == "newsgroups")
+    assert entry["after"] == "tweets"
+    assert entry["state"] == "earlier"
+    assert float(entry["score"]) == run.scores.rows[3].scores["newsgroups"].value
+    assert float(entry["stderr"]) == run.scores.rows[3].scores["newsgroups"].stderr
+    assert (entry["n"], entry["metric"]) == ("200", "accuracy")
+    assert [line["state"] for line in scores if line["row"] == "2"] == ["earlier", "own", "later", "later", "later"]
+    assert {line["after"] for line in scores if line["row"] == "0"} == {"before training"}
+    assert [line["score"] for line in scores if line["row"] == "alone"] == ["0.92"] * 5
+
+    assert [line["metric"] for line in summary] == ["OP", "BWT", "FWT"]
+    assert summary[2]["value"] == ""
+    assert summary[0]["definition"].startswith("Overall performance")
+
+    assert len(merges) == len(run.merges)
+    assert merges[0]["cosine"] == ""
+    assert (merges[1]["cause"], merges[1]["cosine"], merges[1]["step"]) == ("forced", "-0.25", "30")
+
+    assert len(signals) == 5 * 500
+    assert signals[0]["probe"] == ""
+    assert float(signals[777]["loss"]) == run.signals["reuters"][277].loss
+
+    assert (memory[1]["task"], memory[1]["bytes"], memory[1]["share"]) == ("reuters", "2468", "0.02")
+    assert memory[1]["method_weights_bytes"] == "2400000"
+    assert float(cost[0]["merging_share"]) == pytest.approx(0.2)
+    assert float(cost[0]["other_seconds"]) == pytest.approx(20 - 10 - 1 - 2 - 0.25 - 0.75 - 0.1 - 4)
+
+
+def test_names_and_missing_numbers(tmp_path: Path) -> None:
+    name = 'a "quoted", name\nover two lines'
+    run = make_run([name, "b"], together=True, merging=False)
+    run.signals[name][0].loss = float("inf")
+    run.tasks[0].cost.seconds = 0.0
+    scores, _, merges, signals, _, cost = map(read, write_tables(run, tmp_path))
+    assert scores[2]["after"] == f"{name} + b"
+    assert merges == []
+    assert (signals[0]["task"], signals[0]["loss"]) == (name, "")
+    assert cost[0]["merging_share"] == ""
+
+
+def test_a_file_in_the_folders_place(run: RunRecord, tmp_path: Path) -> None:
+    (tmp_path / "tables").write_text("")
+    with pytest.raises(InputError, match="cannot create"):
+        write_tables(run, tmp_path / "tables")

@@ -1,0 +1,206 @@
+"""Files into rows: every ending gives the same rows, and every mistake is named with its place."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from merganser.errors import InputError
+from merganser.streams.formats import parse_hub, read_file, read_table
+
+ROWS = [
+    {"id": "a1", "input": 'He said "no", twice\nand left', "output": "yes"},
+    {"id": "a2", "input": "tab\there, comma, café ✓", "output": "no"},
+]
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_bytes(text.encode())
+    return path
+
+
+def write_rows(folder: Path, ending: str) -> Path:
+    path = folder / f"rows{ending}"
+    if ending == ".json":
+        path.write_text(json.dumps(ROWS, ensure_ascii=False), encoding="utf-8")
+    elif ending == ".jsonl":
+        path.write_text("\n\n".join(json.dumps(row) for row in ROWS) + "\n", encoding="utf-8")
+    elif ending == ".parquet":
+        import pyarrow
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+    else:
+        with path.open("w", encoding="utf-8", newline="") as file:
+            writer = csv.DictWriter(file, ["id", "input", "output"], delimiter="," if ending == ".csv" else "\t")
+            writer.writeheader()
+            writer.writerows(ROWS)
+    return path
+
+
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".tsv", ".parquet"])
+def test_every_ending_gives_the_same_rows(tmp_path: Path, ending: str) -> None:
+    path = write_rows(tmp_path, ending)
+    table = read_file(path)
+    assert [dict(row) for row in table.rows] == ROWS
+    assert table.name == path.name
+    assert table.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_relative_paths_start_from_the_base(tmp_path: Path) -> None:
+    write_rows(tmp_path, ".json")
+    table = read_table("rows.json", tmp_path)
+    assert table.shown == "rows.json"
+    assert len(table.rows) == 2
+
+
+def test_line_numbers_count_the_file_s_lines(tmp_path: Path) -> None:
+    table = read_file(write(tmp_path / "x.jsonl", '{"a": "1"}\n\n{"a": "2"}\n'), "x.jsonl")
+    assert table.where(1) == "x.jsonl, line 3"
+    assert read_file(write_rows(tmp_path, ".csv"), "r.csv").where(1) == "r.csv, line 4"
+
+
+def test_byte_order_mark_and_line_separators_inside_texts(tmp_path: Path) -> None:
+    table = read_file(write(tmp_path / "x.jsonl", '\ufeff{"a": "one\u2028two"}\n'))
+    assert table.rows[0]["a"] == "one\u2028two"
+
+
+def test_cells_longer_than_the_csv_module_s_limit(tmp_path: Path) -> None:
+    before = csv.field_size_limit()
+    long = "x" * (before + 1)
+    table = read_file(write(tmp_path / "x.csv", f"input,output\n{long},a\n"))
+    assert table.rows[0]["input"] == long
+    assert csv.field_size_limit() == before
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "cause"),
+    [
+        ("x.json", "", "x.json: the file is empty"),
+        ("x.csv", " \n", "x.csv: the file is empty"),
+        ("x.json", "[]", "x.json: the file has no rows"),
+        ("x.csv", "input,output\n", "x.csv: the file has no rows"),
+        ("x.json", '[{"a": 1},\n{"a" 2}]', "x.json, line 2: malformed JSON"),
+        ("x.json", '{"a": []}', "x.json: holds a dict, not a list"),
+        ("x.json", '[{"a": 1}, 7]', "x.json, row 2: is a int"),
+        ("x.json", '{"a": 1}\n{"a": 2}\n', "end the file's name in .jsonl"),
+        ("x.jsonl", '{"a": 1}\n{"a": \n', "x.jsonl, line 2: malformed JSON"),
+        ("x.jsonl", '{"a": 1}\n[2]\n', "x.jsonl, line 2: is a list"),
+        ("x.csv", "a,b\n1,2\n1,2,3\n", "x.csv, line 3: 3 cells under 2 column names"),
+        ("x.csv", "a,a\n1,2\n", "x.csv: the header line names 'a' twice"),
+        ("x.csv", "a,\n1,2\n", "x.csv: the header line has a column without a name"),
+        ("x.tsv", 'a\tb\n1\t"two" words\n', "x.tsv, line 2"),
+        ("x.tsv", 'a\tb\n1\t"open\n2\tb\n', "x.tsv, line 3: unexpected end of data"),
+        ("x.txt", "hello", "x.txt: the ending '.txt' is not one that can be read. Use one of .json, .jsonl, .csv"),
+        ("x.parquet", "not parquet", "x.parquet: is not a Parquet file"),
+        ("x.json", "[" * 200_000, "x.json"),
+    ],
+)
+def test_malformed_files_are_named(tmp_path: Path, name: str, text: str, cause: str) -> None:
+    path = write(tmp_path / name, text)
+    with pytest.raises(InputError) as caught:
+        read_file(path, name)
+    assert cause in str(caught.value)
+    assert caught.value.remedy
+
+
+def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "latin.csv"
+    path.write_bytes("input,output\nok,a\ncafé,b\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.csv, line 3: byte 0xe9 is not UTF-8"):
+        read_file(path, "latin.csv")
+
+
+def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
+    write(tmp_path / "train.json", "[]")
+    with pytest.raises(InputError, match=r"trian\.json: there is no such file\. Did you mean 'train\.json'\?"):
+        read_table("trian.json", tmp_path)
+    with pytest.raises(InputError, match="is not there either"):
+        read_table("nowhere/train.json", tmp_path)
+    (tmp_path / "folder.json").mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        read_table("folder.json", tmp_path)
+
+
+def test_cells_become_texts_or_are_refused(tmp_path: Path) -> None:
+    rows = '[{"n": 3, "b": true, "f": 0.5, "e": " ", "l": [1], "m": null, "nan": NaN, "s": " kept "}]'
+    table = read_file(write(tmp_path / "x.json", rows), "x.json")
+    assert [table.text(0, name) for name in "nbfs"] == ["3", "true", "0.5", " kept "]
+    for name, cause in (
+        ("e", "field 'e' is empty"),
+        ("l", "field 'l' is a list, not a text"),
+        ("m", "field 'm' is missing"),
+        ("nan", "field 'nan' is missing"),
+        ("nam", r"no field 'nam'; the fields are 'n', 'b', .*Did you mean 'nan'\?"),
+    ):
+        with pytest.raises(InputError, match=f"x.json, row 1: .*{cause}"):
+            table.text(0, name)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.tuples(st.text(min_size=1), st.text(min_size=1)), min_size=1, max_size=5))
+def test_csv_written_by_the_standard_library_is_read_back(
+    tmp_path_factory: pytest.TempPathFactory, cells: list[tuple[str, str]]
+) -> None:
+    cells = [
+        (a.replace("\0", "").replace("\r", "") or "x", b.replace("\0", "").replace("\r", "") or "x") for a, b in cells
+    ]
+    cells = [tuple(c.encode("utf-8", "ignore").decode() or "x" for c in pair) for pair in cells]  # type: ignore[misc]
+    path = tmp_path_factory.mktemp("csv") / "x.csv"
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows([("input", "output"), *cells])
+    assert [(row["input"], row["output"]) for row in read_file(path).rows] == cells
+
+
+@pytest.mark.parametrize(
+    ("source", "wanted"),
+    [
+        ("hub:owner/name", ("owner/name", None, "validation")),
+        ("hub:owner/name:small", ("owner/name", "small", "validation")),
+        ("hub:owner/name:test", ("owner/name", None, "test")),
+        ("hub:owner/name:train[:100]", ("owner/name", None, "train[:100]")),
+        ("hub:owner/name::extra", ("owner/name", None, "extra")),
+        ("hub:owner/name:small:train[10%:20%]", ("owner/name", "small", "train[10%:20%]")),
+        ("hub:imdb", ("imdb", None, "validation")),
+    ],
+)
+def test_hub_sources(source: str, wanted: tuple[str, str | None, str]) -> None:
+    assert parse_hub(source, "validation") == wanted
+
+
+@pytest.mark.parametrize("source", ["hub:", "hub:a/b/c", "hub:a/b:c:d:e", "hub:a b", "hub:a/b:x[1]:train"])
+def test_malformed_hub_sources(source: str) -> None:
+    with pytest.raises(InputError, match="hub:owner/name"):
+        parse_hub(source, "train")
+
+
+def test_hub_data_set_read_with_datasets(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A data set folder beside the process is what ``datasets`` reads without a network."""
+    import datasets
+
+    folder = tmp_path / "owner" / "news"
+    folder.mkdir(parents=True)
+    features = datasets.Features(
+        {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["world", "sports"])}
+    )
+    rows = {"text": ["a war", "a goal", "?"], "label": [0, 1, -1]}
+    datasets.Dataset.from_dict(rows, features=features).to_parquet(folder / "train.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    table = read_table("hub:owner/news", tmp_path, "train")
+    assert [(row["text"], row["label"]) for row in table.rows] == [
+        ("a war", "world"),
+        ("a goal", "sports"),
+        ("?", None),
+    ]
+    assert table.sha256 == read_table("hub:owner/news:train", tmp_path, "test").sha256
+    with pytest.raises(InputError, match="split 'validation' cannot be loaded"):
+        read_table("hub:owner/news", tmp_path, "validation")
+    with pytest.raises(InputError, match="hub:owner/absent"):
+        read_table("hub:owner/absent", tmp_path, "train")

@@ -1,0 +1,126 @@
+"""The documentation says what the program does: its tables, its links, its Python."""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import runpy
+import tomllib
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from merganser.config import RunConfig
+from merganser.methods import METHODS
+from merganser.runs.record import MergeRecord
+from tests.tiny import tiny_bert
+
+ROOT = Path(__file__).parent.parent
+DOCS = ROOT / "docs"
+PAGES = sorted(DOCS.rglob("*.md"))
+
+
+@pytest.fixture(scope="module")
+def tables() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("tables", DOCS / "tables.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_tables_of_options_are_those_of_the_schema(page: Path, tables: ModuleType) -> None:
+    text = page.read_text(encoding="utf-8")
+    assert tables.renewed(text) == text, "run `python docs/tables.py`"
+    assert text.count("<!-- options:") == text.count("<!-- end -->") == len(tables.MARKED.findall(text))
+
+
+def test_every_section_has_its_table_on_some_page(tables: ModuleType) -> None:
+    everything = "".join(page.read_text(encoding="utf-8") for page in PAGES)
+    named = re.findall(r"<!-- options: (\w+) -->", everything)
+    # Overrides have the keys of a task; the page says so.
+    assert sorted(named) == sorted(set(tables.schema()) - {"TaskOverrides"})
+
+
+def test_a_table_shows_bounds_defaults_and_what_is_required(tables: ModuleType) -> None:
+    lines = tables.table("TrainingOptions").splitlines()
+    assert "| `batch` | whole number > 0 | `32` | examples per forward pass and process |" in lines
+    assert tables.table("TaskOptions").count("| required |") == 2
+    with pytest.raises(KeyError):
+        tables.table("NoSuchOptions")
+
+
+def test_a_stale_table_is_found_and_mended(tables: ModuleType) -> None:
+    stale = "before\n<!-- options: EvaluationOptions -->\n| old |\n<!-- end -->\nafter\n"
+    mended = tables.renewed(stale)
+    assert mended.startswith("before\n<!-- options: EvaluationOptions -->\n| key |")
+    assert "old" not in mended
+    assert all(f"`{key}`" in mended for key in RunConfig.model_fields["evaluation"].annotation.model_fields)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_option_of_every_method_is_on_its_page(name: str) -> None:
+    text = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
+    for option in METHODS[name].Options.model_fields:
+        assert f"| `{option}` |" in text
+    for heading in ("## What it stores", "## Options", "## Where it differs"):
+        assert heading in text
+
+
+def test_every_field_of_the_ledger_is_explained() -> None:
+    text = (DOCS / "methods" / "aim.md").read_text(encoding="utf-8").partition("## The ledger")[2]
+    assert [field for field in MergeRecord.model_fields if f"`{field}`" not in text] == []
+
+
+def test_the_index_links_every_page() -> None:
+    text = (DOCS / "index.md").read_text(encoding="utf-8")
+    pages = {page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"}
+    assert pages - set(re.findall(r"\]\(([^)#]+)", text)) == set()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target, anchor in re.findall(r"\]\((?!https?:)([^)#\s]*)#?([^)\s]*)\)", page.read_text(encoding="utf-8")):
+        file = (page.parent / target).resolve() if target else page
+        assert file.exists(), f"{page.name}: {target}"
+        if anchor:
+            headings = re.findall(r"^#+ (.+)$", file.read_text(encoding="utf-8"), re.MULTILINE)
+            slugs = [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]
+            assert anchor in slugs, f"{page.name}: {target}#{anchor}"
+
+
+def test_layers_are_drawn_as_they_are_checked() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    contracts = project["tool"]["importlinter"]["contracts"]
+    layers = next(contract["layers"] for contract in contracts if contract["type"] == "layers")
+    drawing = (DOCS / "architecture.md").read_text(encoding="utf-8").split("```")[1]
+    # A name or several, then at least three spaces and what the layer is.
+    names = [re.split(r" {3,}", line.strip())[0] for line in drawing.splitlines() if line.strip(" │")]
+    assert [set(name.split(" · ")) for name in names] == [set(layer.split(" | ")) for layer in layers]
+
+
+def test_the_python_page_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "make_data.py"), run_name="example")["main"](["--out", "examples/data"])
+    text = (DOCS / "python.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 3
+    model = "sentence-transformers/all-MiniLM-L6-v2"
+    assert model in blocks[0]
+    script = tmp_path / "page.py"
+    tiny = f'{tiny_bert(tmp_path / "model")}", "precision": "fp32'
+    script.write_text("\n".join(blocks).replace(model, tiny), encoding="utf-8")
+    capsys.readouterr()
+    found = runpy.run_path(str(script))
+    assert found["learner"].learned == ["colours", "reviews"]
+    assert found["stream"].tasks[1].labels == ("Business", "Science or Technology", "Sports", "World")
+    # Six probes of 1 give the threshold 2; at step 8 the merge is due and the only alarm is raised: calm, 0.6. The next
+    # six probes of 2.5 give the threshold 5, which nothing reaches by step 16.
+    printed = capsys.readouterr().out.splitlines()
+    assert printed[-1] == "8 due 1 0.6 8"
+    assert re.fullmatch(r"\[Answer\(text='(positive|negative)', score=[\d.]+\)\]", printed[-2])

@@ -1,0 +1,248 @@
+"""Every example runs as its first lines say, with a tiny model in place of the one it names."""
+
+from __future__ import annotations
+
+import json
+import re
+import runpy
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from merganser.cli import app
+from merganser.config import RunConfig, load_config
+from merganser.errors import InputError
+from merganser.models.options import LoraOptions
+from merganser.runs import read_run
+from merganser.streams.builtin import BUILTIN
+from tests.tiny import tiny_bert, tiny_llama, tiny_t5
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+CONFIGURATIONS = sorted(EXAMPLES.glob("*.yaml"))
+SCRIPTS = sorted(EXAMPLES.glob("*.py"))
+TINY = {"matcher": tiny_bert, "seq2seq": tiny_t5, "causal": lambda folder: tiny_llama(folder, pad=True, chat=True)}
+
+
+def load_script(name: str) -> Callable[[list[str]], Any]:
+    """The ``main`` of an example."""
+    return runpy.run_path(str(EXAMPLES / name), run_name="example")["main"]
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the data of the examples and a tiny model of every kind."""
+    folder = tmp_path_factory.mktemp("examples")
+    load_script("make_data.py")(["--out", str(folder / "data"), "--train", "42", "--test", "8"])
+    for kind, make in TINY.items():
+        make(folder / kind)
+    return folder
+
+
+def tiny_run(home: Path, name: str, steps: int, **training: Any) -> Path:
+    """Learns an example's configuration through the command: a tiny model and few steps, otherwise as it stands."""
+    config = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
+    config["model"]["name"] = str(home / config["model"]["kind"])
+    config["model"].pop("revision", None)  # a branch of a hub id; the tiny model is a folder
+    # In bf16 every new shape of a batch is compiled first, which takes longer than such models take to train.
+    config["model"]["precision"] = "fp32"
+    config["training"].pop("epochs", None)
+    config["training"].update(steps=steps, batch=8, accumulation=1, learning_rate=0.01, **training)
+    file = home / name
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    out = home / "runs" / file.stem
+    app(["run", str(file), "--out", str(out)], standalone_mode=False)
+    return out
+
+
+def ask(run: Path, task: str, texts: list[str], capsys: pytest.CaptureFixture[str]) -> list[dict[str, Any]]:
+    capsys.readouterr()
+    app(["ask", str(run), "--task", task, "--json", *texts], standalone_mode=False)
+    return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+
+def test_every_example_is_run_by_a_test_here() -> None:
+    text = Path(__file__).read_text(encoding="utf-8")
+    for path in [*CONFIGURATIONS, *SCRIPTS]:
+        assert f'"{path.name}"' in text, path.name
+    assert len(CONFIGURATIONS) == 4
+    assert len(SCRIPTS) == 4
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_every_key_is_explained(path: Path) -> None:
+    """By a comment on its line, or, for a key that opens a section, on the line before."""
+    schema = RunConfig.model_json_schema()
+    keys = {key for part in [schema, *schema["$defs"].values()] for key in part["properties"]}
+    lines = path.read_text(encoding="utf-8").splitlines()
+    for number, line in enumerate(lines):
+        found = re.match(r"[ -]*([\w-]+):", line)
+        if found and found[1] in keys:
+            assert "# " in line or lines[number - 1].strip().startswith("# "), f"{path.name}:{number + 1}: {line}"
+
+
+@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
+def test_configurations_are_valid_and_name_models_of_the_hub(path: Path) -> None:
+    config = load_config(path)
+    assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.name)
+    assert config.stream is not None
+
+
+def test_the_matcher_file_shows_every_section() -> None:
+    shown = yaml.safe_load((EXAMPLES / "matcher.yaml").read_text(encoding="utf-8"))
+    assert set(shown) == set(RunConfig.model_fields)
+    assert set(shown["model"]["lora"]) == set(LoraOptions.model_fields)
+
+
+def test_data_are_the_same_for_the_same_seed_and_no_text_stands_in_two_splits(home: Path, tmp_path: Path) -> None:
+    make = load_script("make_data.py")
+    make(["--out", str(tmp_path / "same"), "--train", "42", "--test", "8"])
+    make(["--out", str(tmp_path / "other"), "--train", "42", "--test", "8", "--seed", "1"])
+    files = sorted(path.relative_to(home / "data") for path in (home / "data").rglob("*") if path.is_file())
+    assert len(files) == 2 * 5 + 3 * 3 + 3 * 15
+    for file in files:
+        assert (home / "data" / file).read_bytes() == (tmp_path / "same" / file).read_bytes()
+    assert (home / "data/tickets-train.csv").read_bytes() != (tmp_path / "other/tickets-train.csv").read_bytes()
+    for layout in ("folder", "long-sequence"):
+        for file in (home / "data" / layout / "train").iterdir():
+            splits = [
+                json.loads((home / "data" / layout / split / file.name).read_text()) for split in ("train", "test")
+            ]
+            train, test = ({row["input"] for row in rows} for rows in splits)
+            assert (len(train), len(test), train & test) == (42, 8, set()), file.name
+
+
+def test_data_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(SystemExit, match="only 120 different texts can be made for 'network', not 1000"):
+        load_script("make_data.py")(["--out", str(tmp_path), "--train", "2900", "--test", "100"])
+
+
+def test_matcher(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(home, "matcher.yaml", steps=18)
+    assert "AimMerging: scores in percent" in capsys.readouterr().out
+    record = read_run(run)
+    assert [task.name for task in record.tasks] == ["tickets", "reviews", "headlines"]
+    assert [sorted(row.scores) for row in record.scores.rows] == [["headlines", "reviews", "tickets"]] * 4
+    # A merge is forced at step 16 at the latest; the first task has nothing to rehearse.
+    assert {merge.task for merge in record.merges} == {"reviews", "headlines"}
+    assert [task.memory.examples for task in record.tasks] == [4, 4, 4]
+    assert [task.train_examples for task in record.tasks] == [42, 42, 42]
+    assert (run / "report.html").stat().st_size > 10_000
+    answers = ask(run, "tickets", ["The printer does not switch on", "We paid for ten seats"], capsys)
+    assert {answer["answer"] for answer in answers} <= {"network", "billing", "hardware"}
+    assert all(merge.size_new > 0 and merge.size_old > 0 for merge in record.merges)
+    assert [score.n for score in record.scores.rows[-1].scores.values()] == [8, 8, 8]
+
+
+def test_seq2seq(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(home, "seq2seq.yaml", steps=10, max_input=48, max_target=4)
+    record = read_run(run)
+    assert record.scores.metrics == {"sentiment": "exact_match", "news": "exact_match", "subject-lines": "rouge_l"}
+    assert [task.answer for task in record.tasks] == ["generate", "rank", "generate"]
+    assert [task.labels is None for task in record.tasks] == [False, False, True]
+    last = [[merge for merge in record.merges if merge.task == name][-1] for name in ("news", "subject-lines")]
+    assert [(merge.cause, merge.step) for merge in last] == [("end", 10), ("end", 10)]
+    assert {merge.rehearsal_steps for merge in record.merges} == {4}
+    assert all(len(row.scores) == 3 for row in record.scores.rows)
+    (answer,) = ask(run, "news", ["The marathon surprises experts on Monday"], capsys)
+    assert answer["answer"] in {"World", "Sports", "Business", "Science or Technology"}
+
+
+def test_causal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(home, "causal.yaml", steps=16, max_target=12)
+    record = read_run(run)
+    assert record.info.config["resolved"]["lora_targets"] == ["q_proj", "v_proj"]
+    assert record.scores.metrics == {"claims": "accuracy", "dates": "exact_match"}
+    assert [task.memory.examples for task in record.tasks] == [8, 8]
+    assert record.merges
+    assert {merge.task for merge in record.merges} == {"dates"}
+    claims = record.tasks[0]
+    assert "{premise}" in claims.prompt
+    (answer,) = ask(run, "dates", ["May 4, 2024"], capsys)
+    assert 0 <= answer["score"] <= 1
+
+
+def test_builtin_long_sequence(home: Path) -> None:
+    run = tiny_run(home, "builtin-long-sequence.yaml", steps=1, max_input=32, max_target=2, warmup=0)
+    record = read_run(run)
+    order = list(BUILTIN["long-sequence-1"].tasks)
+    assert len(order) == 15
+    assert [task.name for task in record.tasks] == order
+    assert set(record.scores.metrics.values()) == {"exact_match"}
+    # future: false: a task's scores begin with the row before it was learned; row 0 is measured later for all of them.
+    assert [len(row.scores) for row in record.scores.rows] == [15, *range(2, 16), 15]
+    labels = {task.name: len(task.labels or []) for task in record.tasks}
+    assert labels["dbpedia"] == 14
+    assert labels["yahoo"] == 10
+    # 2 % of 42 texts is none; one of each label is kept all the same.
+    assert {task.name: task.memory.examples for task in record.tasks} == labels
+
+
+def test_long_sequence_file_has_the_settings_of_the_paper() -> None:
+    config = load_config(EXAMPLES / "builtin-long-sequence.yaml")
+    training = config.training
+    assert (training.epochs, training.batch, training.learning_rate, training.warmup) == (10, 32, 3e-4, 50)
+    assert (training.max_input, training.max_target, training.clip, training.schedule) == (1024, 128, 1.0, "linear")
+    assert config.model.lora is not None
+    assert (config.model.lora.r, config.model.lora.alpha, config.model.lora.dropout) == (8, 32, 0.05)
+    assert config.memory.share == 0.02
+
+
+def test_five_lines_and_the_replay_of_its_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = home / "runs" / "five-lines"
+    arguments = ["--run", str(run), "--model", str(home / "matcher"), "--data", str(home / "data"), "--steps", "20"]
+    arguments += ["--precision", "fp32"]
+    five_lines = load_script("five_lines.py")
+    five_lines(arguments)
+    printed = capsys.readouterr().out
+    assert "Scores of tickets, reviews" in printed
+    assert re.search(r"The monitor has a cracked case\. -> (network|billing|hardware) \(\d+%\)", printed)
+    record = read_run(run)
+    assert len(record.scores.rows) == 3
+    five_lines(arguments)
+    assert capsys.readouterr().out.count("was learned in an earlier call") == 2
+    assert read_run(run).tasks == record.tasks
+
+    ledger = [merge.step for merge in record.merges]
+    replayed = load_script("replay_controller.py")
+    as_it_was, never = replayed([str(run), "--task", "reviews", "--threshold-factor", "1000"])
+    assert [merge.step for merge in as_it_was] == ledger
+    assert [merge.weight_new for merge in as_it_was] == [merge.weight_new for merge in record.merges]
+    # No loss reaches a thousand times its mean: a merge is forced after twice the interval.
+    assert [(merge.step, merge.cause) for merge in never] == [(16, "forced")]
+    assert "the replay equals the ledger" in capsys.readouterr().out
+    # Every loss reaches a thousandth of it: armed by the probes of steps 1 to 6, two alarms are raised by step 8.
+    _, always = replayed([str(run), "--task", "reviews", "--threshold-factor", "0.001"])
+    assert [(merge.step, merge.cause, merge.alarms) for merge in always] == [(8, "due", 2), (16, "due", 2)]
+
+
+def test_replay_refuses_a_run_or_a_task_without_merges(home: Path, tmp_path: Path) -> None:
+    replayed = load_script("replay_controller.py")
+    with pytest.raises(InputError, match="there is no run"):
+        replayed([str(tmp_path)])
+    arguments = ["--model", str(home / "matcher"), "--data", str(home / "data"), "--steps", "2"]
+    arguments += ["--precision", "fp32"]
+    load_script("five_lines.py")(["--run", str(tmp_path / "short"), *arguments])
+    with pytest.raises(InputError, match="made no merges in task 'tickets'"):
+        replayed([str(tmp_path / "short"), "--task", "tickets"])
+
+
+@pytest.mark.parametrize("kind", ["causal", "seq2seq"])
+def test_own_trainer(kind: str, home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_trainer = load_script("own_trainer.py")
+    aim = own_trainer(["--kind", kind, "--model", str(home / kind), "--data", str(home / "data"), "--steps", "16"])
+    assert [merge.step for merge in aim.merges][-1] <= 16
+    assert aim.cost.examples_rehearsed == 8 * sum(merge.rehearsal_steps for merge in aim.merges) > 0
+    assert sorted(aim.probes) == list(range(1, 17))
+    printed = capsys.readouterr().out
+    assert printed.count("merge after step") == len(aim.merges)
+    assert len(re.findall(r"loss on (?:dates|reviews): \d+\.\d{3} before reviews were learned, \d", printed)) == 2
+
+
+def test_own_trainer_without_merging(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    own_trainer = load_script("own_trainer.py")
+    arguments = ["--model", str(home / "causal"), "--data", str(home / "data"), "--steps", "2", "--without"]
+    assert own_trainer(arguments) is None
+    assert "merge after" not in capsys.readouterr().out

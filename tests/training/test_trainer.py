@@ -1,0 +1,156 @@
+"""One task on the Trainer: order, seeds, penalty, accumulation, non-finite losses."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor, nn
+
+from merganser.errors import RunError
+from merganser.training.options import TrainingOptions
+from merganser.training.trainer import EpochOrder, Outcome, StepLog, planned_steps, train_task
+
+
+class Line(nn.Module):
+    """Loss (w x - y)^2 with dropout, averaged over the batch; remembers which examples came."""
+
+    def __init__(self, dropout: float = 0.0) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.0]))
+        self.dropout = nn.Dropout(dropout)
+        self.seen: list[list[float]] = []
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        self.seen.append(x.tolist())
+        return {"loss": ((self.w * self.dropout(x) - y) ** 2).mean()}
+
+
+def features(number: int, target: float = 1.0) -> list[dict[str, Any]]:
+    return [{"x": float(i), "y": target, "length": 1 + i % 7} for i in range(number)]
+
+
+def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+    return {key: torch.tensor([item[key] for item in items]) for key in ("x", "y")}
+
+
+def train(model: nn.Module, data: list[dict[str, Any]], seed: int = 1, penalty: Any = None, **options: Any) -> Outcome:
+    given = {"epochs": 2, "batch": 4, "learning_rate": 0.01, "warmup": 0.0, **options}
+    return train_task(
+        model, data, collate, TrainingOptions(**given), task="t", seed=seed, precision="fp32", penalty=penalty
+    )
+
+
+def test_order_depends_on_seed_and_epoch_alone_and_groups_lengths() -> None:
+    lengths = [1 + i % 50 for i in range(400)]
+    order = EpochOrder(lengths, 8, 3)
+    first = list(order)
+    assert sorted(first) == list(range(400))
+    assert list(order) == first
+    torch.manual_seed(99)
+    assert list(EpochOrder(lengths, 8, 3)) == first
+    order.set_epoch(1)
+    assert list(order) != first
+    assert list(EpochOrder(lengths, 8, 4)) != first
+    batches = [[lengths[i] for i in first[k : k + 8]] for k in range(0, 400, 8)]
+    assert sum(max(b) - min(b) for b in batches) / len(batches) < 10  # a random batch of 8 would span about 40
+    plain = list(EpochOrder([0] * 40, 8, 3))
+    assert sorted(plain) == list(range(40))
+    assert plain != list(range(40))
+
+
+def test_epochs_are_shuffled_differently_inside_the_trainer() -> None:
+    model = Line()
+    train(model, features(12))
+    epochs = [sum(model.seen[:3], []), sum(model.seen[3:], [])]
+    assert sorted(epochs[0]) == sorted(epochs[1]) == [float(i) for i in range(12)]
+    assert epochs[0] != epochs[1]
+
+
+def test_same_seed_same_weights_other_seed_others() -> None:
+    results = []
+    for seed in (1, 1, 2):
+        model = Line(dropout=0.5)
+        torch.manual_seed(len(results))  # what happened before does not matter
+        train(model, features(16), seed=seed)
+        results.append(model.w.item())
+    assert results[0] == results[1] != results[2]
+
+
+def test_the_callers_random_state_is_left_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(2)
+    torch.manual_seed(5)
+    train(Line(0.5), features(8))
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_the_log_has_one_line_per_optimizer_step() -> None:
+    log = StepLog()
+    outcome = train_task(
+        Line(),
+        features(20),
+        collate,
+        TrainingOptions(epochs=3, batch=4, warmup=0.0),
+        task="t",
+        seed=0,
+        precision="fp32",
+        log=log,
+    )
+    assert (
+        outcome.steps
+        == len(log.losses)
+        == len(log.learning_rates)
+        == planned_steps(20, TrainingOptions(epochs=3, batch=4))
+        == 15
+    )
+    assert outcome.examples == 60
+    assert log.losses[0] == pytest.approx(1.0)  # w = 0: (0 - 1)^2
+    assert log.learning_rates[0] == pytest.approx(3e-4)
+    assert log.learning_rates == sorted(log.learning_rates, reverse=True)
+
+
+def test_accumulation_equals_one_large_batch() -> None:
+    data = [{"x": 1.0 + i, "y": 1.0, "length": 1} for i in range(8)]
+    whole, parts = Line(), Line()
+    a = train(whole, data, epochs=1, batch=8)
+    b = train(parts, data, epochs=1, batch=2, accumulation=4)
+    assert a.steps == b.steps == 1
+    assert parts.w.item() == pytest.approx(whole.w.item(), abs=1e-7)
+    assert b.log.losses == pytest.approx(a.log.losses)
+    assert planned_steps(8, TrainingOptions(epochs=1, batch=2, accumulation=4)) == 1
+
+
+def test_a_penalty_is_part_of_the_loss() -> None:
+    pulled, steps = Line(), []
+
+    def penalty(model: nn.Module, step: int) -> Tensor:
+        steps.append(step)
+        return 100.0 * (model.w + 3.0).pow(2).sum()
+
+    outcome = train(pulled, features(8), penalty=penalty, learning_rate=0.1, epochs=50)
+    assert outcome.log.losses[0] == pytest.approx(901.0)
+    assert pulled.w.item() < -2
+    assert steps[:3] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_loss_that_is_not_finite_stops_the_task(bad: float) -> None:
+    data = features(8)
+    data[3]["y"] = bad
+    with pytest.raises(RunError, match="the training loss of task 't' became"):
+        train(Line(), data)
+
+
+def test_steps_instead_of_epochs() -> None:
+    assert train(Line(), features(8), steps=7).steps == 7
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ValidationError, match="whole steps"):
+        TrainingOptions(warmup=1.5)
+    with pytest.raises(ValidationError):
+        TrainingOptions(batch=0)
