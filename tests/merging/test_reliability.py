@@ -79,6 +79,16 @@ def test_killed_between_the_two_renames_the_old_folder_comes_back(folders: list[
     assert (tmp_path / "out" / "merge.yaml").exists()
 
 
+def test_names_with_brackets_are_swept_too(folders: list[str], tmp_path: Path) -> None:
+    import socket
+
+    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = tmp_path / f".out[1].merging-{socket.gethostname()}-{int(finished.stdout)}"
+    left.mkdir()
+    merge_checkpoints(recipe(folders), tmp_path / "out[1]")
+    assert not left.exists()
+
+
 def test_what_a_living_process_is_writing_is_left_alone(folders: list[str], tmp_path: Path) -> None:
     import socket
 

@@ -6,6 +6,7 @@ begins with a dot and is removed by the next merge into the same place.
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
@@ -163,7 +164,7 @@ def copy_companions(source: Path, folder: Path, shards: tuple[str, ...]) -> None
         # A single file stands alone; what lies beside it need not belong to it.
         return
     for path in sorted(source.iterdir()):
-        wanted = path.suffix in _COPIED and path.name != INDEX and path.name not in shards
+        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json") and path.name not in shards
         if wanted and path.is_file():
             shutil.copyfile(path, folder / path.name)
 
@@ -265,7 +266,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 def _sweep(target: Path) -> None:
     """Remove what merges into the same place left when they were killed, on this machine."""
     prefix = f".{target.name}.merging-{socket.gethostname()}-"
-    for path in target.parent.glob(f".{target.name}.merging-*"):
+    for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):
         number = path.name.removeprefix(prefix).removesuffix("-old")
         if not path.name.startswith(prefix) or not number.isdigit() or _alive(int(number)):
             continue
