@@ -1,0 +1,186 @@
+"""Merging against mergekit and against ``cp``: whole processes, in turn, medians.
+
+    python benchmarks/merge.py --work FOLDER [--mergekit-python PYTHON] [--pairs 5] [--rules linear,ties] [--layers 22]
+
+Generates a base and two fine-tuned models of a Llama shape (22 layers: 1.1 billion parameters, 2.2 GB in bfloat16 in
+three shards) in FOLDER, where it looks for them again, and for every rule runs, one after the other, as often as there
+are
+pairs: this package with numba, this package in plain numpy, mergekit, and ``cp`` of one model. Every run is a process
+of its own, timed from start to end with the processor time and the peak of resident memory that the kernel counts
+(mapped pages included). Files are warm in the page cache. ``--mergekit-python`` is the interpreter of an environment
+with mergekit; without it only the others run. Measurements are appended to FOLDER/measured.jsonl; the table printed is
+made of all that are there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import shutil
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parent))
+from checkpoint import write
+
+# The command by its function, so that it is the same wherever this file is.
+OURS = [sys.executable, "-c", "import typer; from merganser.cli.merge import merge; typer.run(merge)"]
+KINDS = ("numba", "numpy", "mergekit", "cp")
+DENSITY = 0.3
+
+
+def models(work: Path, layers: int) -> list[Path]:
+    """Base and two fine-tuned models, generated where they are not there."""
+    base = work / f"base-{layers}"
+    if not base.exists():
+        write(base, layers=layers, seed=0)
+    found = [base]
+    for seed in (1, 2):
+        tuned = work / f"tuned-{layers}-{seed}"
+        if not tuned.exists():
+            write(tuned, layers=layers, seed=seed, origin=base)
+        found.append(tuned)
+    return found
+
+
+def command(kind: str, rule: str, paths: list[Path], out: Path, mergekit: str | None) -> list[str] | None:
+    """The process to run; ``None`` where there is none."""
+    base, *tuned = paths
+    if kind == "cp":
+        return ["cp", "-r", str(base), str(out)]
+    needs_base = rule != "linear"
+    if kind in ("numba", "numpy"):
+        arguments = ["--rule", rule, "--kernels", kind, "--out", str(out)]
+        arguments += ["--base", str(base)] if needs_base else []
+        arguments += ["--weights", ".5,.5"] if rule != "magmax" else []
+        arguments += ["--density", str(DENSITY)] if rule in ("ties", "dare_ties") else []
+        return [*OURS, *map(str, tuned), *arguments]
+    if mergekit is None or rule == "magmax":
+        return None
+    parameters: dict[str, Any] = {"weight": 0.5}
+    if rule in ("ties", "dare_ties"):
+        parameters["density"] = DENSITY
+    config: dict[str, Any] = {
+        "merge_method": rule,
+        "models": [{"model": str(path), "parameters": parameters} for path in tuned],
+        "dtype": "bfloat16",
+    }
+    if needs_base:
+        config["base_model"] = str(base)
+    path = out.parent / f"mergekit-{rule}.yml"
+    path.write_text(json.dumps(config))
+    script = "from mergekit.scripts.run_yaml import main; main()"
+    return [mergekit, "-c", script, str(path), str(out), "--no-copy-tokenizer", "--no-write-model-card"]
+
+
+def measure(arguments: list[str]) -> dict[str, float]:
+    """Wall seconds, processor seconds and peak resident megabytes of a process."""
+    started = time.perf_counter()
+    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    _, status, usage = os.wait4(process.pid, 0)
+    wall = time.perf_counter() - started
+    assert process.stderr is not None
+    said = process.stderr.read().decode()[-2000:]
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode != 0:
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{said}")
+    return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss / 1024}
+
+
+def run(given: argparse.Namespace) -> None:
+    """Measure in turn and append."""
+    paths = models(given.work, given.layers)
+    out = given.work / "out"
+    for rule in given.rules.split(","):
+        for kind in KINDS:
+            # Once unmeasured: compiled code is cached, files are in memory.
+            arguments = None if kind == "mergekit" else command(kind, rule, paths, out, None)
+            if arguments is not None:
+                shutil.rmtree(out, ignore_errors=True)
+                measure(arguments)
+        for _ in range(given.pairs):
+            for kind in KINDS:
+                arguments = command(kind, rule, paths, out, given.mergekit_python)
+                shutil.rmtree(out, ignore_errors=True)
+                if arguments is None:
+                    continue
+                # What was written last is on its way to the disk; wait, so that nobody pays for another's writing.
+                os.sync()
+                load = os.getloadavg()[0]
+                row = {"rule": rule, "kind": kind, "layers": given.layers, "load": load, **measure(arguments)}
+                with open(given.work / "measured.jsonl", "a") as file:
+                    file.write(json.dumps(row) + "\n")
+    shutil.rmtree(out, ignore_errors=True)
+
+
+def table(rows: list[dict[str, Any]], layers: int) -> str:
+    """Medians, and the medians of the ratios within pairs."""
+    lines = [
+        "| rule | program | runs | CPU s | wall s | peak MB | CPU: mergekit is slower by | wall: times cp | load |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    rules = list(dict.fromkeys(row["rule"] for row in rows if row["layers"] == layers))
+    for rule in rules:
+        of = {k: [r for r in rows if (r["rule"], r["kind"], r["layers"]) == (rule, k, layers)] for k in KINDS}
+        for kind in KINDS:
+            if not of[kind]:
+                continue
+            middle = {
+                key: statistics.median(row[key] for row in of[kind]) for key in ("cpu", "wall", "megabytes", "load")
+            }
+            slower = _ratio(of["mergekit"], of[kind], "cpu") if kind != "mergekit" else ""
+            times = _ratio(of[kind], of["cp"], "wall") if kind != "cp" else ""
+            lines.append(
+                f"| {rule} | {kind} | {len(of[kind])} | {middle['cpu']:.2f} | {middle['wall']:.2f} | "
+                f"{middle['megabytes']:.0f} | {slower if kind != 'cp' else ''} | {times} | {middle['load']:.1f} |"
+            )
+    return "\n".join(lines)
+
+
+def _ratio(over: list[dict[str, Any]], under: list[dict[str, Any]], key: str) -> str:
+    pairs = [a[key] / b[key] for a, b in zip(over, under, strict=False)]
+    return f"{statistics.median(pairs):.1f}" if pairs else ""
+
+
+def versions(mergekit: str | None) -> str:
+    """Programs and machine."""
+    from importlib.metadata import version
+
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), "?")
+    ours = ", ".join(f"{name} {version(name)}" for name in ("numpy", "numba"))
+    theirs = ""
+    if mergekit:
+        code = "from importlib.metadata import version as v; print('mergekit', v('mergekit') + ', torch', v('torch'))"
+        theirs = (
+            "; " + subprocess.run([mergekit, "-c", code], capture_output=True, text=True, check=True).stdout.strip()
+        )
+    return f"Python {platform.python_version()}, {ours}{theirs}; {os.cpu_count()} x {model}, Linux {platform.release()}"
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--work", type=Path, required=True)
+    parser.add_argument("--mergekit-python")
+    parser.add_argument("--pairs", type=int, default=5)
+    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--rules", default="linear,magmax,ties,dare_ties")
+    parser.add_argument("--print-only", action="store_true")
+    given = parser.parse_args()
+    given.work.mkdir(parents=True, exist_ok=True)
+    if not given.print_only:
+        run(given)
+    rows = [json.loads(line) for line in (given.work / "measured.jsonl").read_text().splitlines()]
+    print(versions(given.mergekit_python) + "\n")
+    print(table(rows, given.layers))
+
+
+if __name__ == "__main__":
+    main()

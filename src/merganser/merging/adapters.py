@@ -1,0 +1,258 @@
+"""Low-rank adapters: merging what they add to the weights, never their factors apart.
+
+An adapter adds ``scaling * B A`` to a weight. The sum of several such updates is again a product: factors side by side.
+That is exact for every rule that is a weighted sum (linear, task arithmetic, moving average); the rank grows to the sum
+of the ranks and can be cut back by a singular value decomposition of a small matrix: with ``B = Q_b R_b`` and ``A' =
+Q_a R_a``, the singular values of ``B A`` are those of ``R_b R_a'`` (ranks x ranks). The full matrix never exists.
+
+Rules that look at single entries (TIES, MagMax ...) need the updates themselves, one module at a time, and give one of
+full rank, of which the leading part is kept.
+
+Averaging A and B separately (PEFT's ``linear``) gives cross terms ``B_1 A_2`` and is another thing; it is valid where
+all adapters share one trajectory, and then done on request (``space="factors"``, AimMerging's own way).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.errors import InputError
+from merganser.merging.combine import Combination, combine
+from merganser.merging.rule import Rule
+from merganser.merging.tensors import ArrayInputs
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """What an adapter adds to one weight: ``scaling * b @ a``.
+
+    Attributes:
+        a: ``rank x inputs`` (for a convolution: inputs times the kernel's size).
+        b: ``outputs x rank``.
+        scaling: ``alpha / rank``, or ``alpha / sqrt(rank)`` for rank-stabilised adapters.
+    """
+
+    a: NDArray[Any]
+    b: NDArray[Any]
+    scaling: float = 1.0
+
+    @property
+    def rank(self) -> int:
+        """Columns of ``b`` and rows of ``a``."""
+        return int(self.a.shape[0])
+
+    def update(self) -> NDArray[np.float64]:
+        """The update as a matrix, ``outputs x inputs``, in double precision."""
+        return self.scaling * (self.b.astype(np.float64) @ self.a.astype(np.float64))
+
+
+def check_factors(name: str, parts: Sequence[Factors]) -> None:
+    """Refuse factors that don't belong together.
+
+    Raises:
+        InputError: ranks of a and b that differ, or updates of different shapes; names the module.
+    """
+    for part in parts:
+        if part.a.ndim != 2 or part.b.ndim != 2 or part.b.shape[1] != part.a.shape[0]:
+            raise InputError(
+                f"The factors of {name} are {list(part.a.shape)} and {list(part.b.shape)}.", "Check the adapter's file."
+            )
+    shapes = {(part.b.shape[0], part.a.shape[1]) for part in parts}
+    if len(shapes) > 1:
+        listed = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes))
+        raise InputError(f"{name} is {listed} in different adapters.", "They belong to different models.")
+
+
+def concatenate(parts: Sequence[Factors], coefficients: Sequence[float]) -> Factors:
+    """``sum_i c_i scaling_i B_i A_i`` exactly: factors side by side, scaling one, rank the sum of the ranks.
+
+    Args:
+        parts: of one module.
+        coefficients: one per part.
+
+    Raises:
+        InputError: shapes that differ.
+    """
+    check_factors("the module", parts)
+    a = np.concatenate([part.a.astype(np.float64) for part in parts])
+    b = np.concatenate(
+        [part.b.astype(np.float64) * (c * part.scaling) for part, c in zip(parts, coefficients, strict=True)], axis=1
+    )
+    return Factors(a, b)
+
+
+def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
+    """The best approximation of an update of at most this rank, and its relative error in the Frobenius norm.
+
+    Through QR of the stacked factors: work and memory grow with ``(outputs + inputs) * rank**2``. The singular values
+    are shared evenly between the factors.
+
+    Args:
+        factors: ``scaling * b @ a``.
+        rank: of the result; at least 1.
+
+    Returns:
+        Factors with scaling one, and ``|dW - dW_r| / |dW|`` (0 for a zero update).
+
+    Raises:
+        InputError: the rank is below 1.
+    """
+    _check_rank(rank)
+    left, upper_left = np.linalg.qr(factors.b.astype(np.float64) * factors.scaling)
+    right, upper_right = np.linalg.qr(factors.a.astype(np.float64).T)
+    u, values, v = np.linalg.svd(upper_left @ upper_right.T, full_matrices=False)
+    kept = min(rank, len(values))
+    root = np.sqrt(values[:kept])
+    result = Factors((v[:kept] * root[:, None]) @ right.T, left @ (u[:, :kept] * root))
+    return result, _relative(values[kept:], values)
+
+
+def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
+    """Factors of the best approximation of a full matrix of at most this rank, and its relative error.
+
+    From the eigenvectors of the smaller Gram matrix, of which only the leading ``rank`` are computed; where that is no
+    saving, from the whole decomposition.
+
+    Raises:
+        InputError: the rank is below 1.
+    """
+    _check_rank(rank)
+    matrix = update.astype(np.float64)
+    if min(matrix.shape) <= 4 * rank or min(matrix.shape) <= 128:
+        u, values, v = np.linalg.svd(matrix, full_matrices=False)
+        kept = min(rank, len(values))
+        root = np.sqrt(values[:kept])
+        return Factors(v[:kept] * root[:, None], u[:, :kept] * root), _relative(values[kept:], values)
+    from scipy.linalg import eigh
+
+    wide = matrix.shape[0] <= matrix.shape[1]
+    gram = matrix @ matrix.T if wide else matrix.T @ matrix
+    size = len(gram)
+    squares, vectors = eigh(gram, subset_by_index=[size - rank, size - 1])
+    vectors = vectors[:, ::-1]
+    values = np.sqrt(np.maximum(squares[::-1], 0.0))
+    root = np.sqrt(values)
+    inverse = np.divide(1.0, root, out=np.zeros_like(root), where=root > 0)
+    if wide:
+        result = Factors((vectors * inverse).T @ matrix, vectors * root)
+    else:
+        result = Factors((vectors * root).T, matrix @ (vectors * inverse))
+    norm = float(np.linalg.norm(matrix))
+    rest = float(np.linalg.norm(matrix - result.update()))
+    return result, rest / norm if norm > 0.0 else 0.0
+
+
+def _check_rank(rank: int) -> None:
+    if rank < 1:
+        raise InputError(f"The rank is {rank}.", "It is at least 1.")
+
+
+def _relative(rest: NDArray[Any], values: NDArray[Any]) -> float:
+    norm = float(np.linalg.norm(values))
+    return float(np.linalg.norm(rest)) / norm if norm > 0.0 else 0.0
+
+
+def coefficients_of(rule: Rule, arguments: Mapping[str, Any], count: int) -> list[float] | None:
+    """What each of ``count`` updates weighs under a rule that is a weighted sum; ``None`` for other rules."""
+    if not rule.linear or rule.prepare is None:
+        return None
+    nothing = [np.zeros(1, np.float32)] * count
+    plan = rule.prepare(ArrayInputs(nothing, nothing[0]), **arguments)
+    assert isinstance(plan, Combination)
+    return [float(coefficient) for coefficient in plan.coefficients]
+
+
+def merge_updates(
+    name: str,
+    parts: Sequence[Factors | None],
+    rule: Rule,
+    arguments: Mapping[str, Any],
+    rank: int | None = None,
+) -> tuple[Factors, float]:
+    """Merge what several adapters add to one module.
+
+    Args:
+        name: of the module, for messages and random masks.
+        parts: per adapter; ``None``: it does not touch the module (its update is zero).
+        rule: any rule of the table that needs no second tensor; the base's update is zero.
+        arguments: of the rule's function.
+        rank: of the result at most; ``None`` keeps the exact one.
+
+    Returns:
+        The merged factors (scaling one), and the truncation error (0 where nothing was cut).
+
+    Raises:
+        InputError: shapes that differ; no rank for a rule whose result has full rank.
+    """
+    present = [part for part in parts if part is not None]
+    check_factors(name, present)
+    weights = coefficients_of(rule, arguments, len(parts))
+    if weights is not None:
+        return _weighted(parts, weights, rank)
+    if rule.extra:
+        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+    zero = np.zeros((present[0].b.shape[0], present[0].a.shape[1]), np.float32)
+    updates = [zero if part is None else part.update().astype(np.float32) for part in parts]
+    weights = _depends_on_angles(updates, zero, rule, arguments)
+    if weights is not None:
+        return _weighted(parts, weights, rank)
+    if rank is None:
+        raise InputError(
+            f"The rule {rule.name} gives {name} an update of full rank.",
+            "Say which rank to keep: --rank, rank: in the file.",
+        )
+    positional: list[Any] = [updates] if rule.base == "none" else [updates, zero]
+    return decompose(rule.function(*positional, **arguments), rank)
+
+
+def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
+    """The weighted sum of the updates, cut to a rank where one is given."""
+    used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
+    stacked = concatenate([part for part, _ in used], [weight for _, weight in used])
+    if rank is None or stacked.rank <= rank:
+        return stacked, 0.0
+    return truncate(stacked, rank)
+
+
+def _depends_on_angles(
+    updates: list[NDArray[Any]], zero: NDArray[Any], rule: Rule, arguments: Mapping[str, Any]
+) -> list[float] | None:
+    """Coefficients of a rule that is a weighted sum once it knows the inner products (slerp, Karcher, model stock)."""
+    if rule.prepare is None or rule.apply is not combine:
+        return None
+    plan = rule.prepare(ArrayInputs(updates, None if rule.base == "none" else zero), **arguments)
+    return None if plan is None else [float(coefficient) for coefficient in plan.coefficients]
+
+
+def merge_factors(
+    name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any]
+) -> tuple[Factors, float]:
+    """Merge A and B apart: for adapters that share one trajectory.
+
+    Raises:
+        InputError: an adapter does not touch the module, or ranks or scalings differ.
+    """
+    present = [part for part in parts if part is not None]
+    if len(present) != len(parts):
+        raise InputError(f"Not every adapter has {name}.", "Merge in the space of updates: space: update.")
+    check_factors(name, present)
+    if len({(part.rank, part.scaling) for part in present}) > 1:
+        listed = ", ".join(f"rank {part.rank} scaling {part.scaling:g}" for part in present)
+        raise InputError(f"The factors of {name} differ: {listed}.", "Merge in the space of updates: space: update.")
+    if rule.extra:
+        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+
+    def merged(tensors: list[NDArray[Any]]) -> NDArray[Any]:
+        positional: list[Any] = [tensors] if rule.base == "none" else [tensors, np.zeros_like(tensors[0])]
+        result: NDArray[Any] = rule.function(*positional, **arguments)
+        return result
+
+    whole = replace(present[0], a=merged([part.a for part in present]), b=merged([part.b for part in present]))
+    return whole, 0.0

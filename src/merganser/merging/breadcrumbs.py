@@ -1,0 +1,114 @@
+"""Model breadcrumbs: drop the small entries of the updates and the outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+
+from merganser.merging.combine import in_slices
+from merganser.merging.elect import Election, Sparsity, elect
+from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Parameter, Rule
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model, share
+from merganser.merging.trim import count_kept, cuts
+
+
+def breadcrumbs(
+    models: Sequence[Array],
+    base: Array,
+    *,
+    weights: float | Sequence[float] = 1.0,
+    density: float | Sequence[float] = 1.0,
+    gamma: float | Sequence[float] = 0.01,
+    sign_election: bool = False,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> Array:
+    """``theta_0 + scale * sum_i w_i middle(tau_i)``; ``middle`` drops the largest and the smallest magnitudes.
+
+    Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795. Of the n entries of a tensor the
+    ``round(gamma * n)`` largest are dropped and the next ``round(density * n)`` kept; where ``density + gamma > 1``
+    fewer outliers are dropped, so that the density holds. Density 1 keeps everything.
+    Weights: not normalised by default. ``sign_election`` (rule ``breadcrumbs_ties``) elects signs as TIES does.
+    Agrees with mergekit's ``breadcrumbs`` and ``breadcrumbs_ties`` to rounding, except that mergekit cuts the fractions
+    of both counts off and breaks ties arbitrarily.
+
+    Args:
+        models: tensors of equal shape.
+        base: the model that all of them started from.
+        weights, density, gamma: one per model, or one for all.
+        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
+        normalize: divide by the sum of the (agreeing) weights.
+        scale: factor on the merged update.
+
+    Returns:
+        A tensor of the first model's shape and type.
+
+    Raises:
+        InputError: shapes differ, or a share outside [0, 1].
+    """
+    arrays, base_array = gather(models, base)
+    plan = prepare(
+        ArrayInputs(arrays, base_array),
+        weights=weights,
+        density=density,
+        gamma=gamma,
+        sign_election=sign_election,
+        normalize=normalize,
+        scale=scale,
+    )
+    return like(in_slices(arrays, base_array, elect, plan), models[0])
+
+
+def prepare(
+    inputs: Inputs,
+    *,
+    weights: float | Sequence[float] = 1.0,
+    density: float | Sequence[float] = 1.0,
+    gamma: float | Sequence[float] = 0.01,
+    sign_election: bool = False,
+    normalize: bool = False,
+    scale: float = 1.0,
+) -> Election:
+    """Plan of :func:`breadcrumbs` for one tensor: two cuts per model."""
+    size = inputs.size
+    wanted = []
+    for index, (kept_share, outlier_share) in enumerate(
+        zip(share(density, inputs.models, "density"), share(gamma, inputs.models, "gamma"), strict=True)
+    ):
+        kept = count_kept(kept_share, size)
+        outliers = min(count_kept(outlier_share, size), size - kept)
+        wanted += [(index, kept + outliers), (index, outliers)]
+    found = cuts(inputs, wanted)
+    return Election(
+        weights=np.array(per_model(weights, inputs.models, "weight")),
+        sparsity=tuple(Sparsity(cut=found[2 * i], outliers=found[2 * i + 1]) for i in range(inputs.models)),
+        elect=sign_election,
+        normalize=normalize,
+        scale=scale,
+    )
+
+
+GAMMA = Parameter("gamma", 0.01, "share of the entries dropped as outliers", 0.0, 1.0)
+
+RULE = Rule(
+    name="breadcrumbs",
+    function=breadcrumbs,
+    summary="sum of the updates without their smallest and largest entries",
+    source="Model Breadcrumbs, arXiv 2312.06795",
+    base="required",
+    per_model=(WEIGHT, DENSITY, GAMMA),
+    options=(replace(NORMALIZE, default=False), SCALE),
+    prepare=prepare,
+    apply=elect,
+)
+
+RULE_TIES = replace(
+    RULE,
+    name="breadcrumbs_ties",
+    function=partial(breadcrumbs, sign_election=True),
+    prepare=partial(prepare, sign_election=True),
+    summary="breadcrumbs with sign election",
+)

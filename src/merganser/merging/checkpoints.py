@@ -1,0 +1,289 @@
+"""Merging checkpoints on disk: into a temporary folder that gets its name when it is complete.
+
+A merge that is interrupted, at whatever moment, leaves no folder that looks finished; what it leaves has a name that
+begins with a dot and is removed by the next merge into the same place.
+"""
+
+from __future__ import annotations
+
+import glob
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from merganser.errors import InputError, MerganserError, RunError
+from merganser.merging.card import model_card
+from merganser.merging.engine import load_kernels, run_jobs
+from merganser.merging.plan import Plan, check_disk, make_plan
+from merganser.merging.recipe import Recipe
+from merganser.merging.recipe_file import to_content
+from merganser.merging.safetensors_file import create
+from merganser.merging.source import INDEX, SINGLE, read_json
+from merganser.merging.storage import TORCH_NAMES
+from merganser.merging.streaming import Job
+
+RECIPE = "merge.yaml"
+
+_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab")
+
+
+@dataclass
+class Report:
+    """What a merge did.
+
+    Attributes:
+        out: the folder.
+        tensors: how many were merged, by rule.
+        buffers, kept, only_reference, left_out: see :class:`merganser.merging.plan.Plan`.
+        bytes: written.
+        seconds: taken.
+        compiled: whether the compiled kernels did it.
+        errors: for adapters, the truncation error per module.
+    """
+
+    out: str
+    tensors: dict[str, int]
+    buffers: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    only_reference: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+    compiled: bool = False
+    errors: dict[str, float] = field(default_factory=dict)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def merge_checkpoints(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    kernels: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Merge checkpoints into a new folder in Hugging Face layout.
+
+    The folder has the shards, config and tokenizer of the base (of the first model without one), ``merge.yaml`` that
+    repeats the merge, and a model card.
+
+    Args:
+        recipe: what to merge and how.
+        out: the folder to make.
+        threads: how many; by default as many as there are processors. The result does not depend on it.
+        kernels: ``auto``, ``numba`` or ``numpy``. The result does not depend on it.
+        overwrite: replace a folder that is already there, once the new one is complete.
+        progress: called with bytes written and bytes to write.
+
+    Raises:
+        InputError: see :func:`merganser.merging.plan.make_plan`; ``out`` exists or can't be written; no room; NaN.
+        RunError: the disk filled up or failed during the merge. Nothing is left behind.
+    """
+    plan = make_plan(recipe)
+    target = Path(out).expanduser().resolve()
+    check_target(target, overwrite)
+    check_disk(plan, existing_parent(target))
+    module = load_kernels(kernels, plan.output_bytes)
+    started = time.perf_counter()
+    with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))
+    return Report(
+        out=str(target),
+        tensors=plan.rules,
+        buffers=plan.buffers,
+        kept=plan.kept,
+        only_reference=plan.only_reference,
+        left_out=plan.left_out,
+        bytes=plan.output_bytes,
+        seconds=time.perf_counter() - started,
+        compiled=module is not None,
+    )
+
+
+def _fill(
+    plan: Plan,
+    folder: Path,
+    kernels: ModuleType | None,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    jobs = _lay_out(plan, folder)
+    total = plan.output_bytes
+    done = 0
+
+    def note(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, note)
+    _write_index(plan, folder)
+    copy_companions(plan.reference.folder, folder, plan.reference.shards)
+    if plan.recipe.dtype is not None:
+        _note_dtype(folder / "config.json", plan.recipe.dtype)
+    write_recipe(folder, plan.recipe)
+    (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
+
+
+def available_cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lay_out(plan: Plan, folder: Path) -> list[Job]:
+    """Create the shards, headers written and space reserved, and aim every job at its place."""
+    places = {}
+    for shard, tensors in plan.shards.items():
+        for place in create(folder / shard, tensors, plan.metadata):
+            places[place.name] = place
+    return [replace(job, target=places[job.target.name]) for job in plan.jobs]
+
+
+def _write_index(plan: Plan, folder: Path) -> None:
+    if list(plan.shards) == [SINGLE]:
+        return
+    placed = {name: shard for shard, tensors in plan.shards.items() for name, _, _ in tensors}
+    index = {"metadata": {"total_size": plan.output_bytes}, "weight_map": dict(sorted(placed.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def copy_companions(source: Path, folder: Path, shards: tuple[str, ...]) -> None:
+    """Config, tokenizer and generation settings of the base; nothing that holds weights or code."""
+    if not (source / "config.json").is_file():
+        # A single file stands alone; what lies beside it need not belong to it.
+        return
+    for path in sorted(source.iterdir()):
+        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json") and path.name not in shards
+        if wanted and path.is_file():
+            shutil.copyfile(path, folder / path.name)
+
+
+def _note_dtype(config: Path, dtype: str) -> None:
+    """The new type in a copied ``config.json``, under the keys it already has."""
+    if not config.is_file():
+        return
+    content = read_json(config)
+    names = {stored: name for name, stored in TORCH_NAMES.items()}
+    keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
+    content.update(dict.fromkeys(keys, names[dtype]))
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere."""
+    import yaml
+
+    def absolute(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+
+    known = replace(
+        recipe,
+        models=tuple(absolute(name) for name in recipe.models),
+        extras=tuple(absolute(name) for name in recipe.extras),
+        base=None if recipe.base is None else absolute(recipe.base),
+    )
+    text = yaml.safe_dump(to_content(known), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
+
+
+# The folder ---------------------------------------------------------------------------------------------------------
+
+
+def check_target(target: Path, overwrite: bool) -> None:
+    """Refuse a place that is taken.
+
+    Raises:
+        InputError: it is a file, or a folder that is not empty.
+    """
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() and not (overwrite and target.is_dir()):
+        raise InputError(f"{target} exists.", "Choose another folder, or pass --overwrite to replace it.")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return parent
+    return Path(path.anchor)
+
+
+def with_folder(target: Path, fill: Callable[[Path], None]) -> None:
+    """Fill a temporary folder beside ``target`` and rename it; on any failure remove it.
+
+    Raises:
+        InputError: nothing can be written there, or what ``fill`` raises.
+        RunError: the disk failed or filled up.
+    """
+    temporary = target.parent / f".{target.name}.merging-{socket.gethostname()}-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} can't be written: {error.strerror}.", "Choose a folder that you may write to."
+        ) from error
+    try:
+        fill(temporary)
+        _put_in_place(temporary, target)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise RunError(
+            f"Writing {target} failed: {error.strerror}.", "Nothing was left behind; make room or choose another disk."
+        ) from error
+    except MerganserError:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename the complete folder; an old one is moved aside first and removed last."""
+    old = None
+    if target.is_dir() and any(target.iterdir()):
+        old = target.parent / f"{temporary.name}-old"
+        target.rename(old)
+    temporary.rename(target)
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what merges into the same place left when they were killed, on this machine."""
+    prefix = f".{target.name}.merging-{socket.gethostname()}-"
+    for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):
+        number = path.name.removeprefix(prefix).removesuffix("-old")
+        if not path.name.startswith(prefix) or not number.isdigit() or _alive(int(number)):
+            continue
+        if path.name.endswith("-old") and not target.exists():
+            # Killed between the two renames: the old folder was complete, give it its name back.
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,145 @@
+"""DARE: drop entries of the updates at random and rescale the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from merganser.errors import InputError
+from merganser.merging.combine import in_slices
+from merganser.merging.elect import Election, elect, random_sparsity
+from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, blocks, gather, like, per_model, share
+from merganser.merging.trim import draw_limit, draws, mask_key
+
+RESCALE = ("density", "l1", "none")
+
+
+def dare(
+    models: Sequence[Array],
+    base: Array,
+    *,
+    weights: float | Sequence[float] = 1.0,
+    density: float | Sequence[float] = 1.0,
+    rescale: str = "density",
+    sign_election: bool = False,
+    normalize: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+    name: str = "",
+) -> Array:
+    """``theta_0 + scale * sum_i w_i drop(tau_i)``; ``drop`` keeps each entry with probability ``density`` and rescales.
+
+    Source: Yu et al. 2024, Language models are super Mario, arXiv 2311.03099. The mask of an entry depends on ``seed``,
+    ``name``, the model's place and the entry's index only (:func:`merganser.merging.trim.draws`).
+    Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
+    updates as TIES does.
+    ``rescale``: ``density`` divides by the density (the paper; PEFT); ``l1`` gives what is left the L1 norm of the
+    whole (mergekit); ``none``. Masks differ from those of other libraries, whose generators depend on the order of the
+    tensors.
+
+    Args:
+        models: tensors of equal shape.
+        base: the model that all of them started from.
+        weights, density: one per model, or one for all.
+        rescale: one of ``density``, ``l1``, ``none``.
+        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
+        normalize: divide by the sum of the (agreeing) weights.
+        scale: factor on the merged update.
+        seed: of the masks.
+        name: the tensor's name.
+
+    Returns:
+        A tensor of the first model's shape and type.
+
+    Raises:
+        InputError: shapes differ, a density outside [0, 1], an unknown ``rescale``.
+    """
+    arrays, base_array = gather(models, base)
+    plan = prepare(
+        ArrayInputs(arrays, base_array, name),
+        weights=weights,
+        density=density,
+        rescale=rescale,
+        sign_election=sign_election,
+        normalize=normalize,
+        scale=scale,
+        seed=seed,
+    )
+    return like(in_slices(arrays, base_array, elect, plan), models[0])
+
+
+def prepare(
+    inputs: Inputs,
+    *,
+    weights: float | Sequence[float] = 1.0,
+    density: float | Sequence[float] = 1.0,
+    rescale: str = "density",
+    sign_election: bool = False,
+    normalize: bool = False,
+    scale: float = 1.0,
+    seed: int = 0,
+) -> Election:
+    """Plan of :func:`dare` for one tensor: keys of the masks and factors."""
+    if rescale not in RESCALE:
+        raise InputError(f"rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
+    shares = share(density, inputs.models, "density")
+    keys = [mask_key(seed, inputs.name, index) for index in range(inputs.models)]
+    if rescale == "density":
+        factors = [1.0 / kept if kept > 0 else 1.0 for kept in shares]
+    elif rescale == "l1":
+        factors = _l1_factors(inputs, keys, shares)
+    else:
+        factors = [1.0] * inputs.models
+    return Election(
+        weights=np.array(per_model(weights, inputs.models, "weight")),
+        sparsity=tuple(random_sparsity(*one) for one in zip(keys, shares, factors, strict=True)),
+        elect=sign_election,
+        normalize=normalize,
+        scale=scale,
+    )
+
+
+def _l1_factors(inputs: Inputs, keys: list[int], shares: list[float]) -> list[float]:
+    """L1 norm of each update over that of what its mask keeps; 1 where either is (almost) zero, as in mergekit."""
+    whole = np.zeros(inputs.models)
+    kept = np.zeros(inputs.models)
+    for start, models, base in blocks(inputs):
+        for index, model in enumerate(models):
+            magnitudes: Any = np.abs(model - base).astype(np.float64)
+            lucky = draws(keys[index], start, start + len(magnitudes)) < np.uint64(draw_limit(shares[index]))
+            whole[index] += np.add.reduce(magnitudes)
+            kept[index] += np.add.reduce(np.where(lucky, magnitudes, 0.0))
+    return [float(a / b) if a >= 1e-7 and b >= 1e-7 else 1.0 for a, b in zip(whole, kept, strict=True)]
+
+
+RULE = Rule(
+    name="dare_linear",
+    function=dare,
+    summary="drop entries of the updates at random, rescale, add",
+    source="DARE, arXiv 2311.03099",
+    base="required",
+    per_model=(WEIGHT, DENSITY),
+    options=(
+        Parameter("rescale", "density", "density (paper), l1 (mergekit) or none", choices=RESCALE),
+        replace(NORMALIZE, default=False),
+        SCALE,
+        SEED,
+    ),
+    prepare=prepare,
+    apply=elect,
+    symmetric=False,
+    random=True,
+)
+
+RULE_TIES = replace(
+    RULE,
+    name="dare_ties",
+    function=partial(dare, sign_election=True),
+    prepare=partial(prepare, sign_election=True),
+    summary="DARE with sign election",
+)

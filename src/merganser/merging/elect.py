@@ -1,0 +1,108 @@
+"""The common form of TIES, DARE, DELLA and breadcrumbs: sparsify the updates, agree on signs, add.
+
+``theta_0 + scale * sum_i [agree_i] v_i / D`` with ``v_i = w_i * kept(tau_i)``. With sign election an entry agrees when
+its sign is that of ``sum_i v_i`` (an exact zero of the sum counts as positive), and ``D = sum_i [agree_i] w_i`` when
+normalised; without election every entry counts and ``D = sum_i w_i``. Weights act before the election, as in mergekit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.merging.trim import NONE, Cut, draw_limit, draws
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Sparsity:
+    """What is kept of one update, and the factor on it.
+
+    Attributes:
+        cut: keeps the largest entries.
+        outliers: entries that this cut keeps are dropped again (breadcrumbs).
+        key, limit: entries whose draw is below ``limit`` are kept (DARE); ``limit`` ``None``: no draw.
+        factor: on what is kept (the rescaling of DARE).
+    """
+
+    cut: Cut | None = None
+    outliers: Cut = NONE
+    key: int = 0
+    limit: int | None = None
+    factor: float = 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Election:
+    """Everything a slice needs: per model a weight and a :class:`Sparsity`; what to do with signs and sums."""
+
+    weights: NDArray[np.float64]
+    sparsity: tuple[Sparsity, ...]
+    elect: bool
+    normalize: bool
+    scale: float
+
+
+def random_sparsity(key: int, probability: float, factor: float) -> Sparsity:
+    """Keeps each entry with ``probability``, independently."""
+    return Sparsity(key=key, limit=draw_limit(probability), factor=factor)
+
+
+def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
+    """What is kept of an update's slice (``delta`` is overwritten), dropped entries being zero."""
+    drop = None
+    if sparsity.cut is not None:
+        magnitudes = np.abs(delta)
+        drop = ~sparsity.cut.kept(magnitudes, start)
+        if sparsity.outliers is not NONE:
+            drop |= sparsity.outliers.kept(magnitudes, start)
+    if sparsity.limit is not None:
+        unlucky = draws(sparsity.key, start, start + len(delta)) >= np.uint64(sparsity.limit)
+        drop = unlucky if drop is None else drop | unlucky
+    if drop is not None:
+        delta[drop] = 0
+    if sparsity.factor != 1.0:
+        delta *= delta.dtype.type(sparsity.factor)
+    return delta
+
+
+def elect(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Election, start: int = 0) -> NDArray[Any]:
+    """The merge over a slice that begins at element ``start``."""
+    assert base is not None
+    kept = [sparsified(np.subtract(m, base), s, start) for m, s in zip(models, plan.sparsity, strict=True)]
+    return base + resolve(kept, plan.weights, plan.elect, plan.normalize, plan.scale)
+
+
+def resolve(
+    kept: Sequence[NDArray[Any]], weights: Sequence[float] | NDArray[Any], elect: bool, normalize: bool, scale: float
+) -> NDArray[Any]:
+    """The merged update from sparsified updates (overwritten), summed in the order of the models."""
+    work = kept[0].dtype.type
+    for update, weight in zip(kept, weights, strict=True):
+        update *= work(weight)
+    total = np.zeros_like(kept[0])
+    for update in kept:
+        total += update
+    if not elect:
+        divisor = work(float(np.sum(weights, dtype=np.float64)))
+        if normalize and abs(divisor) >= 1e-8:
+            total /= divisor
+    else:
+        positive = total >= 0
+        count = np.zeros_like(total)
+        total = np.zeros_like(total)
+        for update, weight in zip(kept, weights, strict=True):
+            agree = np.where(positive, update > 0, update < 0)
+            total += np.where(agree, update, work(0))
+            count += np.where(agree, work(weight), work(0))
+        if normalize:
+            count[count == 0] = 1
+            total /= count
+    if scale != 1.0:
+        total *= work(scale)
+    return total

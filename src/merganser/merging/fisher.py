@@ -1,0 +1,98 @@
+"""Fisher-weighted averaging: entry by entry, each model counts as much as its data cared about that entry."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.errors import InputError
+from merganser.merging.combine import in_slices
+from merganser.merging.rule import WEIGHT, Rule, checked_weights
+from merganser.merging.tensors import Array, Inputs, gather, like, per_model
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class FisherWeights:
+    """Plan: the weight of each model."""
+
+    weights: NDArray[np.float64]
+
+
+def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float | Sequence[float] = 1.0) -> Array:
+    """``sum_i w_i F_i theta_i / sum_i w_i F_i``, entry by entry; F the diagonal Fisher information.
+
+    Source: Matena and Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832, equation 3. CoFiMA
+    (Marouf et al. 2023, arXiv 2312.08977) is this with weights ``1 - a`` and ``a``.
+    Weights: their scale does not matter; no other normalisation. Where every ``w_i F_i`` is zero the plain weighted
+    mean stands in for 0/0. Sums are taken in double precision: Fisher entries are squares of gradients and may be tiny.
+
+    Args:
+        models: tensors of equal shape.
+        fishers: one per model, of the same shape, not negative.
+        weights: one per model, or one for all.
+
+    Returns:
+        A tensor of the first model's shape and type.
+
+    Raises:
+        InputError: shapes differ, a number of Fishers that is not that of the models, weights that sum to zero, or a
+            negative entry of a Fisher.
+    """
+    if len(fishers) != len(models):
+        raise InputError(f"There are {len(fishers)} Fishers for {len(models)} models.", "Give one per model.")
+    arrays, _ = gather([*models, *fishers])
+    return like(in_slices(arrays, None, apply, _plan(len(models), weights)), models[0])
+
+
+def _plan(count: int, weights: float | Sequence[float]) -> FisherWeights:
+    numbers = per_model(weights, count, "weight")
+    checked_weights(numbers, True)
+    total = math.fsum(numbers)
+    return FisherWeights(np.array([number / total for number in numbers]))
+
+
+def apply(
+    models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: FisherWeights, start: int = 0
+) -> NDArray[Any]:
+    """Fisher-weighted mean over a slice: the models, then their Fishers."""
+    count = len(plan.weights)
+    over = np.zeros(len(models[0]))
+    under = np.zeros(len(models[0]))
+    mean = np.zeros(len(models[0]))
+    for model, information, weight in zip(models[:count], models[count:], plan.weights, strict=True):
+        if np.any(information < 0):
+            raise InputError(
+                "A Fisher information has a negative entry.", "It is a mean of squared gradients; check the file."
+            )
+        importance = information.astype(np.float64) * weight
+        over += importance * model
+        under += importance
+        mean += weight * model.astype(np.float64)
+    known = under != 0
+    np.divide(over, under, out=mean, where=known)
+    return mean.astype(models[0].dtype)
+
+
+def prepare(inputs: Inputs, *, weights: float | Sequence[float] = 1.0) -> FisherWeights:
+    """Plan of :func:`fisher`; the inputs are the models, then their Fishers."""
+    return _plan(inputs.models // 2, weights)
+
+
+RULE = Rule(
+    name="fisher",
+    function=fisher,
+    summary="mean weighted entry by entry with the Fisher information",
+    source="Fisher merging, arXiv 2111.09832",
+    base="none",
+    per_model=(WEIGHT,),
+    prepare=prepare,
+    apply=apply,
+    extra="fisher",
+)

@@ -1,0 +1,87 @@
+"""MagMax: entry by entry the update of largest magnitude."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.merging.combine import in_slices
+from merganser.merging.rule import SCALE, Rule
+from merganser.merging.tensors import Array, Inputs, gather, like
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True)
+class Largest:
+    """Plan of MagMax: the factor on the winning update."""
+
+    scale: float
+
+
+def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array:
+    """``theta_0 + scale * tau*`` where ``tau*[j]`` is the ``tau_i[j]`` of largest magnitude, ties to the later model.
+
+    Source: Marczak et al. 2024, MagMax, arXiv 2407.06322, where ``scale`` is 0.5 and each model was fine-tuned from the
+    one before it. Weights: none. In a stream, keep the unscaled ``tau*`` and fold each update in with :func:`fold`;
+    folding into the scaled model gives something else.
+
+    Args:
+        models: tensors of equal shape, in the order of their tasks.
+        base: the pre-trained model.
+        scale: factor on the winning update.
+
+    Returns:
+        A tensor of the first model's shape and type.
+
+    Raises:
+        InputError: shapes differ.
+    """
+    arrays, base_array = gather(models, base)
+    return like(in_slices(arrays, base_array, apply, Largest(scale)), models[0])
+
+
+def fold(largest: Array, update: Array) -> Array:
+    """The running ``tau*`` after one more update: the update wins where its magnitude is at least as large.
+
+    Folding the updates of a stream one by one gives exactly the ``tau*`` of all of them.
+
+    Raises:
+        InputError: shapes differ.
+    """
+    (old, new), _ = gather([largest, update])
+    return like(np.where(np.abs(new) >= np.abs(old), new, old), largest)
+
+
+def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Largest, start: int = 0) -> NDArray[Any]:
+    """MagMax over a slice."""
+    assert base is not None
+    best = np.subtract(models[0], base)
+    for model in models[1:]:
+        delta = np.subtract(model, base)
+        best = np.where(np.abs(delta) >= np.abs(best), delta, best)
+    best *= best.dtype.type(plan.scale)
+    best += base
+    return best
+
+
+def prepare(inputs: Inputs, *, scale: float = 0.5) -> Largest:
+    """Plan of :func:`magmax`."""
+    return Largest(scale)
+
+
+RULE = Rule(
+    name="magmax",
+    function=magmax,
+    summary="entry by entry the update of largest magnitude",
+    source="MagMax, arXiv 2407.06322",
+    base="required",
+    options=(replace(SCALE, default=0.5),),
+    prepare=prepare,
+    apply=apply,
+    symmetric=False,
+)

@@ -1,0 +1,114 @@
+"""OPCM: each new update is projected away from what was merged before it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.merging.rule import Parameter, Rule
+from merganser.merging.tensors import Array, gather, like, share, to_work
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+
+@dataclass(frozen=True, eq=False)
+class Merged:
+    """What OPCM keeps of a tensor between tasks.
+
+    Attributes:
+        update: ``m_t - theta_0``.
+        scale: ``lambda_t``.
+        mean_norm: running mean of the Frobenius norms of the updates.
+        count: tasks merged.
+    """
+
+    update: NDArray[Any]
+    scale: float
+    mean_norm: float
+    count: int
+
+
+def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5) -> Array:
+    """``m_t = theta_0 + (lambda_{t-1} M + P(tau_t)) / lambda_t`` with ``M = m_{t-1} - theta_0``, task after task.
+
+    Source: Tang et al. 2025, Merging models on the fly without retraining (OPCM), arXiv 2501.09522. For a matrix,
+    ``M = U S V'``, ``Q = U' tau V``; P zeroes diag(Q) and its top-left r x r block, r the leading singular values whose
+    plain cumulative share stays within ``share_of_spectrum``. Other tensors are added unprojected. ``lambda_t`` makes
+    ``|m_t - theta_0|`` the running mean of ``|tau_i|``, here per tensor (fusion_bench: over the whole model).
+    Weights: none.
+
+    Args:
+        models: tensors of equal shape, each fine-tuned from the base, in the order of their tasks.
+        base: the pre-trained model.
+        share_of_spectrum: how much of the merged spectrum is protected.
+
+    Returns:
+        A tensor of the first model's shape and type.
+
+    Raises:
+        InputError: shapes differ, or the share outside [0, 1].
+    """
+    arrays, base_array = gather(models, base)
+    assert base_array is not None
+    merged: Merged | None = None
+    for array in arrays:
+        merged = fold(merged, array - base_array, share_of_spectrum=share_of_spectrum)
+    assert merged is not None
+    return like(base_array + merged.update, models[0])
+
+
+def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5) -> Merged:
+    """What is kept after one more task: :func:`opcm` is this, model by model.
+
+    Args:
+        merged: what was kept before; ``None`` for the first task.
+        update: ``theta_t - theta_0``.
+        share_of_spectrum: see :func:`opcm`.
+
+    Raises:
+        InputError: the share is outside [0, 1].
+    """
+    (protected,) = share([share_of_spectrum], 1, "share_of_spectrum")
+    tau = to_work(update)
+    norm = float(np.linalg.norm(tau.astype(np.float64)))
+    if merged is None:
+        return Merged(tau.copy(), 1.0, norm, 1)
+    count = merged.count + 1
+    mean_norm = merged.mean_norm + (norm - merged.mean_norm) / count
+    projected = project(merged.update, tau, protected) if tau.ndim == 2 and tau.size else tau
+    total = merged.update * tau.dtype.type(merged.scale) + projected
+    length = float(np.linalg.norm(total.astype(np.float64)))
+    # Updates that cancel leave nothing to scale; a mean norm of zero means that nothing was ever learned.
+    scale = length / mean_norm if length > 0.0 and mean_norm > 0.0 else merged.scale
+    return Merged(total / tau.dtype.type(scale), scale, mean_norm, count)
+
+
+def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDArray[Any]:
+    """The update without its components along the leading directions of what was merged.
+
+    Only the removed part of Q is computed, so the thin factors suffice: ``tau - U_k R V_k'``.
+    """
+    left, spectrum, right = np.linalg.svd(merged, full_matrices=False)
+    total = float(spectrum.sum())
+    if total == 0.0:
+        return update
+    rank = int(np.count_nonzero(np.cumsum(spectrum, dtype=np.float64) / total <= protected))
+    inner = left.T @ update @ right.T
+    removed = np.diag(np.diag(inner))
+    removed[:rank, :rank] = inner[:rank, :rank]
+    return update - left @ removed @ right
+
+
+RULE = Rule(
+    name="opcm",
+    function=opcm,
+    summary="each update projected away from those merged before",
+    source="OPCM, arXiv 2501.09522",
+    base="required",
+    options=(Parameter("share_of_spectrum", 0.5, "share of the merged spectrum that is protected", 0.0, 1.0),),
+    symmetric=False,
+)

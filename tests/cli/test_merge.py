@@ -1,0 +1,202 @@
+"""The command ``merge``: what a person types, reads, and gets wrong."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer
+import yaml
+from typer.testing import CliRunner, Result
+
+from merganser.cli.merge import merge
+from merganser.errors import InputError
+from merganser.merging.table import RULES
+from tests.merging.conftest import example, family, write_file, write_folder
+from tests.merging.test_checkpoints import load
+
+__all__ = ["family"]
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(merge)
+
+
+def run(*arguments: object) -> Result:
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """The one line a mistake is answered with."""
+    result = run(*arguments)
+    assert isinstance(result.exception, InputError), result.output
+    assert result.exception.exit_code == 2
+    return str(result.exception)
+
+
+def test_models_are_merged(family: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run(family["a"], family["b"], "--weights", ".25,.75", "--out", out)
+    assert result.exit_code == 0, result.output
+    assert "7 by linear" in result.stdout
+    assert "model.position_ids" in result.stdout
+    a, b, merged = load(family["a"]), load(family["b"]), load(out)
+    name = "model.norm.weight"
+    np.testing.assert_allclose(merged[name], 0.25 * a[name] + 0.75 * b[name], rtol=1e-5)
+
+
+def test_every_option_reaches_the_recipe(family: dict[str, Path], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    arguments = ["--base", family["base"], "--rule", "ties", "--density", ".3", "--weights", "1,2"]
+    arguments += ["--set", "normalize=false", "--set", "scale=.5", "--seed", 4, "--dtype", "fp16", "--json"]
+    result = run(family["a"], family["b"], *arguments, "--out", out)
+    assert json.loads(result.stdout)["tensors"] == {"ties": 7}
+    written = yaml.safe_load((out / "merge.yaml").read_text())
+    assert written == {
+        "rule": "ties",
+        "models": [
+            {"model": str(family["a"]), "weight": 1.0, "density": 0.3},
+            {"model": str(family["b"]), "weight": 2.0, "density": 0.3},
+        ],
+        "base": str(family["base"]),
+        "options": {"normalize": False, "scale": 0.5},
+        "dtype": "float16",
+        "seed": 4,
+    }
+
+
+def test_a_file_describes_the_merge_and_the_result_repeats_it(family: dict[str, Path], tmp_path: Path) -> None:
+    content = {"rule": "slerp", "models": [str(family["a"]), str(family["b"])], "options": {"t": 0.2}}
+    (tmp_path / "merge.yaml").write_text(yaml.safe_dump(content))
+    assert run(tmp_path / "merge.yaml", "--out", tmp_path / "one").exit_code == 0
+    assert run("--config", tmp_path / "one" / "merge.yaml", "--out", tmp_path / "two").exit_code == 0
+    for path in (tmp_path / "one").glob("*.safetensors"):
+        assert path.read_bytes() == (tmp_path / "two" / path.name).read_bytes()
+
+
+def test_a_configuration_of_mergekit_is_read(family: dict[str, Path], tmp_path: Path) -> None:
+    content = {
+        "merge_method": "task_arithmetic",
+        "base_model": str(family["base"]),
+        "models": [{"model": str(family[key]), "parameters": {"weight": 0.5}} for key in ("a", "b")],
+        "parameters": {"int8_mask": True},
+        "dtype": "float32",
+    }
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(content))
+    result = run("--mergekit", tmp_path / "config.yml", "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "int8_mask: only saves memory" in result.stderr
+    a, b, merged = load(family["a"]), load(family["b"]), load(tmp_path / "out")
+    np.testing.assert_allclose(merged["model.scale"], (a["model.scale"] + b["model.scale"]) / 2, rtol=1e-6)
+
+
+def test_a_dry_run_writes_nothing(family: dict[str, Path], tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    result = run(
+        family["a"], family["b"], "--base", family["base"], "--rule", "sce", "--dry-run", "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 0, result.output
+    assert sorted(tmp_path.iterdir()) == before
+    for expected in ("tensors: sce 7", "bytes to read:", "bytes to write:", "bytes free:", "estimated seconds:"):
+        assert expected in result.stdout
+    assert "needs its tensor whole" in result.stderr
+
+
+def test_fishers_are_given_in_the_order_of_the_models(family: dict[str, Path], tmp_path: Path) -> None:
+    for key, value in (("a", 3.0), ("b", 1.0)):
+        tensors = {k: np.full_like(v, value) for k, v in example(0).items()}
+        write_folder(tmp_path / f"f{key}", tensors)
+    fishers = ["--fisher", tmp_path / "fa", "--fisher", tmp_path / "fb"]
+    assert run(family["a"], family["b"], "--rule", "fisher", *fishers, "--out", tmp_path / "out").exit_code == 0
+    a, b, merged = load(family["a"]), load(family["b"]), load(tmp_path / "out")
+    np.testing.assert_allclose(merged["model.scale"], (3 * a["model.scale"] + b["model.scale"]) / 4, rtol=1e-6)
+
+
+def test_adapters_are_merged_with_adapters(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "target_modules": ["q"]}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {"base_model.model.q.lora_A.weight": np.ones((1, 3), np.float32)}
+        tensors["base_model.model.q.lora_B.weight"] = np.full((2, 1), 2.0 if name == "x" else 4.0, np.float32)
+        write_file(tmp_path / name / "adapter_model.safetensors", tensors)
+    result = run(tmp_path / "x", tmp_path / "y", "--rank", 1, "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "Largest truncation error: 0.0000 at q" in result.stdout
+    dry = run(tmp_path / "x", tmp_path / "y", "--dry-run")
+    assert "modules: 1" in dry.stdout
+    assert "is no adapter" in refused(tmp_path / "x", write_folder(tmp_path / "m", example(0)), "--out", tmp_path / "o")
+
+
+def test_the_list_names_every_rule() -> None:
+    result = run("--list")
+    for name, rule in RULES.items():
+        assert f"{name} " in result.stdout
+        assert rule.summary in result.stdout
+    assert {row["name"] for row in json.loads(run("--list", "--json").stdout)} == set(RULES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["a", "b"], "no --out"),
+        ([], "nothing to merge"),
+        (["a", "--weights", "1,2", "--out", "o"], "2 numbers for 1 models"),
+        (["a", "--weights", "much", "--out", "o"], "not a number"),
+        (["a", "--density", "1", "--out", "o"], "takes no 'density'"),
+        (["a", "--rule", "tie", "--out", "o"], "Did you mean 'ties'"),
+        (["a", "--set", "t", "--out", "o"], "has no '='"),
+        (["a", "--set", "t=1", "--out", "o"], "takes no 't'"),
+        (["a", "b", "--rule", "ties", "--density", "1.5", "--out", "o"], "between 0 and 1"),
+        (["a", "--fisher", "x", "--fisher", "y", "--out", "o"], "2 --fisher for 1 models"),
+        (["--config", "none.yaml", "--out", "o"], "can't be read"),
+        (["--config", "x.yaml", "--mergekit", "y.yml", "--out", "o"], "Pass one of them"),
+        (["a", "--config", "x.yaml", "--out", "o"], "a file that describes the merge, and a"),
+        (["a", "--kernels", "c", "--out", "o"], "auto, numba, numpy"),
+        (["a", "--dtype", "int4", "--out", "o"], "dtype is 'int4'"),
+        (["./nowhere", "--out", "o"], "no file or folder"),
+    ],
+)
+def test_mistakes_are_answered_in_one_line(arguments: list[str], message: str) -> None:
+    said = refused(*arguments)
+    assert message in said
+    assert "\n" not in said
+
+
+def test_a_broken_file_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "x.yaml").write_text("a: [")
+    assert "is not YAML" in refused("--config", tmp_path / "x.yaml", "--out", "o")
+    (tmp_path / "x.yaml").write_text("[1]")
+    assert "not a map" in refused("--config", tmp_path / "x.yaml", "--out", "o")
+
+
+def test_help_starts_without_the_heavy_libraries() -> None:
+    """Half a second of processor time, and neither torch nor numba nor numpy to print a page."""
+    script = (
+        "import sys, time, typer\n"
+        "from merganser.cli.merge import merge\n"
+        "app = typer.Typer()\n"
+        "app.command()(merge)\n"
+        "try:\n    app(['--help'])\nexcept SystemExit:\n    pass\n"
+        "heavy = {'torch', 'numba', 'numpy', 'transformers', 'peft', 'scipy', 'pandas'} & set(sys.modules)\n"
+        "print('HEAVY', sorted(heavy), 'SECONDS', time.process_time())\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    last = ended.stdout.splitlines()[-1]
+    assert "HEAVY []" in last
+    # Twice what is promised, for machines that do other things meanwhile.
+    assert float(last.split()[-1]) < 1.0
+
+
+def test_a_merge_needs_no_torch(family: dict[str, Path], tmp_path: Path) -> None:
+    script = (
+        "import sys, typer\nfrom merganser.cli.merge import merge\napp = typer.Typer()\napp.command()(merge)\n"
+        f"try:\n    app([{str(family['a'])!r}, {str(family['b'])!r}, '--out', {str(tmp_path / 'out')!r}])\n"
+        "except SystemExit:\n    pass\n"
+        "assert 'torch' not in sys.modules, 'torch was imported'\n"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
+    assert (tmp_path / "out" / "merge.yaml").exists()
