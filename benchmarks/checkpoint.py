@@ -1,4 +1,4 @@
-"""Writes a Llama-shaped checkpoint with random weights, for measurements: no download, the same bytes for the same seed.
+"""Writes a Llama-shaped checkpoint with random weights, for measurements: the same bytes for the same seed.
 
     python benchmarks/checkpoint.py OUT --layers 22 --seed 1 [--from BASE --noise 0.001]
 
@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from merganser.merging.streaming import write_from
 from merganser.merging.safetensors_file import create, read_header
 from merganser.merging.storage import decode, encode
+from merganser.merging.streaming import write_from
 
 HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 2048, 5632, 32, 4, 32_000
 

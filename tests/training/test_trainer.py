@@ -65,7 +65,7 @@ def test_order_depends_on_seed_and_epoch_alone_and_groups_lengths() -> None:
 def test_epochs_are_shuffled_differently_inside_the_trainer() -> None:
     model = Line()
     train(model, features(12))
-    epochs = [sum(model.seen[:3], []), sum(model.seen[3:], [])]
+    epochs = [[x for batch in part for x in batch] for part in (model.seen[:3], model.seen[3:])]
     assert sorted(epochs[0]) == sorted(epochs[1]) == [float(i) for i in range(12)]
     assert epochs[0] != epochs[1]
 

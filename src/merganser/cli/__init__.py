@@ -16,6 +16,7 @@ from merganser.cli.evaluate import evaluate
 from merganser.cli.export import export
 from merganser.cli.learn import learn
 from merganser.cli.listing import methods, schema
+from merganser.cli.merge import merge
 from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
@@ -60,7 +61,7 @@ def _ours(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-for command in (demo, run, learn, ask, evaluate, report, export, methods, streams, schema):
+for command in (demo, run, learn, ask, evaluate, report, export, merge, methods, streams, schema):
     app.command()(_ours(command))
 
 
