@@ -20,6 +20,7 @@ from merganser.cli.merge import merge
 from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
+from merganser.cli.undo import undo
 from merganser.errors import MerganserError
 
 app = typer.Typer(
@@ -61,7 +62,7 @@ def _ours(command: Callable[..., None]) -> Callable[..., None]:
     return guarded
 
 
-for command in (demo, run, learn, ask, evaluate, report, export, merge, methods, streams, schema):
+for command in (demo, run, learn, undo, ask, evaluate, report, export, merge, methods, streams, schema):
     app.command()(_ours(command))
 
 

@@ -211,6 +211,30 @@ class RunDirectory:
         self._put()
         return finished
 
+    def undo_row(self) -> RowFile:
+        """Take back the last row: its weights, memory, scores and merges; the caller holds the lock.
+
+        Interrupted, it is either not done or done: the row counts until it is renamed away.
+
+        Returns:
+            What was taken back.
+
+        Raises:
+            InputError: no task was learned.
+            RunError: the disk is full; nothing was taken back.
+        """
+        folders = self.row_folders()
+        if len(folders) < 2:
+            raise InputError(f"no task was learned in '{self.path}'.", "There is nothing to take back.")
+        last = folders[-1]
+        row = self.read_row(last)
+        self._prepare(folders[:-1])
+        gone = last.with_name(last.name + PARTIAL)
+        os.replace(last, gone)
+        self._put()
+        shutil.rmtree(gone)
+        return row
+
     def abandon_row(self, folder: Path) -> None:
         """Throw away a row that was not committed."""
         shutil.rmtree(folder, ignore_errors=True)
