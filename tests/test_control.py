@@ -151,6 +151,9 @@ def test_standstill_and_restart() -> None:
     assert merge_with(MergeController(**cold), [0.0, 0.0]) == [8, 8]
     assert merge_with(MergeController(**cold), [0.0, 5.0]) == [8, 2]
     assert merge_with(MergeController(**cold), [5.0, 0.0]) == [8, 128]
+    # So small that their ratio is infinite.
+    assert merge_with(MergeController(**cold), [5.0, 5e-324]) == [8, 128]
+    assert merge_with(MergeController(**cold), [5e-324, 5.0]) == [8, 2]
 
 
 def test_rehearsal_keeps_its_ratio_and_never_rounds_to_nothing() -> None:
