@@ -277,7 +277,8 @@ class MergeController:
         if now == 0:  # came to a standstill: infinitely slower
             return self.max_interval
         growth = self.growth_short if self.interval < self.halve_from else self.growth_long
-        return int(min(self.max_interval, self.interval * (before / now + growth)))  # the ratio may overflow to infinity
+        # Bounded before it is cut to a whole number: the ratio may overflow to infinity.
+        return int(min(self.max_interval, self.interval * (before / now + growth)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while a task is learned, as plain JSON values."""
