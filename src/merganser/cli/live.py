@@ -131,7 +131,7 @@ def score_table(rows: Sequence[tuple[str, dict[str, float]]]) -> Table:
     table = Table(pad_edge=False)
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right")
+        table.add_column(column, justify="right", overflow="fold")
     for name, scores in rows:
         learned = name.removeprefix("after ").split(" + ")
         cells = []
