@@ -14,7 +14,7 @@ import pytest
 from merganser.config import RunConfig
 from merganser.methods import METHODS
 from merganser.runs.record import MergeRecord
-from tests.tiny import tiny_bert
+from tests.tiny import TEXTS, tiny_bert, tiny_t5
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -124,3 +124,18 @@ def test_the_python_page_runs(
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "8 due 1 0.6 8"
     assert re.fullmatch(r"\[Answer\(text='(positive|negative)', score=[\d.]+\)\]", printed[-2])
+
+
+def test_the_python_of_the_readme_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
+    model = "google/flan-t5-small"
+    assert model in block
+    tiny = f'{tiny_t5(tmp_path / "model", TEXTS)}", "precision": "fp32'
+    script = tmp_path / "readme.py"
+    script.write_text(block.replace(model, tiny), encoding="utf-8")
+    found = runpy.run_path(str(script))
+    assert found["learner"].learned == ["sentiment"]
+    assert re.search(r"\[Answer\(text='(good|bad)', score=[\d.]+\)\]", capsys.readouterr().out)

@@ -254,3 +254,15 @@ def test_references_need_a_run_that_has_begun(tmp_path: Path) -> None:
         assert found["mood"].value == values_of(tmp_path / "run")[1]["mood"]  # learned alone, it is learned the same
         assert learner.predict(["great film"]) == before
         assert learner.measure_references([task("mood")]) == found
+
+
+def test_a_memory_that_would_keep_nothing_is_found_before_training(tmp_path: Path) -> None:
+    told: list[Event] = []
+    small = Task("tiny", [Example("a text", "good"), Example("another", "bad")], labels=("good", "bad"), answer="rank")
+    given = {**sections(), "memory": {"share": 0.02}}
+    with (
+        pytest.raises(InputError, match="keeps none of 2 training texts"),
+        Learner.open(tmp_path / "run", listener=told.append, **given) as learner,
+    ):
+        learner.learn(small)
+    assert not any(isinstance(event, TaskStarted) for event in told)

@@ -137,6 +137,7 @@ class Lesson:
             check_task(task)
             if task.name in learned:
                 raise InputError(f"task '{task.name}' was learned already.", "Choose another name, or another run.")
+            sample(self.session, task)  # a budget that keeps nothing is found now, not after training
         self.session.method.rehearsal_batch(self.session.config.training, len(self.session.memory()))
 
     def _measure_start(self) -> None:
