@@ -24,6 +24,7 @@ from merganser.demo import demo_model, demo_tasks
 from merganser.models.base import AnswerSpec, Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.models.quiet import quiet
 from merganser.runs.versions import versions
 
 
@@ -97,7 +98,9 @@ def main() -> None:
     backbone = load_backbone(matcher, Lengths(64, 8), 0)
     print(compare("matcher, all-MiniLM-L6-v2, 20 labels", backbone, texts, ranked, arguments.rounds), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        for kind, path in text_models(Path(folder), texts).items():
+        with quiet():
+            made = text_models(Path(folder), texts)
+        for kind, path in made.items():
             options = ModelOptions.model_validate({"name": str(path), "kind": kind})
             backbone = load_backbone(options, Lengths(64, 16), 0)
             five = AnswerSpec(task.labels[:5] if task.labels else None, {}, "rank")
