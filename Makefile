@@ -8,7 +8,7 @@ BIN = $(VENV)/bin
 
 help: ## show this
 	@echo "make demo   set up, then watch a pretrained model learn five real tasks (7 min the first time, then 4)"
-	@echo "make test   set up, then lint, types, import layers and all tests (10 min the first time, then 6 to 9)"
+	@echo "make test   set up, then lint, types, import layers and all tests (7 min the first time, then 3 to 5)"
 	@echo "make clean  remove the virtual environment"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -30,7 +30,7 @@ demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
 	@$(BIN)/merganser demo --out demo-run
 
 test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
-	@echo "Checking style, types, import layers and running all tests (6 to 9 minutes on 2 cores) ..."
+	@echo "Checking style, types, import layers and running all tests (3 to 5 minutes on 2 cores) ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/mypy
