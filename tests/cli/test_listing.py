@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -133,3 +134,9 @@ def test_the_reader_of_the_output_has_gone() -> None:
     program = f"{sys.executable} -m merganser streams --json | (exec 0<&-; sleep 0.1)"
     done = subprocess.run(["bash", "-c", f"{program}; exit ${{PIPESTATUS[0]}}"], capture_output=True, text=True)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_the_version_is_shown(merganser: Command) -> None:
+    done = merganser("--version")
+    assert done.code == 0
+    assert re.fullmatch(r"merganser \d+\.\d+\.\d+\S*", done.out.strip())

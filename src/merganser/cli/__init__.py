@@ -7,6 +7,8 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
+from importlib import metadata
+from typing import Annotated
 
 import typer
 
@@ -23,16 +25,17 @@ from merganser.cli.streams import streams
 from merganser.cli.undo import undo
 from merganser.errors import MerganserError
 
+HELP = (
+    "Keeps one language model learning, task after task, without forgetting.\n\n"
+    "Try it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold], later "
+    "[bold]merganser learn RUN --task NAME --train FILE[/bold] and [bold]merganser ask RUN 'a text'[/bold]."
+)
+
 app = typer.Typer(
     name="merganser",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    help=(
-        "Keeps one language model learning, task after task, without forgetting.\n\n"
-        "Try it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold], later "
-        "[bold]merganser learn RUN --task NAME --train FILE[/bold] and [bold]merganser ask RUN 'a text'[/bold]."
-    ),
     epilog="Add --debug to any command to see the traceback of an error.",
     pretty_exceptions_enable=False,
 )
@@ -60,6 +63,21 @@ def _ours(command: Callable[..., None]) -> Callable[..., None]:
             raise _ReaderGone from error
 
     return guarded
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"merganser {metadata.version('merganser')}")
+        raise typer.Exit
+
+
+@app.callback(help=HELP)
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """What every command has in common: nothing but the version."""
 
 
 for command in (demo, run, learn, undo, ask, evaluate, report, export, merge, methods, streams, schema):
