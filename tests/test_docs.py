@@ -5,12 +5,14 @@ from __future__ import annotations
 import importlib.util
 import re
 import runpy
+import shlex
 import tomllib
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from merganser.cli import main
 from merganser.config import RunConfig
 from merganser.methods import METHODS
 from merganser.runs.record import MergeRecord
@@ -139,3 +141,27 @@ def test_the_python_of_the_readme_runs(
     found = runpy.run_path(str(script))
     assert found["learner"].learned == ["sentiment"]
     assert re.search(r"\[Answer\(text='(good|bad)', score=[\d.]+\)\]", capsys.readouterr().out)
+
+
+def test_the_commands_of_the_readme_run_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every `merganser` line about runs/first, in order, with a tiny model in place of the one from the hub."""
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "examples" / "make_data.py"), run_name="example")["main"](["--out", "examples/data"])
+    text = (ROOT / "examples" / "matcher.yaml").read_text(encoding="utf-8")
+    text = text.replace("sentence-transformers/all-MiniLM-L6-v2", str(tiny_bert(tmp_path / "model")))
+    text = text.replace("precision: auto", "precision: fp32")
+    (tmp_path / "examples" / "matcher.yaml").write_text(text, encoding="utf-8")
+    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    lines = [line for line in readme.splitlines() if line.startswith("merganser ") and "runs/first" in line]
+    assert [line.split()[1] for line in lines] == ["run", "learn", "undo", "ask", "report", "evaluate", "export"]
+    for line in lines:
+        monkeypatch.setattr("sys.argv", shlex.split(line, comments=True))
+        with pytest.raises(SystemExit) as stop:
+            main()
+            raise SystemExit(0)  # for a command that returns instead of exiting
+        code = stop.value.code
+        assert not code, capsys.readouterr().err
+    assert (tmp_path / "exported").is_dir()
+    assert (tmp_path / "tables" / "scores.csv").is_file()
