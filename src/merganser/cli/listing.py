@@ -20,7 +20,8 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
             "idea": method.idea,
             "starts_from": method.start,
             "old_examples": "all" if method.keeps_everything else "a small memory" if method.uses_memory else "none",
-            "grows_with_tasks": method.one_model_per_task or method.uses_memory,
+            "stores": method.stores,
+            "grows_with_tasks": method.grows or method.uses_memory,
             "options": sorted(set(method.Options.model_fields) - {"name"}),
         }
         for name, method in METHODS.items()
@@ -33,7 +34,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
 
     table = Table(title="Methods", show_lines=True)
     table.add_column("method: name", no_wrap=True)
-    for column in ("idea", "source", "a task starts from", "old examples"):
+    for column in ("idea", "source", "a task starts from", "old examples", "stores besides", "grows?"):
         table.add_column(column)
     for row in rows:
         table.add_row(
@@ -42,6 +43,8 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
             str(row["source"]),
             f"{row['starts_from']} weights",
             str(row["old_examples"]),
+            str(row["stores"]),
+            "yes" if row["grows_with_tasks"] else "no",
         )
     console = Console()
     console.print(table)

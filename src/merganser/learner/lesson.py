@@ -211,14 +211,23 @@ class Lesson:
         features = self._features([*kept, *fresh] if self.session.method.together else fresh, specs)
         memory = [] if self.session.method.together else self._features(kept, specs)
         seed = derive_seed(self.session.config.seed, "task", number)
+        steps = planned_steps(len(features), options)
         context = TaskContext(
-            self.tasks[0].name, number, self.session.backbone, memory, options, seed, self.session.listener
+            task=self.tasks[0].name,
+            index=number,
+            backbone=self.session.backbone,
+            memory=memory,
+            training=options,
+            seed=seed,
+            features=features,
+            steps=steps,
+            specs=specs,
+            pretrained=self.session.pretrained,
+            listener=self.session.listener,
         )
         self.session.method.begin_task()
         log = StepLog()
-        self.session.listener(
-            TaskStarted(context.task, number, len(features), len(memory), planned_steps(len(features), options))
-        )
+        self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps))
         outcome = train_task(
             self.session.backbone.module,
             features,

@@ -14,6 +14,7 @@ from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import KeptExample, Score
 from merganser.streams.task import Example, Task
+from merganser.weights import Weights
 
 
 class Session:
@@ -51,6 +52,15 @@ class Session:
             self.weights_changed()
             self.backbone.load_weights(folder / "adapter")
             self.weights_are(folder)
+
+    def pretrained(self) -> Weights:
+        """The trainable weights as they were before any task, in memory of their own; the model stays as it is."""
+        current = Weights.of(self.backbone.module)
+        kept = current.snapshot()
+        self.backbone.load_weights(self.directory.row_folders()[0] / "adapter")
+        found = current.snapshot()
+        current.copy_(kept)
+        return found
 
     def use_task(self, name: str) -> None:
         """Put the weights that answer a learned task into the model."""

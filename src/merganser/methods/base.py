@@ -7,7 +7,7 @@ store (:meth:`Method.bytes_kept`). Everything else is shared.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
@@ -19,10 +19,12 @@ from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.options import TrainingOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from transformers import TrainerCallback
 
-    from merganser.models.base import Backbone
+    from merganser.models.base import AnswerSpec, Backbone
     from merganser.training.trainer import Penalty
+    from merganser.weights import Weights
 
 Start = Literal["deployed", "trained", "pretrained"]
 
@@ -46,6 +48,10 @@ class TaskContext:
         memory: tokenised examples kept from earlier tasks.
         training: how the task is optimised.
         seed: seed of this task.
+        features: tokenised examples of the task.
+        steps: optimizer steps the task will take.
+        specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
+        pretrained: reads the trainable weights as they were before any task, in memory of their own.
         listener: is told about merges.
     """
 
@@ -55,6 +61,10 @@ class TaskContext:
     memory: Sequence[dict[str, Any]]
     training: TrainingOptions
     seed: int
+    features: Sequence[dict[str, Any]] = ()
+    steps: int = 0
+    specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    pretrained: Callable[[], Weights] | None = None
     listener: Listener = silent
 
 
@@ -65,6 +75,19 @@ class Signals:
     probe: float | None = None
     interval: int | None = None
     threshold: float | None = None
+
+
+@dataclass
+class TaskState:
+    """What a method holds in the middle of a task.
+
+    Attributes:
+        values: plain JSON values; finite numbers only.
+        tensors: name -> tensor.
+    """
+
+    values: dict[str, Any] = field(default_factory=dict)
+    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -84,6 +107,9 @@ class Method(Generic[OptionsT]):
 
     Class attributes:
         title, paper, idea: shown by ``merganser methods``.
+        stores: what must survive between tasks besides the memory of examples, in words and sizes (P: trainable
+            weights).
+        grows: whether that grows with the number of tasks.
         start: where a task starts: from the weights in use (*deployed*), from the last task's own weights before any
             merge (*trained*), or from the model as it came (*pretrained*).
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
@@ -96,6 +122,8 @@ class Method(Generic[OptionsT]):
     title: ClassVar[str]
     paper: ClassVar[str]
     idea: ClassVar[str]
+    stores: ClassVar[str] = "the weights (P)"
+    grows: ClassVar[bool] = False
     start: ClassVar[Start] = "deployed"
     uses_memory: ClassVar[bool] = False
     keeps_everything: ClassVar[bool] = False
@@ -125,6 +153,16 @@ class Method(Generic[OptionsT]):
     def penalty(self, context: TaskContext) -> Penalty | None:
         """A term added to the loss of every batch."""
         return None
+
+    def task_state(self) -> TaskState:
+        """What the method holds in the middle of a task besides what :meth:`load` reads: enough to go on bit for bit."""
+        return TaskState()
+
+    def load_task_state(self, state: TaskState) -> None:
+        """Go on from what :meth:`task_state` returned.
+
+        Called when :meth:`callbacks` and :meth:`penalty` were called and training has begun (``on_train_begin``).
+        """
 
     def after_task(self, context: TaskContext) -> None:
         """What happens to the weights when a task has been trained; the result is deployed."""

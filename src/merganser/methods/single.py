@@ -20,5 +20,7 @@ class Single(Method[SingleOptions]):
     title = "Single-task training"
     paper = "reference for forward transfer"
     idea = "Train a fresh adapter on each task alone and keep them all."
+    stores = "the weights of every task (T P)"
+    grows = True
     start = "pretrained"
     one_model_per_task = True
