@@ -155,7 +155,7 @@ class Method(Generic[OptionsT]):
         return None
 
     def task_state(self) -> TaskState:
-        """What the method holds in the middle of a task besides what :meth:`load` reads: enough to go on bit for bit."""
+        """What the method holds in the middle of a task besides what :meth:`load` reads, to go on bit for bit."""
         return TaskState()
 
     def load_task_state(self, state: TaskState) -> None:
