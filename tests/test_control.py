@@ -198,10 +198,78 @@ def test_steps_without_a_probe_count_towards_the_warm_up() -> None:
     controller = MergeController(interval=8)
     for step in range(1, 9):
         controller.observe(step, 3.0 if step % 4 == 0 else None)
-    assert controller.threshold == 6.0  # probes at steps 4 and 8; the second is past the warm-up and arms it
+    assert controller.threshold == 6.0  # of the probe at step 4; int(8 * 2/3) + 1 = 6 steps are the warm-up
     merge = controller.observe(12, 7.0)
     assert merge is not None
     assert merge.cause == "due"
+
+
+def probed(controller: MergeController, losses: list[float], signals: list[float]) -> list[object]:
+    """Merges when only the steps that the controller wants are probed, each with the next interval."""
+    feed, found = iter(signals), []
+    for step, loss in enumerate(losses, 1):
+        merge = controller.observe(step, loss if controller.wants_probe() else None)
+        if merge is not None:
+            found.append((merge, controller.record(next(feed))))
+    return found
+
+
+@given(
+    losses=st.lists(st.sampled_from([0.5, 1.0, 2.5]), min_size=40, max_size=120),
+    signals=st.lists(st.floats(0.1, 10), min_size=120, max_size=120),
+    every=st.integers(1, 9),
+)
+def test_a_step_without_a_probe_is_judged_by_the_probe_before_it(
+    losses: list[float], signals: list[float], every: int
+) -> None:
+    """With losses that stand still between the probes, sparse probing decides what dense probing decides: alarms count
+    steps, not probes. (Only the warm-up mean differs, so the threshold here comes from a first stretch of ones.)"""
+    sparse = MergeController(interval=12, probe_every=every, adapt_interval=False)
+    dense = MergeController(interval=12, adapt_interval=False)
+    feed, held, position = iter(signals), 1.0, 0
+    for step, loss in enumerate(losses, 1):
+        position += 1
+        if sparse.wants_probe():
+            held = loss if position > 9 else 1.0
+        a = sparse.observe(step, held if sparse.wants_probe() else None)
+        b = dense.observe(step, held)
+        assert a == b
+        if a is not None:
+            signal = next(feed)
+            assert sparse.record(signal) == dense.record(signal)
+            held, position = 1.0, 0
+
+
+def test_probes_are_spaced_by_the_interval_or_by_steps() -> None:
+    losses, signals = [1.0] * 400, [10.0] * 4 + [5.0] * 30
+    every, per = MergeController(probe_every=4), MergeController(probes_per_interval=8)
+    assert [merge.step for merge, _ in probed(every, losses, signals)] == [  # type: ignore[attr-defined, misc]
+        merge.step
+        for merge, _ in probed(per, losses, signals)  # type: ignore[attr-defined, misc]
+    ]
+    for interval, expected in ((4, 1), (8, 1), (16, 2), (100, 12)):
+        assert MergeController(interval=interval, probes_per_interval=8).probe_distance == expected
+    # Never so rare that the threshold would be known too late: int(I * 2/3) + 1 steps are the warm-up.
+    assert MergeController(interval=2, probe_every=8).probe_distance == 2
+    assert MergeController(interval=30, probes_per_interval=1).probe_distance == 21
+    sparse = MergeController(interval=16, probe_every=5)
+    wanted = []
+    for step in range(1, 17):
+        wanted.append(sparse.wants_probe())
+        assert sparse.observe(step, 1.0 if wanted[-1] else None) is None
+    assert [step for step, wants in enumerate(wanted, 1) if wants] == [5, 10, 15]
+
+
+def test_an_alarm_between_probes_counts_every_step() -> None:
+    controller = MergeController(interval=20, probe_every=5)
+    for step in range(1, 15):
+        assert controller.observe(step, 1.0 if controller.wants_probe() else None) is None
+    assert controller.threshold == 2.0
+    assert controller.observe(15, 3.0) is None
+    assert controller.observe(16) is None
+    merge = controller.observe(17)
+    assert merge is not None
+    assert (merge.cause, merge.alarms, merge.probe_loss) == ("early", 3, 3.0)
 
 
 def test_misuse_is_named() -> None:
@@ -229,6 +297,9 @@ def test_misuse_is_named() -> None:
         ({"warmup_fraction": 1.5}, "warmup_fraction"),
         ({"early_alarms": 0}, "early_alarms"),
         ({"rehearsal_steps": -1}, "rehearsal_steps"),
+        ({"probe_every": 0}, "probe_every"),
+        ({"probes_per_interval": 0}, "probes_per_interval"),
+        ({"probe_every": 2, "probes_per_interval": 4}, "keep one"),
     ],
 )
 def test_impossible_numbers_are_refused_by_name(options: dict[str, float], word: str) -> None:

@@ -89,6 +89,12 @@ class MergeController:
         adapt_interval: ``False`` keeps the interval fixed (the ablation without the learning signal).
         watch_forgetting: ``False`` ignores probe losses and merges whenever a merge is due (the ablation without the
             forgetting signal).
+        probe_every: probe after every so many inner steps, counted from the last merge. Everything is still counted in
+            steps: a step that is not probed is judged by the probe before it, so that alarms mean the same at any
+            rate of probing. Probes are never so far apart that the threshold would be known later than with a probe
+            after every step. 1: after every step, as in the paper.
+        probes_per_interval: instead, so many probes per planned interval, evenly: the longer the interval, the fewer
+            steps are probed.
 
     Raises:
         ValueError: a value is impossible (named in the message).
@@ -113,6 +119,8 @@ class MergeController:
         rehearsal_steps: int | None = None,
         adapt_interval: bool = True,
         watch_forgetting: bool = True,
+        probe_every: int = 1,
+        probes_per_interval: int | None = None,
     ) -> None:
         if not 1 <= min_interval <= max_interval:
             raise ValueError(
@@ -130,6 +138,12 @@ class MergeController:
             raise ValueError(f"early_alarms is {early_alarms}; at least one alarm is needed")
         if rehearsal_steps is not None and rehearsal_steps < 0:
             raise ValueError(f"rehearsal_steps is {rehearsal_steps}; it cannot be negative")
+        if probe_every < 1:
+            raise ValueError(f"probe_every is {probe_every}; it counts inner steps and must be at least 1")
+        if probes_per_interval is not None and probes_per_interval < 1:
+            raise ValueError(f"probes_per_interval is {probes_per_interval}; at least one probe is needed")
+        if probes_per_interval is not None and probe_every != 1:
+            raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
         self.initial_interval = interval
         self.cold_start = cold_start
         self.min_interval = min_interval
@@ -146,6 +160,8 @@ class MergeController:
         self.rehearsal_ratio = (interval if rehearsal_steps is None else rehearsal_steps) / interval
         self.adapt_interval = adapt_interval
         self.watch_forgetting = watch_forgetting
+        self.probe_every = probe_every
+        self.probes_per_interval = probes_per_interval
 
         self.interval = interval
         self.due_step = interval
@@ -164,16 +180,28 @@ class MergeController:
             return 0
         return max(1, int(self.interval * self.rehearsal_ratio))
 
+    @property
+    def _warmup(self) -> int:
+        """Steps after the last merge before the one that sets the threshold."""
+        return int(self.interval * self.warmup_fraction)
+
+    @property
+    def probe_distance(self) -> int:
+        """Inner steps from one probe to the next in the planned interval in force."""
+        asked = self.probe_every if self.probes_per_interval is None else self.interval // self.probes_per_interval
+        return max(1, min(asked, self._warmup + 1))
+
     def wants_probe(self) -> bool:
-        """Whether a probe loss would be looked at all."""
-        return self.watch_forgetting
+        """Whether the loss on the memory should be probed after the inner step that is observed next."""
+        return self.watch_forgetting and (self._steps + 1) % self.probe_distance == 0
 
     def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
         """Take note of one inner step.
 
         Args:
             step: number of the inner step, 1-based within the task.
-            probe_loss: loss on a batch of the memory after the step (nats), or ``None`` if this step was not probed.
+            probe_loss: loss on a batch of the memory after the step (nats), or ``None`` if this step was not probed:
+                the last probe since the merge then stands for it.
 
         Returns:
             The merge that fires now, or ``None``.
@@ -191,18 +219,18 @@ class MergeController:
             return self._fire(step, "due") if step >= self.due_step else None
 
         forced = False
-        warmup = int(self.interval * self.warmup_fraction)
         if probe_loss is not None:
             self._last_probe = probe_loss
-        if self.threshold is not None:  # armed
-            if probe_loss is not None and probe_loss >= self.threshold:
+        if self.threshold is not None and self._last_probe is not None:  # armed
+            if self._last_probe >= self.threshold:
                 self.alarms += 1
             elif step >= self.due_step + self.interval:
                 self.alarms += 1
                 forced = True
-        elif probe_loss is not None:
-            self._losses.append(probe_loss)
-            if self._steps >= warmup:
+        else:
+            if probe_loss is not None:
+                self._losses.append(probe_loss)
+            if self._steps >= self._warmup and self._losses:
                 self.threshold = math.fsum(self._losses) / len(self._losses) * self.threshold_factor
         self._steps += 1
 

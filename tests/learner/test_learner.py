@@ -12,6 +12,8 @@ import torch
 from merganser import Example, Learner, Task
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged, Notice, RowDone, StepDone, TaskStarted
+from merganser.methods import TaskContext
+from merganser.methods.aim import Aim
 from tests.learner import toys
 from tests.learner.toys import contents, results, values_of
 
@@ -56,6 +58,24 @@ def test_the_five_lines(tmp_path: Path) -> None:
     merges = [event for event in events if isinstance(event, Merged)]
     assert [(m.step, m.cause) for m in merges] == [(m.step, m.cause) for m in learner.record.merges]
     assert merges
+
+
+def test_what_is_probed_is_spread_over_tasks_and_labels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    groups: list[object] = []
+    real = Aim.callbacks
+
+    def noting(self: Aim, context: TaskContext) -> list[Any]:
+        groups.append(sorted(context.memory_groups))
+        return real(self, context)
+
+    monkeypatch.setattr(Aim, "callbacks", noting)
+    method = {"probe_set": "fixed", "probe_every": 2}
+    with Learner.open(tmp_path / "run", **sections(method=method, training={"steps": 3})) as learner:
+        learner.learn(task("mood"))
+        learner.learn(task("topic"))
+        probes = [signal.probe is not None for signal in learner.record.signals["topic"]]
+    assert groups == [[], [("mood", "bad")] * 2 + [("mood", "good")] * 2]
+    assert probes == [False, True, False]
 
 
 class Interrupted(Exception):

@@ -103,6 +103,7 @@ def test_aim_gives_every_number_to_the_controller() -> None:
         rehearsal_steps=10,
         adapt_interval=False,
         watch_forgetting=False,
+        probe_every=4,
     )
     controller = options.controller()
     for name in (
@@ -119,8 +120,13 @@ def test_aim_gives_every_number_to_the_controller() -> None:
         "growth_long",
         "adapt_interval",
         "watch_forgetting",
+        "probe_every",
+        "probes_per_interval",
     ):
         assert getattr(controller, name) == getattr(options, name)
+    assert AimOptions(probes_per_interval=4).controller().probes_per_interval == 4
+    with pytest.raises(ValueError, match="keep one"):
+        AimOptions(probe_every=2, probes_per_interval=4)
     assert controller.interval == 5
     assert controller.rehearsal_steps == 10
     table = controller.weights

@@ -199,6 +199,31 @@ def test_measuring_merges_changes_nothing(tmp_path: Path) -> None:
     assert silent.merges[0].step == told.merges[0].step
 
 
+def test_fewer_probes_cost_fewer_examples(tmp_path: Path) -> None:
+    callback = AimMerging(OLD, MergeController(interval=10, probe_every=5), probe_set="fixed")
+    train(tmp_path, callback)
+    probed = [step for step, (probe, _, _) in callback.probes.items() if probe is not None]
+    assert probed[:4] == [5, 10, 15, 20]
+    assert callback.cost.examples_probed == len(probed) * BATCH
+    assert set(callback.probes) == set(range(1, STEPS + 1))
+    assert callback.merges
+
+
+@pytest.mark.parametrize(("dropout", "passes"), [(False, 3), (True, 4)])
+def test_the_probe_at_a_merge_is_not_measured_twice(tmp_path: Path, dropout: bool, passes: int) -> None:
+    calls: list[bool] = []
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        calls.append(torch.is_grad_enabled())
+        found: torch.Tensor = model(**batch)["loss"]
+        return found
+
+    callback = AimMerging(OLD, controller(), loss=loss, probe_dropout=dropout)
+    train(tmp_path, callback)
+    assert calls.count(False) == STEPS + passes * len(callback.merges)
+    assert all(merge.loss_old_before is not None for merge in callback.merges)
+
+
 def test_merging_keeps_more_of_the_old_task_than_plain_training(tmp_path: Path) -> None:
     merged = train(tmp_path, AimMerging(OLD, controller()))
     plain = Regression()
@@ -247,6 +272,10 @@ def test_bad_memories_and_diverged_training(tmp_path: Path) -> None:
         train(tmp_path, AimMerging(OLD, batch_size=13))
     with pytest.raises(InputError, match="probe_batch_size is 99"):
         train(tmp_path, AimMerging(OLD, probe_batch_size=99))
+    with pytest.raises(InputError, match="no probe_set 'frozen'"):
+        AimMerging(OLD, probe_set="frozen")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="1 groups for 12 examples"):
+        AimMerging(OLD, probe_groups=["a"])
     broken = [{**item, "y": torch.tensor(math.nan)} for item in OLD]
     with pytest.raises(RunError, match="loss on the memory became nan after step 1"):
         train(tmp_path, AimMerging(broken))

@@ -209,7 +209,8 @@ class Lesson:
         specs = {name: task.spec for name, task in [*known.items(), *new.items()]}
         fresh = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.train]
         features = self._features([*kept, *fresh] if self.session.method.together else fresh, specs)
-        memory = [] if self.session.method.together else self._features(kept, specs)
+        kept = [] if self.session.method.together else kept
+        memory = self._features(kept, specs)
         seed = derive_seed(self.session.config.seed, "task", number)
         steps = planned_steps(len(features), options)
         context = TaskContext(
@@ -217,6 +218,7 @@ class Lesson:
             index=number,
             backbone=self.session.backbone,
             memory=memory,
+            memory_groups=[(e.task, e.output if specs[e.task].labels else "") for e in kept],
             training=options,
             seed=seed,
             features=features,

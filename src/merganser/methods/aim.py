@@ -56,6 +56,17 @@ class AimOptions(MethodOptions):
         None, gt=0, description="memory examples per rehearsal step; null: the training batch, or the memory if smaller"
     )
     probe_batch: int | None = Field(None, gt=0, description="memory examples per probe; null: as in rehearsal")
+    probe_every: int = Field(
+        1, ge=1, description="inner steps from one probe to the next; steps between are judged by the last probe"
+    )
+    probes_per_interval: int | None = Field(
+        None, ge=1, description="instead of probe_every: probes per planned interval, so that long ones cost less"
+    )
+    probe_set: Literal["fresh", "fixed"] = Field(
+        "fresh",
+        description="fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old "
+        "tasks and their labels",
+    )
     probe_dropout: bool = Field(False, description="leave dropout on while probing, as the released program does")
     merge_at_end: bool = Field(False, description="merge once more after the last step of a task")
     measure_merges: bool = Field(True, description="measure losses before and after each merge for the ledger")
@@ -64,6 +75,8 @@ class AimOptions(MethodOptions):
     def _bounds(self) -> AimOptions:
         if self.min_interval > self.max_interval:
             raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
+        if self.probes_per_interval is not None and self.probe_every != 1:
+            raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
         return self
 
     def controller(self) -> MergeController:
@@ -90,6 +103,8 @@ class AimOptions(MethodOptions):
             rehearsal_steps=self.rehearsal_steps,
             adapt_interval=self.adapt_interval,
             watch_forgetting=self.watch_forgetting,
+            probe_every=self.probe_every,
+            probes_per_interval=self.probes_per_interval,
         )
 
 
@@ -128,6 +143,8 @@ class Aim(Method[AimOptions]):
             probe_batch_size=self.options.probe_batch,
             seed=derive_seed(context.seed, "aim"),
             collator=context.backbone.collate,
+            probe_set=self.options.probe_set,
+            probe_groups=context.memory_groups,
             probe_dropout=self.options.probe_dropout,
             measure_merges=self.options.measure_merges,
             merge_at_end=self.options.merge_at_end,

@@ -46,6 +46,7 @@ class TaskContext:
         index: its 1-based position in the run.
         backbone: the model, already at the weights the task starts from.
         memory: tokenised examples kept from earlier tasks.
+        memory_groups: task and label of each of them, in that order (the label is empty for free text).
         training: how the task is optimised.
         seed: seed of this task.
         features: tokenised examples of the task.
@@ -65,6 +66,7 @@ class TaskContext:
     steps: int = 0
     specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
     pretrained: Callable[[], Weights] | None = None
+    memory_groups: Sequence[tuple[str, str]] = ()
     listener: Listener = silent
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,7 @@ from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.options import check_batch
+from merganser.training.probing import PROBE_SETS, Probes, ProbeSet
 from merganser.training.rehearsal import (
     Collator,
     Dataset,
@@ -54,9 +55,13 @@ class AimMerging(TrainerCallback):
         seed: decides which examples are drawn; default: the training seed.
         collator: turns examples into a batch; default: the one of the training data loader.
         loss: ``loss(model, batch)``; default: the loss the model returns.
+        probe_set: ``fresh``: a random batch for every probe; ``fixed``: one batch for the whole task.
+        probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
+            spread; default: no groups, any examples.
         probe_dropout: leave dropout on while probing, as the released program does.
         measure_merges: measure losses on the new task and on the memory before and after every merge, for the ledger
-            (three more forward passes per merge).
+            (three more forward passes per merge: the probe at the merge, if there was one without dropout, is the loss
+            on the memory before it).
         merge_at_end: merge once more after the last step of the task.
         task, task_index: written into the records.
         listener: is told about every merge.
@@ -67,7 +72,8 @@ class AimMerging(TrainerCallback):
         cost: seconds and examples spent.
 
     Raises:
-        InputError: the memory is empty or smaller than a batch (when training begins).
+        InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set``, or
+            groups that are not one per example.
         RunError: a probe loss or the weights are not finite (while training).
     """
 
@@ -81,6 +87,8 @@ class AimMerging(TrainerCallback):
         seed: int | None = None,
         collator: Collator | None = None,
         loss: LossFunction = model_loss,
+        probe_set: ProbeSet = "fresh",
+        probe_groups: Sequence[Hashable] = (),
         probe_dropout: bool = False,
         measure_merges: bool = True,
         merge_at_end: bool = False,
@@ -92,6 +100,13 @@ class AimMerging(TrainerCallback):
             raise InputError(
                 "the rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks."
             )
+        if probe_set not in PROBE_SETS:
+            raise InputError(f"there is no probe_set '{probe_set}'.", f"Known: {', '.join(PROBE_SETS)}.")
+        if probe_groups and len(probe_groups) != len(memory):
+            raise InputError(
+                f"probe_groups names {len(probe_groups)} groups for {len(memory)} examples of the memory.",
+                "Give one group per example, or none.",
+            )
         self.memory = memory
         self.controller = controller or MergeController()
         self.batch_size = batch_size
@@ -99,6 +114,8 @@ class AimMerging(TrainerCallback):
         self.seed = seed
         self.collator = collator
         self.loss = loss
+        self.probe_set = probe_set
+        self.probe_groups = probe_groups
         self.probe_dropout = probe_dropout
         self.measure_merges = measure_merges
         self.merge_at_end = merge_at_end
@@ -118,7 +135,6 @@ class AimMerging(TrainerCallback):
         probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
         seed = args.seed if self.seed is None else self.seed
         self._rehearsal = MemoryBatches(self.memory, size, seed)
-        self._probing = MemoryBatches(self.memory, probe, seed)
         self._new = loader.dataset
         self._new_batch_size = min(probe, len(self._new))
         self._seed = seed
@@ -126,6 +142,7 @@ class AimMerging(TrainerCallback):
         self._device = next(model.parameters()).device
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
+        self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -148,12 +165,11 @@ class AimMerging(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         began, spent = time.perf_counter(), self._spent()
         model, step = kwargs["model"], state.global_step
-        probe_batch: Mapping[str, Any] | None = None
         probe: float | None = None
         if self.controller.wants_probe():
-            probe_batch = self._batch(self._probing.probe(step))
+            batch = self._probing.batch(step)
             with self._timed("probing_seconds"):
-                probe = self._measure(model, probe_batch, self.probe_dropout)
+                probe = self._measure(model, batch, self.probe_dropout)
             self.cost.examples_probed += self._probing.batch_size
             if not math.isfinite(probe):
                 raise RunError(
@@ -165,7 +181,7 @@ class AimMerging(TrainerCallback):
         if decision is None and self.merge_at_end and step >= state.max_steps:
             decision = self.controller.finish(step)
         if decision is not None:
-            self._merge(decision, model, kwargs["optimizer"], args.max_grad_norm, probe_batch)
+            self._merge(decision, model, kwargs["optimizer"], args.max_grad_norm, probe)
         self.cost.bookkeeping_seconds += time.perf_counter() - began - (self._spent() - spent)
 
     def _merge(
@@ -174,11 +190,11 @@ class AimMerging(TrainerCallback):
         model: nn.Module,
         optimizer: torch.optim.Optimizer,
         clip: float,
-        probe_batch: Mapping[str, Any] | None,
+        probe: float | None,
     ) -> None:
-        """Rehearse, merge, and write down what happened."""
-        old_batch = self._batch(self._probing.probe(decision.step)) if probe_batch is None else probe_batch
-        before = self._losses(model, decision.step, old_batch)
+        """Rehearse, merge, and write down what happened. ``probe`` is the probe loss of this very step, if any."""
+        # Without dropout the probe was the same forward pass.
+        before = self._losses(model, decision.step, None if self.probe_dropout else probe)
         with self._timed("merging_seconds"):
             after_new = self._weights.snapshot()
             change_new = after_new.minus(self._start)
@@ -205,7 +221,7 @@ class AimMerging(TrainerCallback):
                 f"the weights are not finite at the merge after step {decision.step} of task '{self.task}'.",
                 "Training has diverged; try a lower learning rate or precision fp32.",
             )
-        after = self._losses(model, decision.step, old_batch)
+        after = self._losses(model, decision.step)
         next_interval = self.controller.record(learning_signal)
         self.merges.append(
             MergeRecord(
@@ -245,15 +261,21 @@ class AimMerging(TrainerCallback):
             )
         )
 
-    def _losses(self, model: nn.Module, step: int, old_batch: Mapping[str, Any]) -> tuple[float | None, float | None]:
-        """Losses on a batch of the new task and on one of the memory, dropout off; the same batches at one step."""
+    def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> tuple[float | None, float | None]:
+        """Losses on a batch of the new task and on the probe's batch, dropout off; the same batches at one step.
+
+        Args:
+            loss_old: the second loss, where it is known already.
+        """
         if not self.measure_merges:
             return None, None
         generator = np.random.default_rng([self._seed, 3, step])
         chosen = generator.choice(len(self._new), self._new_batch_size, replace=False)
         new_batch = self._batch([self._new[int(index)] for index in chosen])
+        old_batch = self._probing.batch(step) if loss_old is None else None
         with self._timed("explaining_seconds"):
-            return self._measure(model, new_batch), self._measure(model, old_batch)
+            loss_new = self._measure(model, new_batch)
+            return loss_new, loss_old if old_batch is None else self._measure(model, old_batch)
 
 
 def _collator_of(loader: Any) -> Collator:
