@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from merganser.errors import InputError, nearest
 from merganser.methods import METHODS, MethodOptions
@@ -67,6 +67,12 @@ class RunConfig(BaseModel):
             if not isinstance(name, str) or name not in METHODS:
                 raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
         return value
+
+    @model_validator(mode="after")
+    def _method_fits_model(self) -> RunConfig:
+        if self.model.lora is None and METHODS[self.method.name].lora_only:
+            raise ValueError(f"method '{self.method.name}' works on an adapter's factors, and model.lora is null")
+        return self
 
     def sections(self) -> dict[str, Any]:
         """Everything that must stay the same for a run to be continued; plain values, defaults filled in."""

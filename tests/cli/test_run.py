@@ -63,7 +63,7 @@ def test_single_keeps_one_model_per_task(merganser: Command, tmp_path: Path) -> 
     before = contents(run)
     asked = merganser("ask", run, "great film")
     assert asked.code == 2
-    assert asked.error == "this method keeps one model per task. Name a task: mood, topic."
+    assert asked.error == "this method keeps several models. Name a task: mood, topic."
     answers = [
         merganser("ask", run, row["input"], "--task", "mood").out.strip() for row in toys.rows("mood", 8, seed=1)
     ]

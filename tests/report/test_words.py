@@ -114,7 +114,7 @@ def test_story_leaves_out_what_was_not_measured() -> None:
     )  # fmt: skip
     assert words.tell(bare) == (
         "Merge 3 of tweets, after step 1,200: the task ended. Learning signal 0.0125. "
-        "0.6 of the new change (L2 norm 1.25) and 0.4 of the rehearsal's (L2 norm 0.5) were merged."
+        "0.6 of the task's update (L2 norm 1.25) and 0.4 of the model so far (L2 norm 0.5) were merged."
     )
 
 

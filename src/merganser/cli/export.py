@@ -19,7 +19,11 @@ def export(
     ] = False,
     task: Annotated[
         str | None,
-        typer.Option(metavar="NAME", help="Which model, with a method that keeps one per task.", show_default=False),
+        typer.Option(
+            metavar="NAME",
+            help="Which model, with a method that keeps several: the one for this task.",
+            show_default=False,
+        ),
     ] = None,
     model: ModelOption = None,
 ) -> None:

@@ -98,10 +98,9 @@ class LiveView:
         )
 
     def _merge(self, event: Merged) -> None:
-        line = (
-            f"at step {event.step} ({CAUSES[event.cause]}): {event.weight_new:g} new + {event.weight_old:g} old "
-            f"after {event.rehearsal_steps} rehearsal steps; next in {event.next_interval}"
-        )
+        line = f"at step {event.step} ({CAUSES[event.cause]}): {event.weight_new:.3g} new + {event.weight_old:.3g} old"
+        if event.rehearsal_steps or event.cause != "end":
+            line += f" after {event.rehearsal_steps} rehearsal steps; next in {event.next_interval}"
         self.merges.append(line)
         if self.live is None:
             self.say(f"  merge {line}")

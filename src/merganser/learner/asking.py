@@ -36,7 +36,7 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
     else:
         raise InputError(f"there is no task '{task}'. {nearest(task, known)}", f"Learned tasks: {', '.join(known)}.")
     session.use_task(chosen.name)
-    if session.config.model.candidates == "seen" and not session.method.one_model_per_task:
+    if session.config.model.candidates == "seen" and not session.method.several_models:
         chosen = with_candidates(chosen, known.values())
     prompted = [chosen.ask(text) for text in texts]
     return session.backbone.answer(prompted, chosen.spec, session.config.evaluation.batch)
@@ -46,8 +46,8 @@ def _any_task(session: Session, known: Mapping[str, KnownTask]) -> KnownTask:
     if len(known) == 1:
         return next(iter(known.values()))
     names = ", ".join(known)
-    if session.method.one_model_per_task:
-        raise InputError("this method keeps one model per task.", f"Name a task: {names}.")
+    if session.method.several_models:
+        raise InputError("this method keeps several models.", f"Name a task: {names}.")
     if len({task.prompt for task in known.values()}) > 1:
         raise InputError("the learned tasks have different prompts.", f"Name a task: {names}.")
     every = list(known.values())
@@ -67,7 +67,7 @@ def evaluate(session: Session) -> dict[str, Score]:
     known = session.require_learned()
     if not any(task.test for task in known.values()):
         raise InputError("there is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
-    if not session.method.one_model_per_task:
+    if not session.method.several_models:
         session.use(session.directory.row_folders()[-1])
         return session.score(list(known.values()), known)
     scores: dict[str, Score] = {}
@@ -83,7 +83,7 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
     Args:
         out: a folder that does not exist yet.
         merged: add the adapter to the weights of the model and write the whole.
-        task: with a method that keeps one model per task, which of them.
+        task: with a method that keeps several models, the one that answers this task.
 
     Raises:
         InputError: ``out`` exists, nothing was learned yet, or a task must be named.
@@ -91,10 +91,11 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
     known = session.require_learned()
     if out.exists():
         raise InputError(f"'{out}' exists.", "Choose a new folder.")
-    if session.method.one_model_per_task:
+    if session.method.several_models:
         if task not in known:
-            raise InputError("this method keeps one model per task.", f"Name a task: {', '.join(known)}.")
-        known = {task: known[task]}
+            raise InputError("this method keeps several models.", f"Name a task: {', '.join(known)}.")
+        rows = session.answered_by()
+        known = {name: each for name, each in known.items() if rows[name] == rows[task]}
         session.use_task(task)
     elif task is not None:
         raise InputError(f"one model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")

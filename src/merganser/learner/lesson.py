@@ -174,8 +174,8 @@ class Lesson:
         folders = self.session.directory.row_folders()
         found = {}
         for number in sorted({0, len(folders) - 1}):
-            # With a model per task, a task that is not learned is answered by the pretrained one.
-            alone = self.session.method.one_model_per_task
+            # With several models, a task that is not learned is answered by the pretrained one.
+            alone = self.session.method.several_models
             self.session.use(folders[0 if alone else number])
             found[number] = self.session.score(new, self.session.known_tasks() if number and not alone else {})
         return found
@@ -202,7 +202,7 @@ class Lesson:
         kept = self.session.memory()
         known = self.session.known_tasks()
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
-        if self.session.config.model.candidates == "seen" and not self.session.method.one_model_per_task:
+        if self.session.config.model.candidates == "seen" and not self.session.method.several_models:
             new = {name: with_candidates(task, known.values()) for name, task in new.items()}
             everything = [*known.values(), *new.values()]
             known = {name: with_candidates(task, everything) for name, task in known.items()}
@@ -225,6 +225,7 @@ class Lesson:
             steps=steps,
             specs=specs,
             pretrained=self.session.pretrained,
+            deployed=self.session.deployed,
             listener=self.session.listener,
         )
         self.session.method.begin_task()
@@ -284,7 +285,7 @@ class Lesson:
                 else MemoryRecord()
             )
         evaluating = time.perf_counter()
-        scores = self._row_scores()
+        scores = self._row_scores(number)
         cost.evaluating_seconds = time.perf_counter() - evaluating
         cost.examples_evaluated = sum(score.n for score in scores.values())
         tests = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.test]
@@ -317,7 +318,7 @@ class Lesson:
                 cost=cost if offset == 0 else CostRecord(),
                 method_bytes={
                     "memory": memory_bytes,
-                    "weights": self._weight_bytes(folder),
+                    "weights": self._weight_bytes(number, folder),
                     **self.session.method.bytes_kept(),
                 },
                 finished=_now(),
@@ -329,23 +330,26 @@ class Lesson:
         write_json(folder / "row.json", file.model_dump())
         return row
 
-    def _weight_bytes(self, folder: Path) -> int:
-        """Bytes of the weights that must survive: one set, or one per task for a method that keeps them all."""
-        sizes = sum(file.stat().st_size for file in (folder / "adapter").glob("*.safetensors"))
-        sizes += sum(file.stat().st_size for file in folder.glob("trained/*.safetensors"))
-        return sizes * (len(self.session.learned) + 1 if self.session.method.one_model_per_task else 1)
+    def _answered_by(self, number: int) -> dict[str, int]:
+        """Task -> row whose weights answer it, once this row is learned."""
+        rows = {task.name: row.row for row in self.session.directory.rows() for task in row.tasks}
+        return self.session.method.answered_by({**rows, **{task.name: number for task in self.tasks}})
 
-    def _row_scores(self) -> dict[str, Score]:
+    def _weight_bytes(self, number: int, folder: Path) -> int:
+        """Bytes of the weights that must survive: those of every row that answers a task."""
+        folders = [*self.session.directory.row_folders(), folder]
+        kept = [folders[row] / "adapter" for row in set(self._answered_by(number).values())]
+        return sum(file.stat().st_size for each in [*kept, folder / "trained"] for file in each.glob("*.safetensors"))
+
+    def _row_scores(self, number: int) -> dict[str, Score]:
         known = self._known()
-        names = {task.name for task in self.tasks}
-        learned = {task.name: task for task in known if task.name in names or task.name in self.session.learned}
-        if not self.session.method.one_model_per_task:
-            return self.session.score(known, learned)
-        # Each task is answered by its own weights, which did not change: only the new one is measured.
-        scores = {}
-        for row in self.session.directory.rows():
-            scores.update({name: score for name, score in row.scores.scores.items() if name not in names})
-        return {**scores, **self.session.score([task for task in known if task.name in names], {})}
+        if not self.session.method.several_models:
+            names = {*self.session.learned, *(task.name for task in self.tasks)}
+            return self.session.score(known, {task.name: task for task in known if task.name in names})
+        # A task whose weights did not change keeps its score.
+        scores = {name: score for row in self.session.directory.rows() for name, score in row.scores.scores.items()}
+        changed = {name for name, row in self._answered_by(number).items() if row == number}
+        return {**scores, **self.session.score([task for task in known if task.name in changed], {})}
 
     def _signals(self, log: StepLog) -> list[SignalRecord]:
         noted = self.session.method.records.signals

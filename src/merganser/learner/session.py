@@ -40,6 +40,7 @@ class Session:
 
     def restore(self) -> None:
         """Go to where the run stands: the weights and the method's state of its last row."""
+        self.method = make_method(self.config.method)  # what it noted of a task that broke off counts no more
         folders = self.directory.row_folders()
         if folders:
             self.use(folders[-1])
@@ -55,21 +56,24 @@ class Session:
 
     def pretrained(self) -> Weights:
         """The trainable weights as they were before any task, in memory of their own; the model stays as it is."""
+        return self.deployed(0)
+
+    def deployed(self, row: int) -> Weights:
+        """The trainable weights deployed after a row, in memory of their own; the model stays as it is."""
         current = Weights.of(self.backbone.module)
         kept = current.snapshot()
-        self.backbone.load_weights(self.directory.row_folders()[0] / "adapter")
+        self.backbone.load_weights(self.directory.row_folders()[row] / "adapter")
         found = current.snapshot()
         current.copy_(kept)
         return found
 
+    def answered_by(self) -> dict[str, int]:
+        """Learned task -> row whose weights answer it."""
+        return self.method.answered_by({task.name: row.row for row in self.directory.rows() for task in row.tasks})
+
     def use_task(self, name: str) -> None:
         """Put the weights that answer a learned task into the model."""
-        folders = self.directory.row_folders()
-        if self.method.one_model_per_task:
-            row = next(row.row for row in self.directory.rows() if any(task.name == name for task in row.tasks))
-            self.use(folders[row])
-        else:
-            self.use(folders[-1])
+        self.use(self.directory.row_folders()[self.answered_by()[name]])
 
     def weights_changed(self) -> None:
         """The weights in the model are no longer those of a row."""

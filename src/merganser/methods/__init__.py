@@ -7,13 +7,23 @@ from typing import Any
 from merganser.methods.aim import Aim
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.joint import Joint
+from merganser.methods.kmerge import KMerge
+from merganser.methods.migu import Migu
+from merganser.methods.pam import Pam
 from merganser.methods.replay import Replay
 from merganser.methods.sequential import Sequential
 from merganser.methods.single import Single
+from merganser.methods.slao import Slao
+from merganser.methods.tasl import Tasl
 
 METHODS: dict[str, type[Method[Any]]] = {
     "aim": Aim,
     "replay": Replay,
+    "pam": Pam,
+    "tasl": Tasl,
+    "slao": Slao,
+    "kmerge": KMerge,
+    "migu": Migu,
     "sequential": Sequential,
     "joint": Joint,
     "single": Single,

@@ -53,6 +53,7 @@ class TaskContext:
         steps: optimizer steps the task will take.
         specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
         pretrained: reads the trainable weights as they were before any task, in memory of their own.
+        deployed: reads those deployed after a row of the run (after its first task: 1), likewise.
         listener: is told about merges.
     """
 
@@ -67,6 +68,7 @@ class TaskContext:
     specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
     pretrained: Callable[[], Weights] | None = None
     memory_groups: Sequence[tuple[str, str]] = ()
+    deployed: Callable[[int], Weights] | None = None
     listener: Listener = silent
 
 
@@ -117,7 +119,8 @@ class Method(Generic[OptionsT]):
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
         keeps_everything: the memory is all training data (an upper bound, not a continual learner).
         together: all tasks at hand are learned at once, with everything kept from earlier ones.
-        one_model_per_task: each task is answered by the weights learned for it alone.
+        several_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
+        lora_only: works on the factors of an adapter, not on whole weights.
     """
 
     Options: ClassVar[type[MethodOptions]]
@@ -130,7 +133,8 @@ class Method(Generic[OptionsT]):
     uses_memory: ClassVar[bool] = False
     keeps_everything: ClassVar[bool] = False
     together: ClassVar[bool] = False
-    one_model_per_task: ClassVar[bool] = False
+    several_models: ClassVar[bool] = False
+    lora_only: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options
@@ -168,6 +172,15 @@ class Method(Generic[OptionsT]):
 
     def after_task(self, context: TaskContext) -> None:
         """What happens to the weights when a task has been trained; the result is deployed."""
+
+    def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
+        """The row of the run whose deployed weights answer each learned task: the last one's answer all.
+
+        Args:
+            learned: task -> row it was learned in, in order.
+        """
+        last = max(learned.values(), default=0)
+        return dict.fromkeys(learned, last)
 
     def save(self, folder: Path) -> None:
         """Write what the method must keep between tasks, besides the deployed weights and the memory."""

@@ -126,8 +126,11 @@ def tell(merge: MergeRecord) -> str:
         parts.append(f"The loss on the memory stood at {significant(forgetting)}{against}.")
     parts.append(f"Learning signal {significant(merge.learning_signal)}.")
     rehearsal = f"After {plural(merge.rehearsal_steps, 'rehearsal step')}, " if merge.rehearsal_steps else ""
-    weights = f"{significant(merge.weight_new)} of the new change (L2 norm {significant(merge.size_new)})"
-    weights += f" and {significant(merge.weight_old)} of the rehearsal's (L2 norm {significant(merge.size_old)}"
+    # A method that merges once a task has been trained merges two models; nothing was rehearsed.
+    models = merge.cause == "end" and not merge.rehearsal_steps
+    new, old = ("task's update", "model so far") if models else ("new change", "rehearsal's")
+    weights = f"{significant(merge.weight_new)} of the {new} (L2 norm {significant(merge.size_new)})"
+    weights += f" and {significant(merge.weight_old)} of the {old} (L2 norm {significant(merge.size_old)}"
     weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
     if merge.status == "refused":
         parts.append(f"{rehearsal}merging {weights} was refused.".lstrip())

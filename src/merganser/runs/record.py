@@ -62,8 +62,12 @@ class MergeRecord(Record):
     rehearsal_steps: int = Field(description="optimizer steps on the memory before merging")
     weight_new: float
     weight_old: float
-    size_new: float = Field(description="L2 norm of the change made by the inner steps")
-    size_old: float = Field(description="L2 norm of the change made by the rehearsal steps")
+    size_new: float = Field(
+        description="L2 norm of the change made by the inner steps; 'end': of the task's update as a whole"
+    )
+    size_old: float = Field(
+        description="L2 norm of the change made by the rehearsal steps; 'end': of the update of the model so far"
+    )
     cosine: float | None = Field(None, description="cosine between the two changes; None when one of them is zero")
     loss_new_before: float | None = Field(
         None, description="loss on a batch of the new task before rehearsal and merge"

@@ -1,0 +1,128 @@
+"""K-Merge: at most K models; a new one that finds no room is merged into the one most like it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from merganser.errors import InputError
+from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.ending import note_merge, timed_merge
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from merganser.weights import Weights
+
+KEPT = "slots.json"
+
+
+class KMergeOptions(MethodOptions):
+    """K-Merge: a bounded number of adapters (or models)."""
+
+    name: Literal["kmerge"] = "kmerge"
+    models: int = Field(4, ge=1, description="most models kept (K)")
+
+
+def updates(weights: Weights, origin: Weights) -> list[tuple[Tensor, Tensor] | Tensor]:
+    """What the weights change, layer by layer: factors (B, A) of an adapter, or the differences of whole weights."""
+    if not any(".lora_A." in name for name in weights):
+        return list(weights.minus(origin).tensors)
+    names = [name for name in weights if ".lora_A." in name]
+    return [(weights[name.replace(".lora_A.", ".lora_B.")], weights[name]) for name in names]
+
+
+def similarity(one: Weights, other: Weights, origin: Weights) -> float:
+    r"""Mean over the layers of the cosine between what two models change; a layer that one leaves alone counts 0.
+
+    For adapters of :math:`\langle B_1 A_1, B_2 A_2\rangle = \mathrm{tr}((B_1' B_2)(A_2 A_1'))`: the products are never
+    formed.
+    """
+    cosines = []
+    for first, second in zip(updates(one, origin), updates(other, origin), strict=True):
+        size = (_inner(first, first) * _inner(second, second)) ** 0.5
+        cosines.append(_inner(first, second) / size if size > 0 else 0.0)
+    return sum(cosines) / len(cosines)
+
+
+def _inner(first: tuple[Tensor, Tensor] | Tensor, second: tuple[Tensor, Tensor] | Tensor) -> float:
+    if isinstance(first, tuple) and isinstance(second, tuple):
+        (b, a), (d, c) = first, second
+        return float(((b.T.double() @ d.double()) * (a.double() @ c.T.double())).sum())
+    assert not isinstance(first, tuple)
+    assert not isinstance(second, tuple)
+    return float((first.double() * second.double()).sum())
+
+
+class KMerge(Method[KMergeOptions]):
+    r"""Trains a fresh adapter per task and keeps at most K; each task is answered by the one that took it in.
+
+    While there is room, the new one is kept beside the others. After that it goes into the most similar one as the n-th
+    of its tasks: :math:`\theta \leftarrow \theta + (\theta_t - \theta) / n`.
+
+    Source: "K-Merge: Online Continual Merging of Adapters for On-device Large Language Models" (arXiv 2510.13537).
+    """
+
+    Options = KMergeOptions
+    title = "K-Merge"
+    paper = "2025, arXiv 2510.13537"
+    idea = "Keep at most K adapters: merge a new one into the most similar; each task has the adapter that holds it."
+    stores = "at most K sets of weights (K P)"
+    start = "pretrained"
+    several_models = True
+
+    def __init__(self, options: KMergeOptions) -> None:
+        super().__init__(options)
+        self.slots: list[list[int]] = []
+        """For each model the rows of the run whose tasks it holds, in order; it stands in the last of them."""
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.weights import Weights
+
+        if len(self.slots) < self.options.models:
+            self.slots.append([context.index])
+            return
+        assert context.deployed is not None
+        with timed_merge(self.records):
+            current, origin = Weights.of(context.backbone.module), context.deployed(0)
+            kept = [context.deployed(rows[-1]) for rows in self.slots]
+            likeness = [similarity(current, each, origin) for each in kept]
+            best = max(range(len(kept)), key=lambda i: likeness[i])
+            self.slots[best].append(context.index)
+            share = 1 / len(self.slots[best])
+        note_merge(
+            self.records,
+            context,
+            trained=current,
+            before=kept[best],
+            weight_new=share,
+            weight_old=1 - share,
+            start=origin,
+        )
+        with timed_merge(self.records):
+            current.combine_(share, [(1 - share, kept[best])])
+
+    def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
+        last = {row: rows[-1] for rows in self.slots for row in rows}
+        return {task: last[row] for task, row in learned.items()}
+
+    def _text(self) -> str:
+        return json.dumps({"slots": self.slots}) + "\n"
+
+    def bytes_kept(self) -> dict[str, int]:
+        return {"slots": len(self._text())}
+
+    def save(self, folder: Path) -> None:
+        (folder / KEPT).write_text(self._text(), encoding="utf-8")
+
+    def load(self, folder: Path) -> None:
+        try:
+            self.slots = [[int(row) for row in rows] for rows in json.loads((folder / KEPT).read_text())["slots"]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise InputError(
+                f"what K-Merge keeps in '{folder / KEPT}' cannot be read: {error}.", "Restore the run, or undo."
+            ) from error

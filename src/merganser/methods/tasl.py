@@ -1,0 +1,159 @@
+"""TaSL: whole matrices are kept, replaced or averaged by how important they are for the old tasks and the new one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field
+
+from merganser.methods.base import Method, MethodOptions, TaskContext, TaskState
+from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.kept import read_weights, write_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
+
+    from merganser.weights import Weights
+
+KEPT = "importance.safetensors"
+
+
+class TaslOptions(MethodOptions):
+    """TaSL: skill localisation and consolidation."""
+
+    name: Literal["tasl"] = "tasl"
+    smoothing: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of |weight x gradient|")
+    uncertainty: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of its deviation")
+    important: float = Field(0.2, gt=0, le=1, description="share of the matrices that count as important to a task")
+    memory: float = Field(0.7, ge=0, le=1, description="weight of the past in the accumulated importance")
+    weight_shared: float = Field(0.3, ge=0, le=1, description="weight of the new task where both are important")
+    weight_neither: float = Field(0.5, ge=0, le=1, description="weight of the new task where neither is")
+
+
+def scaled(scores: Mapping[str, float]) -> dict[str, float]:
+    """Scores moved and stretched to [0, 1]; all zero where they are all the same."""
+    low, high = min(scores.values()), max(scores.values())
+    return {name: (score - low) / (high - low) if high > low else 0.0 for name, score in scores.items()}
+
+
+def top(scores: Mapping[str, float], share: float) -> set[str]:
+    """Names of the ``share`` with the largest scores, at least one; ties go to the earlier name."""
+    ordered = sorted(scores, key=lambda name: -scores[name])
+    return set(ordered[: max(1, round(share * len(ordered)))])
+
+
+class Tasl(Method[TaslOptions]):
+    r"""Measures each matrix's importance while training, and merges by it when the task is over.
+
+    For every weight, with g its gradient at a step: :math:`I = |w g|`, its moving average :math:`\bar I`, and that of
+    its deviation :math:`\bar U`, of :math:`|I - \bar I|`. A matrix scores the mean of :math:`\bar I \bar U` over its
+    entries, and over the steps of the task.
+
+    Source: Feng et al. 2024, "TaSL: Continual Dialog State Tracking via Task Skill Localization and Consolidation"
+    (arXiv 2408.09857).
+    """
+
+    Options = TaslOptions
+    title = "TaSL"
+    paper = "Feng 2024, ACL, arXiv 2408.09857"
+    idea = "Keep matrices important to old tasks, replace those important to the new one, average the others."
+    stores = "the weights (P) and one number per matrix"
+
+    def __init__(self, options: TaslOptions) -> None:
+        super().__init__(options)
+        self.importance: dict[str, float] = {}
+        """Accumulated over the tasks so far, in [0, 1]."""
+        self._before: Weights | None = None
+        self._mean: dict[str, Tensor] = {}
+        self._deviation: dict[str, Tensor] = {}
+        self._scores: dict[str, float] = {}
+        self._steps = 0
+
+    def begin_task(self) -> None:
+        super().begin_task()
+        self._before, self._steps = None, 0
+        self._mean, self._deviation, self._scores = {}, {}, {}
+
+    def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        from transformers import TrainerCallback
+
+        from merganser.weights import Weights
+
+        method, module = self, context.backbone.module
+        self._before = Weights.of(module).snapshot()
+
+        class Watching(TrainerCallback):
+            def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+                method.observe(
+                    {
+                        name: (parameter.detach() * parameter.grad).abs()
+                        for name, parameter in module.named_parameters()
+                        if parameter.grad is not None
+                    }
+                )
+
+        return [Watching()]
+
+    def observe(self, sensitivity: Mapping[str, Tensor]) -> None:
+        """Take in one step's ``|w g|``, name -> tensor."""
+        first, second = self.options.smoothing, self.options.uncertainty
+        for name, now in sensitivity.items():
+            if name not in self._mean:
+                self._mean[name], self._deviation[name] = now * 0, now * 0
+            mean, deviation = self._mean[name], self._deviation[name]
+            mean.mul_(first).add_(now, alpha=1 - first)
+            deviation.mul_(second).add_((now - mean).abs(), alpha=1 - second)
+            self._scores[name] = self._scores.get(name, 0.0) + float((mean * deviation).mean())
+        self._steps += 1
+
+    def weights_of_new(self, now: Mapping[str, float]) -> dict[str, float]:
+        """Weight of the new task's value of each matrix, given its importance to the new task."""
+        new, old = top(now, self.options.important), top(self.importance, self.options.important)
+        shared, neither = self.options.weight_shared, self.options.weight_neither
+        table = {(True, True): shared, (True, False): 1.0, (False, True): 0.0, (False, False): neither}
+        return {name: table[name in new, name in old] for name in now}
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.weights import Weights
+
+        assert self._before is not None
+        current = Weights.of(context.backbone.module)
+        now = scaled({name: self._scores.get(name, 0.0) / max(1, self._steps) for name in current})
+        if not self.importance:
+            self.importance = now
+            return
+        shares = self.weights_of_new(now)
+        mean = sum(shares[name] * value.numel() for name, value in current.items()) / current.numel
+        note_merge(self.records, context, trained=current, before=self._before, weight_new=mean, weight_old=1 - mean)
+        with timed_merge(self.records):
+            for name, value in current.items():
+                value.mul_(shares[name]).add_(self._before[name], alpha=1 - shares[name])
+        past = self.options.memory
+        self.importance = {name: past * self.importance[name] + (1 - past) * now[name] for name in now}
+
+    def task_state(self) -> TaskState:
+        tensors = {f"mean:{name}": tensor for name, tensor in self._mean.items()}
+        tensors |= {f"deviation:{name}": tensor for name, tensor in self._deviation.items()}
+        return TaskState({"scores": dict(self._scores), "steps": self._steps}, tensors)
+
+    def load_task_state(self, state: TaskState) -> None:
+        self._scores, self._steps = dict(state.values["scores"]), int(state.values["steps"])
+        for kind, into in (("mean:", self._mean), ("deviation:", self._deviation)):
+            found = {name.removeprefix(kind): t for name, t in state.tensors.items() if name.startswith(kind)}
+            into.clear()
+            into.update(found)
+
+    def save(self, folder: Path) -> None:
+        import torch
+
+        numbers = {name: torch.tensor(value, dtype=torch.float64) for name, value in self.importance.items()}
+        write_weights(folder / KEPT, numbers)
+
+    def load(self, folder: Path) -> None:
+        self.importance = {name: float(value) for name, value in read_weights(folder / KEPT).items()}
+
+    def bytes_kept(self) -> dict[str, int]:
+        return {"importance": 8 * len(self.importance)}

@@ -1,0 +1,112 @@
+"""Methods of the table in whole runs: every kind of model, whole weights, interruptions, several models."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merganser import Learner
+from merganser.errors import InputError
+from merganser.methods import METHODS
+from tests.learner import toys
+from tests.learner.test_learner import Interrupted, at_step, sections, task
+from tests.learner.toys import results, values_of
+
+NAMES = ("pam", "tasl", "slao", "kmerge", "migu")
+
+
+def options_of(name: str, kind: str = "matcher", lora: bool = True, **method: Any) -> dict[str, Any]:
+    """Three steps of a method on a tiny model."""
+    given = sections(
+        model={"name": str(toys.model_folder(kind)), "kind": kind},
+        training={"steps": 3, "learning_rate": 0.02 if lora else 1e-3},
+        evaluation={"future": False},
+    )
+    if not lora:
+        given["model"]["lora"] = None
+    given["method"] = {"name": name, **method}
+    return given
+
+
+@pytest.mark.parametrize("kind", ["seq2seq", "causal"])
+@pytest.mark.parametrize("name", NAMES)
+def test_it_learns_on_models_that_write(name: str, kind: str, tmp_path: Path) -> None:
+    with Learner.open(tmp_path / "run", **options_of(name, kind)) as learner:
+        learner.learn(task("mood", answer="rank"))
+        learner.learn(task("topic", answer="rank"))
+        asked = learner.predict(["great film"], "mood")
+        told = [(merge.task, merge.cause) for merge in learner.record.merges]
+    assert told in ([], [("topic", "end")])
+    with Learner.open(tmp_path / "run", read_only=True) as again:
+        assert again.predict(["great film"], "mood") == asked
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not METHODS[name].lora_only])
+def test_it_trains_whole_weights(name: str, tmp_path: Path) -> None:
+    with Learner.open(tmp_path / "run", **options_of(name, lora=False)) as learner:
+        learner.learn(task("mood"))
+        learner.learn(task("topic"))
+        assert learner.evaluate().keys() == {"mood", "topic"}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_interrupted_it_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
+    tasks = [task("mood"), task("topic")]
+    given = options_of(name, **({"models": 1} if name == "kmerge" else {}))
+    with Learner.open(tmp_path / "whole", **given) as learner:
+        learner.learn_stream(tasks)
+    with (
+        pytest.raises(Interrupted),
+        Learner.open(tmp_path / "broken", listener=at_step("topic", 2), **given) as learner,
+    ):
+        learner.learn_stream(tasks)
+    with Learner.open(tmp_path / "broken") as learner:
+        learner.learn_stream(tasks)
+    assert results(tmp_path / "broken") == results(tmp_path / "whole")
+
+
+def test_kmerge_answers_each_task_by_the_model_that_holds_it(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    tasks = [task("mood"), task("topic"), task("truth")]
+    with Learner.open(run, **options_of("kmerge", models=2)) as learner:
+        for each in tasks:
+            learner.learn(each)
+        slots = learner.session.method.slots  # type: ignore[attr-defined]
+        assert sorted(map(len, slots)) == [1, 2]
+        alone = next(rows[0] for rows in slots if len(rows) == 1)
+        shared = next(rows for rows in slots if len(rows) == 2)
+        assert shared[-1] == 3
+        rows = values_of(run)
+        kept, changed = tasks[alone - 1].name, tasks[shared[0] - 1].name
+        assert rows[3][kept] == rows[alone][kept]
+        assert {name: score.value for name, score in learner.evaluate().items()} == rows[3]
+        assert learner.session.answered_by() == {kept: alone, changed: 3, "truth": 3}
+        size = len((run / "tasks" / "03-truth" / "adapter" / "adapter_model.safetensors").read_bytes())
+        assert [entry.method_bytes["weights"] for entry in learner.record.tasks] == [size, 2 * size, 2 * size]
+        with pytest.raises(InputError, match="this method keeps several models"):
+            learner.predict(["great film"])
+        asked = learner.predict(["great film", "weak film"], kept)
+        learner.export(tmp_path / "out", task=changed)
+    with Learner.open(run, read_only=True) as again:
+        assert again.predict(["great film", "weak film"], kept) == asked
+    exported = (tmp_path / "out" / "adapter_model.safetensors").read_bytes()
+    assert exported == (run / "tasks" / "03-truth" / "adapter" / "adapter_model.safetensors").read_bytes()
+    labels = toys.read_json(tmp_path / "out" / "labels.json")
+    assert set(labels["tasks"]) == {changed, "truth"}
+
+
+def test_what_a_method_noted_of_a_task_that_broke_off_is_forgotten(tmp_path: Path) -> None:
+    failing = [True]
+
+    def listener(event: object) -> None:
+        if failing[0] and getattr(event, "learned", None) == ("mood",):
+            failing[0] = False
+            raise Interrupted
+
+    with Learner.open(tmp_path / "run", listener=listener, **options_of("kmerge", models=1)) as learner:
+        with pytest.raises(Interrupted):
+            learner.learn(task("mood"))  # the row is complete; only the news of it broke off
+        learner.learn(task("topic"))
+        assert learner.session.method.slots == [[1, 2]]  # type: ignore[attr-defined]
