@@ -9,7 +9,19 @@ from pathlib import Path
 from typing import Annotated, Any, Union
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    SerializeAsAny,
+    TypeAdapter,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema, InitErrorDetails
 
 from merganser.errors import InputError, nearest
 from merganser.methods import METHODS, MethodOptions
@@ -17,12 +29,14 @@ from merganser.models.options import ModelOptions
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import TrainingOptions
 
-if typing.TYPE_CHECKING:
-    AnyMethodOptions = MethodOptions
-else:
-    AnyMethodOptions = Annotated[
-        Union[tuple(method.Options for method in METHODS.values())], Field(discriminator="name")  # noqa: UP007
-    ]
+
+class AnyMethod:
+    """Marks options of any method of the table, which may grow with what is installed; their schema is that of all."""
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        options: Any = Union[tuple(METHODS[name].Options for name in METHODS)]  # noqa: UP007
+        return handler(TypeAdapter(Annotated[options, Field(discriminator="name")]).core_schema)
 
 
 class EvaluationOptions(BaseModel):
@@ -45,7 +59,7 @@ class RunConfig(BaseModel):
 
     model: ModelOptions
     stream: StreamOptions | None = Field(None, description="the tasks, in order; not needed when tasks come one by one")
-    method: AnyMethodOptions = Field(
+    method: Annotated[SerializeAsAny[MethodOptions], AnyMethod] = Field(
         default_factory=lambda: METHODS["aim"].Options(name="aim"),
         description="the continual-learning method: a name, or a mapping with `name` and its options",
     )
@@ -58,15 +72,26 @@ class RunConfig(BaseModel):
     @classmethod
     def _method_by_name(cls, value: Any) -> Any:
         value = {"name": value} if isinstance(value, str) else value
-        if not isinstance(value, Mapping | MethodOptions):
+        if isinstance(value, MethodOptions):
+            return value
+        if not isinstance(value, Mapping):
             raise ValueError("give the name of a method, or a mapping with 'name' and its options")
-        if isinstance(value, Mapping):
-            name, known = value.get("name"), ", ".join(METHODS)
-            if name is None:
-                raise ValueError(f"it has no 'name'. Methods: {known}")
-            if not isinstance(name, str) or name not in METHODS:
-                raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
-        return value
+        name, known = value.get("name"), ", ".join(METHODS)
+        if name is None:
+            raise ValueError(f"it has no 'name'. Methods: {known}")
+        if not isinstance(name, str) or name not in METHODS:
+            raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
+        try:
+            return METHODS[name].Options.model_validate(dict(value))
+        except ValidationError as error:
+            # The chosen method becomes a part of the path, so that a message can list its keys.
+            details = [
+                InitErrorDetails(
+                    type=each["type"], loc=(name, *each["loc"]), input=each["input"], ctx=each.get("ctx", {})
+                )
+                for each in error.errors()
+            ]
+            raise ValidationError.from_exception_data("method", details) from error
 
     @model_validator(mode="after")
     def _method_fits_model(self) -> RunConfig:

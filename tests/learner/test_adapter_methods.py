@@ -14,7 +14,7 @@ from tests.learner import toys
 from tests.learner.test_learner import Interrupted, at_step, sections, task
 from tests.learner.toys import results, values_of
 
-NAMES = ("pam", "tasl", "slao", "kmerge", "migu")
+NAMES = ("pam", "tasl", "slao", "kmerge", "olora", "migu", "lwf", "ewc")
 
 
 def options_of(name: str, kind: str = "matcher", lora: bool = True, **method: Any) -> dict[str, Any]:

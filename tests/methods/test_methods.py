@@ -61,7 +61,7 @@ def test_replay_adds_the_weighted_loss_on_fresh_memory_batches() -> None:
     batches = MemoryBatches(MEMORY, 2, derive_seed(3, "replay"))
     for draw in range(4):
         x = collate(batches.rehearsal(draw))["x"]
-        assert penalty(given.backbone.module, 0).item() == pytest.approx(0.5 * float((2 * x).pow(2).mean()))
+        assert penalty(given.backbone.module, 0, {}, {}).item() == pytest.approx(0.5 * float((2 * x).pow(2).mean()))
     assert method.records.cost.examples_rehearsed == 8
 
 

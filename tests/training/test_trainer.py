@@ -127,8 +127,9 @@ def test_accumulation_equals_one_large_batch() -> None:
 def test_a_penalty_is_part_of_the_loss() -> None:
     pulled, steps = Line(), []
 
-    def penalty(model: nn.Module, step: int) -> Tensor:
+    def penalty(model: nn.Module, step: int, inputs: Any, outputs: Any) -> Tensor:
         steps.append(step)
+        torch.testing.assert_close(outputs["loss"], model(**inputs)["loss"])
         return 100.0 * (model.w + 3.0).pow(2).sum()
 
     outcome = train(pulled, features(8), penalty=penalty, learning_rate=0.1, epochs=50)

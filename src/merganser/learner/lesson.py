@@ -254,7 +254,9 @@ class Lesson:
         with full_disk_is_an_error(folder):
             if self.session.method.start == "trained":
                 self.session.backbone.save_weights(folder / "trained")
+            started = time.perf_counter()
             self.session.method.after_task(context)
+            ending = time.perf_counter() - started
             self.session.backbone.save_weights(folder / "adapter")
             (folder / "method").mkdir()
             self.session.method.save(folder / "method")
@@ -262,7 +264,7 @@ class Lesson:
         cost.steps, cost.examples_trained = outcome.steps, outcome.examples
         elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
         elsewhere += cost.explaining_seconds + cost.bookkeeping_seconds
-        cost.inner_seconds = max(0.0, outcome.seconds - elsewhere)
+        cost.inner_seconds = max(0.0, outcome.seconds + ending - elsewhere)
         return outcome, cost
 
     def _write_row(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
@@ -59,7 +60,9 @@ class Replay(Method[ReplayOptions]):
         device = next(context.backbone.module.parameters()).device
         draws = 0
 
-        def loss_on_memory(model: nn.Module, step: int) -> Tensor:
+        def loss_on_memory(
+            model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
+        ) -> Tensor:
             nonlocal draws
             started = time.perf_counter()
             batch = to_device(context.backbone.collate(batches.rehearsal(draws)), device)

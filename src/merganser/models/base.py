@@ -228,12 +228,29 @@ class Backbone(ABC):
 
     def reset(self, seed: int) -> None:
         """Back to the pretrained start: fresh factors drawn from ``seed`` (LoRA), or the pretrained weights."""
-        from merganser.models import lora, storage
+        from merganser.models import growing, lora, storage
 
         if self.options.lora is not None:
+            growing.put_earlier(self.model, None)
             lora.initialise(self.model, seed)
         else:
             storage.copy_weights(self._pristine(), self.model)
+
+    def grow(self, seed: int) -> None:
+        """Freeze what the adapter has learned, and train fresh factors, drawn from ``seed``, beside it.
+
+        The answers stay as they are. The rank of the adapter grows by that of the options; :meth:`save_weights` writes
+        it as one adapter of the higher rank, and :meth:`load_weights` reads such a one.
+
+        Raises:
+            InputError: all weights are trained.
+        """
+        from merganser.models import growing, lora
+
+        if self.options.lora is None:
+            raise InputError("there is no adapter to grow: all weights are trained.", "Use model.lora.")
+        growing.put_earlier(self.model, growing.joined(self.model)[0])
+        lora.initialise(self.model, seed)
 
     def export(self, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
         """Writes a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from merganser.errors import RunError
 from merganser.models import storage
 from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.growing import rank_of
 from merganser.models.quiet import quiet
 
 if TYPE_CHECKING:
@@ -94,7 +95,8 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
     if options.lora is None:
         what = "All weights of the model, fine-tuned"
     else:
-        update = f"a LoRA update (r {options.lora.r}, alpha {options.lora.alpha:g})"
+        rank = rank_of(backbone.model)
+        update = f"a LoRA update (r {rank}, alpha {options.lora.alpha * rank / options.lora.r:g})"
         what = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
     lines += [f"{what} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
     if Path(options.name).suffix.lower() == ".gguf":

@@ -132,7 +132,7 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
 
 
 def initialise(model: nn.Module, seed: int) -> None:
-    """Fresh factors in place: A uniform within +-1/sqrt(in) as PEFT draws it (Kaiming, a = sqrt 5), B zero.
+    """Fresh trained factors in place: A uniform within +-1/sqrt(in) as PEFT draws it (Kaiming, a = sqrt 5), B zero.
 
     Depends on ``seed`` and the names of the layers alone: the draws are made on the CPU with a generator of their own,
     so neither the device nor anybody's random state matters.
@@ -140,8 +140,12 @@ def initialise(model: nn.Module, seed: int) -> None:
     import torch
     from torch import nn
 
+    from merganser.models.growing import TRAINED
+
     generator = torch.Generator().manual_seed(seed)
-    factors = sorted((n, p) for n, p in model.named_parameters() if ".lora_A." in n or ".lora_B." in n)
+    factors = sorted(
+        (n, p) for n, p in model.named_parameters() if f".lora_A.{TRAINED}." in n or f".lora_B.{TRAINED}." in n
+    )
     with torch.no_grad():
         for name, parameter in factors:
             fresh: torch.Tensor = torch.zeros(parameter.shape, dtype=torch.float32)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Feature, Lengths, evaluating, mask, pad
+from merganser.models.growing import without_adapter
 from merganser.models.options import ModelOptions, Pooling
 from merganser.models.precision import autocast
 
@@ -125,7 +126,7 @@ class Matcher(Backbone):
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         labels = spec.require_labels("A matcher")
-        candidates = self._rows_of(spec)
+        candidates = self.label_rows(spec)
         position = {label: i for i, label in enumerate(labels)}
         for example in examples:
             spec.check_output(example.output)
@@ -145,7 +146,7 @@ class Matcher(Backbone):
 
     def label_vectors(self, spec: AnswerSpec) -> torch.Tensor:
         """The frozen unit vectors of the spec's labels (labels x width), fp32."""
-        rows = self._rows_of(spec)  # may extend the bank
+        rows = self.label_rows(spec)  # may extend the bank
         return self.module.bank[rows]
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -155,7 +156,7 @@ class Matcher(Backbone):
 
     def _answer_batch(self, ids: list[list[int]], spec: AnswerSpec) -> list[Answer]:
         labels = spec.require_labels("A matcher")
-        candidates = torch.tensor([self._rows_of(spec)] * len(ids), dtype=torch.long)
+        candidates = torch.tensor([self.label_rows(spec)] * len(ids), dtype=torch.long)
         device = self.device
         read = pad(ids, self.tokenizer.pad_token_id, limit=self.lengths.input)
         seen = mask(ids, limit=self.lengths.input)
@@ -163,8 +164,12 @@ class Matcher(Backbone):
         best = logits.softmax(-1).max(-1)
         return [Answer(labels[i], score) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
-    def _rows_of(self, spec: AnswerSpec) -> list[int]:
-        """Rows of the bank for the spec's labels; texts that are not in it yet are embedded first."""
+    def label_rows(self, spec: AnswerSpec) -> list[int]:
+        """Rows of the bank for the spec's labels; texts that are not in it yet are embedded first.
+
+        Raises:
+            InputError: no labels, or two of them with the same text.
+        """
         labels = spec.require_labels("A matcher")
         texts = [spec.text_of(label) for label in labels]
         if len(set(texts)) != len(texts):
@@ -187,8 +192,9 @@ class Matcher(Backbone):
         One text at a time and in fp32, so that a label's vector never depends on which labels came with it, on the
         batch or on the machine's precision.
         """
+        context: contextlib.AbstractContextManager[None]
         if self.options.lora is not None:
-            encoder, context = self.model, self.model.disable_adapter()  # type: ignore[operator]
+            encoder, context = self.model, without_adapter(self.model)
         else:
             # The weights themselves have moved; the pretrained ones are read again and dropped afterwards.
             encoder, context = self._pristine().to(self.device), contextlib.nullcontext()

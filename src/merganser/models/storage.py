@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -30,33 +29,33 @@ SAME_ANSWERS = (
 """Keys of an adapter's configuration that change what equal tensors compute."""
 
 
-def adapter_tensors(model: Any) -> dict[str, torch.Tensor]:
-    """The adapter's tensors under the names PEFT gives them in files; they share memory with the parameters."""
-    from peft import get_peft_model_state_dict
-
-    # Without embeddings PEFT has no reason to ask the hub whether the vocabulary was resized.
-    return get_peft_model_state_dict(model, save_embedding_layers=False)
-
-
 def save_adapter(model: Any, folder: Path) -> None:
-    """Writes ``adapter_config.json`` and ``adapter_model.safetensors``."""
+    """Writes ``adapter_config.json`` and ``adapter_model.safetensors``; earlier and trained factors as one adapter."""
     from safetensors.torch import save_file
+
+    from merganser.models.growing import joined
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in adapter_tensors(model).items()}
+    whole, config = joined(model)
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
-    config = copy.copy(model.peft_config["default"])
     config.inference_mode = True  # as PEFT writes it: a file is for use; who trains says so when loading
     config.save_pretrained(str(folder))
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Reads an adapter into the existing factors, in place; refused as a whole unless everything fits."""
+    """Reads an adapter into the existing factors, in place; refused as a whole unless everything fits.
+
+    One of a higher rank and the same scaling has grown: its last ranks go into the factors, the others become frozen
+    ones beside them (see :mod:`merganser.models.growing`).
+    """
     import torch
     from peft import LoraConfig
     from safetensors import SafetensorError
     from safetensors.torch import load_file
+
+    from merganser.models import growing
 
     folder = Path(folder)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -69,18 +68,31 @@ def load_adapter(model: Any, folder: Path) -> None:
         raise InputError(f"The adapter in {folder} is damaged: {error}.", "Restore the folder from a copy.") from error
     current = json.loads(json.dumps(model.peft_config["default"].to_dict(), default=_plain))
     defaults = json.loads(json.dumps(LoraConfig().to_dict(), default=_plain))
-    for key in SAME_ANSWERS:
+    extra = _growth(stored, current)
+    for key in SAME_ANSWERS if not extra else [key for key in SAME_ANSWERS if key not in ("r", "lora_alpha")]:
         there, here = stored.get(key, defaults.get(key)), current.get(key, defaults.get(key))
         if there != here:
             raise InputError(
                 f"The adapter in {folder} has {key} = {there}, the model has {key} = {here}.",
                 "Load the model with the LoRA options of the adapter.",
             )
-    own = adapter_tensors(model)
+    own = growing.tensors_of(model, growing.TRAINED)
+    earlier = None
+    if extra and all(".lora_" in name and tensor.ndim == 2 for name, tensor in tensors.items()):
+        earlier, tensors = growing.parted(tensors, extra)
     _require_same(own, tensors, f"The adapter in {folder}")
+    if earlier is not None or growing.EARLIER in model.peft_config:
+        growing.put_earlier(model, earlier)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])
+
+
+def _growth(stored: dict[str, Any], current: dict[str, Any]) -> int:
+    """Ranks that a stored adapter has beyond the model's at the same scaling; 0 where it has not grown."""
+    extra = stored.get("r", 0) - current["r"]
+    same = stored.get("lora_alpha", 0) * current["r"] == current["lora_alpha"] * stored.get("r", 0)
+    return extra if extra > 0 and same and not stored.get("use_rslora") else 0
 
 
 def save_model(model: Any, tokenizer: Any, folder: Path) -> None:

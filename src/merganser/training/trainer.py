@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,8 +21,11 @@ from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import Collator
 
-Penalty = Callable[[nn.Module, int], Tensor]
-"""``penalty(model, step)``: a term added to the loss of every batch; ``step`` counts optimizer steps from 0."""
+Penalty = Callable[[nn.Module, int, Mapping[str, Any], Mapping[str, Any]], Tensor]
+"""``penalty(model, step, inputs, outputs)``: a term added to the loss of every batch.
+
+``step`` counts optimizer steps from 0; ``inputs`` is the batch and ``outputs`` what the model returned for it.
+"""
 
 
 @dataclass
@@ -119,14 +122,14 @@ class TaskTrainer(Trainer):
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         if self.penalty is None:
-            return result
-        extra = self.penalty(model, self.state.global_step)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
+        extra = self.penalty(model, self.state.global_step, inputs, outputs)
         if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
             # Such a loss is already a share of the whole accumulated batch, and the Trainer will not divide it again.
             extra = extra / self.current_gradient_accumulation_steps
-        return (result[0] + extra, result[1]) if return_outputs else result + extra
+        return (loss + extra, outputs) if return_outputs else loss + extra
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.examples_seen += next(len(value) for value in inputs.values() if isinstance(value, Tensor))

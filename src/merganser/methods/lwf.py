@@ -1,0 +1,99 @@
+"""LwF: on the new task's inputs the model goes on answering as it did before."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal, cast
+
+from pydantic import Field
+
+from merganser.methods.base import Method, MethodOptions, TaskContext
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from merganser.models.matcher import Matcher
+    from merganser.training.trainer import Penalty
+
+
+class LwfOptions(MethodOptions):
+    """Learning without forgetting: distillation from the model as it was."""
+
+    name: Literal["lwf"] = "lwf"
+    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the distillation beside the loss")
+    temperature: float = Field(
+        2.0, gt=0, allow_inf_nan=False, description="logits are divided by it, which brings out the unlikely answers"
+    )
+
+
+def distillation(new: Tensor, old: Tensor, temperature: float) -> Tensor:
+    r"""Mean over the rows of :math:`T^2 \mathrm{KL}(\mathrm{softmax}(old / T) \,\|\, \mathrm{softmax}(new / T))`.
+
+    Args:
+        new, old: logits, rows x classes.
+        temperature: T; with :math:`T^2` gradients keep their size (Hinton et al. 2015, arXiv 1503.02531).
+    """
+    from torch.nn import functional
+
+    targets = (old.float() / temperature).log_softmax(-1)
+    answers = (new.float() / temperature).log_softmax(-1)
+    return temperature**2 * functional.kl_div(answers, targets, reduction="batchmean", log_target=True)
+
+
+class Lwf(Method[LwfOptions]):
+    """Adds to the loss the divergence of the model's answers from those it gave when the task began.
+
+    Models that write: the distribution of the next token at every position of the answer. Matchers: the distribution
+    over the labels of each earlier task, summed over those tasks. The old model is the same module, called with the
+    weights that the task started from.
+
+    Source: Li & Hoiem 2016, "Learning without Forgetting" (arXiv 1606.09282).
+    """
+
+    Options = LwfOptions
+    title = "LwF"
+    paper = "Li 2016, arXiv 1606.09282"
+    idea = "Distil from the old model on the new task's inputs, so that old answers stay as they were."
+
+    def penalty(self, context: TaskContext) -> Penalty | None:
+        from torch import no_grad
+        from torch.func import functional_call
+
+        from merganser.models.base import evaluating
+        from merganser.weights import Weights
+
+        earlier = {name: spec for name, spec in context.specs.items() if name != context.task}
+        if not earlier:
+            return None
+        module = context.backbone.module
+        before = dict(Weights.of(module).snapshot())
+        options = self.options
+
+        def old_logits(inputs: Mapping[str, Any]) -> Tensor:
+            with no_grad(), evaluating(module):
+                return functional_call(module, before, kwargs=dict(inputs))["logits"]
+
+        def tokens(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+            from merganser.models.base import IGNORED
+
+            new, old, labels = outputs["logits"], old_logits(inputs), inputs["labels"]
+            if context.backbone.kind == "causal":  # a position tells of the token after it
+                new, old, labels = new[:, :-1], old[:, :-1], labels[:, 1:]
+            answered = labels != IGNORED
+            return options.weight * distillation(new[answered], old[answered], options.temperature)
+
+        if context.backbone.kind != "matcher":
+            return tokens
+        matcher = cast("Matcher", context.backbone)
+        tasks = [matcher.label_rows(spec) for spec in earlier.values()]
+
+        def labels(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
+            given = {name: value for name, value in inputs.items() if name != "labels"}
+            rows = given["candidates"].new_tensor([row for task in tasks for row in task])
+            given["candidates"] = rows.expand(len(given["candidates"]), -1)
+            sizes = [len(task) for task in tasks]
+            pairs = zip(model(**given)["logits"].split(sizes, 1), old_logits(given).split(sizes, 1), strict=True)
+            terms = [distillation(new, old, options.temperature) for new, old in pairs]
+            return options.weight * sum(terms[1:], terms[0])
+
+        return labels

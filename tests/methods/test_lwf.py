@@ -1,0 +1,108 @@
+"""LwF: the divergence by hand, for labels and for tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from merganser.methods import TaskContext
+from merganser.methods.lwf import Lwf, LwfOptions, distillation
+from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.loading import load_backbone
+from merganser.models.options import LoraOptions, ModelOptions
+from merganser.streams.task import Example
+from merganser.training.options import TrainingOptions
+from tests.learner import toys
+from tests.models.conftest import disturb
+
+OLD = {"mood": AnswerSpec(("good", "bad")), "truth": AnswerSpec(("right", "wrong", "good"))}
+NEW = AnswerSpec(("sport", "business"))
+EXAMPLES = [Example("the team won the match", "sport"), Example("the bank cut its rates", "business")]
+
+
+def backbone_of(kind: str, lora: bool = True) -> Backbone:
+    asked = ModelOptions(
+        name=str(toys.model_folder(kind)),
+        kind=kind,  # type: ignore[arg-type]
+        lora=LoraOptions(r=2, dropout=0.5) if lora else None,
+        precision="fp32",
+    )
+    return load_backbone(asked, Lengths(16, 8), 0)
+
+
+def context_of(backbone: Backbone, **changes: Any) -> TaskContext:
+    specs = changes.pop("specs", {**OLD, "topic": NEW})
+    return TaskContext("topic", 3, backbone, (), TrainingOptions(), seed=0, specs=specs)
+
+
+def divergence(new: torch.Tensor, old: torch.Tensor, temperature: float) -> float:
+    """T^2 sum p log(p / q), row by row, in double precision."""
+    total = 0.0
+    for a, b in zip(new.double(), old.double(), strict=True):
+        p, q = (b / temperature).softmax(0), (a / temperature).softmax(0)
+        total += float((p * (p / q).log()).sum())
+    return temperature**2 * total / len(new)
+
+
+def test_distillation_by_hand() -> None:
+    new, old = torch.randn(2, 3, 5, generator=torch.Generator().manual_seed(0)).unbind()
+    for temperature in (1.0, 2.0):
+        assert distillation(new, old, temperature).item() == pytest.approx(divergence(new, old, temperature), rel=1e-4)
+    assert distillation(old, old + 3.0, 2.0).item() == pytest.approx(0, abs=1e-6)
+    # By hand: p = (3/4, 1/4), q = (1/2, 1/2) at T = 1.
+    expected = 0.75 * torch.tensor(1.5).log() + 0.25 * torch.tensor(0.5).log()
+    assert distillation(torch.zeros(1, 2), torch.tensor([[3.0, 1.0]]).log(), 1.0).item() == pytest.approx(
+        float(expected)
+    )
+
+
+def test_the_first_task_has_nothing_to_keep() -> None:
+    assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), specs={"topic": NEW})) is None
+
+
+@pytest.mark.parametrize("lora", [True, False])
+@pytest.mark.parametrize("kind", ["matcher", "seq2seq", "causal"])
+def test_the_penalty_is_the_divergence_from_the_model_as_it_was(kind: str, lora: bool) -> None:
+    backbone, before = backbone_of(kind, lora), backbone_of(kind, lora)
+    disturb(backbone, seed=1, size=0.05)
+    disturb(before, seed=1, size=0.05)
+    penalty = Lwf(LwfOptions(weight=0.5, temperature=2.0)).penalty(context_of(backbone))
+    assert penalty is not None
+    spec = NEW if kind == "matcher" else AnswerSpec()
+    inputs = backbone.collate(backbone.features(EXAMPLES, spec))
+    model = backbone.module.eval()
+
+    def measured() -> torch.Tensor:
+        return penalty(model, 0, inputs, model(**inputs))
+
+    assert measured().item() == pytest.approx(0, abs=1e-5)
+    disturb(backbone, seed=2, size=0.05)
+    loss = measured()
+    old = before.module.eval()
+    expected = 0.0
+    with torch.no_grad():
+        if kind == "matcher":
+            embedded = [m.embed(inputs["input_ids"], inputs["attention_mask"]) for m in (model, old)]
+            for task in OLD.values():
+                vectors = before.label_vectors(task)  # type: ignore[attr-defined]
+                expected += divergence(*(e @ vectors.T / 0.05 for e in embedded), temperature=2.0)
+        else:
+            shift = kind == "causal"
+            rows = [m(**inputs)["logits"] for m in (model, old)]
+            labels = inputs["labels"]
+            pairs = [
+                (row, place - shift)
+                for row in range(len(labels))
+                for place in range(labels.shape[1])
+                if labels[row, place] != -100
+            ]
+            new, kept = (torch.stack([logits[row, place] for row, place in pairs]) for logits in rows)
+            expected = divergence(new, kept, 2.0)
+    assert expected > 1e-4
+    assert loss.item() == pytest.approx(0.5 * expected, rel=1e-3)
+    model.train()
+    loss.backward()
+    assert all(p.grad is not None for p in backbone.trainable().values())
+    assert all(part.training for part in backbone.module.modules())
