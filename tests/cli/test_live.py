@@ -10,6 +10,7 @@ from rich.console import Console
 
 from merganser.cli.live import LiveView, score_table, show_result, watching
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
+from merganser.report.words import size
 from merganser.runs import read_run
 from tests.learner import toys
 
@@ -81,6 +82,12 @@ def test_a_result_beside_a_baseline(tmp_path: Path, merganser: toys.Command) -> 
     text = captured.get()
     assert "Sequential fine-tuning: scores in percent" in text
     assert "AimMerging: scores in percent" in text
+    for each, name in ((record, "AimMerging"), (plain, "Sequential fine-tuning")):
+        kept = each.tasks[-1].method_bytes
+        said = " ".join(text.split())
+        parts = ", ".join(f"{part} {size(count)}" for part, count in kept.items())
+        first = sum(each.tasks[0].method_bytes.values())
+        assert f"{name} stores {parts}: {size(sum(kept.values()))} in all, {size(first)} after the first task." in said
     for metric in ("OP", "BWT"):
         values = {each.scores.summary[i].value for each in (record, plain) for i in range(len(each.scores.summary))
                   if each.scores.summary[i].name == metric}  # fmt: skip

@@ -105,6 +105,7 @@ def test_ledger_memory_and_cost_are_in_tables(run: RunRecord) -> None:
     assert ["reuters", "300", "6", "6", "2.0 %", "100 %", "2.47 kB", "per label", "2 × 3"] in page.rows
     assert ["all tasks", "1,500", "30", "30", "2.0 %", "100 %", "18.5 kB", "", ""] in page.rows
     text = " ".join(page.text.split())
+    assert "after the last task: memory 6.17 kB, weights 2.4 MB; 2.41 MB in all, 2.4 MB after the first task." in text
     # (1 + 2 + .25 + .75) of 20 seconds per task were spent on merging, .25 on its arithmetic.
     assert "1 min 40 s in all, of which 20 % were spent on merging" in text
     assert "arithmetic on the weights alone took 1.2 %" in text

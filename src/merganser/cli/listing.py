@@ -34,7 +34,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
 
     table = Table(title="Methods", show_lines=True)
     table.add_column("method: name", no_wrap=True)
-    for column in ("idea", "source", "a task starts from", "old examples", "stores besides", "grows?"):
+    for column in ("idea", "source", "a task starts from", "old examples", "stores (P: trained weights)", "grows?"):
         table.add_column(column)
     for row in rows:
         table.add_row(

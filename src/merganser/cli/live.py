@@ -163,6 +163,21 @@ def show_result(console: Console, record: RunRecord, baseline: RunRecord | None 
         table.add_row(metric.name, *cells)
     console.print()
     console.print(table)
+    for each in [record] if baseline is None else [baseline, record]:
+        if line := stored(each):
+            console.print(Text(f"{method_title(each)} {line}"))
+
+
+def stored(record: RunRecord) -> str:
+    """What a run keeps for the tasks to come, part by part and in all; empty before the first task."""
+    from merganser.report.sections import stored_over_time
+    from merganser.report.words import size
+
+    last = max(record.tasks, key=lambda task: task.index, default=None)
+    if last is None or not last.method_bytes:
+        return ""
+    parts = ", ".join(f"{name} {size(count)}" for name, count in last.method_bytes.items())
+    return f"stores {parts}: {stored_over_time(record)}."
 
 
 def method_title(record: RunRecord) -> str:
