@@ -201,6 +201,7 @@ class Lesson:
         options = self.session.config.training
         kept = self.session.memory()
         known = self.session.known_tasks()
+        earlier = {name: task.spec for name, task in known.items()}
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
         if self.session.config.model.candidates == "seen" and not self.session.method.one_model_per_task:
             new = {name: with_candidates(task, known.values()) for name, task in new.items()}
@@ -222,6 +223,7 @@ class Lesson:
             features=features,
             steps=steps,
             specs=specs,
+            earlier=earlier,
             pretrained=self.session.pretrained,
             listener=self.session.listener,
         )
@@ -251,7 +253,9 @@ class Lesson:
         with full_disk_is_an_error(folder):
             if self.session.method.start == "trained":
                 self.session.backbone.save_weights(folder / "trained")
+            began = time.perf_counter()
             self.session.method.after_task(context)
+            seconds = outcome.seconds + time.perf_counter() - began
             self.session.backbone.save_weights(folder / "adapter")
             (folder / "method").mkdir()
             self.session.method.save(folder / "method")
@@ -259,7 +263,7 @@ class Lesson:
         cost.steps, cost.examples_trained = outcome.steps, outcome.examples
         elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
         elsewhere += cost.explaining_seconds + cost.bookkeeping_seconds
-        cost.inner_seconds = max(0.0, outcome.seconds - elsewhere)
+        cost.inner_seconds = max(0.0, seconds - elsewhere)
         return outcome, cost
 
     def _write_row(

@@ -10,9 +10,11 @@ from merganser.methods.joint import Joint
 from merganser.methods.replay import Replay
 from merganser.methods.sequential import Sequential
 from merganser.methods.single import Single
+from merganser.methods.trm import Trm
 
 METHODS: dict[str, type[Method[Any]]] = {
     "aim": Aim,
+    "trm": Trm,
     "replay": Replay,
     "sequential": Sequential,
     "joint": Joint,
