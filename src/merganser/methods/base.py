@@ -118,6 +118,7 @@ class Method(Generic[OptionsT]):
         keeps_everything: the memory is all training data (an upper bound, not a continual learner).
         together: all tasks at hand are learned at once, with everything kept from earlier ones.
         one_model_per_task: each task is answered by the weights learned for it alone.
+        several_processes: gives the result of one process when several train together; others are refused then.
     """
 
     Options: ClassVar[type[MethodOptions]]
@@ -131,6 +132,7 @@ class Method(Generic[OptionsT]):
     keeps_everything: ClassVar[bool] = False
     together: ClassVar[bool] = False
     one_model_per_task: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

@@ -24,3 +24,4 @@ class Single(Method[SingleOptions]):
     grows = True
     start = "pretrained"
     one_model_per_task = True
+    several_processes = True
