@@ -62,7 +62,7 @@ class MatcherPredictor(Predictor):
 
     def __init__(self, backbone: Any, earlier: Mapping[str, AnswerSpec]) -> None:
         super().__init__(backbone)
-        rows = [row for spec in earlier.values() for row in backbone.candidate_rows(spec)]
+        rows = [row for spec in earlier.values() for row in backbone.label_rows(spec)]
         self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)
 
     def predict(self, batch: Batch) -> Predictions:
