@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.runs.record import CostRecord
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
+from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -45,6 +47,8 @@ class Replay(Method[ReplayOptions]):
     idea = "Add the loss on a batch of remembered examples to the loss of every batch."
     uses_memory = True
 
+    _draws: int = 0
+
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
             return None
@@ -58,15 +62,14 @@ class Replay(Method[ReplayOptions]):
             return None
         batches = MemoryBatches(context.memory, size, derive_seed(context.seed, "replay"))
         device = next(context.backbone.module.parameters()).device
-        draws = 0
+        self._draws = 0
 
         def loss_on_memory(
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
-            nonlocal draws
             started = time.perf_counter()
-            batch = to_device(context.backbone.collate(batches.rehearsal(draws)), device)
-            draws += 1
+            batch = to_device(context.backbone.collate(batches.rehearsal(self._draws)), device)
+            self._draws += 1
             loss = self.options.weight * model_loss(model, batch)
             self.records.cost.examples_rehearsed += size
             # Only the forward pass can be told apart; the backward pass is shared with the new task's batch.
@@ -74,3 +77,10 @@ class Replay(Method[ReplayOptions]):
             return loss
 
         return loss_on_memory
+
+    def task_state(self) -> TaskState:
+        return TaskState(values={"draws": self._draws, "cost": self.records.cost.model_dump()})
+
+    def load_task_state(self, state: TaskState) -> None:
+        self._draws = int(state.values["draws"])
+        self.records.cost = CostRecord.model_validate(state.values["cost"])

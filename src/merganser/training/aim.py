@@ -34,6 +34,7 @@ from merganser.training.rehearsal import (
     rehearse_step,
     to_device,
 )
+from merganser.training.state import TaskState
 from merganser.weights import Weights
 
 
@@ -143,6 +144,33 @@ class AimMerging(TrainerCallback):
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
+
+    def task_state(self) -> TaskState:
+        """What it holds after a step: decisions, draws, records, and the weights after the last merge."""
+        return TaskState(
+            values={
+                "controller": self.controller.state_dict(),
+                "draws": self._draws,
+                "merges": [merge.model_dump() for merge in self.merges],
+                "probes": [[step, *probe] for step, probe in self.probes.items()],
+                "cost": self.cost.model_dump(),
+            },
+            tensors=dict(self._start),
+        )
+
+    def load_task_state(self, state: TaskState) -> None:
+        """Go on from what :meth:`task_state` returned, with the weights of that step in the model.
+
+        Raises:
+            ValueError: the state is not of this model or not of this version.
+        """
+        values = state.values
+        self.controller.load_state_dict(values["controller"])
+        self._draws = int(values["draws"])
+        self.merges = [MergeRecord.model_validate(merge) for merge in values["merges"]]
+        self.probes = {step: (probe, interval, threshold) for step, probe, interval, threshold in values["probes"]}
+        self.cost = CostRecord.model_validate(values["cost"])
+        self._start.copy_(Weights(state.tensors))
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:

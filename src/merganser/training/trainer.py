@@ -17,6 +17,7 @@ from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from merganser.errors import RunError
 from merganser.models.quiet import quiet
+from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import Collator
@@ -44,7 +45,8 @@ class Outcome:
         log: loss and learning rate per step.
         steps: optimizer steps taken.
         examples: examples trained on, counted once per pass.
-        seconds: wall-clock seconds in the training loop, callbacks included.
+        seconds: wall-clock seconds in the training loop, callbacks included; of a task that was interrupted, up to the
+            checkpoint it went on from, too.
     """
 
     log: StepLog
@@ -99,8 +101,11 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 class TaskTrainer(Trainer):
     """A stock ``Trainer`` that adds a method's penalty to the loss, notes the loss of each step, and stops at a loss
-    that is not a number instead of training on.
+    that is not a number instead of training on. Checkpoints are Merganser's own
+    (:class:`~merganser.training.checkpoint.TaskCheckpoints`), for ``Trainer`` pickles some of its own.
     """
+
+    checkpoints: TaskCheckpoints | None = None
 
     def __init__(self, *args: Any, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -149,6 +154,25 @@ class TaskTrainer(Trainer):
             self._accumulated = 0.0
             self._batches = 0
         return loss
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_weights(self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_optimizer(self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_random()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Gone on from a checkpoint after the last step: the loop of Trainer would take one more.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
 
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
@@ -200,6 +224,7 @@ def train_task(
     callbacks: Sequence[TrainerCallback] = (),
     penalty: Penalty | None = None,
     log: StepLog | None = None,
+    checkpoints: TaskCheckpoints | None = None,
 ) -> Outcome:
     """Train ``module`` on one task.
 
@@ -212,9 +237,10 @@ def train_task(
         precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
         callbacks, penalty: what a method does during a task.
         log: filled while training, so that callbacks can read it; a new one by default.
+        checkpoints: writes checkpoints, and has the one to go on from.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss is not finite, or the disk is full.
     """
     log = StepLog() if log is None else log
     started = time.perf_counter()
@@ -231,5 +257,9 @@ def train_task(
         )
         for printing in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(printing)
-        trainer.train()
-    return Outcome(log, trainer.state.global_step, trainer.examples_seen, time.perf_counter() - started)
+        if checkpoints is not None:
+            checkpoints.attach(trainer)
+        found = None if checkpoints is None else checkpoints.found
+        trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
+    seconds = time.perf_counter() - started if checkpoints is None else checkpoints.seconds
+    return Outcome(log, trainer.state.global_step, trainer.examples_seen, seconds)
