@@ -149,6 +149,7 @@ class Aim(Method[AimOptions]):
             probe_dropout=self.options.probe_dropout,
             measure_merges=self.options.measure_merges,
             merge_at_end=self.options.merge_at_end,
+            checkpoints=False,
             task=context.task,
             task_index=context.index,
             listener=context.listener,
