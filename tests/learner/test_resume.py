@@ -129,31 +129,40 @@ def test_interrupted_in_the_middle_of_tasks_it_ends_in_the_same_bytes(case: str,
     assert results(run) == results(whole)
 
 
-def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the plain case, never interrupted."""
+    run = stream_of(tmp_path_factory.mktemp("plain"), {})
+    learn(run)
+    return run
+
+
+def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from merganser.training import aim
 
-    run = stream_of(tmp_path, {"method": {"rehearsal_steps": 5}})
-    whole = run.with_name("whole")
-    learn(whole)
+    merges = [json.loads(line)["step"] for line in (whole / "ledger.jsonl").read_text().splitlines()]
+    run = stream_of(tmp_path, {})
     calls = 0
     rehearse = aim.rehearse_step
 
     def breaks_off(*given: Any) -> float:
         nonlocal calls
         calls += 1
-        if calls == 3:
+        if calls == 2:
             raise Stop
         return rehearse(*given)
 
     monkeypatch.setattr(aim, "rehearse_step", breaks_off)
     learn(run)
-    assert calls == 3
+    assert calls == 2
     monkeypatch.undo()
-    told = learn(run, lambda event: isinstance(event, Merged) and event.step > 3)
-    assert started(told).step == 2
-    assert next(event.step for event in told if isinstance(event, Merged)) == 3
+    told = learn(run, lambda event: isinstance(event, Merged) and event.step == merges[-1])
+    assert started(told).step == merges[0] - 1
+    assert [event.step for event in told if isinstance(event, Merged)] == merges
     told = learn(run, lambda event: isinstance(event, Evaluating) and event.done == event.total)
-    assert steps(told)[-1] == 7
+    assert steps(told) == list(range(merges[-1], 8))
     told = learn(run)
     assert "Going on with 'topic' after its last step, from its checkpoint." in notices(told)
     assert steps(told) == []
@@ -161,10 +170,8 @@ def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(tmp_path: Path, m
     assert results(run) == results(whole)
 
 
-def test_time_and_examples_of_before_the_interruption_count(tmp_path: Path) -> None:
+def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {})
-    whole = run.with_name("whole")
-    learn(whole)
     learn(run, at("topic", 6))
     file = run / "checkpoint" / "02-step-000005" / "checkpoint.json"
     held = json.loads(file.read_text())
@@ -181,10 +188,8 @@ def test_time_and_examples_of_before_the_interruption_count(tmp_path: Path) -> N
     assert {key: cost[key] for key in counts} == {key: other[key] for key in counts}
 
 
-def test_a_damaged_checkpoint_and_one_of_other_data(tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {})
-    whole = run.with_name("whole")
-    learn(whole)
     learn(run, at("topic", 5))
     tensors = run / "checkpoint" / "02-step-000004" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-5])
@@ -202,10 +207,8 @@ def test_a_damaged_checkpoint_and_one_of_other_data(tmp_path: Path) -> None:
     assert results(run) == results(whole)
 
 
-def test_how_often_checkpoints_are_taken_may_change(tmp_path: Path) -> None:
+def test_how_often_checkpoints_are_taken_may_change(whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {"training": {"checkpoint_steps": None, "checkpoint_minutes": 600}})
-    whole = run.with_name("whole")
-    learn(whole)
     learn(run, at("mood", 6))
     assert not (run / "checkpoint").exists()
     config = tmp_path / "stream.yaml"
@@ -240,12 +243,12 @@ def test_training_that_diverged_leaves_no_checkpoint(tmp_path: Path, monkeypatch
     assert contents(run) == before
 
 
-def test_a_full_disk_leaves_the_checkpoints_to_go_on_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_checkpoints_to_go_on_from(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from merganser.runs import checkpoint
 
     run = stream_of(tmp_path, {})
-    whole = run.with_name("whole")
-    learn(whole)
     replace = checkpoint.replace_folder
 
     def full(finished: Path, target: Path) -> None:
@@ -271,10 +274,8 @@ def test_undo_takes_the_checkpoints_of_the_task_in_hand(tmp_path: Path) -> None:
     assert not (run / "checkpoint").exists()
 
 
-def test_the_same_learner_goes_on_after_ctrl_c(tmp_path: Path) -> None:
+def test_the_same_learner_goes_on_after_ctrl_c(whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {})
-    whole = run.with_name("whole")
-    learn(whole)
     config = load_config(tmp_path / "stream.yaml")
     assert config.stream is not None
     tasks = load_stream(config.stream, tmp_path).tasks

@@ -60,7 +60,6 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
         "max_steps": STEPS,
         "save_strategy": "steps",
         "save_steps": 5,
-        "learning_rate": 0.05,
         **more,
     }
     return TrainingArguments(
