@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import runpy
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -68,7 +70,7 @@ def test_every_example_is_run_by_a_test_here() -> None:
     for path in [*CONFIGURATIONS, *SCRIPTS]:
         assert f'"{path.name}"' in text, path.name
     assert len(CONFIGURATIONS) == 4
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
@@ -239,6 +241,26 @@ def test_own_trainer(kind: str, home: Path, capsys: pytest.CaptureFixture[str]) 
     printed = capsys.readouterr().out
     assert printed.count("merge after step") == len(aim.merges)
     assert len(re.findall(r"loss on (?:dates|reviews): \d+\.\d{3} before reviews were learned, \d", printed)) == 2
+
+
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_sft_trainer_interrupted_and_resumed(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    sft_trainer = load_script("sft_trainer.py")
+    whole, run = tmp_path / "whole", tmp_path / "run"
+
+    def arguments(out: Path, *more: str) -> list[str]:
+        given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(out)]
+        return [*given, "--steps", "8", "--save-steps", "4", *more]
+
+    aim = sft_trainer(arguments(whole))
+    assert aim.merges
+    assert capsys.readouterr().out.count("merge after step") == len(aim.merges)
+    shutil.copytree(whole, run)
+    shutil.rmtree(run / "reviews" / "checkpoint-8")  # as if interrupted in between
+    again = sft_trainer(arguments(run, "--resume"))
+    assert again.merges == aim.merges
+    last = "reviews/checkpoint-8/adapter_model.safetensors"
+    assert (run / last).read_bytes() == (whole / last).read_bytes()
 
 
 def test_own_trainer_without_merging(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

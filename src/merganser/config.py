@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -27,7 +29,7 @@ from merganser.errors import InputError, nearest
 from merganser.methods import METHODS, MethodOptions
 from merganser.models.options import ModelOptions
 from merganser.streams.options import MemoryOptions, StreamOptions
-from merganser.training.options import TrainingOptions
+from merganser.training.options import MAY_CHANGE, TrainingOptions
 
 
 class AnyMethod:
@@ -101,7 +103,16 @@ class RunConfig(BaseModel):
 
     def sections(self) -> dict[str, Any]:
         """Everything that must stay the same for a run to be continued; plain values, defaults filled in."""
-        return self.model_dump(mode="json", exclude={"stream"})
+        return self.model_dump(mode="json", exclude={"stream": True, "training": set(MAY_CHANGE)})
+
+    def digest(self) -> str:
+        """SHA-256 of :meth:`sections`."""
+        return hashlib.sha256(json.dumps(self.sections(), sort_keys=True).encode()).hexdigest()
+
+    def with_changes_of(self, other: RunConfig) -> RunConfig:
+        """This configuration with those options of ``other`` that may differ when a run is continued."""
+        changes = {key: getattr(other.training, key) for key in MAY_CHANGE}
+        return self.model_copy(update={"training": self.training.model_copy(update=changes)})
 
 
 def check_config(value: Any, where: str) -> RunConfig:

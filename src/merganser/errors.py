@@ -38,6 +38,10 @@ class RunError(MerganserError):
     """Work that had started could not be finished (non-finite loss, full disk). The run is as it was before."""
 
 
+class DiskFullError(RunError):
+    """There was no space left. Started again when there is some, the work goes on from what was written before."""
+
+
 def nearest(word: str, known: Iterable[str]) -> str:
     """``" Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)

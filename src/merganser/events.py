@@ -18,13 +18,16 @@ class Notice:
 
 @dataclass(frozen=True, slots=True)
 class TaskStarted:
-    """Training of a task begins. ``steps`` is the number of optimizer steps planned."""
+    """Training of a task begins. ``steps``: optimizer steps planned; ``step``: how many of them were taken before
+    an interruption.
+    """
 
     task: str
     index: int
     examples: int
     memory_examples: int
     steps: int
+    step: int = 0
 
 
 @dataclass(frozen=True, slots=True)

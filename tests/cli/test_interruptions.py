@@ -151,7 +151,7 @@ def test_killed_at_a_moment(moment: str, spawner: Spawner, stream: Path, uninter
     learned = [name[3:] for name in completed[1:]]
     assert interrupted or not moment.startswith("in the")
     for name in interrupted:
-        assert f"'{name}' had been interrupted; it starts again from the task before it." in done.err
+        assert f"'{name}' had been interrupted; it " in done.err
     for position, task in enumerate(TASKS, 1):
         assert (f"Learning task {position}: {task}" in done.err) == (task not in learned)
     assert results(run) == results(uninterrupted)
@@ -178,6 +178,69 @@ def test_killed_again_and_again_at_random(spawner: Spawner, stream: Path, uninte
                 pass  # the dead process holds no lock
     finish(spawner, stream, run)
     assert results(run) == results(uninterrupted)
+    assert not list(run.rglob("*.partial*"))
+
+
+@pytest.fixture(scope="module")
+def slow_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tasks with a checkpoint at every step; most of the time of the second goes into rehearsal."""
+    method = {"rehearsal_steps": 12, "interval": 2, "cold_start": 1, "name": "aim"}
+    training = {"steps": 8, "checkpoint_steps": 1}
+    return write_stream(tmp_path_factory.mktemp("slow"), TASKS[:2], method=method, training=training)
+
+
+@pytest.fixture(scope="module")
+def slow_whole(spawner: Spawner, slow_stream: Path) -> Path:
+    """The same in one go."""
+    finish(spawner, slow_stream, slow_stream.parent / "whole")
+    return slow_stream.parent / "whole"
+
+
+def newest(run: Path, row: int = 2) -> int:
+    """Step of the newest checkpoint of a row; 0 without one."""
+    return max((int(p.name[-6:]) for p in run.glob(f"checkpoint/{row:02d}-step-??????")), default=0)
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_killed_in_the_middle_of_a_task(
+    seed: int, spawner: Spawner, slow_stream: Path, slow_whole: Path, tmp_path: Path
+) -> None:
+    """At random moments after a checkpoint: in a step, in rehearsal, while the next checkpoint is written."""
+    run = tmp_path / "run"
+    generator = random.Random(seed)
+    for at in (1, 3, 5):
+        process = spawner.start("run", slow_stream, "--out", run)
+        until(lambda at=at: newest(run) >= at)  # type: ignore[misc]
+        time.sleep(generator.uniform(0, 0.1))
+        os.kill(process, signal.SIGKILL)
+        assert spawner.wait(process).code == -signal.SIGKILL
+        assert newest(run) >= at
+    kept = newest(run)
+    done = finish(spawner, slow_stream, run)
+    where = f"at step {kept} of 8" if kept < 8 else "after its last step"
+    assert f"Going on with 'topic' {where}, from its checkpoint." in done.err
+    assert "Learning task 1" not in done.err
+    assert results(run) == results(slow_whole)
+    assert not list(run.rglob("*.partial*"))
+    assert not (run / "checkpoint").exists()
+
+
+def test_killed_while_a_checkpoint_is_written(
+    spawner: Spawner, slow_stream: Path, slow_whole: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    caught = False
+    for _ in range(6):
+        process = spawner.start("run", slow_stream, "--out", run)
+        reached = newest(run)
+        until(lambda reached=reached: any(run.glob("checkpoint/02-*.partial")) or newest(run) > reached + 1)  # type: ignore[misc]
+        os.kill(process, signal.SIGKILL)
+        assert spawner.wait(process).code == -signal.SIGKILL
+        caught = any(run.glob("checkpoint/02-*.partial"))
+        if caught or newest(run) == 8:
+            break
+    finish(spawner, slow_stream, run)
+    assert results(run) == results(slow_whole)
     assert not list(run.rglob("*.partial*"))
 
 
@@ -231,11 +294,14 @@ def test_a_disk_that_is_really_full(spawner: Spawner, run: Path) -> None:
         assert done.code == 1, done.err
         assert "the disk is full while writing" in done.error
         places.append(done.error.split("while writing ")[1].split(" in ")[0])
-        assert contents(disk / "run") == before, f"with room for {kib} KiB"
+        after = contents(disk / "run")
+        # What was trained stays as a checkpoint.
+        assert {name: c for name, c in after.items() if not name.startswith("checkpoint")} == before, f"{kib} KiB"
     else:
         raise AssertionError(done.err)
     assert len(set(places)) >= 3, places
     assert rows_of(disk / "run") == ["00-start", "01-mood", "02-topic", "03-truth"]
+    assert not (disk / "run" / "checkpoint").exists()
 
 
 def test_a_process_of_its_own(tmp_path: Path) -> None:

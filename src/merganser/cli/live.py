@@ -82,7 +82,7 @@ class LiveView:
         memory = f", {event.memory_examples} remembered" if event.memory_examples else ""
         self.status = Text(f"Task {event.index}: {event.task} ({event.examples} examples{memory})")
         self.progress.update(
-            self.bar, description=f"learning {event.task}", total=event.steps, completed=0, visible=True
+            self.bar, description=f"learning {event.task}", total=event.steps, completed=event.step, visible=True
         )
         if self.live is None:
             self.say(

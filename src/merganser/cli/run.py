@@ -34,7 +34,7 @@ def run(
 ) -> None:
     """Learn the tasks of a stream one after another, and show what was remembered.
 
-    Interrupted at any moment and started again with the same command, it continues after the last completed task.
+    Interrupted at any moment and started again with the same command, it goes on from its last checkpoint.
 
     For instance: merganser run examples/matcher.yaml --out runs/first
     """

@@ -92,7 +92,8 @@ class Learner:
         processes.begin()
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(run) and not _start_over(run, config, listener):
-            return cls(_reopen(run, config.sections(), listener, read_only=False))
+            asked = config.model_dump(mode="json", exclude={"stream"})
+            return cls(_reopen(run, asked, listener, read_only=False))
         return cls(_start(run, config, listener, command), new=True)
 
     def close(self) -> None:
@@ -213,6 +214,8 @@ def _reopen(
             f"the run '{path}' was started differently: {'; '.join(found)}.",
             "Use the same configuration to continue it, or another folder for a new run.",
         )
+    if "training" in asked:
+        config = config.with_changes_of(wanted)
     if not read_only:
         directory.lock.acquire()
     try:

@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from merganser import processes
-from merganser.errors import InputError, RunError
+from merganser.errors import DiskFullError, InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
-from merganser.events import RowDone, TaskStarted
+from merganser.events import Notice, RowDone, TaskStarted
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
 from merganser.models.base import AnswerSpec
 from merganser.runs.atomic import full_disk_is_an_error, write_json, write_json_lines
+from merganser.runs.checkpoint import CheckpointFolder
 from merganser.runs.record import (
     CostRecord,
     KeptExample,
@@ -31,6 +32,7 @@ from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory, summarise_memory
 from merganser.streams.options import MemoryOptions
 from merganser.streams.task import Example, Task
+from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes
 from merganser.training.narrator import Narrator
@@ -99,7 +101,8 @@ def sample(session: Session, task: Task) -> list[Example]:
 class Lesson:
     """Learns ``tasks`` and appends one row to the run.
 
-    The run changes only when everything is complete: an error or a crash leaves it as it was.
+    The run changes only when everything is complete: an error or a crash leaves it as it was, but for the checkpoints
+    of the training, from which the same lesson goes on.
     """
 
     def __init__(self, session: Session, tasks: Sequence[Task]) -> None:
@@ -129,8 +132,11 @@ class Lesson:
             outcome, cost = self._train(number, folder)
             row = self._write_row(number, folder, outcome, cost, earlier)
             session.weights_are(session.directory.commit_row(folder))
-        except BaseException:
+        except BaseException as error:
             session.directory.abandon_row(folder)
+            if isinstance(error, RunError) and not isinstance(error, DiskFullError):
+                # Training diverged, and would again from here: whoever tries something else begins at the beginning.
+                self._checkpoints(number).clear()
             session.restore()
             raise
         session.listener(RowDone(tuple(row.learned), {task: score.value for task, score in row.scores.items()}))
@@ -205,6 +211,32 @@ class Lesson:
         else:
             self.session.use(folders[-1])
 
+    def _checkpoints(self, number: int) -> CheckpointFolder:
+        """Where the checkpoints of this lesson are; those of another lesson are not taken for its own."""
+        session = self.session
+        identity = {
+            "tasks": [task.name for task in self.tasks],
+            "fingerprints": [task.fingerprint() for task in self.tasks],
+            "before": [task.fingerprint for row in session.directory.rows() for task in row.tasks],
+            "config": session.config.digest(),
+        }
+        return CheckpointFolder(session.directory.path, number, identity)
+
+    def _resume(self, number: int, steps: int) -> TaskCheckpoints | None:
+        """The checkpoints of this lesson, with the one to go on from, if there is one; ``None``: none are taken."""
+        options = self.session.config.training
+        if not options.takes_checkpoints:
+            return None
+        folder = self._checkpoints(number)
+        found, notes = folder.latest()
+        for note in notes:
+            self.session.listener(Notice(note))
+        if found is not None:
+            name = self.tasks[0].name
+            where = f"at step {found.step} of {steps}" if found.step < steps else "after its last step"
+            self.session.listener(Notice(f"Going on with '{name}' {where}, from its checkpoint."))
+        return TaskCheckpoints(folder, options, {"method": self.session.method}, found)
+
     def _features(self, examples: Sequence[KeptExample], specs: Mapping[str, AnswerSpec]) -> list[dict[str, Any]]:
         features: list[dict[str, Any]] = []
         for name in dict.fromkeys(example.task for example in examples):
@@ -247,7 +279,9 @@ class Lesson:
         )
         self.session.method.begin_task()
         log = StepLog()
-        self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps))
+        checkpoints = self._resume(number, steps)
+        step = checkpoints.found.step if checkpoints is not None and checkpoints.found is not None else 0
+        self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps, step))
         outcome = train_task(
             self.session.backbone.module,
             features,
@@ -262,7 +296,10 @@ class Lesson:
             ],
             penalty=self.session.method.penalty(context),
             log=log,
+            checkpoints=checkpoints,
         )
+        if checkpoints is not None and checkpoints.found is not None:
+            self.began -= checkpoints.found.values["seconds"]
         if not all(bool(weight.isfinite().all()) for weight in self.session.backbone.trainable().values()):
             raise processes.alike(
                 RunError(

@@ -22,6 +22,7 @@ from merganser.runs.record import Score
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
 from merganser.training.narrator import Narrator
+from merganser.training.options import MAY_CHANGE
 from merganser.training.trainer import StepLog, planned_steps, train_task
 
 
@@ -41,7 +42,7 @@ def _key(session: Session, task: Task, seed: int) -> str:
         "seed": seed,
         "model": session.config.model.model_dump(mode="json"),
         "start": derive_seed(session.config.seed, "model"),
-        "training": session.config.training.model_dump(mode="json"),
+        "training": session.config.training.model_dump(mode="json", exclude=set(MAY_CHANGE)),
         "precision": session.backbone.precision,
         "versions": {name: info.versions.get(name) for name in ("merganser", "torch", "transformers", "peft")},
     }

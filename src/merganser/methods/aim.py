@@ -10,6 +10,7 @@ from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
+from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -149,11 +150,19 @@ class Aim(Method[AimOptions]):
             probe_dropout=self.options.probe_dropout,
             measure_merges=self.options.measure_merges,
             merge_at_end=self.options.merge_at_end,
+            checkpoints=False,
             task=context.task,
             task_index=context.index,
             listener=context.listener,
         )
         return [self._callback]
+
+    def task_state(self) -> TaskState:
+        return TaskState() if self._callback is None else self._callback.task_state()
+
+    def load_task_state(self, state: TaskState) -> None:
+        if self._callback is not None:
+            self._callback.load_task_state(state)
 
     def after_task(self, context: TaskContext) -> None:
         if self._callback is None:

@@ -17,9 +17,9 @@ from pydantic import BaseModel, ConfigDict
 from merganser.events import Listener, silent
 from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.options import TrainingOptions
+from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
-    from torch import Tensor
     from transformers import TrainerCallback
 
     from merganser.models.base import AnswerSpec, Backbone
@@ -81,19 +81,6 @@ class Signals:
     probe: float | None = None
     interval: int | None = None
     threshold: float | None = None
-
-
-@dataclass
-class TaskState:
-    """What a method holds in the middle of a task.
-
-    Attributes:
-        values: plain JSON values; finite numbers only.
-        tensors: name -> tensor.
-    """
-
-    values: dict[str, Any] = field(default_factory=dict)
-    tensors: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
@@ -165,7 +152,10 @@ class Method(Generic[OptionsT]):
         return None
 
     def task_state(self) -> TaskState:
-        """What the method holds in the middle of a task besides what :meth:`load` reads, to go on bit for bit."""
+        """What the method holds in the middle of a task besides what :meth:`load` reads, to go on bit for bit.
+
+        With the seconds and examples in :attr:`records`, as far as it fills them while training.
+        """
         return TaskState()
 
     def load_task_state(self, state: TaskState) -> None:

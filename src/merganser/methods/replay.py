@@ -9,8 +9,10 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.runs.record import CostRecord
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
+from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -46,6 +48,8 @@ class Replay(Method[ReplayOptions]):
     uses_memory = True
     several_processes = True
 
+    _draws: int = 0
+
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
             return None
@@ -60,15 +64,14 @@ class Replay(Method[ReplayOptions]):
             return None
         batches = MemoryBatches(context.memory, size, derive_seed(context.seed, "replay"))
         device = next(context.backbone.module.parameters()).device
-        draws = 0
+        self._draws = 0
 
         def loss_on_memory(
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
-            nonlocal draws
             started = time.perf_counter()
-            share = Share.of(batches.rehearsal(draws), context.backbone.collate)
-            draws += 1
+            share = Share.of(batches.rehearsal(self._draws), context.backbone.collate)
+            self._draws += 1
             loss = self.options.weight * share.weight * model_loss(model, to_device(share.batch, device))
             self.records.cost.examples_rehearsed += size
             # Only the forward pass can be told apart; the backward pass is shared with the new task's batch.
@@ -76,3 +79,10 @@ class Replay(Method[ReplayOptions]):
             return loss
 
         return loss_on_memory
+
+    def task_state(self) -> TaskState:
+        return TaskState(values={"draws": self._draws, "cost": self.records.cost.model_dump()})
+
+    def load_task_state(self, state: TaskState) -> None:
+        self._draws = int(state.values["draws"])
+        self.records.cost = CostRecord.model_validate(state.values["cost"])

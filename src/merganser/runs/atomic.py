@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from merganser.errors import RunError
+from merganser.errors import DiskFullError
 
 PARTIAL = ".partial"
 """Ending of names that are not finished; whoever finds one may delete it."""
@@ -24,13 +24,13 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 @contextlib.contextmanager
 def full_disk_is_an_error(path: Path) -> Iterator[None]:
-    """Turn "no space left" inside the block, from Python or from a library's own writer, into a :class:`RunError`."""
+    """Turn "no space left" inside the block, from Python or a library's own writer, into a :class:`DiskFullError`."""
     try:
         yield
     except Exception as error:
         # safetensors reports the operating system's error only as text.
         if getattr(error, "errno", None) in FULL or "No space left" in str(error):
-            raise RunError(
+            raise DiskFullError(
                 f"the disk is full while writing {path.name} in '{path.parent}'.",
                 "Free some space and start again: what was complete before is untouched.",
             ) from error
@@ -62,7 +62,7 @@ def write_bytes(path: Path, content: bytes) -> None:
     """Write a file under a temporary name and rename it: a reader never sees half of it.
 
     Raises:
-        RunError: the disk is full; ``path`` is as it was before.
+        DiskFullError: the disk is full; ``path`` is as it was before.
     """
     temporary = path.with_name(path.name + PARTIAL)
     with full_disk_is_an_error(path):

@@ -30,6 +30,7 @@ from merganser.runs.atomic import (
     write_json_lines,
     write_yaml,
 )
+from merganser.runs.checkpoint import clear, folder_of, sweep
 from merganser.runs.lock import RunLock
 from merganser.runs.reading import damaged, problem, read_lines, read_record, read_text
 from merganser.runs.record import (
@@ -97,7 +98,7 @@ class RunDirectory:
     def discard(self) -> None:
         """Take back :meth:`create` and everything after it; the caller holds the lock, and lets go of it here."""
         # run.yaml goes last: what is left if this is interrupted is still a run.
-        for name in (*MADE_FROM_ROWS, "report.html", "tasks", "run.yaml"):
+        for name in ("checkpoint", *MADE_FROM_ROWS, "report.html", "tasks", "run.yaml"):
             path = self.path / name
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         (self.path / ".lock").unlink(missing_ok=True)
@@ -209,6 +210,8 @@ class RunDirectory:
     def commit_row(self, folder: Path) -> Path:
         """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date.
 
+        The checkpoints of its tasks go.
+
         Raises:
             RunError: the disk is full. Everything that needs space comes before the first rename: the run is unchanged.
         """
@@ -218,12 +221,14 @@ class RunDirectory:
         self._prepare([*self.row_folders(), folder])
         os.replace(folder, finished)
         self._put()
+        clear(folder_of(self.path))
         return finished
 
     def undo_row(self) -> RowFile:
         """Take back the last row: its weights, memory, scores and merges; the caller holds the lock.
 
-        Interrupted, it is either not done or done: the row counts until it is renamed away.
+        Interrupted, it is either not done or done: the row counts until it is renamed away. Checkpoints of a task that
+        was being learned after it go, too.
 
         Returns:
             What was taken back.
@@ -242,6 +247,7 @@ class RunDirectory:
         os.replace(last, gone)
         self._put()
         shutil.rmtree(gone)
+        clear(folder_of(self.path))
         return row
 
     def abandon_row(self, folder: Path) -> None:
@@ -347,13 +353,15 @@ class RunDirectory:
             One sentence per thing that was done.
         """
         notes = []
+        self._drop_unfinished()
+        folders = self.row_folders()
+        goes_on = sweep(folder_of(self.path), row=len(folders))
         for folder in sorted((self.path / "tasks").glob(f"*{PARTIAL}")):
             match = ROW_FOLDER.fullmatch(folder.name.removesuffix(PARTIAL))
             name = match[2] if match else folder.name
             shutil.rmtree(folder)
-            notes.append(f"'{name}' had been interrupted; it starts again from the task before it.")
-        self._drop_unfinished()
-        folders = self.row_folders()
+            then = "it goes on from its last checkpoint" if goes_on else "it starts again from the task before it"
+            notes.append(f"'{name}' had been interrupted; {then}.")
         if folders and not self._is_fresh(folders[-1]):
             self.refresh()
             notes.append("scores, ledger and model were brought up to date with the tasks learned.")

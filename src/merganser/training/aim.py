@@ -10,6 +10,7 @@ import contextlib
 import math
 import time
 from collections.abc import Hashable, Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from merganser.errors import InputError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
+from merganser.training.aim_checkpoint import checkpoint_folder, read_state, where_to_look, write_state
 from merganser.training.distributed import Share, shifts_labels
 from merganser.training.options import check_batch
 from merganser.training.probing import PROBE_SETS, Probes, ProbeSet
@@ -36,6 +38,7 @@ from merganser.training.rehearsal import (
     rehearse_step,
     to_device,
 )
+from merganser.training.state import TaskState
 from merganser.weights import Weights
 
 
@@ -66,6 +69,9 @@ class AimMerging(TrainerCallback):
             (three more forward passes per merge: the probe at the merge, if there was one without dropout, is the loss
             on the memory before it).
         merge_at_end: merge once more after the last step of the task.
+        checkpoints: add the state to every checkpoint that the trainer writes, and read it when the trainer goes on
+            from one (``trainer.train(resume_from_checkpoint=...)``); see :mod:`merganser.training.aim_checkpoint`.
+        resume_from: the checkpoint that the trainer goes on from, if it is not in its ``output_dir``.
         task, task_index: written into the records.
         listener: is told about every merge.
 
@@ -76,7 +82,7 @@ class AimMerging(TrainerCallback):
 
     Raises:
         InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set``, or
-            groups that are not one per example.
+            groups that are not one per example; the trainer goes on from a checkpoint that has no state to go on from.
         RunError: a probe loss or the weights are not finite (while training).
     """
 
@@ -95,6 +101,8 @@ class AimMerging(TrainerCallback):
         probe_dropout: bool = False,
         measure_merges: bool = True,
         merge_at_end: bool = False,
+        checkpoints: bool = True,
+        resume_from: str | Path | None = None,
         task: str = "task",
         task_index: int = 1,
         listener: Listener = silent,
@@ -122,6 +130,8 @@ class AimMerging(TrainerCallback):
         self.probe_dropout = probe_dropout
         self.measure_merges = measure_merges
         self.merge_at_end = merge_at_end
+        self.checkpoints = checkpoints
+        self.resume_from = resume_from
         self.task = task
         self.task_index = task_index
         self.listener = listener
@@ -148,6 +158,40 @@ class AimMerging(TrainerCallback):
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
+        if self.checkpoints and state.global_step > 0:
+            folders = where_to_look(self.resume_from, args, state)
+            self.load_task_state(read_state(folders, state.global_step, self._weights.l1()))
+
+    def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if self.checkpoints and state.is_world_process_zero:
+            write_state(checkpoint_folder(args, state), state.global_step, self._weights.l1(), self.task_state())
+
+    def task_state(self) -> TaskState:
+        """What it holds after a step: decisions, draws, records, and the weights after the last merge."""
+        return TaskState(
+            values={
+                "controller": self.controller.state_dict(),
+                "draws": self._draws,
+                "merges": [merge.model_dump() for merge in self.merges],
+                "probes": [[step, *probe] for step, probe in self.probes.items()],
+                "cost": self.cost.model_dump(),
+            },
+            tensors=dict(self._start),
+        )
+
+    def load_task_state(self, state: TaskState) -> None:
+        """Go on from what :meth:`task_state` returned, with the weights of that step in the model.
+
+        Raises:
+            ValueError: the state is not of this model or not of this version.
+        """
+        values = state.values
+        self.controller.load_state_dict(values["controller"])
+        self._draws = int(values["draws"])
+        self.merges = [MergeRecord.model_validate(merge) for merge in values["merges"]]
+        self.probes = {step: (probe, interval, threshold) for step, probe, interval, threshold in values["probes"]}
+        self.cost = CostRecord.model_validate(values["cost"])
+        self._start.copy_(Weights(state.tensors))
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:

@@ -5,9 +5,13 @@ from __future__ import annotations
 import contextlib
 import random
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
@@ -36,3 +40,33 @@ def isolated_random(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+
+
+def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """The states of Python's, numpy's and torch's global generators, as plain JSON values and tensors."""
+    import torch
+
+    version, words, gauss = random.getstate()
+    kind, key, position, has_gauss, cached = np.random.get_state(legacy=True)
+    values = {
+        "python": [version, list(words), gauss],
+        "numpy": [kind, np.asarray(key).tolist(), int(position), int(has_gauss), float(cached)],
+    }
+    tensors = {"torch": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        tensors |= {f"cuda.{device}": state for device, state in enumerate(torch.cuda.get_rng_state_all())}
+    return values, tensors
+
+
+def set_random_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`random_state` returned; devices that are not here any more are left out."""
+    import torch
+
+    version, words, gauss = values["python"]
+    random.setstate((version, tuple(words), gauss))
+    kind, key, position, has_gauss, cached = values["numpy"]
+    np.random.set_state((kind, np.array(key, dtype=np.uint32), position, has_gauss, cached))
+    torch.set_rng_state(tensors["torch"])
+    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
+        if f"cuda.{device}" in tensors:
+            torch.cuda.set_rng_state(tensors[f"cuda.{device}"], device)

@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merganser.errors import InputError
 
+MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
+"""Options that change no result, and may differ when a run is continued."""
+
 
 class TrainingOptions(BaseModel):
     """How one task is optimised. The defaults are AimMerging's for T5-large."""
@@ -35,6 +38,20 @@ class TrainingOptions(BaseModel):
     max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are cut")
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    checkpoint_steps: int | None = Field(
+        None, gt=0, description="a checkpoint of the task in hand every so many optimizer steps"
+    )
+    checkpoint_minutes: float | None = Field(
+        10,
+        gt=0,
+        allow_inf_nan=False,
+        description="a checkpoint of the task in hand every so many minutes; both null: no checkpoints",
+    )
+
+    @property
+    def takes_checkpoints(self) -> bool:
+        """Whether a task can go on in its middle after an interruption."""
+        return self.checkpoint_steps is not None or self.checkpoint_minutes is not None
 
     @model_validator(mode="after")
     def _warmup_is_whole(self) -> TrainingOptions:

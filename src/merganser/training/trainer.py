@@ -19,6 +19,7 @@ from merganser import processes
 from merganser.errors import RunError
 from merganser.models.base import IGNORED
 from merganser.models.quiet import quiet
+from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     PartBatches,
@@ -54,7 +55,8 @@ class Outcome:
         log: loss and learning rate per step.
         steps: optimizer steps taken.
         examples: examples trained on, counted once per pass.
-        seconds: wall-clock seconds in the training loop, callbacks included.
+        seconds: wall-clock seconds in the training loop, callbacks included; of a task that was interrupted, up to the
+            checkpoint it went on from, too.
     """
 
     log: StepLog
@@ -110,7 +112,8 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 
 class TaskTrainer(Trainer):
     """A stock ``Trainer`` that adds a method's penalty to the loss, notes the loss of each step, and stops at a loss
-    that is not a number instead of training on.
+    that is not a number instead of training on. Checkpoints are Merganser's own
+    (:class:`~merganser.training.checkpoint.TaskCheckpoints`), for ``Trainer`` pickles some of its own.
 
     With several processes each reads its part of the batches that one process would read, and losses are weighted so
     that gradients are those of one process.
@@ -119,6 +122,8 @@ class TaskTrainer(Trainer):
         batch: examples per forward pass, over all processes.
         log, task, penalty: as in :func:`train_task`.
     """
+
+    checkpoints: TaskCheckpoints | None = None
 
     def __init__(self, *args: Any, batch: int, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -191,6 +196,25 @@ class TaskTrainer(Trainer):
             self._batches = 0
         return loss
 
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_weights(self.model if model is None else model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_optimizer(self.optimizer, self.lr_scheduler)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        assert self.checkpoints is not None
+        self.checkpoints.put_back_random()
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        if self.state.global_step >= self.state.max_steps:
+            # Gone on from a checkpoint after the last step: the loop of Trainer would take one more.
+            self.control.should_training_stop = True
+            return
+        super()._run_epoch(*args, **kwargs)
+
 
 def ignoring_stand_ins(collate: Collator) -> Collator:
     """``collate``, with the labels of examples that stand in for others ignored."""
@@ -259,6 +283,7 @@ def train_task(
     callbacks: Sequence[TrainerCallback] = (),
     penalty: Penalty | None = None,
     log: StepLog | None = None,
+    checkpoints: TaskCheckpoints | None = None,
 ) -> Outcome:
     """Train ``module`` on one task.
 
@@ -271,9 +296,10 @@ def train_task(
         precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
         callbacks, penalty: what a method does during a task.
         log: filled while training, so that callbacks can read it; a new one by default.
+        checkpoints: writes checkpoints, and has the one to go on from.
 
     Raises:
-        RunError: the loss is not finite.
+        RunError: the loss is not finite, or the disk is full.
     """
     log = StepLog() if log is None else log
     started = time.perf_counter()
@@ -298,6 +324,10 @@ def train_task(
             trainer.remove_callback(printing)
         if processes.rank() > 0:  # dropout of its own on every process
             torch.manual_seed(derive_seed(seed, "process", processes.rank()))
-        trainer.train()
+        if checkpoints is not None:
+            checkpoints.attach(trainer)
+        found = None if checkpoints is None else checkpoints.found
+        trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
+    seconds = time.perf_counter() - started if checkpoints is None else checkpoints.seconds
     examples = int(processes.add_up([trainer.examples_seen])[0])
-    return Outcome(log, trainer.state.global_step, examples, time.perf_counter() - started)
+    return Outcome(log, trainer.state.global_step, examples, seconds)

@@ -1,0 +1,109 @@
+"""What AimMerging adds to the checkpoints of a trainer that knows nothing of it.
+
+Two files in ``checkpoint-N`` beside those of ``transformers.Trainer``: ``aim_merging.safetensors`` (weights after the
+last merge) and ``aim_merging.json`` (decisions, draws, records). The Trainer's own way for callbacks, exportable state
+in ``trainer_state.json``, makes a callback anew from JSON values; neither weights nor a memory of examples fit there.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from merganser.errors import InputError, RunError
+from merganser.runs.atomic import PARTIAL, full_disk_is_an_error, write_json
+from merganser.training.state import TaskState
+
+FORMAT = 1
+"""Version of the two files; another one is refused."""
+
+VALUES, TENSORS = "aim_merging.json", "aim_merging.safetensors"
+
+SAME_SIZE = 1e-5
+"""Relative difference up to which two sums of absolute weights, added up in any order, are the same."""
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where a trainer puts the checkpoint of this step."""
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def where_to_look(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
+    """Where the checkpoint may be that a trainer goes on from; a callback is not told which it is."""
+    if given is not None:
+        return [Path(given)]
+    named = args.resume_from_checkpoint
+    return [*([Path(named)] if isinstance(named, str) else []), checkpoint_folder(args, state)]
+
+
+def write_state(folder: Path, step: int, size: float, state: TaskState) -> None:
+    """Add the state to a checkpoint.
+
+    Args:
+        folder: the checkpoint, written by the trainer just before.
+        step: its step.
+        size: sum of the absolute values of the trainable weights, by which :func:`read_state` knows them again.
+
+    Raises:
+        RunError: the trainer put its checkpoint elsewhere, or the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    if not folder.is_dir():
+        raise RunError(
+            f"the trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
+            "Use one that saves to output_dir/checkpoint-STEP, or AimMerging(checkpoints=False) without resuming.",
+        )
+    unfinished = folder / (TENSORS + PARTIAL)
+    with full_disk_is_an_error(folder / TENSORS):
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, unfinished)
+        unfinished.replace(folder / TENSORS)
+    # Last: where this file is, the other one is complete.
+    write_json(folder / VALUES, {"format": FORMAT, "step": step, "size": size, "values": state.values})
+
+
+def read_state(folders: Sequence[Path], step: int, size: float) -> TaskState:
+    """The state in the first of these folders that has one.
+
+    Args:
+        step, size: of the weights that training goes on with; as for :func:`write_state`.
+
+    Raises:
+        InputError: no folder has one, or it is damaged, of another version, or of other weights.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = next((folder for folder in folders if (folder / VALUES).is_file()), None)
+    if folder is None:
+        looked = " or ".join(f"'{folder}'" for folder in folders)
+        raise InputError(
+            f"training goes on at step {step}, but there is no {VALUES} in {looked}.",
+            "If the checkpoint is elsewhere, give AimMerging(resume_from=FOLDER); if AimMerging was not there when it "
+            "was written, or it was interrupted while writing, go on from an earlier one or start over.",
+        )
+    try:
+        described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        form, found, values = described["format"], (described["step"], described["size"]), described["values"]
+        tensors = load_file(folder / TENSORS)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
+        ) from error
+    if form != FORMAT:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
+            "Go on with the version that wrote it, or start over.",
+        )
+    if found[0] != step or not math.isclose(found[1], size, rel_tol=SAME_SIZE):
+        raise InputError(
+            f"the state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
+            f"{step}.",
+            "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
+        )
+    return TaskState(values, tensors)

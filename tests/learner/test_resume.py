@@ -1,0 +1,293 @@
+"""A task that is interrupted in the middle ends in the same bytes as one that never was."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merganser.config import load_config
+from merganser.errors import DiskFullError, RunError
+from merganser.events import Evaluating, Event, Merged, Notice, StepDone, TaskStarted
+from merganser.learner import Learner
+from merganser.streams.loading import load_stream
+from tests.learner.toys import contents, model_folder, read_json, results, settings, write_config, write_stream
+
+
+class Stop(BaseException):
+    """Stands for the end of the process."""
+
+
+def learn(run: Path, stop: Callable[[Event], bool] = lambda event: False) -> list[Event]:
+    """Learn the stream beside a run until an event at which the process ends, or to the end; what was told."""
+    told: list[Event] = []
+
+    def listener(event: Event) -> None:
+        told.append(event)
+        if stop(event):
+            raise Stop
+
+    config = load_config(run.parent / "stream.yaml")
+    assert config.stream is not None
+    tasks = load_stream(config.stream, run.parent).tasks
+    try:
+        with Learner.of_config(run, config, listener=listener) as learner:
+            learner.learn_stream(tasks)
+    except Stop:
+        pass
+    return told
+
+
+def at(task: str, step: int) -> Callable[[Event], bool]:
+    return lambda event: isinstance(event, StepDone) and (event.task, event.step) == (task, step)
+
+
+def notices(told: list[Event]) -> list[str]:
+    return [event.text for event in told if isinstance(event, Notice)]
+
+
+def steps(told: list[Event], task: str = "topic") -> list[int]:
+    return [event.step for event in told if isinstance(event, StepDone) and event.task == task]
+
+
+def started(told: list[Event], task: str = "topic") -> TaskStarted:
+    (found,) = [event for event in told if isinstance(event, TaskStarted) and event.task == task]
+    return found
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "aim": {},
+    "aim, accumulation, cosine": {"training": {"accumulation": 2, "batch": 2, "schedule": "cosine", "steps": 8}},
+    "aim, epochs with a batch left over": {"training": {"steps": None, "epochs": 2.5, "batch": 5}},
+    "aim, all weights, noisy probes": {
+        "model": {"lora": None, "dropout": 0.2},
+        "method": {"probe_dropout": True, "merge_at_end": True},
+        "training": {"checkpoint_steps": 3, "learning_rate": 0.002},
+    },
+    "replay": {"method": {"name": "replay"}},
+    "sequential, bf16": {"method": {"name": "sequential"}, "model": {"precision": "bf16"}},
+    "replay, seq2seq": {
+        "method": {"name": "replay"},
+        "model": {"kind": "seq2seq", "name": "seq2seq"},
+        "training": {"accumulation": 2, "batch": 2, "weight_decay": 0.1, "checkpoint_steps": 2},
+    },
+    "aim, causal, recomputed": {
+        "model": {"kind": "causal", "name": "causal", "dropout": 0.1},
+        "training": {"gradient_checkpointing": True, "group_by_length": False},
+    },
+    "joint": {"method": {"name": "joint"}},
+}
+
+
+def stream_of(folder: Path, case: dict[str, Any]) -> Path:
+    """The stream of a case; returns where its run goes."""
+    changes = {key: dict(value) for key, value in case.items()}
+    changes["training"] = {"steps": 7, "checkpoint_steps": 1, "checkpoint_minutes": None, **changes.get("training", {})}
+    model = changes.setdefault("model", {})
+    model["name"] = str(model_folder(model.get("kind", "matcher")))
+    model.setdefault("lora", {"r": 4, "dropout": 0.1})
+    method = changes.pop("method", {})
+    if "name" not in method:
+        method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
+    values = settings()
+    values["method"] = method
+    for section, change in changes.items():
+        values[section].update(change)
+    write_stream(folder)
+    write_config(folder / "stream.yaml", values)
+    return folder / "run"
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_interrupted_in_the_middle_of_tasks_it_ends_in_the_same_bytes(case: str, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, CASES[case])
+    whole = run.with_name("whole")
+    told = learn(whole)
+    first = "mood"
+    last = "mood" if "joint" in case else "topic"
+    total = started(told, last).steps
+    stops = [(first, 4), (last, 4 if first != last else 5), (last, total)]
+    every = CASES[case].get("training", {}).get("checkpoint_steps", 1)
+    for task, step in stops:
+        learn(run, at(task, step))
+        kept = sorted((run / "checkpoint").glob("*")) if (run / "checkpoint").exists() else []
+        newest = int(kept[-1].name.rsplit("-", 1)[1]) if kept else 0
+        assert newest == (step - 1) // every * every
+        assert len(kept) <= 2
+    told = learn(run)
+    again = started(told, last)
+    assert again.step == (total - 1) // every * every
+    assert steps(told, last) == list(range(again.step + 1, total + 1))
+    assert f"Going on with '{last}' at step {again.step} of {total}, from its checkpoint." in notices(told)
+    assert not (run / "checkpoint").exists()
+    assert results(run) == results(whole)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the plain case, never interrupted."""
+    run = stream_of(tmp_path_factory.mktemp("plain"), {})
+    learn(run)
+    return run
+
+
+def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merganser.training import aim
+
+    merges = [json.loads(line)["step"] for line in (whole / "ledger.jsonl").read_text().splitlines()]
+    run = stream_of(tmp_path, {})
+    calls = 0
+    rehearse = aim.rehearse_step
+
+    def breaks_off(*given: Any) -> float:
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise Stop
+        return rehearse(*given)
+
+    monkeypatch.setattr(aim, "rehearse_step", breaks_off)
+    learn(run)
+    assert calls == 2
+    monkeypatch.undo()
+    told = learn(run, lambda event: isinstance(event, Merged) and event.step == merges[-1])
+    assert started(told).step == merges[0] - 1
+    assert [event.step for event in told if isinstance(event, Merged)] == merges
+    told = learn(run, lambda event: isinstance(event, Evaluating) and event.done == event.total)
+    assert steps(told) == list(range(merges[-1], 8))
+    told = learn(run)
+    assert "Going on with 'topic' after its last step, from its checkpoint." in notices(told)
+    assert steps(told) == []
+    assert started(told).step == 7
+    assert results(run) == results(whole)
+
+
+def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 6))
+    file = run / "checkpoint" / "02-step-000005" / "checkpoint.json"
+    held = json.loads(file.read_text())
+    assert 0 < held["values"]["seconds"] < 60
+    held["values"]["seconds"] += 1000
+    held["values"]["parts"]["method"]["cost"]["rehearsal_seconds"] += 100
+    file.write_text(json.dumps(held))
+    learn(run)
+    cost, other = (read_json(each / "tasks/02-topic/row.json")["tasks"][0]["cost"] for each in (run, whole))
+    assert 1000 < cost["seconds"] < 1060
+    assert 100 < cost["rehearsal_seconds"] < 160
+    assert 800 < cost["inner_seconds"] < 960
+    counts = ("steps", "examples_trained", "examples_rehearsed", "examples_probed", "examples_evaluated")
+    assert {key: cost[key] for key in counts} == {key: other[key] for key in counts}
+
+
+def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 5))
+    tensors = run / "checkpoint" / "02-step-000004" / "tensors.safetensors"
+    tensors.write_bytes(tensors.read_bytes()[:-5])
+    told = learn(run, at("topic", 6))
+    assert any("'02-step-000004' is damaged" in text for text in notices(told))
+    assert started(told).step == 3
+    rows = read_json(tmp_path / "topic.json")
+    write = (tmp_path / "topic.json").write_text
+    write(json.dumps([*rows[:-1], {**rows[-1], "input": "another text"}]))
+    told = learn(run, at("topic", 1))
+    assert any("is of 'topic' as learned with other data" in text for text in notices(told))
+    assert started(told).step == 0
+    write(json.dumps(rows))
+    learn(run)
+    assert results(run) == results(whole)
+
+
+def test_how_often_checkpoints_are_taken_may_change(whole: Path, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {"training": {"checkpoint_steps": None, "checkpoint_minutes": 600}})
+    learn(run, at("mood", 6))
+    assert not (run / "checkpoint").exists()
+    config = tmp_path / "stream.yaml"
+    config.write_text(config.read_text().replace("checkpoint_steps: null", "checkpoint_steps: 2"))
+    learn(run, at("mood", 6))
+    assert [path.name for path in sorted((run / "checkpoint").iterdir())] == ["01-step-000002", "01-step-000004"]
+    config.write_text(config.read_text().replace("checkpoint_minutes: 600", "checkpoint_minutes: 1.0e-6"))
+    learn(run, at("mood", 6))
+    assert [path.name for path in sorted((run / "checkpoint").iterdir())] == ["01-step-000004", "01-step-000005"]
+    off = config.read_text().replace("checkpoint_minutes: 1.0e-6", "checkpoint_minutes: null")
+    config.write_text(off.replace("checkpoint_steps: 2", "checkpoint_steps: null"))
+    told = learn(run)
+    assert steps(told, "mood") == list(range(1, 8))
+    assert results(run) == results(whole)
+
+
+def test_training_that_diverged_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merganser.training.trainer import Trainer
+
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 1))
+    before = contents(run)
+    step = Trainer.training_step
+
+    def diverges(self: Any, *given: Any) -> torch.Tensor:
+        loss = step(self, *given)
+        return loss * math.nan if self.state.global_step == 4 else loss
+
+    monkeypatch.setattr(Trainer, "training_step", diverges)
+    with pytest.raises(RunError, match="became nan at step 5"):
+        learn(run)
+    assert contents(run) == before
+
+
+def test_a_full_disk_leaves_the_checkpoints_to_go_on_from(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from merganser.runs import checkpoint
+
+    run = stream_of(tmp_path, {})
+    replace = checkpoint.replace_folder
+
+    def full(finished: Path, target: Path) -> None:
+        if target.name == "02-step-000005":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        replace(finished, target)
+
+    monkeypatch.setattr(checkpoint, "replace_folder", full)
+    with pytest.raises(DiskFullError, match="the disk is full while writing 02-step-000005"):
+        learn(run)
+    monkeypatch.undo()
+    assert [path.name for path in sorted((run / "checkpoint").iterdir())] == ["02-step-000003", "02-step-000004"]
+    assert started(learn(run)).step == 4
+    assert results(run) == results(whole)
+
+
+def test_undo_takes_the_checkpoints_of_the_task_in_hand(tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 4))
+    assert (run / "checkpoint").exists()
+    with Learner.open(run) as learner:
+        learner.session.directory.undo_row()
+    assert not (run / "checkpoint").exists()
+
+
+def test_the_same_learner_goes_on_after_ctrl_c(whole: Path, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    config = load_config(tmp_path / "stream.yaml")
+    assert config.stream is not None
+    tasks = load_stream(config.stream, tmp_path).tasks
+    armed = True
+
+    def listener(event: Event) -> None:
+        if armed and at("topic", 5)(event):
+            raise KeyboardInterrupt
+
+    with Learner.of_config(run, config, listener=listener) as learner:
+        with pytest.raises(KeyboardInterrupt):
+            learner.learn_stream(tasks)
+        armed = False
+        learner.learn_stream(tasks)
+    assert results(run) == results(whole)

@@ -1,0 +1,133 @@
+"""Checkpoints on disk: complete or not there, the last two, and what becomes of those that cannot be used."""
+
+from __future__ import annotations
+
+import errno
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merganser.errors import DiskFullError
+from merganser.runs import checkpoint
+from merganser.runs.checkpoint import CheckpointFolder, checkpoints, sweep
+
+IDENTITY = {"tasks": ["mood"], "fingerprints": ["f"], "before": [], "config": "c"}
+
+
+def folder(run: Path, row: int = 1, **changes: Any) -> CheckpointFolder:
+    return CheckpointFolder(run, row, {**IDENTITY, **changes})
+
+
+def write(run: Path, *steps: int) -> list[Path]:
+    """Checkpoints at these steps; returns those that remain, oldest first."""
+    for step in steps:
+        folder(run).write(step, {"at": step}, {"w": torch.full((3,), float(step)), "n": torch.tensor(step)}, "{}")
+    return checkpoints(run / "checkpoint")
+
+
+def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> None:
+    assert folder(tmp_path).latest() == (None, [])
+    assert [path.name for path in write(tmp_path, 8, 9, 100)] == ["01-step-000009", "01-step-000100"]
+    found, notes = folder(tmp_path).latest()
+    assert found is not None
+    assert notes == []
+    assert (found.step, found.values) == (100, {"at": 100})
+    assert torch.equal(found.tensors["w"], torch.full((3,), 100.0))
+    assert found.tensors["n"].shape == ()
+    assert {path.name for path in found.folder.iterdir()} == {
+        "checkpoint.json",
+        "tensors.safetensors",
+        "trainer_state.json",
+    }
+    folder(tmp_path).clear()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["checkpoint.json", "tensors.safetensors", "trainer_state.json"])
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
+def test_of_a_damaged_one_the_one_before_is_taken(name: str, how: str, tmp_path: Path) -> None:
+    broken = write(tmp_path, 1, 2)[-1] / name
+    if how == "missing":
+        broken.unlink()
+    else:
+        broken.write_bytes(broken.read_bytes()[: -1 if how == "truncated" else 0])
+    found, notes = folder(tmp_path).latest()
+    assert found is not None
+    assert found.step == 1
+    assert len(notes) == 1
+    assert notes[0].startswith("The checkpoint '01-step-000002' is damaged (")
+    assert notes[0].endswith("); it was discarded.")
+    assert how != "missing" or f"{name} is missing" in notes[0]
+    assert [path.name for path in checkpoints(tmp_path / "checkpoint")] == ["01-step-000001"]
+
+
+def test_without_one_that_can_be_used_the_task_starts_over(tmp_path: Path) -> None:
+    for path in write(tmp_path, 1, 2):
+        (path / "checkpoint.json").write_text("[]")
+    found, notes = folder(tmp_path).latest()
+    assert found is None
+    assert [note.split(" is damaged")[0] for note in notes[:2]] == [
+        "The checkpoint '01-step-000002'",
+        "The checkpoint '01-step-000001'",
+    ]
+    assert notes[2] == "No other checkpoint can be used: the task starts over."
+    assert not (tmp_path / "checkpoint").exists()
+
+
+def test_one_of_another_version_is_not_used(tmp_path: Path) -> None:
+    file = write(tmp_path, 1)[0] / "checkpoint.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
+    found, notes = folder(tmp_path).latest()
+    assert found is None
+    assert "was written by another version (format 2; this version knows 1); it was discarded." in notes[0]
+
+
+@pytest.mark.parametrize("change", [{"fingerprints": ["g"]}, {"config": "d"}, {"before": ["e"]}, {"tasks": ["news"]}])
+def test_one_of_another_task_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
+    write(tmp_path, 1)
+    found, notes = folder(tmp_path, **change).latest()
+    assert found is None
+    assert "is of 'mood' as learned with other data, settings or tasks before it; it was discarded." in notes[0]
+
+
+def test_sweeping_takes_what_is_unfinished_and_what_is_of_another_row(tmp_path: Path) -> None:
+    assert sweep(tmp_path / "checkpoint", row=1) is False
+    write(tmp_path, 1, 2)
+    (tmp_path / "checkpoint" / "01-step-000003.partial").mkdir()
+    assert sweep(tmp_path / "checkpoint", row=1) is True
+    assert len(list((tmp_path / "checkpoint").iterdir())) == 2
+    assert sweep(tmp_path / "checkpoint", row=2) is False
+    assert not (tmp_path / "checkpoint").exists()
+
+
+@pytest.mark.parametrize("place", ["save_file", "sync_tree", "replace_folder"])
+@pytest.mark.parametrize("kept", [0, 2])
+def test_a_full_disk_leaves_the_older_ones(
+    place: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    write(tmp_path, *range(1, kept + 1))
+    owner = "safetensors.torch." if place == "save_file" else "merganser.runs.checkpoint."
+    monkeypatch.setattr(owner + place, full)
+    with pytest.raises(DiskFullError, match="the disk is full while writing 01-step-000009"):
+        write(tmp_path, 9)
+    monkeypatch.undo()
+    assert (tmp_path / "checkpoint").exists() == (kept > 0)
+    found, notes = folder(tmp_path).latest()
+    assert (None if found is None else found.step, notes) == (kept or None, [])
+
+
+def test_killed_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*given: Any) -> None:
+        raise KeyboardInterrupt
+
+    write(tmp_path, 1)
+    monkeypatch.setattr(checkpoint, "replace_folder", killed)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path, 2)
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000001"]
