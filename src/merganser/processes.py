@@ -16,7 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from merganser.errors import InputError, MerganserError, RunError
+from merganser.errors import DiskFullError, InputError, MerganserError, RunError
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -226,8 +226,8 @@ def _describe(error: Exception) -> dict[str, Any]:
 
 
 def _rebuild(told: dict[str, Any]) -> MerganserError:
-    kind = InputError if told["error"] == "InputError" else RunError
-    error = kind(told["cause"], told["remedy"])
+    kinds: dict[str, type[MerganserError]] = {"InputError": InputError, "DiskFullError": DiskFullError}
+    error = kinds.get(told["error"], RunError)(told["cause"], told["remedy"])
     error.told = True
     return error
 

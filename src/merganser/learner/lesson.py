@@ -227,8 +227,12 @@ class Lesson:
         options = self.session.config.training
         if not options.takes_checkpoints:
             return None
+        if processes.sharded():
+            self.session.listener(Notice("No checkpoints in the middle of a task while weights are sharded (FSDP)."))
+            return None
         folder = self._checkpoints(number)
-        found, notes = folder.latest()
+        notes = processes.on_main(lambda: folder.latest()[1])
+        found, _ = folder.latest()  # the others find what process 0 left
         for note in notes:
             self.session.listener(Notice(note))
         if found is not None:

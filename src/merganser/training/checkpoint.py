@@ -18,8 +18,9 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from merganser import processes
 from merganser.runs.checkpoint import Checkpoint, CheckpointFolder
-from merganser.training.determinism import random_state, set_random_state
+from merganser.training.determinism import derive_seed, random_state, set_random_state
 from merganser.training.options import TrainingOptions
 from merganser.training.state import Resumable, TaskState
 from merganser.weights import Weights
@@ -89,7 +90,11 @@ class TaskCheckpoints(TrainerCallback):
     def _is_due(self, step: int) -> bool:
         if self.every_steps is not None and step % self.every_steps == 0:
             return True
-        return self.every_minutes is not None and time.perf_counter() - self._written >= 60 * self.every_minutes
+        minutes = self.every_minutes
+        if minutes is None:
+            return False
+        # Clocks differ from process to process: one of them decides.
+        return processes.on_main(lambda: time.perf_counter() - self._written >= 60 * minutes)
 
     def _write(self, state: TrainerState, kwargs: Mapping[str, Any]) -> None:
         assert self._trainer is not None
@@ -111,7 +116,8 @@ class TaskCheckpoints(TrainerCallback):
             values["parts"][name] = held.values
             tensors |= {f"parts.{name}.{key}": tensor for key, tensor in held.tensors.items()}
         values["seconds"] = self.seconds
-        self.folder.write(state.global_step, values, tensors, json.dumps(asdict(state)))
+        text = json.dumps(asdict(state))
+        processes.on_main(lambda: self.folder.write(state.global_step, values, tensors, text))
         self._written = time.perf_counter()
 
     # -- putting back -----------------------------------------------------------------------------------------------
@@ -141,9 +147,13 @@ class TaskCheckpoints(TrainerCallback):
             schedule.load_state_dict(self.found.values["schedule"])
 
     def put_back_random(self) -> None:
-        """The states of the random generators."""
+        """The states of the random generators; those of other processes than the first, which differ from it in dropout
+        alone, are begun anew."""
         assert self.found is not None
         set_random_state(self.found.values["random"], self._tensors("random."))
+        if not processes.is_main():
+            seed = torch.initial_seed() & 0xFFFFFFFF
+            torch.manual_seed(derive_seed(seed, "process", processes.rank(), self.found.step))
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
