@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from merganser.merging import ema, opcm
+from merganser.merging.adapters import Factors, inner
 from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.table import RULES
@@ -177,3 +178,25 @@ def test_running_opcm_is_opcm_and_keeps_the_norm() -> None:
     np.testing.assert_allclose(base + kept.update, merged, rtol=1e-4, atol=1e-4)
     norms = [float(np.linalg.norm(update)) for update in updates]
     assert float(np.linalg.norm(kept.update)) == pytest.approx(sum(norms) / 4, rel=1e-5)
+
+
+def test_opcm_of_factors_is_opcm_of_their_products() -> None:
+    generator = np.random.default_rng(2)
+    whole, parts = None, None
+    for _ in range(4):
+        update = Factors(generator.normal(size=(2, 7)), generator.normal(size=(9, 2)), 0.5)
+        whole = opcm.fold(whole, update.update(), share_of_spectrum=0.6)
+        parts = opcm.fold_factors(parts, update, share_of_spectrum=0.6)
+        np.testing.assert_allclose(parts[0].update(), whole.update, atol=1e-9)
+        assert (parts[1].scale, parts[1].mean_norm) == pytest.approx((whole.scale, whole.mean_norm))
+    assert parts is not None
+    assert parts[0].rank == 7  # four updates of rank 2 in nine rows and seven columns
+    assert inner(parts[0], update) == pytest.approx(float((parts[0].update() * update.update()).sum()))
+
+
+def test_opcm_of_factors_without_an_update_changes_nothing_but_the_size() -> None:
+    first = Factors(np.eye(2, 5), np.eye(4, 2))
+    nothing = Factors(np.eye(2, 5), np.zeros((4, 2)))
+    kept = opcm.fold_factors(opcm.fold_factors(None, first), nothing)
+    np.testing.assert_allclose(kept[0].update(), first.update() / 2, atol=1e-12)  # the mean norm has halved
+    assert opcm.fold_factors(None, nothing)[0].update().any() == 0

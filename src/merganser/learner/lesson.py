@@ -53,6 +53,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
+    session.method.check_tasks(max(len(tasks), len(records)))
     for position, task in enumerate(tasks):
         check_task(task)
         if position < len(records):
@@ -154,6 +155,7 @@ class Lesson:
                 "Call learn once per task.",
             )
         learned = self.session.learned
+        self.session.method.check_tasks(len(learned) + len(self.tasks))
         check_names([task.name for task in self.tasks])
         for task in self.tasks:
             check_task(task)
@@ -254,6 +256,7 @@ class Lesson:
         known = self.session.known_tasks()
         earlier = {name: task.spec for name, task in known.items()}
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
+        labels = {name: task.spec.labels for name, task in [*known.items(), *new.items()]}
         if self.session.config.model.candidates == "seen" and not self.session.method.several_models:
             new = {name: with_candidates(task, known.values()) for name, task in new.items()}
             everything = [*known.values(), *new.values()]
@@ -277,8 +280,10 @@ class Lesson:
             steps=steps,
             specs=specs,
             earlier=earlier,
+            labels=labels,
             pretrained=self.session.pretrained,
             deployed=self.session.deployed,
+            trained=self.session.trained,
             listener=self.session.listener,
         )
         self.session.method.begin_task()

@@ -60,9 +60,16 @@ class Session:
 
     def deployed(self, row: int) -> Weights:
         """The trainable weights deployed after a row, in memory of their own; the model stays as it is."""
+        return self._read(self.directory.row_folders()[row] / "adapter")
+
+    def trained(self, row: int) -> Weights:
+        """The weights of a row's task before any merge, likewise; kept for methods that start from them."""
+        return self._read(self.directory.row_folders()[row] / "trained")
+
+    def _read(self, folder: Path) -> Weights:
         current = Weights.of(self.backbone.module)
         kept = current.snapshot()
-        self.backbone.load_weights(self.directory.row_folders()[row] / "adapter")
+        self.backbone.load_weights(folder)
         found = current.snapshot()
         current.copy_(kept)
         return found

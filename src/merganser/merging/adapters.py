@@ -149,6 +149,13 @@ def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
     return result, rest / norm if norm > 0.0 else 0.0
 
 
+def inner(first: Factors, second: Factors) -> float:
+    """Inner product of two updates of one module, from their factors."""
+    scaling = first.scaling * second.scaling
+    left, right = first.b.T.astype(np.float64) @ second.b, first.a.astype(np.float64) @ second.a.T
+    return scaling * float((left * right).sum())
+
+
 def _check_rank(rank: int) -> None:
     if rank < 1:
         raise InputError(f"The rank is {rank}.", "It is at least 1.")

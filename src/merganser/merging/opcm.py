@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser.merging.adapters import Factors, truncate
 from merganser.merging.rule import Parameter, Rule
 from merganser.merging.tensors import Array, gather, like, share, to_work
 
@@ -96,11 +97,48 @@ def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDA
     total = float(spectrum.sum())
     if total == 0.0:
         return update
+    # Directions that carry nothing (a low-rank update has many) are arbitrary: what lies along them stays.
+    known = spectrum > spectrum[0] * max(merged.shape) * np.finfo(merged.dtype).eps
+    left, spectrum, right = left[:, known], spectrum[known], right[known]
     rank = int(np.count_nonzero(np.cumsum(spectrum, dtype=np.float64) / total <= protected))
     inner = left.T @ update @ right.T
     removed = np.diag(np.diag(inner))
     removed[:rank, :rank] = inner[:rank, :rank]
     return update - left @ removed @ right
+
+
+def fold_factors(
+    merged: tuple[Factors, Merged] | None, update: Factors, *, share_of_spectrum: float = 0.5
+) -> tuple[Factors, Merged]:
+    """:func:`fold` of updates given as factors, exactly: the full matrices never exist.
+
+    Both updates lie in the space that their factors span together. In an orthonormal basis of it they are small
+    matrices (sum of the ranks squared) with the same singular values, angles and norms, and those are folded.
+
+    Args:
+        merged: what this returned for the task before; ``None`` for the first task.
+        update: of one module by the new task.
+        share_of_spectrum: see :func:`opcm`.
+
+    Returns:
+        The factors of ``m_t - theta_0``, of rank at most the sum of the ranks, and the numbers beside them (their
+        ``update`` is that small matrix).
+
+    Raises:
+        InputError: the share is outside [0, 1].
+    """
+    before = None if merged is None else merged[0]
+    parts = [update] if before is None else [before, update]
+    left, upper_left = np.linalg.qr(np.concatenate([part.b * part.scaling for part in parts], axis=1, dtype=np.float64))
+    right, upper_right = np.linalg.qr(np.concatenate([part.a.T for part in parts], axis=1, dtype=np.float64))
+    split = 0 if before is None else before.rank
+    new = upper_left[:, split:] @ upper_right[:, split:].T
+    old = None if merged is None else replace(merged[1], update=upper_left[:, :split] @ upper_right[:, :split].T)
+    kept = fold(old, new, share_of_spectrum=share_of_spectrum)
+    spectrum = np.linalg.svd(kept.update, compute_uv=False)
+    rank = int(np.count_nonzero(spectrum > spectrum[0] * max(len(left), len(right)) * np.finfo(np.float32).eps))
+    small, _ = truncate(Factors(kept.update, np.eye(len(kept.update))), max(1, rank))
+    return Factors(small.a @ right.T, left @ small.b), kept
 
 
 RULE = Rule(

@@ -6,20 +6,28 @@ from typing import Any
 
 from merganser.methods.aim import Aim
 from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.became import Became
+from merganser.methods.cofima import Cofima
+from merganser.methods.coma import Coma
 from merganser.methods.ewc import Ewc
 from merganser.methods.joint import Joint
 from merganser.methods.kmerge import KMerge
 from merganser.methods.lwf import Lwf
+from merganser.methods.magmax import MagMax
 from merganser.methods.migu import Migu
 from merganser.methods.olora import OLora
+from merganser.methods.opcm import Opcm
 from merganser.methods.pam import Pam
+from merganser.methods.pm import Pm
 from merganser.methods.replay import Replay
+from merganser.methods.running_average import RunningAverage
 from merganser.methods.sequential import Sequential
 from merganser.methods.single import Single
 from merganser.methods.slao import Slao
 from merganser.methods.table import MethodTable
 from merganser.methods.tasl import Tasl
 from merganser.methods.trm import Trm
+from merganser.methods.tunable_magmax import TunableMagMax
 
 BUILT_IN: dict[str, type[Method[Any]]] = {
     "aim": Aim,
@@ -29,6 +37,14 @@ BUILT_IN: dict[str, type[Method[Any]]] = {
     "tasl": Tasl,
     "slao": Slao,
     "kmerge": KMerge,
+    "magmax": MagMax,
+    "tunable_magmax": TunableMagMax,
+    "coma": Coma,
+    "cofima": Cofima,
+    "running_average": RunningAverage,
+    "opcm": Opcm,
+    "pm": Pm,
+    "became": Became,
     "olora": OLora,
     "migu": Migu,
     "lwf": Lwf,

@@ -53,8 +53,10 @@ class TaskContext:
         steps: optimizer steps the task will take.
         specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
         earlier: task name -> how its texts are answered among its own labels, for the tasks learned before.
+        labels: task -> its own labels (``None``: free text), for the same tasks; a spec may list more candidates.
         pretrained: reads the trainable weights as they were before any task, in memory of their own.
         deployed: reads those deployed after a row of the run (after its first task: 1), likewise.
+        trained: reads the weights of a row's task before any merge, likewise; for methods that start from them.
         listener: is told about merges.
     """
 
@@ -68,9 +70,11 @@ class TaskContext:
     steps: int = 0
     specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
     earlier: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
     pretrained: Callable[[], Weights] | None = None
     memory_groups: Sequence[tuple[str, str]] = ()
     deployed: Callable[[int], Weights] | None = None
+    trained: Callable[[int], Weights] | None = None
     listener: Listener = silent
 
 
@@ -138,6 +142,13 @@ class Method(Generic[OptionsT]):
             InputError: a batch that was asked for is larger than the memory.
         """
         return None
+
+    def check_tasks(self, number: int) -> None:
+        """Refuse, before any work, a number of tasks that the options cannot take.
+
+        Raises:
+            InputError: the run would come to more tasks than an option speaks of.
+        """
 
     def begin_task(self) -> None:
         """Forget the records of the task before."""

@@ -34,6 +34,7 @@ def note_merge(
     weight_new: float,
     weight_old: float,
     start: Weights | None = None,
+    sizes: tuple[float, float, float | None] | None = None,
 ) -> None:
     """Write the merge of a task's own weights with the model so far into the ledger.
 
@@ -44,9 +45,10 @@ def note_merge(
         before: those of the model that they are merged with.
         weight_new, weight_old: how much each counts (where that differs between entries: on average).
         start: where the task started; ``before`` if not given.
+        sizes: norms of the task's update and of the model's so far, and the cosine between them, where they are not
+            those of the weights (a method that merges products of factors).
     """
-    origin = None if context.pretrained is None else context.pretrained()
-    new, old = (trained, before) if origin is None else (trained.minus(origin), before.minus(origin))
+    size_new, size_old, cosine = sizes or _sizes(context, trained, before)
     travelled = trained.minus(before if start is None else start).l1()
     steps = context.steps
     records.merges.append(
@@ -62,9 +64,15 @@ def note_merge(
             rehearsal_steps=0,
             weight_new=weight_new,
             weight_old=weight_old,
-            size_new=new.l2(),
-            size_old=old.l2(),
-            cosine=new.cosine(old),
+            size_new=size_new,
+            size_old=size_old,
+            cosine=cosine,
         )
     )
     context.listener(Merged(context.task, steps, "end", weight_new, weight_old, 0, steps, steps))
+
+
+def _sizes(context: TaskContext, trained: Weights, before: Weights) -> tuple[float, float, float | None]:
+    origin = None if context.pretrained is None else context.pretrained()
+    new, old = (trained, before) if origin is None else (trained.minus(origin), before.minus(origin))
+    return new.l2(), old.l2(), new.cosine(old)

@@ -107,7 +107,7 @@ class CostRecord(Record):
     inner_seconds: float = Field(0.0, description="forward, backward and optimizer on the task's own batches")
     probing_seconds: float = Field(0.0, description="forward passes on the memory that yield the forgetting signal")
     rehearsal_seconds: float = Field(0.0, description="optimizer steps on the memory")
-    merging_seconds: float = Field(0.0, description="arithmetic on the weights: snapshots, differences, merging")
+    merging_seconds: float = Field(0.0, description="arithmetic on the weights: differences, Fishers, merging")
     explaining_seconds: float = Field(0.0, description="forward passes that measure losses before and after a merge")
     bookkeeping_seconds: float = Field(0.0, description="deciding, drawing batches, writing records")
     evaluating_seconds: float = 0.0

@@ -1,0 +1,153 @@
+"""BECAME: training that spares earlier tasks, then free training, and the best point between the two."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from pydantic import Field
+
+from merganser.methods.base import Method, TaskContext, TaskState
+from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.information import FisherOptions
+from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.training.determinism import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
+
+    from merganser.training.projection import GradientProjection
+    from merganser.weights import Weights
+
+PAST, BASES = "fisher.safetensors", "bases.safetensors"
+
+
+class BecameOptions(FisherOptions):
+    """BECAME: gradient projection, then free training, merged by a closed form."""
+
+    name: Literal["became"] = "became"
+    projected: float = Field(
+        0.5, ge=0, le=1, description="share of a task's steps with projected gradients; they come first"
+    )
+    energy: float = Field(
+        0.95, ge=0, le=1, description="share of the inputs' squared norm that a layer's protected directions hold"
+    )
+    basis_examples: int = Field(64, gt=0, description="training examples that the directions are found from")
+
+
+class Became(Method[BecameOptions]):
+    r"""From the second task on: gradient-projected training to :math:`\theta_a`, free training to
+    :math:`\hat\theta`, deployment of :math:`(1 - l) \theta_a + l \hat\theta`.
+
+    With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F
+    the new one's, ``l`` is (:func:`merganser.merging.line.best_share`)
+
+    .. math:: l = \frac{\delta' F \delta - (\theta_a - m_{t-1})' \Lambda \delta}{\delta' (\Lambda + F) \delta}
+
+    clipped to [0, 1].
+
+    Source: Li et al. 2025, "BECAME: BayEsian Continual Learning with Adaptive Model MErging" (arXiv 2504.02666).
+    """
+
+    Options = BecameOptions
+    title = "BECAME"
+    paper = "Li 2025, ICML, arXiv 2504.02666"
+    idea = "Train sparing what earlier inputs use, then freely; merge the two where all tasks' losses are least."
+    stores = "the sum of all Fishers (P) and directions of each layer's inputs (at most width x width each)"
+    grows = True
+
+    _past: Weights | None = None
+    _projection: GradientProjection | None = None
+
+    def __init__(self, options: BecameOptions) -> None:
+        super().__init__(options)
+        self._bases: dict[str, Tensor] = {}
+
+    def begin_task(self) -> None:
+        super().begin_task()
+        self._projection = None
+
+    def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        from merganser.training.projection import GradientProjection
+
+        if self._past is None:
+            return []
+        steps = math.ceil(self.options.projected * context.steps)
+        self._projection = GradientProjection(context.backbone.module, self._bases, steps)
+        return [self._projection]
+
+    def task_state(self) -> TaskState:
+        if self._projection is None or self._projection.reached is None:
+            return TaskState()
+        return TaskState(tensors=dict(self._projection.reached))
+
+    def load_task_state(self, state: TaskState) -> None:
+        from merganser.weights import Weights
+
+        if self._projection is not None and state.tensors:
+            self._projection.reached = beside(Weights(state.tensors), self._projection.weights)
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.weights import Weights
+
+        current = Weights.of(context.backbone.module)
+        with timed_merge(self.records):
+            information = self.options.estimate(context)
+        if self._past is None:
+            self._past = information
+        else:
+            past = beside(self._past, information)
+            self._merge(context, current, past, information)
+            self._past = past.combine_(1, [(1, information)])
+        with timed_merge(self.records):
+            self._extend(context)
+
+    def _merge(self, context: TaskContext, current: Weights, past: Weights, information: Weights) -> None:
+        from merganser.merging.line import best_share
+
+        assert self._projection is not None
+        assert self._projection.reached is not None
+        assert context.deployed is not None
+        before, spared, trained = context.deployed(context.index - 1), self._projection.reached, current.snapshot()
+        with timed_merge(self.records):
+            share = best_share(
+                (trained[name] - at, past[name] * (at - before[name]), past[name], information[name])
+                for name, at in spared.items()
+            )
+            current.combine_(share, [(1 - share, spared)])
+        note_merge(
+            self.records,
+            context,
+            trained=trained,
+            before=spared,
+            weight_new=share,
+            weight_old=1 - share,
+            start=before,
+        )
+
+    def _extend(self, context: TaskContext) -> None:
+        """Add the directions of this task's inputs, as the merged model sees them."""
+        from merganser.training.projection import extend_bases
+
+        order = np.random.default_rng(derive_seed(context.seed, "bases")).permutation(len(context.features))
+        sample = [context.features[index] for index in order[: self.options.basis_examples].tolist()]
+        module, collate = context.backbone.module, context.backbone.collate
+        self._bases = extend_bases(module, self._bases, sample, collate, energy=self.options.energy)
+
+    def save(self, folder: Path) -> None:
+        if self._past is not None:
+            write_weights(folder / PAST, self._past)
+            write_weights(folder / BASES, self._bases)
+
+    def load(self, folder: Path) -> None:
+        self._past = read_weights(folder / PAST)
+        self._bases = dict(read_weights(folder / BASES))
+
+    def bytes_kept(self) -> dict[str, int]:
+        if self._past is None:
+            return {}
+        bases = sum(basis.numel() * basis.element_size() for basis in self._bases.values())
+        return {"Fisher information": self._past.nbytes, "directions": bases}

@@ -1,0 +1,81 @@
+"""CoFiMA: a moving average of the models of the tasks, weighted entry by entry."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from merganser.methods.base import Method, TaskContext
+from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.information import FisherOptions
+from merganser.methods.kept import beside, read_weights, write_weights
+
+if TYPE_CHECKING:
+    from merganser.weights import Weights
+
+FISHER = "fisher.safetensors"
+
+
+class CofimaOptions(FisherOptions):
+    """CoFiMA: CoMA, each entry weighted by its Fisher information."""
+
+    name: Literal["cofima"] = "cofima"
+    alpha: float = Field(0.4, ge=0, le=1, description="weight of the new task's Fisher-weighted weights")
+
+
+def mean_share(new: Weights, old: Weights, alpha: float) -> float:
+    """What the new model weighs on average over all entries: ``a F / (a F + (1 - a) F_old)``, ``a`` at 0/0."""
+    total = 0.0
+    for name, information in new.items():
+        mine, other = alpha * information.double(), (1 - alpha) * old[name].double()
+        both = mine + other
+        total += float((mine / both).where(both > 0, alpha).sum())
+    return total / new.numel
+
+
+class Cofima(Method[CofimaOptions]):
+    r"""After task t > 1 deploys, entry by entry,
+    :math:`m_t = \frac{(1 - \alpha) F_{t-1} m_{t-1} + \alpha F_t \theta_t}{(1 - \alpha) F_{t-1} + \alpha F_t}`.
+
+    :math:`F_t` is the diagonal Fisher information of :math:`\theta_t` on task t; where both are zero the weights are
+    :math:`1 - \alpha` and :math:`\alpha`.
+
+    Source: Marouf et al. 2024, "Weighted Ensemble Models Are Strong Continual Learners" (arXiv 2312.08977).
+    """
+
+    Options = CofimaOptions
+    title = "CoFiMA"
+    paper = "Marouf 2024, arXiv 2312.08977"
+    idea = "As CoMA, but each weight counts as much as the task's answers hang on it (Fisher information)."
+    stores = "the last task's Fisher information (P)"
+
+    _fisher: Weights | None = None
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.merging.fisher import fisher
+        from merganser.weights import Weights
+
+        current, alpha = Weights.of(context.backbone.module), self.options.alpha
+        with timed_merge(self.records):
+            information = self.options.estimate(context)
+        if self._fisher is not None and context.deployed is not None:
+            earlier, before = beside(self._fisher, information), context.deployed(context.index - 1)
+            share = mean_share(information, earlier, alpha)
+            note_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
+            with timed_merge(self.records):
+                for name, value in current.items():
+                    both = [earlier[name], information[name]]
+                    value.copy_(fisher([before[name], value], both, weights=[1 - alpha, alpha]))
+        self._fisher = information
+
+    def save(self, folder: Path) -> None:
+        if self._fisher is not None:
+            write_weights(folder / FISHER, self._fisher)
+
+    def load(self, folder: Path) -> None:
+        self._fisher = read_weights(folder / FISHER)
+
+    def bytes_kept(self) -> dict[str, int]:
+        return {} if self._fisher is None else {"Fisher information": self._fisher.nbytes}

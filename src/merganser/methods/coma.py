@@ -1,0 +1,42 @@
+"""CoMA: a moving average of the models of the tasks."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.ending import note_merge, timed_merge
+
+
+class ComaOptions(MethodOptions):
+    """CoMA: exponential moving average over tasks, each trained from the average."""
+
+    name: Literal["coma"] = "coma"
+    alpha: float = Field(0.4, ge=0, le=1, description="weight of the new task's weights in the average")
+
+
+class Coma(Method[ComaOptions]):
+    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`.
+
+    Source: Marouf et al. 2024, "Weighted Ensemble Models Are Strong Continual Learners" (arXiv 2312.08977).
+    """
+
+    Options = ComaOptions
+    title = "CoMA"
+    paper = "Marouf 2024, arXiv 2312.08977"
+    idea = "After each task, average its weights with those deployed before it, with one fixed share."
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.merging.ema import ema_step
+        from merganser.weights import Weights
+
+        if context.index == 1 or context.deployed is None:
+            return
+        current, alpha = Weights.of(context.backbone.module), self.options.alpha
+        before = context.deployed(context.index - 1)
+        note_merge(self.records, context, trained=current, before=before, weight_new=alpha, weight_old=1 - alpha)
+        with timed_merge(self.records):
+            for name, value in current.items():
+                value.copy_(ema_step(before[name], value, alpha=alpha))

@@ -1,0 +1,159 @@
+"""Tunable MagMax: MagMax in which each task supplies a chosen share of the weights."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field, model_validator
+
+from merganser.errors import InputError
+from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.kept import read_weights, write_weights
+from merganser.training.determinism import derive_seed
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from transformers import TrainerCallback
+
+    from merganser.weights import Weights
+
+FEATURES = "features.safetensors"
+
+
+class TunableMagMaxOptions(MethodOptions):
+    """Tunable MagMax: MagMax with a preference for each task."""
+
+    name: Literal["tunable_magmax"] = "tunable_magmax"
+    scale: float = Field(0.5, ge=0, allow_inf_nan=False, description="factor on the merged update when it is deployed")
+    preference: list[float] | Literal["uniform", "label_overlap", "feature_similarity"] = Field(
+        "uniform",
+        description="share of the weights that each task supplies: a number per task in the order of learning, the "
+        "same for all, or by what its labels or inputs have in common with those of the wanted tasks",
+    )
+    wanted: list[str] | None = Field(
+        None, description="tasks that the merged model is meant for (label_overlap, feature_similarity); null: all"
+    )
+
+    @model_validator(mode="after")
+    def _preferences(self) -> TunableMagMaxOptions:
+        numbers = self.preference
+        if isinstance(numbers, list) and not (
+            numbers and numbers[0] > 0 and all(math.isfinite(number) and number >= 0 for number in numbers)
+        ):
+            raise ValueError("preference: give a number per task, not negative, and the first above 0")
+        if self.wanted is not None and (not self.wanted or not isinstance(numbers, str) or numbers == "uniform"):
+            raise ValueError("wanted: name tasks, with preference label_overlap or feature_similarity")
+        return self
+
+
+class TunableMagMax(Method[TunableMagMaxOptions]):
+    r"""Deploys :math:`\theta_0 + \lambda \tau^*`, where task i supplies exactly the share :math:`w_i` of the entries of
+    each tensor (:func:`merganser.merging.tunable_magmax.tunable_magmax`).
+
+    As with MagMax each task is trained from the weights of the one before. The task vectors of all tasks are needed:
+    they are read again from the tasks' own weights.
+
+    Source: Hiroshima et al. 2026, "Tunable MAGMAX: Preference-Aware Model Merging for Continual Learning"
+    (arXiv 2605.20803).
+    """
+
+    Options = TunableMagMaxOptions
+    title = "Tunable MagMax"
+    paper = "Hiroshima 2026, arXiv 2605.20803"
+    idea = "MagMax, in which each task supplies as many of the merged update's entries as it is preferred."
+    stores = "every task's own weights (T P)"
+    grows = True
+    start = "trained"
+
+    def __init__(self, options: TunableMagMaxOptions) -> None:
+        super().__init__(options)
+        self._features: dict[str, Tensor] = {}
+        self._earlier = 0
+
+    def check_tasks(self, number: int) -> None:
+        given = self.options.preference
+        if isinstance(given, list) and len(given) < number:
+            raise InputError(
+                f"method.preference has {len(given)} numbers, and the run comes to {number} tasks.",
+                "Give one per task, or choose uniform, label_overlap or feature_similarity.",
+            )
+
+    def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        if self.options.preference == "label_overlap":
+            for task, labels in context.labels.items():
+                if labels is None:
+                    raise InputError(
+                        f"method.preference is label_overlap, and task '{task}' answers in free text.",
+                        "Choose uniform, feature_similarity or numbers.",
+                    )
+        return []
+
+    def after_task(self, context: TaskContext) -> None:
+        from merganser.merging.tunable_magmax import tunable_magmax
+        from merganser.weights import Weights
+
+        assert context.pretrained is not None
+        current, origin, count = Weights.of(context.backbone.module), context.pretrained(), context.index
+        trained = current.snapshot()
+        preference = self._preference(context, current, origin)
+        models = [self._own(context, row) for row in range(1, count)] + [trained]
+        seed = derive_seed(context.seed, "tunable_magmax")
+        with timed_merge(self.records):
+            for name, value in current.items():
+                own = [model[name] for model in models]
+                merged = tunable_magmax(
+                    own, origin[name], weights=preference, scale=self.options.scale, seed=seed, name=name
+                )
+                value.copy_(merged)
+        self._earlier = (count - 1) * trained.nbytes
+        share = preference[-1] / math.fsum(preference)
+        note_merge(
+            self.records,
+            context,
+            trained=trained,
+            before=origin if count == 1 or context.deployed is None else context.deployed(count - 1),
+            weight_new=self.options.scale * share,
+            weight_old=self.options.scale * (1 - share),
+            start=origin if count == 1 else models[-2],
+        )
+
+    def _own(self, context: TaskContext, row: int) -> Weights:
+        assert context.trained is not None
+        return context.trained(row)
+
+    def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
+        """One number per task so far, in the order of learning."""
+        from merganser.methods.preferences import by_label_overlap, by_similarity, mean_feature
+
+        given = self.options.preference
+        if isinstance(given, list):
+            return given[: context.index]
+        if given == "uniform":
+            return [1.0] * context.index
+        learned = list(context.labels)
+        wanted = [task for task in self.options.wanted or learned if task in context.labels] or learned
+        if given == "label_overlap":
+            return by_label_overlap({task: labels or () for task, labels in context.labels.items()}, wanted)
+        # Features of all tasks are those of one model, the pretrained one.
+        trained = current.snapshot()
+        current.copy_(origin)
+        self._features = {**self._features, context.task: mean_feature(context)}
+        current.copy_(trained)
+        return by_similarity({task: self._features[task] for task in learned}, wanted)
+
+    def save(self, folder: Path) -> None:
+        if self._features:
+            write_weights(folder / FEATURES, self._features)
+
+    def load(self, folder: Path) -> None:
+        if self.options.preference == "feature_similarity":
+            self._features = dict(read_weights(folder / FEATURES))
+
+    def bytes_kept(self) -> dict[str, int]:
+        found = {"earlier tasks' weights": self._earlier}
+        if self._features:
+            found["features"] = sum(value.numel() * value.element_size() for value in self._features.values())
+        return found

@@ -1,0 +1,185 @@
+"""Training that leaves alone what earlier inputs make of the weights: gradient projection.
+
+A layer ``y = W x`` gives the same outputs for all inputs within a subspace when W changes only orthogonally to it. The
+subspace of a task's inputs is found layer by layer from a sample of them.
+
+Source: Saha et al. 2021, Gradient Projection Memory for Continual Learning (GPM), arXiv 2103.09762.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+
+from merganser.models.base import IGNORED, evaluating
+from merganser.training.rehearsal import Collator, to_device
+from merganser.weights import Weights
+
+
+def trained_layers(module: nn.Module) -> dict[str, nn.Module]:
+    """Name of a trainable matrix -> the layer that multiplies by it; with LoRA each factor is such a layer."""
+    from transformers.pytorch_utils import Conv1D
+
+    found = {}
+    for name, weight in module.named_parameters():
+        path, _, last = name.rpartition(".")
+        if weight.requires_grad and last == "weight":
+            layer = module.get_submodule(path)
+            if isinstance(layer, nn.Linear | Conv1D):
+                found[name] = layer
+    return found
+
+
+def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
+    """An orthonormal basis of a layer's inputs, extended until it holds enough of a new task's.
+
+    With ``R`` the inputs and ``R'`` what the basis leaves of them, the fewest leading left singular vectors of ``R'``
+    are added for which ``|R - R'|^2 + |R'_k|^2 >= energy |R|^2`` (GPM, equation 9).
+
+    Args:
+        basis: width x directions, or ``None``.
+        inputs: inputs of the layer, rows x width.
+        energy: share of the squared norm to hold, in [0, 1].
+
+    Returns:
+        width x directions, in single precision.
+    """
+    rows = inputs.double()
+    wanted = energy * float(rows.square().sum())
+    old = rows.new_zeros(rows.shape[1], 0) if basis is None else basis.to(rows)
+    rest = rows - (rows @ old) @ old.T
+    held = float(rows.square().sum() - rest.square().sum())
+    _, spectrum, directions = torch.linalg.svd(rest, full_matrices=False)
+    reached = held + spectrum.square().cumsum(0)
+    number = 0 if held >= wanted else min(int((reached < wanted).sum()) + 1, rows.shape[1] - old.shape[1])
+    # Directions of rounding noise hold nothing.
+    number = min(number, int((spectrum > spectrum.amax() * 1e-7).sum()))
+    extended, _ = torch.linalg.qr(torch.cat([old, directions[:number].T], 1))
+    # In the order of memory that a file gives back: how a product rounds depends on it.
+    return extended.float().contiguous()
+
+
+def extend_bases(
+    module: nn.Module,
+    bases: Mapping[str, Tensor],
+    features: Sequence[dict[str, Any]],
+    collate: Collator,
+    *,
+    energy: float,
+    batch: int = 8,
+) -> dict[str, Tensor]:
+    """The bases of all trained layers, extended by what they read of some examples; dropout off, padding left out.
+
+    Args:
+        module: the model after the task.
+        bases: name of the matrix -> basis, so far.
+        features: tokenised examples of the task, the sample.
+        collate: turns a list of them into a batch.
+        energy: see :func:`extend_basis`.
+        batch: examples per forward pass.
+    """
+    device = next(module.parameters()).device
+    read: dict[str, list[Tensor]] = {}
+    masks: list[Tensor] = []
+
+    def reader(name: str) -> Any:
+        def read_inputs(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+            read.setdefault(name, []).append(_rows(arguments[0].detach(), masks).float())
+
+        return read_inputs
+
+    hooks = [layer.register_forward_pre_hook(reader(name)) for name, layer in trained_layers(module).items()]
+    try:
+        with evaluating(module), torch.no_grad():
+            for start in range(0, len(features), batch):
+                inputs = to_device(collate(list(features[start : start + batch])), device)
+                masks[:] = _masks(inputs)
+                module(**inputs)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: extend_basis(bases.get(name), torch.cat(rows), energy) for name, rows in read.items()}
+
+
+def _masks(inputs: Mapping[str, Any]) -> list[Tensor]:
+    """Where a batch's inputs and its answers are not padding (examples x positions)."""
+    found = [inputs["attention_mask"].bool()] if "attention_mask" in inputs else []
+    labels = inputs.get("labels")
+    return [*found, labels != IGNORED] if labels is not None and labels.ndim == 2 else found
+
+
+def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
+    """A layer's inputs as rows; of examples x positions x width those positions that some mask of that shape keeps."""
+    fitting = [mask for mask in masks if mask.shape == inputs.shape[:-1]]
+    if fitting:
+        return inputs[torch.stack(fitting).any(0)]
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+class GradientProjection(TrainerCallback):
+    """Keeps a task's weights orthogonal to the inputs of earlier tasks for its first steps.
+
+    Gradients are projected before the optimizer sees them. AdamW divides entry by entry and so leaves the subspace
+    again: after its step the way from the task's start is projected, too. Weights without a basis (biases, norms,
+    embeddings) are held: every input meets them.
+
+    Args:
+        module: the model at the task's start.
+        bases: name of a matrix -> orthonormal basis of its inputs (width x directions).
+        steps: for how many optimizer steps; then training is free.
+
+    Attributes:
+        weights: the trainable weights, sharing their memory.
+        reached: the weights when the projection ended; ``None`` before.
+    """
+
+    def __init__(self, module: nn.Module, bases: Mapping[str, Tensor], steps: int) -> None:
+        from transformers.pytorch_utils import Conv1D
+
+        self.steps = steps
+        self.reached: Weights | None = None
+        self._parameters = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
+        self.weights = Weights(self._parameters)
+        self._start = self.weights.snapshot()
+        self._bases = {name: basis.to(self._parameters[name].device) for name, basis in bases.items()}
+        self._transposed = {name for name, layer in trained_layers(module).items() if isinstance(layer, Conv1D)}
+        if steps == 0:
+            self.reached = self._start
+
+    @torch.no_grad()
+    def project_(self, name: str, change: Tensor) -> None:
+        """Take from a change of one weight, in place, what earlier inputs would notice."""
+        basis = self._bases.get(name)
+        if basis is None:
+            change.zero_()
+            return
+        basis = basis.to(change.dtype)
+        if name in self._transposed:  # width x outputs
+            change.sub_(basis @ (basis.T @ change))
+        else:
+            change.sub_((change @ basis) @ basis.T)
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step < self.steps:
+            for name, parameter in self._parameters.items():
+                if parameter.grad is not None:
+                    self.project_(name, parameter.grad)
+
+    def on_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if state.global_step < self.steps:
+            change = self.weights.minus(self._start)
+            for name, way in change.items():
+                self.project_(name, way)
+            self.weights.combine_(0, [(1, self._start), (1, change)])
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        if state.global_step == self.steps:
+            self.reached = self.weights.snapshot()
