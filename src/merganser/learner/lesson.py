@@ -201,6 +201,7 @@ class Lesson:
         options = self.session.config.training
         kept = self.session.memory()
         known = self.session.known_tasks()
+        earlier = {name: task.spec for name, task in known.items()}
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
         if self.session.config.model.candidates == "seen" and not self.session.method.several_models:
             new = {name: with_candidates(task, known.values()) for name, task in new.items()}
@@ -224,6 +225,7 @@ class Lesson:
             features=features,
             steps=steps,
             specs=specs,
+            earlier=earlier,
             pretrained=self.session.pretrained,
             deployed=self.session.deployed,
             listener=self.session.listener,

@@ -19,9 +19,11 @@ from merganser.methods.single import Single
 from merganser.methods.slao import Slao
 from merganser.methods.table import MethodTable
 from merganser.methods.tasl import Tasl
+from merganser.methods.trm import Trm
 
 BUILT_IN: dict[str, type[Method[Any]]] = {
     "aim": Aim,
+    "trm": Trm,
     "replay": Replay,
     "pam": Pam,
     "tasl": Tasl,

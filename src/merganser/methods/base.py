@@ -52,6 +52,7 @@ class TaskContext:
         features: tokenised examples of the task.
         steps: optimizer steps the task will take.
         specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
+        earlier: task name -> how its texts are answered among its own labels, for the tasks learned before.
         pretrained: reads the trainable weights as they were before any task, in memory of their own.
         deployed: reads those deployed after a row of the run (after its first task: 1), likewise.
         listener: is told about merges.
@@ -66,6 +67,7 @@ class TaskContext:
     features: Sequence[dict[str, Any]] = ()
     steps: int = 0
     specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    earlier: Mapping[str, AnswerSpec] = field(default_factory=dict)
     pretrained: Callable[[], Weights] | None = None
     memory_groups: Sequence[tuple[str, str]] = ()
     deployed: Callable[[int], Weights] | None = None
@@ -189,7 +191,7 @@ class Method(Generic[OptionsT]):
         """Read what :meth:`save` wrote."""
 
     def bytes_kept(self) -> dict[str, int]:
-        """Bytes of what :meth:`save` writes, by name."""
+        """Bytes of what must survive between tasks besides the deployed weights and the memory, by name."""
         return {}
 
     def signals(self, step: int) -> tuple[float | None, int | None]:

@@ -149,6 +149,10 @@ class Matcher(Backbone):
         rows = self.label_rows(spec)  # may extend the bank
         return self.module.bank[rows]
 
+    def candidate_rows(self, spec: AnswerSpec) -> list[int]:
+        """The rows of ``module.bank`` that hold the vectors of the spec's labels."""
+        return self._rows_of(spec)
+
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []

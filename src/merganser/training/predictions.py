@@ -1,0 +1,159 @@
+"""What a backbone predicts on a batch, apart for the task at hand and for what was learned before it.
+
+A merge that optimises itself on the data of the new task alone reads three things: the task's own loss, predictions
+that ought to stay as they were, and a vector per example through which the model's sensitivity can be probed without
+labels.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from merganser.models.base import IGNORED, Backbone
+
+if TYPE_CHECKING:
+    from merganser.models.base import AnswerSpec
+
+Batch = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """Predictions on one batch.
+
+    Attributes:
+        loss: the model's own loss on the batch (nats).
+        answers: logits that the loss reads (rows x choices).
+        earlier: logits that are not the new task's business (rows x choices); no choices where there are none.
+    """
+
+    loss: Tensor
+    answers: Tensor
+    earlier: Tensor
+
+
+class Predictor(ABC):
+    """Predictions of one kind of backbone."""
+
+    def __init__(self, backbone: Backbone) -> None:
+        self.module = backbone.module
+
+    @abstractmethod
+    def predict(self, batch: Batch) -> Predictions:
+        """Predictions of the model as it is."""
+
+    @abstractmethod
+    def represent(self, batch: Batch) -> Tensor:
+        """One vector per example (examples x width) that does not depend on the example's answer."""
+
+
+class MatcherPredictor(Predictor):
+    """Earlier predictions are those over the labels seen before the task, on the inputs of the task.
+
+    An example is represented by its unit vector.
+    """
+
+    def __init__(self, backbone: Any, earlier: Mapping[str, AnswerSpec]) -> None:
+        super().__init__(backbone)
+        rows = [row for spec in earlier.values() for row in backbone.candidate_rows(spec)]
+        self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)
+
+    def predict(self, batch: Batch) -> Predictions:
+        own = batch["candidates"]
+        both = torch.cat([own, self.rows.expand(len(own), -1)], 1)
+        logits = self.module(**{**batch, "candidates": both, "labels": None})["logits"]
+        answers, earlier = logits[:, : own.shape[1]], logits[:, own.shape[1] :]
+        return Predictions(functional.cross_entropy(answers, batch["labels"]), answers, earlier)
+
+    def represent(self, batch: Batch) -> Tensor:
+        inputs = {key: value for key, value in batch.items() if key not in ("candidates", "labels")}
+        return self.module.embed(**inputs)  # type: ignore[operator]
+
+
+class CausalPredictor(Predictor):
+    """Earlier predictions are those of the prompt's own tokens.
+
+    An example is represented by the logits of the answer's first token.
+    """
+
+    def predict(self, batch: Batch) -> Predictions:
+        output = self.module(**batch)
+        logits, following = output["logits"][:, :-1].float(), batch["labels"][:, 1:]
+        prompt = (following == IGNORED) & (batch["attention_mask"][:, 1:] == 1)
+        return Predictions(output["loss"], logits[following != IGNORED], logits[prompt])
+
+    def represent(self, batch: Batch) -> Tensor:
+        inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
+        logits = self.module(**inputs)["logits"]
+        first = (batch["labels"] != IGNORED).int().argmax(1)
+        return logits[torch.arange(len(first), device=first.device), first - 1].float()
+
+
+class Seq2SeqPredictor(Predictor):
+    """Earlier predictions are those of the prompt's tokens when the decoder is made to read the prompt once more.
+
+    The decoder of such a model never reads the prompt by itself, and what it says about the answer is what the new task
+    is to change. An example is represented by the logits of the answer's first token.
+    """
+
+    def __init__(self, backbone: Backbone) -> None:
+        super().__init__(backbone)
+        self.longest = backbone.lengths.target
+
+    def predict(self, batch: Batch) -> Predictions:
+        output = self.module(**batch)
+        prompt = batch["input_ids"][:, : self.longest]
+        prompt = prompt.masked_fill(batch["attention_mask"][:, : self.longest] == 0, IGNORED)
+        again = self.module(
+            encoder_outputs=(output["encoder_last_hidden_state"],),
+            attention_mask=batch["attention_mask"],
+            labels=prompt,
+        )
+        return Predictions(
+            output["loss"],
+            output["logits"][batch["labels"] != IGNORED].float(),
+            again["logits"][prompt != IGNORED].float(),
+        )
+
+    def represent(self, batch: Batch) -> Tensor:
+        first = torch.zeros_like(batch["labels"][:, :1])  # only the token that opens every answer is read
+        return self.module(**{**batch, "labels": first})["logits"][:, 0].float()
+
+
+def predictor(backbone: Backbone, earlier: Mapping[str, AnswerSpec]) -> Predictor:
+    """The predictor of a backbone.
+
+    Args:
+        earlier: how the tasks learned before are answered, each by its own labels.
+    """
+    if backbone.kind == "matcher":
+        return MatcherPredictor(backbone, earlier)
+    return CausalPredictor(backbone) if backbone.kind == "causal" else Seq2SeqPredictor(backbone)
+
+
+def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
+    """``temperature**2 * KL(teacher || student)`` in nats, the mean over rows; 0 without rows or choices.
+
+    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
+
+    Args:
+        teacher, student: logits (rows x choices); choices that are not there may be minus infinity in both.
+    """
+    if teacher.numel() == 0:
+        return student.sum() * 0.0
+    lowest = -1e4  # zero after the softmax, and unlike infinity it has a gradient
+    sought = functional.log_softmax(teacher.float().clamp(min=lowest) / temperature, -1)
+    found = functional.log_softmax(student.float().clamp(min=lowest) / temperature, -1)
+    return temperature**2 * functional.kl_div(found, sought, reduction="batchmean", log_target=True)
+
+
+def pieces(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """The examples in their order, at most ``size`` at a time."""
+    return [examples[start : start + size] for start in range(0, len(examples), size)]

@@ -1,0 +1,164 @@
+r"""Gradient responsiveness: how strongly the weights can still move what the model computes.
+
+Per group of parameters :math:`G_l(\theta) = |\nabla_l P(\theta)|^2 / n` with a scalar probe
+:math:`P(\theta) = \sum_i \langle v_i, \phi_\theta(x_i) \rangle` over n examples and fixed independent random vectors
+:math:`v_i`: one backward pass estimates the energy of the Jacobian, without labels. The loss
+
+.. math:: L = \frac{1}{|l|} \sum_l \max(0, \log \kappa G_l(\theta_{ref}) - \log G_l(\theta))
+
+has no scale and no effect once every group is as responsive as at the reference. Its gradient needs one Hessian-vector
+product for all groups together. The requirement is that of Wang and Deng 2026 (arXiv 2605.08311, abstract); the
+formulas are Merganser's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from merganser.weights import Weights
+
+Scalar = Callable[[], Tensor]
+"""A part of the probe: a sum over some examples, at the weights as they are."""
+
+Way = Literal["finite_difference", "double_backward"]
+
+FLOOR = 1e-12
+"""Energies count as at least this share of the reference: a logarithm has no value at zero."""
+
+
+class Responsiveness:
+    """Measures a model against what it was at a reference.
+
+    Args:
+        parameters: name -> trained parameter of the model.
+        groups: group -> names of its parameters; what is in no group is not measured.
+        parts: the probe, as parts that are added up; each is called at the weights of the moment and must not be
+        random. examples: n, over all parts. kappa: how much of the reference's energy is enough. way: how a
+        Hessian-vector product is computed. step: of the central difference, as a share of the norm of the weights.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, torch.nn.Parameter],
+        groups: Mapping[str, Sequence[str]],
+        parts: Sequence[Scalar],
+        examples: int,
+        *,
+        kappa: float = 1.0,
+        way: Way = "finite_difference",
+        step: float = 1e-3,
+    ) -> None:
+        self.parameters = dict(parameters)
+        self.groups = groups
+        self.parts = parts
+        self.examples = examples
+        self.kappa = kappa
+        self.way = way
+        self.step = step
+        self.reference: dict[str, float] = {}
+
+    def gradient(self) -> Weights:
+        """The gradient of the probe at the weights as they are."""
+        total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+        for part in self.parts:
+            for name, found in self._gradients(part(), create_graph=False).items():
+                total[name] += found
+        return Weights(total)
+
+    def energies(self, gradient: Weights) -> dict[str, float]:
+        """Group -> G, from the gradient of the probe."""
+        return {
+            group: math.fsum(float(gradient[name].double().square().sum()) for name in names) / self.examples
+            for group, names in self.groups.items()
+        }
+
+    def set_reference(self) -> None:
+        """The weights as they are become the reference; groups that the probe does not reach are left out."""
+        found = self.energies(self.gradient())
+        self.reference = {group: energy for group, energy in found.items() if energy > 0}
+
+    def hinge(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """The loss of :class:`Responsiveness`, and group -> its derivative with respect to the group's energy."""
+        loss, slopes = 0.0, {}
+        for group, reference in self.reference.items():
+            energy = max(energies[group], FLOOR * reference)
+            lack = math.log(self.kappa * reference) - math.log(energy)
+            if lack > 0:
+                loss += lack / len(self.reference)
+                slopes[group] = -1.0 / (len(self.reference) * energy)
+        return loss, slopes
+
+    def literal(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
+        """Minus the mean over groups of G / G_ref, unbounded: the squared gradient itself is to grow."""
+        share = 1.0 / len(self.reference) if self.reference else 0.0
+        loss = -share * sum(energies[group] / reference for group, reference in self.reference.items())
+        return loss, {group: -share / reference for group, reference in self.reference.items()}
+
+    def loss_and_gradient(
+        self, loss: Callable[[Mapping[str, float]], tuple[float, dict[str, float]]] | None = None
+    ) -> tuple[float, Weights | None]:
+        """The loss at the weights as they are, and its gradient with respect to them; ``None`` where it is flat.
+
+        Args:
+            loss: :meth:`hinge` (the default) or :meth:`literal`.
+        """
+        gradient = self.gradient()
+        value, slopes = (loss or self.hinge)(self.energies(gradient))
+        direction = {
+            name: gradient[name] * (2.0 * slopes[group] / self.examples)
+            for group, names in self.groups.items()
+            if group in slopes
+            for name in names
+        }
+        return value, self.hessian_times(direction) if direction else None
+
+    def hessian_times(self, direction: Mapping[str, Tensor]) -> Weights:
+        """The Hessian of the probe times a vector that is zero where ``direction`` has no entry."""
+        return self._twice(direction) if self.way == "double_backward" else self._difference(direction)
+
+    def _twice(self, direction: Mapping[str, Tensor]) -> Weights:
+        """By differentiating the gradient's inner product with the direction."""
+        total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
+        # Of the attention kernels only the plain one can be differentiated twice.
+        with sdpa_kernel(SDPBackend.MATH):
+            for part in self.parts:
+                first = self._gradients(part(), create_graph=True)
+                product = torch.stack([(first[name] * vector).sum() for name, vector in direction.items()]).sum()
+                if not product.requires_grad:  # the probe is linear in the weights
+                    continue
+                for name, found in self._gradients(product, create_graph=False).items():
+                    total[name] += found
+        return Weights(total)
+
+    def _difference(self, direction: Mapping[str, Tensor]) -> Weights:
+        """By a central difference of the gradient along the direction; the weights are put back."""
+        point = Weights(self.parameters)
+        moved = Weights({name: point[name] for name in direction})
+        vector = Weights(direction)
+        size, length = self.step * (point.l2() or 1.0), vector.l2()
+        kept = moved.snapshot()
+        with contextlib.ExitStack() as stack:
+            stack.callback(moved.copy_, kept)
+            moved.combine_(1.0, [(size / length, vector)])
+            ahead = self.gradient()
+            moved.copy_(kept).combine_(1.0, [(-size / length, vector)])
+            behind = self.gradient()
+        return ahead.combine_(length / (2 * size), [(-length / (2 * size), behind)])
+
+    def _gradients(self, value: Tensor, create_graph: bool) -> dict[str, Tensor]:
+        """Name -> gradient of ``value``; zero where it does not depend on a parameter."""
+        found = torch.autograd.grad(
+            value,
+            list(self.parameters.values()),
+            create_graph=create_graph,
+            allow_unused=True,
+            materialize_grads=True,
+        )
+        return dict(zip(self.parameters, found, strict=True))
