@@ -238,8 +238,8 @@ class SubspaceMerge:
                 value * share, list(parameters.values()), allow_unused=True, materialize_grads=True
             )
             total.combine_(1.0, [(1.0, Weights(dict(zip(parameters, slopes, strict=True))))])
-            terms["alignment"] += share * float(align)
-            terms["consistency"] += share * float(consistency)
+            terms["alignment"] += share * float(align.detach())
+            terms["consistency"] += share * float(consistency.detach())
         return total, terms
 
     def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
