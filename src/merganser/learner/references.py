@@ -97,6 +97,7 @@ def _keep(file: Path, score: Score) -> None:
 
 def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:
     known = KnownTask.of_task(task)
+    session.backbone.meet(task.train, known.spec)
     features = session.backbone.features(task.train, known.spec)
     steps = planned_steps(len(features), session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
