@@ -19,6 +19,8 @@ class MerganserError(Exception):
     """
 
     exit_code = 1
+    told = False
+    """With several processes: another one says it."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         super().__init__(f"{cause} {remedy}".strip())

@@ -61,7 +61,7 @@ def score_task(
     offset: int = 0,
     total: int | None = None,
 ) -> Score:
-    """Answer a task's test set and score it.
+    """Answer a task's test set and score it. Several processes share the work and must all call it.
 
     Args:
         batch: texts answered at a time.
@@ -75,7 +75,7 @@ def score_task(
         done += answered
         listener(Evaluating(task.name, done, everything))
 
-    answers = backbone.answer([example.input for example in task.test], task.spec, batch, progress)
+    answers = backbone.answer([example.input for example in task.test], task.spec, batch, progress, shared=True)
     entry = score_answers(task.metric, [answer.text for answer in answers], [example.output for example in task.test])
     return Score(value=entry.value, n=entry.n, stderr=entry.stderr)
 

@@ -1,8 +1,9 @@
 """A model's trainable parameters as a point in space.
 
 :class:`Weights` is an ordered mapping from names to tensors. It never copies unless asked (:meth:`Weights.snapshot`),
-works in the tensors' own memory, and on sharded parameters (``DTensor``) works on the local shard: sums and products
-are then partial, and the caller adds them up over processes.
+works in the tensors' own memory, and on sharded parameters (``DTensor``) works on the local shard: nothing is gathered.
+Norms and products are those of the whole vector; the shards' shares are added up over the processes, so that every
+process must ask for them at the same time.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterable, Iterator, Mapping
 import torch
 from torch import Tensor, nn
 
+from merganser import processes
+
 
 def local(tensor: Tensor) -> Tensor:
     """The part of ``tensor`` in this process's memory: its local shard if it is distributed, else itself."""
@@ -20,15 +23,22 @@ def local(tensor: Tensor) -> Tensor:
     return to_local() if callable(to_local) else tensor
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether processes hold different parts of ``tensor``."""
+    return any(placement.is_shard() for placement in getattr(tensor, "placements", ()))
+
+
 class Weights(Mapping[str, Tensor]):
     """Named tensors seen as one vector.
 
     Args:
         tensors: name -> tensor; kept by reference, in this order.
+        sharded: names of plain tensors that are this process's shards of larger ones (a ``DTensor`` says so itself).
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], sharded: Iterable[str] = ()) -> None:
         self._tensors = {name: local(tensor.detach()) for name, tensor in tensors.items()}
+        self._sharded = {*sharded, *(name for name, tensor in tensors.items() if is_sharded(tensor))}
 
     @classmethod
     def of(cls, module: nn.Module) -> Weights:
@@ -83,7 +93,7 @@ class Weights(Mapping[str, Tensor]):
 
     def snapshot(self) -> Weights:
         """A copy in memory of its own."""
-        return Weights({name: tensor.clone() for name, tensor in self.items()})
+        return Weights({name: tensor.clone() for name, tensor in self.items()}, self._sharded)
 
     @torch.no_grad()
     def copy_(self, other: Weights) -> Weights:
@@ -93,7 +103,8 @@ class Weights(Mapping[str, Tensor]):
 
     def minus(self, other: Weights) -> Weights:
         """The difference ``self - other`` in memory of its own."""
-        return Weights(dict(zip(self, torch._foreach_sub(self.tensors, self.matched(other)), strict=True)))
+        differences = torch._foreach_sub(self.tensors, self.matched(other))
+        return Weights(dict(zip(self, differences, strict=True)), self._sharded)
 
     @torch.no_grad()
     def combine_(self, scale: float, terms: Iterable[tuple[float, Weights]]) -> Weights:
@@ -104,18 +115,26 @@ class Weights(Mapping[str, Tensor]):
             torch._foreach_add_(mine, self.matched(other), alpha=coefficient)
         return self
 
+    def _sum(self, shares: Iterable[float]) -> float:
+        """One number per tensor, added up; those of shards also over the processes."""
+        parts = dict(zip(self, shares, strict=True))
+        if not self._sharded:
+            return math.fsum(parts.values())
+        whole = math.fsum(value for name, value in parts.items() if name not in self._sharded)
+        return whole + processes.add_up([math.fsum(parts[name] for name in sorted(self._sharded))])[0]
+
     def l1(self) -> float:
         """Sum of absolute values; tensors are added up in double precision."""
-        return math.fsum(norm.item() for norm in torch._foreach_norm(self.tensors, 1))
+        return self._sum(norm.item() for norm in torch._foreach_norm(self.tensors, 1))
 
     def l2(self) -> float:
         """Euclidean norm over all entries."""
-        return math.sqrt(math.fsum(norm.item() ** 2 for norm in torch._foreach_norm(self.tensors, 2)))
+        return math.sqrt(self._sum(norm.item() ** 2 for norm in torch._foreach_norm(self.tensors, 2)))
 
     def dot(self, other: Weights) -> float:
         """Inner product over all entries."""
         pairs = zip(self.tensors, self.matched(other), strict=True)
-        return math.fsum((a.flatten() @ b.flatten().to(a.dtype)).item() for a, b in pairs)
+        return self._sum((a.flatten() @ b.flatten().to(a.dtype)).item() for a, b in pairs)
 
     def cosine(self, other: Weights) -> float | None:
         """Cosine of the angle between the two; ``None`` when one of them is zero."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import os
 import sys
+import time
 import traceback
 from collections.abc import Callable
 from importlib import metadata
@@ -12,6 +13,7 @@ from typing import Annotated
 
 import typer
 
+from merganser import processes
 from merganser.cli.ask import ask
 from merganser.cli.demo import demo
 from merganser.cli.evaluate import evaluate
@@ -23,7 +25,7 @@ from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
 from merganser.cli.undo import undo
-from merganser.errors import MerganserError
+from merganser.errors import InputError, MerganserError
 
 HELP = (
     "Keeps one language model learning, task after task, without forgetting.\n\n"
@@ -55,7 +57,13 @@ def _ours(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: object, **kwargs: object) -> None:
         try:
+            if processes.planned() > 1 and command not in SEVERAL:
+                raise InputError(
+                    f"merganser {command.__name__} runs in one process.", "Start it without torchrun or accelerate."
+                )
+            processes.begin()
             command(*args, **kwargs)
+            processes.end()
             sys.stdout.flush()
         except KeyboardInterrupt as error:
             raise _Stopped from error
@@ -80,6 +88,12 @@ def common(
     """What every command has in common: nothing but the version."""
 
 
+PATIENCE = 2.0
+"""Seconds that a process waits with an error that all of them have, so that process 0 says it."""
+
+SEVERAL = (run, learn, evaluate)
+"""Commands that several processes can carry out together."""
+
 for command in (demo, run, learn, undo, ask, evaluate, report, export, merge, methods, streams, schema):
     app.command()(_ours(command))
 
@@ -89,6 +103,9 @@ def main() -> None:
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    aside = processes.planned_rank() > 0
+    if aside:  # process 0 speaks for all
+        sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     debug = "--debug" in options
@@ -97,6 +114,11 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="merganser")
     except MerganserError as error:
+        if aside and (error.told or isinstance(error, InputError)):
+            # The launcher ends all processes when one fails: process 0 must have spoken by then.
+            time.sleep(PATIENCE)
+        elif aside:
+            sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
         print(f"error: {error}", file=sys.stderr)
@@ -110,6 +132,7 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
+        sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
         print(

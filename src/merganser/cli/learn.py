@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from merganser import processes
 from merganser.cli.options import ModelOption, RunArgument
 
 
@@ -65,7 +66,7 @@ def learn(
         )
     options.update(name=task, train=train, input=input_field, output=output_field)
     checked = explain_options(TaskOptions, options, "the task")
-    learned = load_task(checked, Path.cwd())
+    learned = processes.agree(lambda: load_task(checked, Path.cwd()))
     learn_one(
         run, learned, None if config is None else load_config(config), model, f"merganser learn {run} --task {task}"
     )

@@ -13,6 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from merganser import processes
 from merganser.events import Evaluating, Event, Listener, Merged, Notice, RowDone, StepDone, TaskStarted
 
 if TYPE_CHECKING:
@@ -235,5 +236,5 @@ def _finish(run: Path, record: RunRecord) -> None:
 
     console = Console()
     show_result(console, record)
-    page = write_report(record, run / "report.html")
+    page = processes.on_main(lambda: write_report(record, run / "report.html"))
     console.print(f"\nThe run is in {run}; open {page} to see it.", highlight=False, soft_wrap=True)

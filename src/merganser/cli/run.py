@@ -3,9 +3,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+
+from merganser import processes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from merganser.config import RunConfig
+    from merganser.streams.task import Task
 
 
 def run(
@@ -31,6 +39,15 @@ def run(
     For instance: merganser run examples/matcher.yaml --out runs/first
     """
     from merganser.cli.live import learn_stream
+
+    changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
+    config, tasks = processes.agree(lambda: _read(stream, changes))
+    command = f"merganser run {stream} --out {out}"
+    command += "".join(f" --{key} {value}" for key, value in changes.items()) + (" --fwt" if fwt else "")
+    learn_stream(out, config, tasks, command=command, fwt=fwt)
+
+
+def _read(stream: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Sequence[Task]]:
     from merganser.config import check_config, load_config
     from merganser.errors import InputError
     from merganser.streams.loading import load_stream
@@ -39,12 +56,6 @@ def run(
     if config.stream is None:
         raise InputError(f"{stream}: there is no 'stream' section.", "Name the tasks to learn; see examples/.")
     tasks = load_stream(config.stream, stream.resolve().parent).tasks
-    changes = {"method": method, "seed": seed}
-    if any(value is not None for value in changes.values()):
-        given = {key: value for key, value in changes.items() if value is not None}
-        config = check_config({**config.model_dump(mode="json"), **given}, "--method/--seed")
-    command = f"merganser run {stream} --out {out}"
-    command += "".join(f" --{key} {value}" for key, value in changes.items() if value is not None) + (
-        " --fwt" if fwt else ""
-    )
-    learn_stream(out, config, tasks, command=command, fwt=fwt)
+    if changes:
+        config = check_config({**config.model_dump(mode="json"), **changes}, "--method/--seed")
+    return config, tasks

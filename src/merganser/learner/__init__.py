@@ -11,6 +11,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from merganser import processes
 from merganser.config import RunConfig, check_config, differences
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
@@ -68,8 +69,10 @@ class Learner:
             InputError: something asked for is impossible, differs from what the run was started with, or the run is
                 damaged, in use, or of a newer version.
         """
+        processes.begin()
         path = Path(run)
         given = {key: _plain(value) for key, value in sections.items() if value is not None}
+        listener = listener if processes.is_main() else silent
         if RunDirectory.exists(path):
             return cls(_reopen(path, given, listener, read_only, model_path))
         if read_only or "model" not in given:
@@ -86,6 +89,8 @@ class Learner:
 
         A run that was started differently is refused, unless it has learned nothing yet: then it starts over.
         """
+        processes.begin()
+        listener = listener if processes.is_main() else silent
         if RunDirectory.exists(run) and not _start_over(run, config, listener):
             return cls(_reopen(run, config.sections(), listener, read_only=False))
         return cls(_start(run, config, listener, command), new=True)
@@ -171,11 +176,12 @@ class Learner:
 def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> Session:
     RunDirectory.check_new(path)
     # The model comes before the folder: if it is not there, nothing is left behind.
-    backbone = _load(config, config.model.precision)
+    backbone = processes.agree(lambda: _load(config, config.model.precision))
     info = RunInfo(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         seed=config.seed,
+        processes=processes.count(),
         config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
         versions=versions(),
     )
@@ -184,12 +190,12 @@ def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> S
 
 def _start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
     """Take back a run that was started differently and has learned nothing; whether that was done."""
-    directory = RunDirectory.open(path)
+    directory = processes.agree(lambda: RunDirectory.open(path))
     kept = check_config({k: v for k, v in directory.info.config.items() if k != "resolved"}, str(path / "run.yaml"))
     if len(directory.row_folders()) > 1 or not differences(kept.sections(), config.sections()):
         return False
     directory.lock.acquire()
-    directory.discard()
+    processes.on_main(directory.discard)
     listener(Notice(f"'{path}' had learned nothing yet; it starts over with the new configuration."))
     return True
 
@@ -197,7 +203,7 @@ def _start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
 def _reopen(
     path: Path, given: Mapping[str, Any], listener: Listener, read_only: bool, model_path: str | None = None
 ) -> Session:
-    directory = RunDirectory.open(path)
+    directory = processes.agree(lambda: RunDirectory.open(path))
     kept = {key: value for key, value in directory.info.config.items() if key != "resolved"}
     config = check_config(kept, str(path / "run.yaml"))
     asked = {key: value for key, value in given.items() if key != "stream"}
@@ -211,24 +217,30 @@ def _reopen(
         directory.lock.acquire()
     try:
         notes = [] if read_only else directory.repair()
-        # The precision that `auto` came to where the run began is kept on every machine it goes on.
-        resolved = directory.info.config.get("resolved", {})
-        backbone = _load(config, resolved.get("precision", config.model.precision), model_path)
-        if fingerprint(backbone) != resolved.get("model_fingerprint"):
-            raise InputError(
-                f"the model '{model_path or config.model.name}' is not the one that '{path}' was started with.",
-                "Give the folder of the same pretrained model (--model, or model_path from Python).",
-            )
-        session = Session(directory, config, backbone, listener)
-        session.restore()
-        learned = session.learned
+        session = processes.agree(lambda: _session(directory, config, listener, model_path))
     except BaseException:
         directory.lock.release()
         raise
+    learned = session.learned
     if learned and not read_only:
         listener(Notice(f"Continuing '{path}' after {len(learned)} learned task(s): {', '.join(learned)}."))
     for note in notes:
         listener(Notice(note))
+    return session
+
+
+def _session(directory: RunDirectory, config: RunConfig, listener: Listener, model_path: str | None) -> Session:
+    """The run's model and method, as they are after its last row."""
+    # The precision that `auto` came to where the run began is kept on every machine it goes on.
+    resolved = directory.info.config.get("resolved", {})
+    backbone = _load(config, resolved.get("precision", config.model.precision), model_path)
+    if fingerprint(backbone) != resolved.get("model_fingerprint"):
+        raise InputError(
+            f"the model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
+            "Give the folder of the same pretrained model (--model, or model_path from Python).",
+        )
+    session = Session(directory, config, backbone, listener)
+    session.restore()
     return session
 
 

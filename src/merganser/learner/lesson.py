@@ -9,6 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from merganser import processes
 from merganser.errors import InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import RowDone, TaskStarted
@@ -31,6 +32,7 @@ from merganser.streams.memory import sample_memory, summarise_memory
 from merganser.streams.options import MemoryOptions
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
+from merganser.training.distributed import check_batch_for_processes
 from merganser.training.narrator import Narrator
 from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
 
@@ -45,6 +47,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         InputError: a task that is malformed, that was learned from other data or in another order, of which nothing
             would be kept, or that leaves a memory smaller than a batch of it.
     """
+    check_processes(session)
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
@@ -66,6 +69,18 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         if not session.method.together:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
+
+
+def check_processes(session: Session) -> None:
+    """InputError unless as many processes as there are can learn by this run's method and options."""
+    if processes.count() == 1:
+        return
+    if not session.method.several_processes:
+        raise InputError(
+            f"{session.method.title} learns in one process, and there are {processes.count()}.",
+            "Start it without torchrun or accelerate launch.",
+        )
+    check_batch_for_processes(session.config.training.batch)
 
 
 def memory_options(session: Session) -> MemoryOptions:
@@ -99,7 +114,7 @@ class Lesson:
             InputError: a task that is malformed or learned already, or a memory batch larger than the memory.
             RunError: the loss became not finite, or the disk is full.
         """
-        self._check()
+        processes.agree(self._check)
         session = self.session
         if not session.directory.row_folders():
             self._measure_start()
@@ -124,6 +139,7 @@ class Lesson:
     def _check(self) -> None:
         if self.session.directory.lock.held is False:
             raise InputError("this run was opened for reading only.", "Open it without read_only to learn.")
+        check_processes(self.session)
         if not self.tasks:
             raise InputError("no task was given to learn.", "Give at least one.")
         if len(self.tasks) > 1 and not self.session.method.together:
@@ -146,12 +162,11 @@ class Lesson:
         folder = self.session.directory.begin_row(0, "start")
         try:
             scores = self.session.score(known, {})
-            with full_disk_is_an_error(folder):
-                self.session.backbone.save_weights(folder / "adapter")
             row = RowFile(
                 row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics={t.name: t.metric for t in known}
             )
-            write_json(folder / "row.json", row.model_dump())
+            processes.on_main(lambda: self._save_weights(folder / "adapter"))
+            processes.on_main(lambda: write_json(folder / "row.json", row.model_dump()))
             self.session.weights_are(self.session.directory.commit_row(folder))
         except BaseException:
             self.session.directory.abandon_row(folder)
@@ -247,25 +262,34 @@ class Lesson:
             log=log,
         )
         if not all(bool(weight.isfinite().all()) for weight in self.session.backbone.trainable().values()):
-            raise RunError(
-                f"the weights are not finite after the last step of task '{context.task}'.",
-                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
+            raise processes.alike(
+                RunError(
+                    f"the weights are not finite after the last step of task '{context.task}'.",
+                    "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
+                )
             )
-        with full_disk_is_an_error(folder):
-            if self.session.method.start == "trained":
-                self.session.backbone.save_weights(folder / "trained")
-            started = time.perf_counter()
-            self.session.method.after_task(context)
-            ending = time.perf_counter() - started
-            self.session.backbone.save_weights(folder / "adapter")
-            (folder / "method").mkdir()
-            self.session.method.save(folder / "method")
+        if self.session.method.start == "trained":
+            processes.on_main(lambda: self._save_weights(folder / "trained"))
+        started = time.perf_counter()
+        self.session.method.after_task(context)
+        ending = time.perf_counter() - started
+        processes.on_main(lambda: self._save_weights(folder / "adapter"))
+        processes.on_main(lambda: self._save_method(folder / "method"))
         cost = self.session.method.records.cost.model_copy()
         cost.steps, cost.examples_trained = outcome.steps, outcome.examples
         elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
         elsewhere += cost.explaining_seconds + cost.bookkeeping_seconds
         cost.inner_seconds = max(0.0, outcome.seconds + ending - elsewhere)
         return outcome, cost
+
+    def _save_weights(self, folder: Path) -> None:
+        with full_disk_is_an_error(folder):
+            self.session.backbone.save_weights(folder)
+
+    def _save_method(self, folder: Path) -> None:
+        with full_disk_is_an_error(folder):
+            folder.mkdir()
+            self.session.method.save(folder)
 
     def _write_row(
         self,
@@ -275,7 +299,24 @@ class Lesson:
         cost: CostRecord,
         earlier: dict[int, dict[str, Score]],
     ) -> ScoreRow:
-        """Keep the memory, score every known task, and write all of the row's files."""
+        """Score every known task, keep the memory, and write all of the row's files."""
+        evaluating = time.perf_counter()
+        scores = self._row_scores(number)
+        cost.evaluating_seconds = time.perf_counter() - evaluating
+        cost.examples_evaluated = sum(score.n for score in scores.values())
+        row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
+        processes.on_main(lambda: self._write_files(number, folder, outcome, cost, earlier, row))
+        return row
+
+    def _write_files(
+        self,
+        number: int,
+        folder: Path,
+        outcome: Outcome,
+        cost: CostRecord,
+        earlier: dict[int, dict[str, Score]],
+        row: ScoreRow,
+    ) -> None:
         kept: list[KeptExample] = []
         memories: dict[str, MemoryRecord] = {}
         for task in self.tasks:
@@ -286,12 +327,7 @@ class Lesson:
                 if chosen
                 else MemoryRecord()
             )
-        evaluating = time.perf_counter()
-        scores = self._row_scores(number)
-        cost.evaluating_seconds = time.perf_counter() - evaluating
-        cost.examples_evaluated = sum(score.n for score in scores.values())
         tests = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.test]
-        row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
         write_json_lines(folder / "memory.jsonl", [example.model_dump() for example in kept])
         write_json_lines(folder / "test.jsonl", [example.model_dump() for example in tests])
         write_json_lines(folder / "merges.jsonl", [merge.model_dump() for merge in self.session.method.records.merges])
@@ -330,7 +366,6 @@ class Lesson:
         metrics = {task.name: task.metric for task in self._known()}
         file = RowFile(row=number, tasks=records, scores=row, earlier=earlier, metrics=metrics)
         write_json(folder / "row.json", file.model_dump())
-        return row
 
     def _answered_by(self, number: int) -> dict[str, int]:
         """Task -> row whose weights answer it, once this row is learned."""

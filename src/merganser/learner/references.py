@@ -12,6 +12,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from merganser import processes
 from merganser.errors import InputError
 from merganser.evaluation import KnownTask
 from merganser.events import Notice, StepDone, TaskStarted
@@ -70,16 +71,27 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
         row = number if session.method.together else position.get(task.name, number)
         seed = derive_seed(session.config.seed, "task", row)
         cached = cache_folder() / f"{_key(session, task, seed)}.json"
-        if cached.is_file():
-            references[task.name] = Score.model_validate_json(cached.read_text(encoding="utf-8"))
+        found = _kept(cached)
+        if found is not None:
+            references[task.name] = Score.model_validate_json(found)
             session.listener(Notice(f"Single-task score of '{task.name}' found in the cache."))
         else:
             references[task.name] = _train_alone(session, task, number, seed, folders[0])
-            cached.parent.mkdir(parents=True, exist_ok=True)
-            write_json(cached, references[task.name].model_dump())
+            _keep(cached, references[task.name])
         session.directory.write_references(references)
     session.restore()
     return references
+
+
+@processes.main_only
+def _kept(file: Path) -> str | None:
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@processes.main_only
+def _keep(file: Path, score: Score) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, score.model_dump())
 
 
 def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:

@@ -121,6 +121,7 @@ class Method(Generic[OptionsT]):
         together: all tasks at hand are learned at once, with everything kept from earlier ones.
         several_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
         lora_only: works on the factors of an adapter, not on whole weights.
+        several_processes: gives the result of one process when several train together; others are refused then.
     """
 
     Options: ClassVar[type[MethodOptions]]
@@ -135,6 +136,7 @@ class Method(Generic[OptionsT]):
     together: ClassVar[bool] = False
     several_models: ClassVar[bool] = False
     lora_only: ClassVar[bool] = False
+    several_processes: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

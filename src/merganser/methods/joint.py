@@ -24,3 +24,4 @@ class Joint(Method[JointOptions]):
     uses_memory = True
     keeps_everything = True
     together = True
+    several_processes = True

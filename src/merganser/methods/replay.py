@@ -44,6 +44,7 @@ class Replay(Method[ReplayOptions]):
     paper = "Chaudhry 2019, arXiv 1902.10486"
     idea = "Add the loss on a batch of remembered examples to the loss of every batch."
     uses_memory = True
+    several_processes = True
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
@@ -51,6 +52,7 @@ class Replay(Method[ReplayOptions]):
         return check_batch("method.batch", self.options.batch, training.batch, memory_examples)
 
     def penalty(self, context: TaskContext) -> Penalty | None:
+        from merganser.training.distributed import Share
         from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
 
         size = self.rehearsal_batch(context.training, len(context.memory))
@@ -65,9 +67,9 @@ class Replay(Method[ReplayOptions]):
         ) -> Tensor:
             nonlocal draws
             started = time.perf_counter()
-            batch = to_device(context.backbone.collate(batches.rehearsal(draws)), device)
+            share = Share.of(batches.rehearsal(draws), context.backbone.collate)
             draws += 1
-            loss = self.options.weight * model_loss(model, batch)
+            loss = self.options.weight * share.weight * model_loss(model, to_device(share.batch, device))
             self.records.cost.examples_rehearsed += size
             # Only the forward pass can be told apart; the backward pass is shared with the new task's batch.
             self.records.cost.rehearsal_seconds += time.perf_counter() - started

@@ -25,6 +25,7 @@ class Single(Method[SingleOptions]):
     grows = True
     start = "pretrained"
     several_models = True
+    several_processes = True
 
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
         return dict(learned)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from merganser import processes
 from merganser.errors import InputError, nearest
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
@@ -172,31 +173,43 @@ class Backbone(ABC):
         spec: AnswerSpec,
         batch_size: int = 32,
         on_progress: Callable[[int], None] | None = None,
+        *,
+        shared: bool = False,
     ) -> list[Answer]:
         """Answers in the order of ``texts``; deterministic.
 
         Texts of similar length share a batch. Dropout is off inside and the training mode is put back. ``on_progress``
         is called after each batch with the number of texts answered since the last call.
 
+        Args:
+            shared: several processes answer the same texts, and do so together: each takes whole batches, so that
+                every text is answered in the company in which one process would answer it.
+
         Raises:
             InputError: ``batch_size`` below 1, or a spec that the kind of model cannot answer.
         """
         import torch
 
+        number, turns = (processes.rank(), processes.count()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
         with evaluating(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.
             order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
-            answers: list[Answer | None] = [None] * len(encoded)
-            for start in range(0, len(order), batch_size):
-                chosen = order[start : start + batch_size]
-                for i, answer in zip(chosen, self._answer_batch([encoded[i] for i in chosen], spec), strict=True):
-                    answers[i] = answer
+            answers: dict[int, Answer] = {}
+            for start in range(0, len(order), batch_size * turns):
+                turn = order[start : start + batch_size * turns]
+                chosen = turn[number * batch_size : (number + 1) * batch_size]
+                if chosen:
+                    found = self._answer_batch([encoded[i] for i in chosen], spec)
+                    answers.update(zip(chosen, found, strict=True))
                 if on_progress is not None:
-                    on_progress(len(chosen))
-        return [answer for answer in answers if answer is not None]
+                    on_progress(len(turn))
+        if turns > 1:
+            mine = [[i, answer.text, answer.score] for i, answer in answers.items()]
+            answers = {i: Answer(text, score) for each in processes.gather(mine) for i, text, score in each}
+        return [answers[i] for i in range(len(texts))]
 
     # -- weights ---------------------------------------------------------------------------------------------------
 

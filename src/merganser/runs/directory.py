@@ -16,6 +16,7 @@ from pathlib import Path
 import yaml
 from pydantic import ValidationError
 
+from merganser import processes
 from merganser.errors import InputError, MerganserError
 from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
@@ -53,7 +54,8 @@ ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 class RunDirectory:
     """One run on disk.
 
-    Use :meth:`create` or :meth:`open`. Reading needs no lock; changing needs :attr:`lock`.
+    Use :meth:`create` or :meth:`open`. Reading needs no lock; changing needs :attr:`lock`. Of several
+    processes that train together all call what changes the run, and process 0 does it.
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
@@ -73,20 +75,24 @@ class RunDirectory:
         Raises:
             InputError: the folder holds something else, cannot be written, or another process just began there.
         """
-        cls.check_new(path)
-        with full_disk_is_an_error(path):
+        directory = cls(path, info)
+        directory._begin()
+        directory.lock.acquire()
+        processes.on_main(lambda: write_yaml(path / "run.yaml", info.model_dump()))
+        return directory
+
+    @processes.main_only
+    def _begin(self) -> None:
+        self.check_new(self.path)
+        with full_disk_is_an_error(self.path):
             try:
-                (path / "tasks").mkdir(parents=True, exist_ok=True)
+                (self.path / "tasks").mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 if error.errno in FULL:
                     raise
                 raise InputError(
-                    f"cannot create '{path}': {error.strerror}.", "Choose a folder that can be written."
+                    f"cannot create '{self.path}': {error.strerror}.", "Choose a folder that can be written."
                 ) from error
-        directory = cls(path, info)
-        directory.lock.acquire()
-        write_yaml(path / "run.yaml", info.model_dump())
-        return directory
 
     def discard(self) -> None:
         """Take back :meth:`create` and everything after it; the caller holds the lock, and lets go of it here."""
@@ -100,11 +106,12 @@ class RunDirectory:
             self.path.rmdir()
 
     def discard_if_empty(self) -> None:
-        """:meth:`discard` if no row was completed."""
-        if not self.row_folders():
+        """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
+        if processes.is_main() and not self.row_folders():
             self.discard()
 
     @staticmethod
+    @processes.main_only
     def check_new(path: Path) -> None:
         """Refuse a folder that holds something else than the beginnings of a run.
 
@@ -188,6 +195,7 @@ class RunDirectory:
         """The examples in a row's ``memory.jsonl`` or ``test.jsonl``; the row before training has none."""
         return [] if is_start(folder) else read_lines(folder / f"{name}.jsonl", KeptExample)
 
+    @processes.main_only
     def begin_row(self, row: int, name: str) -> Path:
         """An empty folder to write a row into; it counts only after :meth:`commit_row`."""
         folder = self.path / "tasks" / f"{row:02d}-{name}{PARTIAL}"
@@ -197,6 +205,7 @@ class RunDirectory:
             folder.mkdir(parents=True)
         return folder
 
+    @processes.main_only
     def commit_row(self, folder: Path) -> Path:
         """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date.
 
@@ -236,8 +245,9 @@ class RunDirectory:
         return row
 
     def abandon_row(self, folder: Path) -> None:
-        """Throw away a row that was not committed."""
-        shutil.rmtree(folder, ignore_errors=True)
+        """Throw away a row that was not committed. Waits for no other process: who failed may be alone with it."""
+        if processes.is_main():
+            shutil.rmtree(folder, ignore_errors=True)
 
     # -- files made from the rows -----------------------------------------------------------------------------------
 
@@ -266,6 +276,7 @@ class RunDirectory:
         except (ValueError, AttributeError) as error:
             raise damaged(file, "no scores in it") from error
 
+    @processes.main_only
     def write_references(self, references: dict[str, Score]) -> None:
         """Keep scores of single-task models and bring the summary up to date."""
         write_json(self.path / "references.json", {name: score.model_dump() for name, score in references.items()})
@@ -328,6 +339,7 @@ class RunDirectory:
         for leftover in sorted(self.path.glob(f"*{PARTIAL}")):
             shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
 
+    @processes.main_only
     def repair(self) -> list[str]:
         """Throw away what was not finished and bring the files beside ``tasks/`` up to date.
 

@@ -7,12 +7,15 @@ import os
 from pathlib import Path
 from types import TracebackType
 
+from merganser import processes
 from merganser.errors import InputError
 from merganser.runs.atomic import full_disk_is_an_error
 
 
 class RunLock:
     """Held by the process that changes a run; the operating system lets go of it when the process ends, however.
+
+    Of several processes that train together, process 0 holds it for all.
 
     Raises:
         InputError: another process holds it (named by its number where known), or the folder cannot be written.
@@ -22,14 +25,19 @@ class RunLock:
     def __init__(self, folder: Path) -> None:
         self._path = folder / ".lock"
         self._descriptor: int | None = None
+        self._held = False
 
     @property
     def held(self) -> bool:
         """Whether this object holds the lock."""
-        return self._descriptor is not None
+        return self._held
 
     def acquire(self) -> None:
         """Take the lock at once or fail."""
+        processes.on_main(self._take)
+        self._held = True
+
+    def _take(self) -> None:
         try:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
@@ -57,6 +65,7 @@ class RunLock:
 
     def release(self) -> None:
         """Let go; harmless when not held."""
+        self._held = False
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None

@@ -40,6 +40,7 @@ class RunInfo(Record):
     created: str = Field(description="UTC time, ISO 8601")
     command: str = Field(description="the command line, or 'python' when opened from Python")
     seed: int
+    processes: int = Field(1, description="processes that began it together; others may continue it")
     config: dict[str, Any] = Field(description="model, method, memory, training, evaluation, stream; fully resolved")
     versions: dict[str, str] = Field(description="merganser, python, torch, transformers, peft, ... and the processor")
 

@@ -17,11 +17,13 @@ import torch
 from torch import nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from merganser import processes
 from merganser.control import Merge, MergeController
 from merganser.errors import InputError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
+from merganser.training.distributed import Share, shifts_labels
 from merganser.training.options import check_batch
 from merganser.training.probing import PROBE_SETS, Probes, ProbeSet
 from merganser.training.rehearsal import (
@@ -50,7 +52,8 @@ class AimMerging(TrainerCallback):
     Args:
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
         controller: decides; a fresh one with the paper's numbers by default.
-        batch_size: examples per rehearsal batch; default: the training batch, or the whole memory if that is smaller.
+        batch_size: examples per rehearsal batch, over all processes; default: the training batch, or the whole memory
+            if that is smaller.
         probe_batch_size: examples per probe; default: ``batch_size``.
         seed: decides which examples are drawn; default: the training seed.
         collator: turns examples into a batch; default: the one of the training data loader.
@@ -131,7 +134,8 @@ class AimMerging(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
-        size = check_batch("batch_size", self.batch_size, args.per_device_train_batch_size, len(self.memory))
+        default = args.per_device_train_batch_size * processes.count()
+        size = check_batch("batch_size", self.batch_size, default, len(self.memory))
         probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
         seed = args.seed if self.seed is None else self.seed
         self._rehearsal = MemoryBatches(self.memory, size, seed)
@@ -140,6 +144,7 @@ class AimMerging(TrainerCallback):
         self._seed = seed
         self._collate = self.collator or _collator_of(loader)
         self._device = next(model.parameters()).device
+        self._shifts_labels = shifts_labels(model)
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
@@ -156,11 +161,11 @@ class AimMerging(TrainerCallback):
         cost = self.cost
         return cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds + cost.explaining_seconds
 
-    def _batch(self, examples: list[Any]) -> Mapping[str, Any]:
-        return to_device(self._collate(examples), self._device)
+    def _batch(self, examples: list[Any]) -> Share:
+        return Share.of(examples, lambda part: to_device(self._collate(part), self._device), self._shifts_labels)
 
-    def _measure(self, model: nn.Module, batch: Mapping[str, Any], dropout: bool = False) -> float:
-        return measure_loss(model, batch, self.loss, dropout=dropout)
+    def _measure(self, model: nn.Module, share: Share, dropout: bool = False) -> float:
+        return share.mean(measure_loss(model, share.batch, self.loss, dropout=dropout))
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         began, spent = time.perf_counter(), self._spent()
@@ -172,9 +177,11 @@ class AimMerging(TrainerCallback):
                 probe = self._measure(model, batch, self.probe_dropout)
             self.cost.examples_probed += self._probing.batch_size
             if not math.isfinite(probe):
-                raise RunError(
-                    f"the loss on the memory became {probe} after step {step} of task '{self.task}'.",
-                    "Training has diverged; try a lower learning rate or precision fp32.",
+                raise processes.alike(
+                    RunError(
+                        f"the loss on the memory became {probe} after step {step} of task '{self.task}'.",
+                        "Training has diverged; try a lower learning rate or precision fp32.",
+                    )
                 )
         decision = self.controller.observe(step, probe)
         self.probes[step] = (probe, self.controller.interval, self.controller.threshold)
@@ -200,10 +207,10 @@ class AimMerging(TrainerCallback):
             change_new = after_new.minus(self._start)
             learning_signal = change_new.l1() / decision.interval
         for _ in range(decision.rehearsal_steps):
-            batch = self._batch(self._rehearsal.rehearsal(self._draws))
+            share = self._batch(self._rehearsal.rehearsal(self._draws))
             self._draws += 1
             with self._timed("rehearsal_seconds"):
-                rehearse_step(model, optimizer, batch, clip, self.loss)
+                rehearse_step(model, optimizer, share.batch, clip, self.loss, share.weight)
             self.cost.examples_rehearsed += self._rehearsal.batch_size
         with self._timed("merging_seconds"):
             change_old = self._weights.minus(after_new)
@@ -217,9 +224,11 @@ class AimMerging(TrainerCallback):
             )
             self._start.copy_(self._weights)
         if not (math.isfinite(learning_signal) and math.isfinite(size_old)):
-            raise RunError(
-                f"the weights are not finite at the merge after step {decision.step} of task '{self.task}'.",
-                "Training has diverged; try a lower learning rate or precision fp32.",
+            raise processes.alike(
+                RunError(
+                    f"the weights are not finite at the merge after step {decision.step} of task '{self.task}'.",
+                    "Training has diverged; try a lower learning rate or precision fp32.",
+                )
             )
         after = self._losses(model, decision.step)
         next_interval = self.controller.record(learning_signal)

@@ -16,7 +16,7 @@ class TrainingOptions(BaseModel):
 
     epochs: float = Field(10, gt=0, allow_inf_nan=False, description="passes over the task's training examples")
     steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")
-    batch: int = Field(32, gt=0, description="examples per forward pass and process")
+    batch: int = Field(32, gt=0, description="examples per forward pass, over all processes")
     accumulation: int = Field(1, gt=0, description="batches whose gradients are added up for one optimizer step")
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay of AdamW")

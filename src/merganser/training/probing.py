@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any, Literal, get_args
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, Literal, TypeVar, get_args
 
 import numpy as np
 
@@ -37,14 +37,17 @@ def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.G
     return sorted(chosen)
 
 
-class Probes:
+BatchT = TypeVar("BatchT")
+
+
+class Probes(Generic[BatchT]):
     """The batch of every probe; a function of the seed and the step alone.
 
     Args:
         memory: tokenised examples.
         size: examples per probe.
         seed: decides every draw.
-        collate: turns examples into a batch where the model is.
+        collate: turns examples into what :meth:`batch` gives: a batch where the model is, or a share of it.
         kind: ``fresh``: a random batch for every step. ``fixed``: one batch for all of them, drawn once; probe losses
             then differ by what the model learned alone, not by which examples were drawn.
         groups: one per example; a fixed batch is spread over them (see :func:`spread_over_groups`).
@@ -58,21 +61,21 @@ class Probes:
         memory: Dataset,
         size: int,
         seed: int,
-        collate: Callable[[list[Any]], Mapping[str, Any]],
+        collate: Callable[[list[Any]], BatchT],
         kind: ProbeSet = "fresh",
         groups: Sequence[Hashable] = (),
     ) -> None:
         self._batches = MemoryBatches(memory, size, seed)
         self.batch_size = size
         self._collate = collate
-        self._held: tuple[int, Mapping[str, Any]] | None = None
-        self._fixed: Mapping[str, Any] | None = None
+        self._held: tuple[int, BatchT] | None = None
+        self._fixed: BatchT | None = None
         if kind == "fixed":
             rng = np.random.default_rng([seed, 4])
             chosen = spread_over_groups(groups or [0] * len(memory), size, rng)
             self._fixed = collate([memory[index] for index in chosen])
 
-    def batch(self, step: int) -> Mapping[str, Any]:
+    def batch(self, step: int) -> BatchT:
         """The batch of the probe after inner step ``step``; the last one is held, since a merge looks at it again."""
         if self._fixed is not None:
             return self._fixed

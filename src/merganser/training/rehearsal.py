@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from merganser.errors import InputError
+from merganser.training.distributed import average_gradients, reshard
 from merganser.training.options import check_batch
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
@@ -96,6 +97,7 @@ def measure_loss(
     try:
         return float(loss_function(model, batch))
     finally:
+        reshard(model)
         if model.training != was_training:
             model.train(was_training)
 
@@ -106,15 +108,21 @@ def rehearse_step(
     batch: Mapping[str, Any],
     clip: float,
     loss_function: LossFunction = model_loss,
+    weight: float = 1.0,
 ) -> float:
     """One optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
 
+    Args:
+        clip: norm at which the gradient is clipped; 0 switches it off.
+        weight: of this process's loss among those of all (:class:`~merganser.training.distributed.Share`).
+
     Returns:
-        The loss before the step (nats).
+        The loss before the step (nats), times the weight.
     """
     model.train()
-    loss = loss_function(model, batch)
+    loss = weight * loss_function(model, batch)
     loss.backward()
+    average_gradients(model)
     if clip > 0:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
     optimizer.step()

@@ -15,9 +15,19 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
+from merganser import processes
 from merganser.errors import RunError
+from merganser.models.base import IGNORED
 from merganser.models.quiet import quiet
 from merganser.training.determinism import derive_seed, isolated_random
+from merganser.training.distributed import (
+    PartBatches,
+    counted,
+    mean_over_processes,
+    rows,
+    shared_out,
+    weight_of,
+)
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import Collator
 
@@ -63,7 +73,8 @@ class FeatureList(torch.utils.data.Dataset):
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        return self.features[index]
+        """An example; a negative index gives one that stands in, see :class:`PartBatches`."""
+        return self.features[index] if index >= 0 else {**self.features[-1 - index], "stands_in": True}
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):
@@ -100,10 +111,18 @@ class EpochOrder(torch.utils.data.Sampler[int]):
 class TaskTrainer(Trainer):
     """A stock ``Trainer`` that adds a method's penalty to the loss, notes the loss of each step, and stops at a loss
     that is not a number instead of training on.
+
+    With several processes each reads its part of the batches that one process would read, and losses are weighted so
+    that gradients are those of one process.
+
+    Args:
+        batch: examples per forward pass, over all processes.
+        log, task, penalty: as in :func:`train_task`.
     """
 
-    def __init__(self, *args: Any, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch: int, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.batch = batch
         self.step_log = log
         self.task_name = task
         self.penalty = penalty
@@ -114,32 +133,54 @@ class TaskTrainer(Trainer):
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
-        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        size = self.batch * self.args.gradient_accumulation_steps
         lengths = [feature["length"] if grouped else 0 for feature in dataset]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
         return EpochOrder(lengths, size, seed)
 
+    def get_train_dataloader(self) -> torch.utils.data.DataLoader:
+        if processes.count() == 1:
+            return super().get_train_dataloader()
+        order = self._get_train_sampler(self.train_dataset)
+        return torch.utils.data.DataLoader(
+            self.train_dataset,
+            batch_sampler=PartBatches(order, self.batch),
+            collate_fn=ignoring_stand_ins(self.data_collator),
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        if self.penalty is None:
+        # A loss that is told the number of items is a share of the whole accumulated batch, over all processes, and
+        # the Trainer will not divide it again.
+        is_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
+        weighted = processes.count() > 1 and not is_share
+        items = counted(inputs) if weighted else 0
+        if weighted and items == 0:  # nothing but a stand-in, and the mean over no label is not a number
+            inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
+        if self.penalty is None and not weighted:
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch)
-        extra = self.penalty(model, self.state.global_step, inputs, outputs)
-        if self.model_accepts_loss_kwargs and num_items_in_batch is not None:
-            # Such a loss is already a share of the whole accumulated batch, and the Trainer will not divide it again.
-            extra = extra / self.current_gradient_accumulation_steps
-        return (loss + extra, outputs) if return_outputs else loss + extra
+        if weighted:
+            loss = weight_of(items) * loss
+        if self.penalty is not None:
+            extra = self.penalty(model, self.state.global_step, inputs, outputs)
+            loss = loss + (extra / self.current_gradient_accumulation_steps if is_share else extra)
+        return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.examples_seen += next(len(value) for value in inputs.values() if isinstance(value, Tensor))
+        self.examples_seen += rows(inputs) if counted(inputs) else 0
         loss = super().training_step(model, inputs, num_items_in_batch)
-        value = float(loss)
+        value = mean_over_processes(float(loss))
         if not math.isfinite(value):
-            raise RunError(
-                f"the training loss of task '{self.task_name}' became {value} at step {self.state.global_step + 1}.",
-                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
-                "training.warmup or precision: fp32.",
+            raise processes.alike(
+                RunError(
+                    f"the training loss of task '{self.task_name}' became {value} at step "
+                    f"{self.state.global_step + 1}.",
+                    "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
+                    "training.warmup or precision: fp32.",
+                )
             )
         self._accumulated += value
         self._batches += 1
@@ -149,6 +190,19 @@ class TaskTrainer(Trainer):
             self._accumulated = 0.0
             self._batches = 0
         return loss
+
+
+def ignoring_stand_ins(collate: Collator) -> Collator:
+    """``collate``, with the labels of examples that stand in for others ignored."""
+
+    def collated(features: list[Any]) -> dict[str, Any]:
+        batch = dict(collate(features))
+        for row, feature in enumerate(features):
+            if feature.get("stands_in"):
+                batch["labels"][row] = IGNORED
+        return batch
+
+    return collated
 
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
@@ -165,7 +219,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         output_dir=folder,
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
-        per_device_train_batch_size=options.batch,
+        per_device_train_batch_size=max(1, options.batch // processes.count()),
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
@@ -185,6 +239,11 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
+        # Every trained weight takes part in every forward pass, and buffers are the same everywhere.
+        ddp_find_unused_parameters=False,
+        ddp_broadcast_buffers=False,
+        # A sharded model gives its gradients away after every backward pass, as it has no room for whole ones.
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if processes.sharded() else None,
     )
 
 
@@ -208,7 +267,7 @@ def train_task(
         features: tokenised examples, each with a ``length``.
         collate: turns a list of features into a batch.
         task: its name, for messages.
-        seed: decides the order of the data and dropout, with nothing else.
+        seed: decides the order of the data and, with the number of the process, dropout; nothing else does.
         precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
         callbacks, penalty: what a method does during a task.
         log: filled while training, so that callbacks can read it; a new one by default.
@@ -218,18 +277,27 @@ def train_task(
     """
     log = StepLog() if log is None else log
     started = time.perf_counter()
-    with isolated_random(seed), quiet(), tempfile.TemporaryDirectory(prefix="merganser-") as folder:
+    with (
+        isolated_random(seed),
+        quiet(),
+        tempfile.TemporaryDirectory(prefix="merganser-") as folder,
+        shared_out(module) as trained,
+    ):
         trainer = TaskTrainer(
-            model=module,
+            model=trained,
             args=training_arguments(options, folder=folder, precision=precision, seed=seed),
             train_dataset=FeatureList(features),
             data_collator=collate,
             callbacks=list(callbacks),
+            batch=options.batch,
             log=log,
             task=task,
             penalty=penalty,
         )
         for printing in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(printing)
+        if processes.rank() > 0:  # dropout of its own on every process
+            torch.manual_seed(derive_seed(seed, "process", processes.rank()))
         trainer.train()
-    return Outcome(log, trainer.state.global_step, trainer.examples_seen, time.perf_counter() - started)
+    examples = int(processes.add_up([trainer.examples_seen])[0])
+    return Outcome(log, trainer.state.global_step, examples, time.perf_counter() - started)
