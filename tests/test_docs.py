@@ -49,7 +49,7 @@ def test_every_section_has_its_table_on_some_page(tables: ModuleType) -> None:
 
 def test_a_table_shows_bounds_defaults_and_what_is_required(tables: ModuleType) -> None:
     lines = tables.table("TrainingOptions").splitlines()
-    assert "| `batch` | whole number > 0 | `32` | examples per forward pass and process |" in lines
+    assert "| `batch` | whole number > 0 | `32` | examples per forward pass, over all processes |" in lines
     assert tables.table("TaskOptions").count("| required |") == 2
     with pytest.raises(KeyError):
         tables.table("NoSuchOptions")
