@@ -229,19 +229,6 @@ def ignoring_stand_ins(collate: Collator) -> Collator:
     return collated
 
 
-def ignoring_stand_ins(collate: Collator) -> Collator:
-    """``collate``, with the labels of examples that stand in for others ignored."""
-
-    def collated(features: list[Any]) -> dict[str, Any]:
-        batch = dict(collate(features))
-        for row, feature in enumerate(features):
-            if feature.get("stands_in"):
-                batch["labels"][row] = IGNORED
-        return batch
-
-    return collated
-
-
 def planned_steps(examples: int, options: TrainingOptions) -> int:
     """Optimizer steps that a task with this many training examples will take."""
     if options.steps is not None:
