@@ -20,6 +20,8 @@ from merganser.config import (
 )
 from merganser.errors import InputError
 from merganser.methods import METHODS
+from merganser.methods.aim import AimOptions
+from merganser.streams.options import MemoryOptions
 from merganser.training.options import TrainingOptions
 
 BASE: dict[str, Any] = {
@@ -223,3 +225,41 @@ def test_differences() -> None:
         "b.d: [1] there, [1, 2] asked",
         "f: None there, {} asked",
     ]
+
+
+def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
+    base = {"model": {"name": "m", "kind": "causal"}}
+    asked = {**base, "method": {"name": "aim", "compat": "reference", "interval": 5}, "memory": {"share": 0.1}}
+    config = check_config(asked, "f.yaml")
+    assert isinstance(config.method, AimOptions)
+    assert (config.method.probe_dropout, config.method.rehearsal_draws) == (True, "random")
+    assert (config.method.interval, config.method.minimum_rehearsal_steps) == (5, 0)
+    assert (config.memory.sampler, config.memory.allow_excess, config.memory.share) == ("reference", True, 0.1)
+    assert check_config(config.model_dump(mode="json"), "run.yaml") == config
+    plain = check_config({**base, "method": "aim"}, "f.yaml")
+    assert plain.memory == MemoryOptions()
+
+
+@pytest.mark.parametrize(
+    ("method", "memory", "message"),
+    [
+        ({"probe_dropout": False}, {}, "compat: reference needs probe_dropout: true, but probe_dropout is false"),
+        ({"probe_every": 4}, {}, "compat: reference needs probe_every: 1, but probe_every is 4"),
+        (
+            {},
+            {"sampler": "uniform"},
+            "reference needs memory.sampler: reference, but memory.sampler is uniform",
+        ),
+        ({}, {"minimum_per_label": 1}, "needs memory.minimum_per_label: 0, but memory.minimum_per_label is 1"),
+    ],
+)
+def test_an_option_against_compat_is_refused(
+    method: dict[str, object], memory: dict[str, object], message: str
+) -> None:
+    asked = {
+        "model": {"name": "m", "kind": "causal"},
+        "method": {"name": "aim", "compat": "reference", **method},
+        "memory": memory,
+    }
+    with pytest.raises(InputError, match=message):
+        check_config(asked, "f.yaml")

@@ -167,6 +167,11 @@ def test_rehearsal_keeps_its_ratio_and_never_rounds_to_nothing() -> None:
     assert controller.interval == 2
     assert controller.rehearsal_steps == 1  # int(2 * 2/8) would be 0
     assert MergeController(interval=8, rehearsal_steps=0).rehearsal_steps == 0
+    assert MergeController(interval=8, rehearsal_steps=0, minimum_rehearsal_steps=3).rehearsal_steps == 0
+    assert MergeController(interval=8, rehearsal_steps=2, minimum_rehearsal_steps=3).rehearsal_steps == 3
+    controller = MergeController(interval=8, cold_start=0, rehearsal_steps=2, minimum_rehearsal_steps=0)
+    assert merge_with(controller, [1.0, 4.0])[-1] == 2
+    assert controller.rehearsal_steps == 0
 
 
 def test_ablations() -> None:
@@ -297,6 +302,7 @@ def test_misuse_is_named() -> None:
         ({"warmup_fraction": 1.5}, "warmup_fraction"),
         ({"early_alarms": 0}, "early_alarms"),
         ({"rehearsal_steps": -1}, "rehearsal_steps"),
+        ({"minimum_rehearsal_steps": -1}, "minimum_rehearsal_steps"),
         ({"probe_every": 0}, "probe_every"),
         ({"probes_per_interval": 0}, "probes_per_interval"),
         ({"probe_every": 2, "probes_per_interval": 4}, "keep one"),

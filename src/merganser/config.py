@@ -101,6 +101,20 @@ class RunConfig(BaseModel):
             raise ValueError(f"method '{self.method.name}' works on an adapter's factors, and model.lora is null")
         return self
 
+    @model_validator(mode="after")
+    def _memory_for_method(self) -> RunConfig:
+        wanted = self.method.memory_values()
+        for key in self.memory.model_fields_set & set(wanted):
+            if (given := getattr(self.memory, key)) != wanted[key]:
+                compat = getattr(self.method, "compat", None)
+                raise ValueError(
+                    f"method.compat: {compat} needs memory.{key}: {wanted[key]}, but memory.{key} is {given}: "
+                    "remove one of them"
+                )
+        if wanted:
+            self.memory = self.memory.model_copy(update=wanted)
+        return self
+
     def sections(self) -> dict[str, Any]:
         """Everything that must stay the same for a run to be continued; plain values, defaults filled in."""
         return self.model_dump(mode="json", exclude={"stream": True, "training": set(MAY_CHANGE)})

@@ -86,6 +86,8 @@ class MergeController:
         weights: the weight table.
         rehearsal_steps: steps on the memory at the first merges; later ones keep its ratio to ``interval``. ``None``:
             as many as ``interval``. 0: never rehearse.
+        minimum_rehearsal_steps: where the ratio would leave fewer after a short interval, so many are taken (0: as
+            the released program, which may then merge without rehearsing).
         adapt_interval: ``False`` keeps the interval fixed (the ablation without the learning signal).
         watch_forgetting: ``False`` ignores probe losses and merges whenever a merge is due (the ablation without the
             forgetting signal).
@@ -117,6 +119,7 @@ class MergeController:
         growth_long: float = 0.5,
         weights: WeightTable | None = None,
         rehearsal_steps: int | None = None,
+        minimum_rehearsal_steps: int = 1,
         adapt_interval: bool = True,
         watch_forgetting: bool = True,
         probe_every: int = 1,
@@ -138,6 +141,8 @@ class MergeController:
             raise ValueError(f"early_alarms is {early_alarms}; at least one alarm is needed")
         if rehearsal_steps is not None and rehearsal_steps < 0:
             raise ValueError(f"rehearsal_steps is {rehearsal_steps}; it cannot be negative")
+        if minimum_rehearsal_steps < 0:
+            raise ValueError(f"minimum_rehearsal_steps is {minimum_rehearsal_steps}; it cannot be negative")
         if probe_every < 1:
             raise ValueError(f"probe_every is {probe_every}; it counts inner steps and must be at least 1")
         if probes_per_interval is not None and probes_per_interval < 1:
@@ -158,6 +163,7 @@ class MergeController:
         self.growth_long = growth_long
         self.weights = weights or WeightTable()
         self.rehearsal_ratio = (interval if rehearsal_steps is None else rehearsal_steps) / interval
+        self.minimum_rehearsal_steps = minimum_rehearsal_steps
         self.adapt_interval = adapt_interval
         self.watch_forgetting = watch_forgetting
         self.probe_every = probe_every
@@ -175,10 +181,10 @@ class MergeController:
 
     @property
     def rehearsal_steps(self) -> int:
-        """Steps on the memory at the next merge. Never rounds down to 0 unless rehearsal is switched off."""
+        """Steps on the memory at the next merge; 0 throughout where rehearsal is switched off."""
         if self.rehearsal_ratio == 0:
             return 0
-        return max(1, int(self.interval * self.rehearsal_ratio))
+        return max(self.minimum_rehearsal_steps, int(self.interval * self.rehearsal_ratio))
 
     @property
     def _warmup(self) -> int:

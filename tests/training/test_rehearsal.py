@@ -42,6 +42,14 @@ def test_draws_depend_on_seed_and_counter_alone() -> None:
     assert MemoryBatches(memory, 8, 4).rehearsal(0) != a.rehearsal(0)
 
 
+def test_random_draws_are_batches_of_their_own() -> None:
+    batches = MemoryBatches(list(range(12)), 4, 3, "random")
+    drawn = [batches.rehearsal(draw) for draw in range(6)]
+    assert drawn == [batches.rehearsal(draw) for draw in range(6)]
+    assert all(len(set(batch)) == 4 for batch in drawn)
+    assert len(set().union(*drawn[:3])) < 12  # three batches of a walk would show every example
+
+
 def test_batches_larger_than_the_memory() -> None:
     assert check_batch("method.batch", None, 16, 5) == 5
     assert check_batch("method.batch", None, 4, 5) == 4

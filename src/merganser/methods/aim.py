@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
 from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
+<<<<<<< HEAD
 from merganser.training.options import TrainingOptions, check_batch
 from merganser.training.state import TaskState
+=======
+from merganser.training.options import Draws, ProbeSet, TrainingOptions, check_batch
+>>>>>>> main
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
@@ -18,10 +23,30 @@ if TYPE_CHECKING:
     from merganser.training.aim import AimMerging
 
 
+COMPAT: dict[str, dict[str, Any]] = {
+    "reference": {
+        "minimum_rehearsal_steps": 0,
+        "rehearsal_draws": "random",
+        "probe_batch": None,
+        "probe_every": 1,
+        "probes_per_interval": None,
+        "probe_set": "fresh",
+        "probe_dropout": True,
+        "merge_at_end": False,
+    },
+}
+"""Options that each value of ``compat`` sets; what is not among them can be chosen freely."""
+
+
 class AimOptions(MethodOptions):
     """AimMerging; the defaults are the paper's numbers."""
 
     name: Literal["aim"] = "aim"
+    compat: Literal["reference"] | None = Field(
+        None,
+        description="reference: in every point as the program released with the paper; sets the options concerned, and "
+        "the sampler of the memory",
+    )
     interval: int = Field(8, ge=1, description="planned merge interval at the start of a task, in inner steps")
     cold_start: int = Field(3, ge=0, description="the interval is left alone until more merges than this were made")
     min_interval: int = Field(2, ge=1, description="shortest planned interval")
@@ -49,6 +74,13 @@ class AimOptions(MethodOptions):
     rehearsal_steps: int | None = Field(
         None, ge=0, description="memory steps at the first merges, kept in ratio to the interval; null: the interval"
     )
+    minimum_rehearsal_steps: int = Field(
+        1, ge=0, description="memory steps at least, where the ratio would leave fewer (unless rehearsal_steps is 0)"
+    )
+    rehearsal_draws: Draws = Field(
+        "walk",
+        description="walk: rehearsal batches from an endless shuffled walk over the memory; random: each drawn afresh",
+    )
     adapt_interval: bool = Field(True, description="false: fixed interval (ablation without the learning signal)")
     watch_forgetting: bool = Field(
         True, description="false: merge whenever due (ablation without the forgetting signal)"
@@ -63,7 +95,7 @@ class AimOptions(MethodOptions):
     probes_per_interval: int | None = Field(
         None, ge=1, description="instead of probe_every: probes per planned interval, so that long ones cost less"
     )
-    probe_set: Literal["fresh", "fixed"] = Field(
+    probe_set: ProbeSet = Field(
         "fresh",
         description="fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old "
         "tasks and their labels",
@@ -72,6 +104,20 @@ class AimOptions(MethodOptions):
     merge_at_end: bool = Field(False, description="merge once more after the last step of a task")
     measure_merges: bool = Field(True, description="measure losses before and after each merge for the ledger")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _compat(cls, values: Any) -> Any:
+        compat = values.get("compat") if isinstance(values, Mapping) else None
+        if not isinstance(compat, str) or compat not in COMPAT:
+            return values
+        for key, value in COMPAT[compat].items():
+            if key in values and values[key] != value:
+                given = _yaml(values[key])
+                raise ValueError(
+                    f"compat: {compat} needs {key}: {_yaml(value)}, but {key} is {given}: remove one of them"
+                )
+        return {**values, **COMPAT[compat]}
+
     @model_validator(mode="after")
     def _bounds(self) -> AimOptions:
         if self.min_interval > self.max_interval:
@@ -79,6 +125,11 @@ class AimOptions(MethodOptions):
         if self.probes_per_interval is not None and self.probe_every != 1:
             raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
         return self
+
+    def memory_values(self) -> dict[str, Any]:
+        if self.compat != "reference":
+            return {}
+        return {"sampler": "reference", "allow_excess": True, "minimum_per_label": 0}
 
     def controller(self) -> MergeController:
         """A fresh controller with these numbers."""
@@ -102,11 +153,19 @@ class AimOptions(MethodOptions):
                 self.weight_settled_calm,
             ),
             rehearsal_steps=self.rehearsal_steps,
+            minimum_rehearsal_steps=self.minimum_rehearsal_steps,
             adapt_interval=self.adapt_interval,
             watch_forgetting=self.watch_forgetting,
             probe_every=self.probe_every,
             probes_per_interval=self.probes_per_interval,
         )
+
+
+def _yaml(value: Any) -> str:
+    """A value as it stands in a configuration file."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return str(value)
 
 
 class Aim(Method[AimOptions]):
@@ -145,6 +204,7 @@ class Aim(Method[AimOptions]):
             probe_batch_size=self.options.probe_batch,
             seed=derive_seed(context.seed, "aim"),
             collator=context.backbone.collate,
+            rehearsal_draws=self.options.rehearsal_draws,
             probe_set=self.options.probe_set,
             probe_groups=context.memory_groups,
             probe_dropout=self.options.probe_dropout,

@@ -36,6 +36,10 @@ class MethodOptions(BaseModel):
 
     name: str
 
+    def memory_values(self) -> dict[str, Any]:
+        """Options of the ``memory`` section that these options ask for, by key."""
+        return {}
+
 
 @dataclass(frozen=True)
 class TaskContext:

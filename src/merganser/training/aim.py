@@ -24,10 +24,15 @@ from merganser.errors import InputError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
+<<<<<<< HEAD
 from merganser.training.aim_checkpoint import checkpoint_folder, read_state, where_to_look, write_state
 from merganser.training.distributed import Share, shifts_labels
 from merganser.training.options import check_batch
 from merganser.training.probing import PROBE_SETS, Probes, ProbeSet
+=======
+from merganser.training.options import DRAWS, PROBE_SETS, Draws, ProbeSet, check_batch
+from merganser.training.probing import Probes
+>>>>>>> main
 from merganser.training.rehearsal import (
     Collator,
     Dataset,
@@ -61,6 +66,8 @@ class AimMerging(TrainerCallback):
         seed: decides which examples are drawn; default: the training seed.
         collator: turns examples into a batch; default: the one of the training data loader.
         loss: ``loss(model, batch)``; default: the loss the model returns.
+        rehearsal_draws: ``walk``: rehearsal batches come from an endless walk over the memory; ``random``: each is
+            drawn afresh (see :class:`~merganser.training.rehearsal.MemoryBatches`).
         probe_set: ``fresh``: a random batch for every probe; ``fixed``: one batch for the whole task.
         probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
             spread; default: no groups, any examples.
@@ -81,8 +88,13 @@ class AimMerging(TrainerCallback):
         cost: seconds and examples spent.
 
     Raises:
+<<<<<<< HEAD
         InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set``, or
             groups that are not one per example; the trainer goes on from a checkpoint that has no state to go on from.
+=======
+        InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set`` or
+            ``rehearsal_draws``, or groups that are not one per example.
+>>>>>>> main
         RunError: a probe loss or the weights are not finite (while training).
     """
 
@@ -96,6 +108,7 @@ class AimMerging(TrainerCallback):
         seed: int | None = None,
         collator: Collator | None = None,
         loss: LossFunction = model_loss,
+        rehearsal_draws: Draws = "walk",
         probe_set: ProbeSet = "fresh",
         probe_groups: Sequence[Hashable] = (),
         probe_dropout: bool = False,
@@ -111,6 +124,8 @@ class AimMerging(TrainerCallback):
             raise InputError(
                 "the rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks."
             )
+        if rehearsal_draws not in DRAWS:
+            raise InputError(f"there is no rehearsal_draws '{rehearsal_draws}'.", f"Known: {', '.join(DRAWS)}.")
         if probe_set not in PROBE_SETS:
             raise InputError(f"there is no probe_set '{probe_set}'.", f"Known: {', '.join(PROBE_SETS)}.")
         if probe_groups and len(probe_groups) != len(memory):
@@ -125,6 +140,7 @@ class AimMerging(TrainerCallback):
         self.seed = seed
         self.collator = collator
         self.loss = loss
+        self.rehearsal_draws = rehearsal_draws
         self.probe_set = probe_set
         self.probe_groups = probe_groups
         self.probe_dropout = probe_dropout
@@ -148,7 +164,7 @@ class AimMerging(TrainerCallback):
         size = check_batch("batch_size", self.batch_size, default, len(self.memory))
         probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
         seed = args.seed if self.seed is None else self.seed
-        self._rehearsal = MemoryBatches(self.memory, size, seed)
+        self._rehearsal = MemoryBatches(self.memory, size, seed, self.rehearsal_draws)
         self._new = loader.dataset
         self._new_batch_size = min(probe, len(self._new))
         self._seed = seed

@@ -2,14 +2,25 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merganser.errors import InputError
 
+<<<<<<< HEAD
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 """Options that change no result, and may differ when a run is continued."""
+=======
+Draws = Literal["walk", "random"]
+"""How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
+
+ProbeSet = Literal["fresh", "fixed"]
+"""Which examples are probed, see :class:`merganser.training.probing.Probes`."""
+
+DRAWS: tuple[str, ...] = get_args(Draws)
+PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
+>>>>>>> main
 
 
 class TrainingOptions(BaseModel):

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+<<<<<<< HEAD
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any, Generic, Literal, TypeVar, get_args
+=======
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import Any
+>>>>>>> main
 
 import numpy as np
 
 from merganser.streams.draws import pick, spread
+from merganser.training.options import ProbeSet
 from merganser.training.rehearsal import Dataset, MemoryBatches
-
-ProbeSet = Literal["fresh", "fixed"]
-PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
 
 
 def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.Generator) -> list[int]:

@@ -1,0 +1,164 @@
+"""`compat: reference` on a tiny T5 with LoRA against a straight-line transcription of the released program's algorithm.
+
+Both see the same data order (:class:`~merganser.training.trainer.EpochOrder`) and draw the same examples of the memory
+(``numpy`` generators made of the seed and the number of the step or draw). Dropout is on in training, in rehearsal and
+in the probes; its masks are made equal by a hook that seeds torch with the number of the forward pass. So the order and
+the number of all forward passes are compared, too: one pass more or less on either side changes every later mask.
+Everything is computed in double precision, so that sums in another order make no difference that could grow.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from merganser.events import Event, Merged
+from merganser.methods import TaskContext
+from merganser.methods.aim import Aim, AimOptions
+from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.loading import load_backbone
+from merganser.models.options import ModelOptions
+from merganser.streams.task import Example
+from merganser.training.determinism import derive_seed
+from merganser.training.options import TrainingOptions
+from merganser.training.trainer import EpochOrder, train_task
+from tests.learner import toys
+
+STEPS, BATCH, RATE, WARMUP, SEED = 64, 4, 0.005, 5, 12
+OPTIONS = AimOptions(
+    compat="reference", interval=4, cold_start=2, threshold_factor=1.02, moving_until=8, halve_from=10, max_interval=14
+)
+
+
+def backbone() -> Backbone:
+    options = ModelOptions(name=str(toys.model_folder("seq2seq")), kind="seq2seq", precision="fp32", lora={"r": 2})
+    found = load_backbone(options, Lengths(32, 8), 0)
+    found.module.double()
+    seconds = itertools.count()
+    found.module.register_forward_pre_hook(lambda *_: torch.manual_seed(next(seconds)) and None)
+    return found
+
+
+def features(model: Backbone, task: str, number: int) -> list[dict[str, Any]]:
+    rows = [Example(row["input"], row["output"], "") for row in toys.rows(task, number)]
+    return model.features(rows, AnswerSpec(toys.LABELS[task]))
+
+
+def transcription(model: Backbone, new: list[Any], memory: list[Any], seed: int) -> list[dict[str, Any]]:
+    """Two loops, one optimizer; everything from the description, nothing from the library's controller or callback."""
+    module = model.module.train()
+    params = [p for p in module.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(params, lr=RATE, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda n: n / WARMUP if n < WARMUP else (STEPS - n) / (STEPS - WARMUP)
+    )
+    order = EpochOrder([item["length"] for item in new], BATCH, SEED)
+
+    def copy() -> list[Tensor]:
+        return [p.detach().clone() for p in params]
+
+    def draw(purpose: int, number: int) -> list[Any]:
+        chosen = np.random.default_rng([seed, purpose, number]).choice(len(memory), BATCH, replace=False)
+        return [memory[i] for i in chosen]
+
+    def step_on(examples: list[Any]) -> None:
+        optimizer.zero_grad()
+        module(**model.collate(examples))["loss"].backward()
+        nn.utils.clip_grad_norm_(params, 1.0)
+        optimizer.step()
+
+    interval, due, tau, p, history, alarms, signals, draws = 4, 4, 0.0, 0, [], 0, [], 0
+    theta0, merges, s = copy(), [], 0
+    for epoch in itertools.count():
+        order.set_epoch(epoch)
+        indices = list(order)
+        for first in range(0, len(indices), BATCH):
+            if s == STEPS:
+                return [*merges, {"theta": copy()}]
+            s += 1
+            step_on([new[i] for i in indices[first : first + BATCH]])
+            schedule.step()
+            with torch.no_grad():
+                loss = float(module(**model.collate(draw(2, s)))["loss"])  # dropout stays on
+            forced = False
+            if p < int(interval * 2 / 3):
+                history.append(loss)
+            elif p == int(interval * 2 / 3):
+                history.append(loss)
+                tau = sum(history) / len(history) * 1.02
+            elif loss >= tau:
+                alarms += 1
+            elif s >= due + interval:
+                alarms, forced = alarms + 1, True
+            p += 1
+            if not ((s >= due and alarms >= 1) or alarms >= 3):
+                continue
+            cause = "early" if s < due else "forced" if forced and alarms == 1 else "due"
+            w_new = (0.5 if alarms > 1 else 0.6) if interval <= 8 else (0.4 if alarms > 1 else 0.5)
+            theta_k = copy()
+            learning = sum(float((k - o).abs().sum()) for k, o in zip(theta_k, theta0, strict=True)) / interval
+            for _ in range(interval):  # as many rehearsal steps; the schedule stands still
+                step_on(draw(5, draws))
+                draws += 1
+            with torch.no_grad():
+                for q, k, o in zip(params, theta_k, theta0, strict=True):
+                    q.copy_(o + w_new * (k - o) + (1 - w_new) * (q - k))
+            theta0 = copy()
+            merges.append({"step": s, "cause": cause, "alarms": alarms, "interval": interval})
+            merges[-1] |= {"w_new": w_new, "theta": theta0}
+            if len(signals) > 2:
+                if learning >= signals[-1]:
+                    interval = max(2, int(interval / (learning / signals[-1])))
+                    interval = int(interval / 2) if interval >= 10 else interval
+                else:
+                    interval = min(14, int(interval * (signals[-1] / learning + (1 if interval < 10 else 0.5))))
+            signals.append(learning)
+            due, tau, p, history, alarms = s + interval, 0.0, 0, [], 0
+    raise AssertionError
+
+
+def test_every_weight_after_every_merge_of_a_second_task() -> None:
+    training = TrainingOptions(steps=STEPS, batch=BATCH, learning_rate=RATE, warmup=WARMUP)
+    first = TrainingOptions(steps=10, batch=BATCH, learning_rate=RATE)
+
+    def prepared() -> tuple[Backbone, list[dict[str, Any]], list[dict[str, Any]]]:
+        model = backbone()
+        old, new = features(model, "mood", 10), features(model, "topic", 12)
+        train_task(model.module, old, model.collate, first, task="mood", seed=SEED, precision="fp32")
+        return model, new, old
+
+    model, new, old = prepared()
+    weights: list[list[Tensor]] = []
+
+    def copy_weights() -> None:
+        weights.append([p.detach().clone() for p in model.module.parameters() if p.requires_grad])
+
+    def listener(event: Event) -> None:
+        assert isinstance(event, Merged)
+        copy_weights()
+
+    method = Aim(OPTIONS.model_copy(update={"measure_merges": False}))
+    context = TaskContext("topic", 2, model, old, training, SEED, listener=listener)
+    callbacks = method.callbacks(context)
+    train_task(
+        model.module, new, model.collate, training, task="topic", seed=SEED, precision="fp32", callbacks=callbacks
+    )
+    method.after_task(context)
+    copy_weights()
+
+    expected = transcription(*prepared(), derive_seed(SEED, "aim"))
+    *merges, _ = expected
+    assert len(merges) >= 6
+    assert {m["cause"] for m in merges} == {"due", "early", "forced"}
+    assert len({m["interval"] for m in merges}) >= 3
+    assert len({m["w_new"] for m in merges}) == 3  # every value of the weight table
+    assert [(m.step, m.cause, m.alarms, m.interval, m.weight_new) for m in method.records.merges] == [
+        (m["step"], m["cause"], m["alarms"], m["interval"], m["w_new"]) for m in merges
+    ]
+    for mine, theirs in zip(weights, expected, strict=True):
+        for a, b in zip(mine, theirs["theta"], strict=True):
+            assert torch.allclose(a, b, atol=1e-6, rtol=0)
