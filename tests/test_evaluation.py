@@ -22,7 +22,13 @@ class Parrot:
         self.asked: list[tuple[list[str], AnswerSpec, int]] = []
 
     def answer(
-        self, texts: Sequence[str], spec: AnswerSpec, batch: int, progress: Callable[[int], None] | None = None
+        self,
+        texts: Sequence[str],
+        spec: AnswerSpec,
+        batch: int,
+        progress: Callable[[int], None] | None = None,
+        *,
+        shared: bool = False,
     ) -> list[Answer]:
         self.asked.append((list(texts), spec, batch))
         for start in range(0, len(texts), batch):

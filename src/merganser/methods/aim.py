@@ -10,12 +10,8 @@ from pydantic import Field, model_validator
 from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
-<<<<<<< HEAD
-from merganser.training.options import TrainingOptions, check_batch
-from merganser.training.state import TaskState
-=======
 from merganser.training.options import Draws, ProbeSet, TrainingOptions, check_batch
->>>>>>> main
+from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback

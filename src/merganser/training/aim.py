@@ -24,15 +24,10 @@ from merganser.errors import InputError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
-<<<<<<< HEAD
 from merganser.training.aim_checkpoint import checkpoint_folder, read_state, where_to_look, write_state
 from merganser.training.distributed import Share, shifts_labels
-from merganser.training.options import check_batch
-from merganser.training.probing import PROBE_SETS, Probes, ProbeSet
-=======
 from merganser.training.options import DRAWS, PROBE_SETS, Draws, ProbeSet, check_batch
 from merganser.training.probing import Probes
->>>>>>> main
 from merganser.training.rehearsal import (
     Collator,
     Dataset,
@@ -88,13 +83,9 @@ class AimMerging(TrainerCallback):
         cost: seconds and examples spent.
 
     Raises:
-<<<<<<< HEAD
-        InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set``, or
-            groups that are not one per example; the trainer goes on from a checkpoint that has no state to go on from.
-=======
         InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set`` or
-            ``rehearsal_draws``, or groups that are not one per example.
->>>>>>> main
+            ``rehearsal_draws``, or groups that are not one per example; the trainer goes on from a checkpoint that has
+            no state to go on from.
         RunError: a probe loss or the weights are not finite (while training).
     """
 

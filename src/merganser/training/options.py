@@ -8,10 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from merganser.errors import InputError
 
-<<<<<<< HEAD
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 """Options that change no result, and may differ when a run is continued."""
-=======
+
 Draws = Literal["walk", "random"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
 
@@ -20,7 +19,6 @@ ProbeSet = Literal["fresh", "fixed"]
 
 DRAWS: tuple[str, ...] = get_args(Draws)
 PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
->>>>>>> main
 
 
 class TrainingOptions(BaseModel):

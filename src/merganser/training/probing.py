@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-<<<<<<< HEAD
 from collections.abc import Callable, Hashable, Sequence
-from typing import Any, Generic, Literal, TypeVar, get_args
-=======
-from collections.abc import Callable, Hashable, Mapping, Sequence
-from typing import Any
->>>>>>> main
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 

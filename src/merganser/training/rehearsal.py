@@ -14,12 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from merganser.errors import InputError
-<<<<<<< HEAD
 from merganser.training.distributed import average_gradients, reshard
-from merganser.training.options import check_batch
-=======
 from merganser.training.options import Draws, check_batch
->>>>>>> main
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
