@@ -31,8 +31,8 @@ from merganser.methods.tunable_magmax import TunableMagMax
 
 BUILT_IN: dict[str, type[Method[Any]]] = {
     "aim": Aim,
-    "trm": Trm,
     "replay": Replay,
+    "trm": Trm,
     "pam": Pam,
     "tasl": Tasl,
     "slao": Slao,
