@@ -150,3 +150,48 @@ def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path
         initializer_range=0.2,
     )
     return _write(folder, lambda: BertModel(config), tokenizer, seed)
+
+
+def tiny_vit(folder: Path, size: int = 8, channels: int = 1, seed: int = 0) -> Path:
+    """A vision transformer of 2 layers, width 32, patches of 2 x 2 pixels, with its image processor."""
+    from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
+
+    config = ViTConfig(
+        image_size=size,
+        patch_size=2,
+        num_channels=channels,
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+        initializer_range=0.2,
+    )
+    processor = ViTImageProcessorPil(
+        size={"height": size, "width": size}, image_mean=[0.5] * channels, image_std=[0.5] * channels
+    )
+    return _write(folder, lambda: ViTModel(config, add_pooling_layer=False), processor, seed)
+
+
+def tiny_clip(folder: Path, texts: Sequence[str] = TEXTS, size: int = 8, seed: int = 0) -> Path:
+    """A CLIP of 2 + 2 layers, width 32, for RGB images and a byte-level vocabulary."""
+    from tokenizers.processors import TemplateProcessing
+    from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
+
+    raw = _byte_level(texts, ["<pad>", "<s>", "</s>"], 400)
+    raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
+    sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = CLIPConfig(
+        text_config=sizes
+        | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
+        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        vision_config=sizes | {"image_size": size, "patch_size": 2, "num_channels": 3},
+        projection_dim=16,
+        initializer_factor=5.0,
+    )
+    processor = CLIPImageProcessorPil(size={"shortest_edge": size}, crop_size={"height": size, "width": size})
+    written = _write(folder, lambda: CLIPModel(config), tokenizer, seed)
+    processor.save_pretrained(written)
+    return written

@@ -75,7 +75,7 @@ def score_task(
         done += answered
         listener(Evaluating(task.name, done, everything))
 
-    answers = backbone.answer([example.input for example in task.test], task.spec, batch, progress)
+    answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress)
     entry = score_answers(task.metric, [answer.text for answer in answers], [example.output for example in task.test])
     return Score(value=entry.value, n=entry.n, stderr=entry.stderr)
 

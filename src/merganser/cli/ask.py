@@ -16,7 +16,9 @@ def ask(
     text: Annotated[
         list[str] | None,
         typer.Argument(
-            metavar="[TEXT]...", help="Texts to answer; none: one per line of standard input.", show_default=False
+            metavar="[TEXT]...",
+            help="Texts to answer, or image files; none: one per line of standard input.",
+            show_default=False,
         ),
     ] = None,
     task: Annotated[

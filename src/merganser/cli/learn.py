@@ -16,7 +16,9 @@ def learn(
     train: Annotated[
         str,
         typer.Option(
-            metavar="FILE", help="Training texts: json, jsonl, csv, tsv, parquet, or hub:ID.", show_default=False
+            metavar="FILE",
+            help="Training texts or images: json, jsonl, csv, tsv, parquet, hub:ID, or a folder of images.",
+            show_default=False,
         ),
     ],
     test: Annotated[
@@ -25,6 +27,10 @@ def learn(
     ] = None,
     dev: Annotated[str | None, typer.Option(metavar="FILE", help="Development texts.", show_default=False)] = None,
     input_field: Annotated[str, typer.Option("--input", metavar="FIELD", help="Field that holds the text.")] = "input",
+    image_field: Annotated[
+        str | None,
+        typer.Option("--image", metavar="FIELD", help="Field that holds an image's path.", show_default=False),
+    ] = None,
     output_field: Annotated[
         str, typer.Option("--output", metavar="FIELD", help="Field that holds the answer.")
     ] = "output",
@@ -57,7 +63,7 @@ def learn(
     from merganser.streams.loading import load_task
     from merganser.streams.options import TaskOptions
 
-    given = {"prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
+    given = {"image": image_field, "prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
     options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
     if labels is not None:
         options["labels"] = (

@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from merganser.streams.builtin import BUILTIN, DEMO
+from merganser.streams.image_sets import IMAGE_SETS
 
 
 def streams(
@@ -36,6 +37,16 @@ def streams(
             "needs_folder": False,
         }
     )
+    rows += [
+        {
+            "name": each.name,
+            "description": f"{each.description}, {each.epochs} epochs each in MagMax; from the hub, or a folder",
+            "tasks": [f"{each.name}-01", "...", f"{each.name}-{each.tasks:02d}"],
+            "metric": "accuracy",
+            "needs_folder": False,
+        }
+        for each in IMAGE_SETS.values()
+    ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return

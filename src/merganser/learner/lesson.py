@@ -12,13 +12,13 @@ from typing import Any
 from merganser.errors import InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import RowDone, TaskStarted
+from merganser.learner.keeping import as_line, kept_example, write_images, write_prototypes
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
 from merganser.models.base import AnswerSpec
 from merganser.runs.atomic import full_disk_is_an_error, write_json, write_json_lines
 from merganser.runs.record import (
     CostRecord,
-    KeptExample,
     MemoryRecord,
     RowFile,
     Score,
@@ -27,7 +27,7 @@ from merganser.runs.record import (
     TaskRecord,
 )
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.memory import sample_memory, summarise_memory
+from merganser.streams.memory import memory_bytes, sample_memory, summarise_memory
 from merganser.streams.options import MemoryOptions
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
@@ -51,6 +51,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     session.method.check_tasks(max(len(tasks), len(records)))
     for position, task in enumerate(tasks):
         check_task(task)
+        session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
         if position < len(records):
             record = records[position]
             if record.name != task.name:
@@ -102,6 +103,8 @@ class Lesson:
         """
         self._check()
         session = self.session
+        for task in [*self.tasks, *session.foreseen]:
+            session.backbone.meet(task.train, KnownTask.of_task(task).spec)
         if not session.directory.row_folders():
             self._measure_start()
         number = len(session.directory.row_folders())
@@ -137,6 +140,7 @@ class Lesson:
         check_names([task.name for task in self.tasks])
         for task in self.tasks:
             check_task(task)
+            self.session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
             if task.name in learned:
                 raise InputError(f"task '{task.name}' was learned already.", "Choose another name, or another run.")
             sample(self.session, task)  # a budget that keeps nothing is found now, not after training
@@ -192,10 +196,12 @@ class Lesson:
         else:
             self.session.use(folders[-1])
 
-    def _features(self, examples: Sequence[KeptExample], specs: Mapping[str, AnswerSpec]) -> list[dict[str, Any]]:
+    def _features(
+        self, examples: Sequence[tuple[str, Example]], specs: Mapping[str, AnswerSpec]
+    ) -> list[dict[str, Any]]:
         features: list[dict[str, Any]] = []
-        for name in dict.fromkeys(example.task for example in examples):
-            own = [Example(e.input, e.output, e.id) for e in examples if e.task == name]
+        for name in dict.fromkeys(task for task, _ in examples):
+            own = [example for task, example in examples if task == name]
             features += self.session.backbone.features(own, specs[name])
         return features
 
@@ -206,11 +212,11 @@ class Lesson:
         new = {task.name: KnownTask.of_task(task) for task in self.tasks}
         labels = {name: task.spec.labels for name, task in [*known.items(), *new.items()]}
         if self.session.config.model.candidates == "seen" and not self.session.method.several_models:
-            new = {name: with_candidates(task, known.values()) for name, task in new.items()}
             everything = [*known.values(), *new.values()]
+            new = {name: with_candidates(task, everything) for name, task in new.items()}
             known = {name: with_candidates(task, everything) for name, task in known.items()}
         specs = {name: task.spec for name, task in [*known.items(), *new.items()]}
-        fresh = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.train]
+        fresh = [(task.name, example) for task in self.tasks for example in task.train]
         features = self._features([*kept, *fresh] if self.session.method.together else fresh, specs)
         kept = [] if self.session.method.together else kept
         memory = self._features(kept, specs)
@@ -221,7 +227,7 @@ class Lesson:
             index=number,
             backbone=self.session.backbone,
             memory=memory,
-            memory_groups=[(e.task, e.output if specs[e.task].labels else "") for e in kept],
+            memory_groups=[(task, example.output if specs[task].labels else "") for task, example in kept],
             training=options,
             seed=seed,
             features=features,
@@ -281,11 +287,11 @@ class Lesson:
         earlier: dict[int, dict[str, Score]],
     ) -> ScoreRow:
         """Keep the memory, score every known task, and write all of the row's files."""
-        kept: list[KeptExample] = []
+        kept: list[tuple[str, Example]] = []
         memories: dict[str, MemoryRecord] = {}
         for task in self.tasks:
             chosen = sample(self.session, task)
-            kept += [KeptExample(task=task.name, input=e.input, output=e.output, id=e.id) for e in chosen]
+            kept += [(task.name, example) for example in chosen]
             memories[task.name] = (
                 MemoryRecord(**asdict(summarise_memory(chosen, task.train, task.labels, memory_options(self.session))))
                 if chosen
@@ -295,14 +301,16 @@ class Lesson:
         scores = self._row_scores(number)
         cost.evaluating_seconds = time.perf_counter() - evaluating
         cost.examples_evaluated = sum(score.n for score in scores.values())
-        tests = [KeptExample(task=t.name, input=e.input, output=e.output, id=e.id) for t in self.tasks for e in t.test]
+        tests = [(task.name, example) for task in self.tasks for example in task.test]
         row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
-        write_json_lines(folder / "memory.jsonl", [example.model_dump() for example in kept])
-        write_json_lines(folder / "test.jsonl", [example.model_dump() for example in tests])
+        write_json_lines(folder / "memory.jsonl", [as_line(kept_example(*each)) for each in kept])
+        write_json_lines(folder / "test.jsonl", [as_line(kept_example(*each)) for each in tests])
+        write_images(folder, [example for _, example in [*kept, *tests]])
+        prototypes = self._write_prototypes(folder)
         write_json_lines(folder / "merges.jsonl", [merge.model_dump() for merge in self.session.method.records.merges])
         write_json_lines(folder / "signals.jsonl", [signal.model_dump() for signal in self._signals(outcome.log)])
         cost.seconds = time.perf_counter() - self.began
-        memory_bytes = sum(len(e.input.encode()) + len(e.output.encode()) for e in [*self.session.memory(), *kept])
+        remembered = memory_bytes([example for _, example in [*self.session.memory(), *kept]])
         position = len(self.session.learned)
         records = [
             TaskRecord(
@@ -324,8 +332,9 @@ class Lesson:
                 # Tasks learned together share one training; its cost is written once, with the first.
                 cost=cost if offset == 0 else CostRecord(),
                 method_bytes={
-                    "memory": memory_bytes,
+                    "memory": remembered,
                     "weights": self._weight_bytes(number, folder),
+                    **({"prototypes": prototypes} if prototypes else {}),
                     **self.session.method.bytes_kept(),
                 },
                 finished=_now(),
@@ -341,6 +350,14 @@ class Lesson:
         """Task -> row whose weights answer it, once this row is learned."""
         rows = {task.name: row.row for row in self.session.directory.rows() for task in row.tasks}
         return self.session.method.answered_by({**rows, **{task.name: number for task in self.tasks}})
+
+    def _write_prototypes(self, folder: Path) -> int:
+        """Keep the label vectors that these tasks brought; the bytes of those of all tasks so far."""
+        before = {label for task in self.session.known_tasks().values() for label in task.spec.labels or ()}
+        new = [label for task in self.tasks for label in task.labels or () if label not in before]
+        write_prototypes(folder, self.session.backbone.prototypes(list(dict.fromkeys(new))))
+        everything = self.session.backbone.prototypes([*before, *new])
+        return sum(vector.numel() * vector.element_size() for vector in everything.values())
 
     def _weight_bytes(self, number: int, folder: Path) -> int:
         """Bytes of the weights that must survive: those of every row that answers a task."""

@@ -84,6 +84,7 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
 
 def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:
     known = KnownTask.of_task(task)
+    session.backbone.meet(task.train, known.spec)
     features = session.backbone.features(task.train, known.spec)
     steps = planned_steps(len(features), session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))

@@ -9,10 +9,11 @@ from merganser.config import RunConfig
 from merganser.errors import InputError
 from merganser.evaluation import KnownTask, score_tasks, with_candidates
 from merganser.events import Listener
+from merganser.learner.keeping import read_prototypes, restored
 from merganser.methods import make_method
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
-from merganser.runs.record import KeptExample, Score
+from merganser.runs.record import Score
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
 
@@ -42,6 +43,8 @@ class Session:
         """Go to where the run stands: the weights and the method's state of its last row."""
         self.method = make_method(self.config.method)  # what it noted of a task that broke off counts no more
         folders = self.directory.row_folders()
+        for folder in folders:
+            self.backbone.load_prototypes(read_prototypes(folder))
         if folders:
             self.use(folders[-1])
             if (folders[-1] / "method").is_dir():
@@ -99,9 +102,9 @@ class Session:
         """The learned tasks with their test sets."""
         known = {}
         for folder in self.directory.row_folders():
-            tests = self.directory.examples(folder, "test")
+            tests = restored(folder, self.directory.examples(folder, "test"))
             for record in self.directory.read_row(folder).tasks:
-                test = [Example(e.input, e.output, e.id) for e in tests if e.task == record.name]
+                test = [example for task, example in tests if task == record.name]
                 known[record.name] = KnownTask.of_record(record, test)
         return known
 
@@ -112,9 +115,10 @@ class Session:
             raise InputError(f"nothing was learned yet in '{self.directory.path}'.", "Teach it a task first.")
         return known
 
-    def memory(self) -> list[KeptExample]:
-        """All examples kept for rehearsal, oldest task first."""
-        return [kept for folder in self.directory.row_folders() for kept in self.directory.examples(folder, "memory")]
+    def memory(self) -> list[tuple[str, Example]]:
+        """All examples kept for rehearsal with the names of their tasks, oldest task first."""
+        folders = self.directory.row_folders()
+        return [kept for folder in folders for kept in restored(folder, self.directory.examples(folder, "memory"))]
 
     def score(self, tasks: Sequence[KnownTask], learned: Mapping[str, KnownTask]) -> dict[str, Score]:
         """Scores of the model as it is on every task that has a test set.

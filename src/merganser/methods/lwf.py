@@ -12,7 +12,7 @@ from merganser.methods.base import Method, MethodOptions, TaskContext
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from merganser.models.matcher import Matcher
+    from merganser.models.matcher import LabelMatcher
     from merganser.training.trainer import Penalty
 
 
@@ -84,7 +84,7 @@ class Lwf(Method[LwfOptions]):
 
         if context.backbone.kind != "matcher":
             return tokens
-        matcher = cast("Matcher", context.backbone)
+        matcher = cast("LabelMatcher", context.backbone)
         tasks = [matcher.label_rows(spec) for spec in earlier.values()]
 
         def labels(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from merganser.errors import InputError, nearest
 from merganser.models.options import Kind, ModelOptions
@@ -17,10 +17,12 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
+    from merganser.streams.images import Picture
     from merganser.streams.task import Example
 
 Feature = dict[str, Any]
-"""One tokenised example: plain integers and lists of integers; ``length`` is the number of tokens read and written."""
+"""One tokenised example: plain integers and lists of integers (or a still encoded image); ``length`` is the number of
+tokens read and written."""
 
 IGNORED = -100
 """Label of a position that takes no part in the loss, as in ``torch.nn.functional.cross_entropy``."""
@@ -108,6 +110,7 @@ class Backbone(ABC):
 
     Attributes:
         kind: ``seq2seq``, ``causal`` or ``matcher``.
+        reads: what examples must hold.
         module: what a ``transformers.Trainer`` trains; ``module(**batch)["loss"]`` is the mean negative log-likelihood
             of the answers' tokens (matcher: of the right labels) in nats.
         tokenizer: the model's own.
@@ -116,6 +119,7 @@ class Backbone(ABC):
     """
 
     kind: Kind
+    reads: ClassVar[Literal["text", "image"]] = "text"
 
     def __init__(
         self,
@@ -144,6 +148,32 @@ class Backbone(ABC):
 
     # -- reading ---------------------------------------------------------------------------------------------------
 
+    def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
+        """Refuse training examples that this model cannot learn from, before any work.
+
+        Raises:
+            InputError: images for a model that reads text, or texts for one that reads images; without a text encoder,
+                a label of which there is no image.
+        """
+        if any(example.image is not None for example in examples):
+            raise InputError(
+                f"The model {self.options.name} reads text, and the task has images.",
+                "Choose an image encoder (kind 'matcher': CLIP, SigLIP, ViT, DeiT, DINOv2 ...).",
+            )
+
+    def meet(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
+        """See a task's training examples before it is scored or learned for the first time.
+
+        An image encoder without a text encoder makes its class prototypes here; nobody else has anything to do.
+        """
+
+    def prototypes(self, labels: Sequence[str]) -> dict[str, torch.Tensor]:
+        """Label -> frozen vector (width), fp32, of what :meth:`meet` made and nothing can make again later."""
+        return {}
+
+    def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
+        """Take back what :meth:`prototypes` gave."""
+
     @abstractmethod
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         """Tokenised examples in their order, ready for :meth:`collate`.
@@ -159,21 +189,25 @@ class Backbone(ABC):
     # -- answering -------------------------------------------------------------------------------------------------
 
     @abstractmethod
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of each text as they are read before an answer."""
+    def _encode(self, texts: Sequence[Any]) -> list[Any]:
+        """Token ids of each text as they are read before an answer (images: the images)."""
+
+    def _size(self, encoded: Any) -> int:
+        """Tokens of what :meth:`_encode` returned for one text."""
+        return len(encoded)
 
     @abstractmethod
-    def _answer_batch(self, ids: list[list[int]], spec: AnswerSpec) -> list[Answer]:
+    def _answer_batch(self, ids: list[Any], spec: AnswerSpec) -> list[Answer]:
         """Answers for one batch; runs in evaluation mode without gradients."""
 
     def answer(
         self,
-        texts: Sequence[str],
+        texts: Sequence[str] | Sequence[str | Picture],
         spec: AnswerSpec,
         batch_size: int = 32,
         on_progress: Callable[[int], None] | None = None,
     ) -> list[Answer]:
-        """Answers in the order of ``texts``; deterministic.
+        """Answers in the order of ``texts``; deterministic. Where images are read, they are images or paths of such.
 
         Texts of similar length share a batch. Dropout is off inside and the training mode is put back. ``on_progress``
         is called after each batch with the number of texts answered since the last call.
@@ -188,7 +222,7 @@ class Backbone(ABC):
         with evaluating(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.
-            order = sorted(range(len(encoded)), key=lambda i: (-len(encoded[i]), i))
+            order = sorted(range(len(encoded)), key=lambda i: (-self._size(encoded[i]), i))
             answers: list[Answer | None] = [None] * len(encoded)
             for start in range(0, len(order), batch_size):
                 chosen = order[start : start + batch_size]

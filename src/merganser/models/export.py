@@ -16,7 +16,7 @@ from merganser.models.quiet import quiet
 
 if TYPE_CHECKING:
     from merganser.models.causal import Causal
-    from merganser.models.matcher import Matcher
+    from merganser.models.matcher import LabelMatcher
 
 LABELS = "labels.json"
 LABEL_VECTORS = "label_vectors.safetensors"
@@ -61,13 +61,14 @@ def merge(model: Any) -> Any:
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:
     """``labels.json``: how each task is answered; for a matcher also the label vectors, one tensor per task."""
     tasks: dict[str, dict[str, Any]] = {}
+    matcher: LabelMatcher = backbone  # type: ignore[assignment]
     for name, spec in specs.items():
         tasks[name] = {"mode": "rank" if backbone.kind == "matcher" else spec.mode}
         if spec.labels is None:
             continue
         tasks[name]["labels"] = list(spec.labels)
         if backbone.kind == "matcher":
-            tasks[name]["texts"] = [spec.text_of(label) for label in spec.labels]
+            tasks[name]["texts"] = [matcher.label_text(spec.text_of(label)) for label in spec.labels]
         elif backbone.kind == "causal" and spec.mode == "rank":
             causal: Causal = backbone  # type: ignore[assignment]
             tasks[name]["token_ids"] = [causal.answer_ids(label, False) for label in spec.labels]
@@ -76,8 +77,9 @@ def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSp
     if backbone.kind == "matcher":
         from safetensors.torch import save_file
 
-        matcher: Matcher = backbone  # type: ignore[assignment]
         content |= {"pooling": backbone.options.pooling, "temperature": backbone.options.temperature}
+        if backbone.reads == "image":
+            del content["max_length"]
         vectors = {name: matcher.label_vectors(spec).cpu().contiguous() for name, spec in specs.items()}
         save_file(vectors, folder / LABEL_VECTORS)
     (folder / LABELS).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -86,7 +88,8 @@ def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSp
 def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool) -> str:
     """Markdown with the header that the Hugging Face hub reads: what it is, its tasks, the lines that use it."""
     options = backbone.options
-    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": PIPELINE[backbone.kind]}
+    task = "image-classification" if backbone.reads == "image" else PIPELINE[backbone.kind]
+    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": task}
     if not Path(options.name).expanduser().exists():  # a hub id; a folder's path means nothing elsewhere
         head["base_model"] = options.name
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items())]
@@ -107,6 +110,8 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
         labels = ", ".join(spec.labels) if spec.labels is not None else "free text"
         lines.append(f"| {_cell(name)} | {how} | {_cell(labels)} |")
     code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
+    if backbone.reads == "image":
+        code = _vision_code
     lines += ["", "## Use", "", "```python", *_loading_code(backbone, whole), *code(backbone, specs), "```", ""]
     return "\n".join(lines)
 
@@ -135,14 +140,22 @@ def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
         "import torch",
         *([] if whole else ["from peft import PeftModel"]),
         *(["from safetensors.torch import load_file"] if backbone.kind == "matcher" else []),
-        f"from transformers import {auto}, AutoTokenizer"
+        *(["from PIL import Image"] if backbone.reads == "image" else []),
+        f"from transformers import {auto}, "
+        + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.reads]
         + ("" if backbone.kind == "matcher" else ", GenerationConfig"),
         "",
         'folder = "."  # the folder this card is in',
-        "tokenizer = AutoTokenizer.from_pretrained(folder)",
+        *(
+            ['processor = AutoImageProcessor.from_pretrained(folder, backend="pil")']
+            if backbone.reads == "image"
+            else ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
+        ),
         f"model = {model}.eval()",
         f'facts = json.loads((Path(folder) / "{LABELS}").read_text())',
-        'texts = ["A text to ask about", "Another one"]',
+        'files = ["an-image.png", "another.png"]'
+        if backbone.reads == "image"
+        else 'texts = ["A text to ask about", "Another one"]',
     ]
 
 
@@ -160,6 +173,32 @@ def _matcher_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[s
         "with torch.no_grad():",
         '    hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state',
         f"    embedding = torch.nn.functional.normalize({pooled}, dim=-1)",
+        '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
+        'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
+        "print(answers)",
+    ]
+
+
+def _vision_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
+    pooled = {"mean": "hidden.mean(1)", "cls": "hidden[:, 0]"}[backbone.options.pooling]
+    if hasattr(backbone.model, "get_image_features"):
+        vectors = ["    embedding = model.get_image_features(pixel_values=pixels).pooler_output"]
+    else:
+        vectors = [
+            "    hidden = model(pixel_values=pixels).last_hidden_state",
+            "    if hidden.ndim == 4:",
+            "        hidden = hidden.flatten(2).transpose(1, 2)",
+            f"    embedding = {pooled}",
+        ]
+    mode = backbone.tokenizer.mode
+    return [
+        f"task = {next(iter(specs), '')!r}",
+        f'vectors = load_file(Path(folder) / "{LABEL_VECTORS}")[task]',
+        f"images = [Image.open(file).convert({mode!r}) for file in files]",
+        'pixels = processor(images=images, return_tensors="pt")["pixel_values"]',
+        "with torch.no_grad():",
+        *vectors,
+        "    embedding = torch.nn.functional.normalize(embedding, dim=-1)",
         '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
         'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
         "print(answers)",

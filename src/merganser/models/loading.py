@@ -40,10 +40,12 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
     """
     import torch
 
+    from merganser.models.architecture import reads_images
     from merganser.models.causal import Causal
     from merganser.models.lora import add_lora
     from merganser.models.matcher import Matcher
     from merganser.models.seq2seq import Seq2Seq
+    from merganser.models.vision import VisionMatcher
 
     with quiet(), torch.random.fork_rng():
         torch.manual_seed(seed)  # for weights that a checkpoint leaves to chance, as the unread pooler of an encoder
@@ -51,7 +53,8 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         config = _config(source, options)
         _check_kind(config, options)
         _check_lengths(config, options, lengths)
-        tokenizer = _tokenizer(source, options)
+        images = reads_images(config)
+        tokenizer = _image_reader(source, options, config) if images else _tokenizer(source, options)
 
         def pristine() -> nn.Module:
             with quiet(), torch.random.fork_rng():
@@ -62,7 +65,8 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
         classes: dict[Kind, Callable[..., Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
-        return classes[options.kind](model.to(_device()), tokenizer, options, lengths, pristine)
+        make = VisionMatcher if images else classes[options.kind]
+        return make(model.to(_device()), tokenizer, options, lengths, pristine)
 
 
 def _device() -> str:
@@ -152,7 +156,7 @@ def _check_kind(config: Any, options: ModelOptions) -> None:
     """InputError unless the architecture can do what ``kind`` asks."""
     fitting = fitting_kinds(config)
     if options.kind not in fitting:
-        remedy = f"Use kind '{fitting[0]}'." if fitting else "Choose a model that reads text."
+        remedy = f"Use kind '{fitting[0]}'." if fitting else "Choose a model that reads text, or an image encoder."
         raise InputError(
             f"The model {options.name} is of type '{config.model_type}', which does not fit kind '{options.kind}'.",
             remedy,
@@ -163,8 +167,12 @@ def fitting_kinds(config: Any) -> list[Kind]:
     """The kinds an architecture can be used as, the most natural one first.
 
     Encoder-decoders: seq2seq. Decoders: causal, and matcher (as text embedders). Encoders: matcher, although
-    transformers would also dress some of them as decoders with an untrained head.
+    transformers would also dress some of them as decoders with an untrained head. Image encoders: matcher.
     """
+    from merganser.models.architecture import reads_images
+
+    if reads_images(config):
+        return ["matcher"]
     from transformers.models.auto import modeling_auto as auto
 
     kind = config.model_type
@@ -263,8 +271,39 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
     return tokenizer
 
 
+def _image_reader(source: str, options: ModelOptions, config: Any) -> Any:
+    """The image processor and, where there is a text encoder, the tokenizer."""
+    from transformers import AutoImageProcessor
+
+    from merganser.models.architecture import has_text_encoder
+    from merganser.models.vision import ImageReader
+
+    paired = has_text_encoder(config)
+    wrong = ["last"] if not paired else ["cls", "last"]
+    if options.pooling in wrong:
+        raise InputError(
+            f"The model {options.name} cannot be read with pooling '{options.pooling}'.",
+            "Leave pooling out: the model has its own way." if paired else "Use pooling mean or cls.",
+        )
+    if options.label_prompt != "{label}" and not paired:
+        raise InputError(f"The model {options.name} has no text encoder that could read label_prompt.", "Leave it out.")
+    try:
+        # Pillow's arithmetic wherever the run goes on: the one with torchvision rounds differently.
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_origin(options))
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(
+            f"The image processor of {options.name} could not be read: {_first_line(error)}",
+            "Save it beside the model with image_processor.save_pretrained(folder).",
+        ) from error
+    vision = config.vision_config if paired else config
+    return ImageReader(processor, _tokenizer(source, options) if paired else None, vision.num_channels)
+
+
 def _set_dropout(config: Any, dropout: float) -> None:
-    """Every dropout that a configuration names (``hidden_dropout_prob``, ``resid_pdrop``, ...)."""
+    """Every dropout that a configuration names (``hidden_dropout_prob``, ``resid_pdrop``, ...), also of its parts."""
+    for part in ("vision_config", "text_config"):
+        if hasattr(config, part):
+            _set_dropout(getattr(config, part), dropout)
     for key, value in list(vars(config).items()):
         if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
             setattr(config, key, dropout)
@@ -275,6 +314,8 @@ def _model(source: str, options: ModelOptions) -> nn.Module:
     import torch
     from safetensors import SafetensorError
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
+
+    from merganser.models.architecture import is_unread
 
     loaders = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM, "matcher": AutoModel}
     config = _config(source, options)
@@ -310,7 +351,7 @@ def _model(source: str, options: ModelOptions) -> nn.Module:
         )
     for name, parameter in model.named_parameters():
         # What no kind reads gets no gradient; an optimizer must not carry it, nor distributed training wait for it.
-        if "pooler" in name.split("."):
+        if is_unread(model, name):
             parameter.requires_grad_(False)
     return model
 

@@ -8,6 +8,7 @@ from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from merganser.errors import InputError, nearest
+from merganser.models.architecture import is_unread, reads_images
 from merganser.models.options import Kind, LoraOptions
 
 if TYPE_CHECKING:
@@ -19,8 +20,6 @@ TASK_TYPES: dict[Kind, str] = {"seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM",
 QUERY_WORDS = {"q", "query", "wq"}
 VALUE_WORDS = {"v", "value", "wv"}
 FUSED_WORDS = {"qkv", "wqkv"}
-UNREAD = "pooler"
-"""Part of some encoders that is computed from the first token and that no kind of backbone reads."""
 
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
@@ -31,7 +30,7 @@ def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     return {
         name: layer
         for name, layer in model.named_modules()
-        if isinstance(layer, nn.Linear | Conv1D) and UNREAD not in name.split(".")
+        if isinstance(layer, nn.Linear | Conv1D) and not is_unread(model, name)
     }
 
 
@@ -81,7 +80,7 @@ def find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
                 f"The model has no linear layer '{target}' (lora.targets).",
                 f"{close} Linear layers here: {_listing(layers)}.".strip(),
             )
-        odd = sorted(n for n in others if _ends_with(n, target) and UNREAD not in n.split("."))
+        odd = sorted(n for n in others if _ends_with(n, target) and not is_unread(model, n))
         if odd:
             raise InputError(
                 f"'{target}' (lora.targets) also names '{odd[0]}', which is not a linear layer.",
@@ -114,10 +113,11 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
     unread = [
         full
         for full, _ in model.named_modules()
-        if UNREAD in full.split(".") and any(_ends_with(full, target) for target in targets)
+        if is_unread(model, full) and any(_ends_with(full, target) for target in targets)
     ]
     config = LoraConfig(
-        task_type=TaskType[TASK_TYPES[kind]],
+        # PEFT's wrapper for feature extraction reads token ids; images want the plain one.
+        task_type=None if reads_images(model.config) else TaskType[TASK_TYPES[kind]],
         r=options.r,
         lora_alpha=options.alpha,
         lora_dropout=options.dropout,

@@ -14,7 +14,7 @@ Precision = Literal["auto", "fp32", "bf16"]
 Pooling = Literal["mean", "cls", "last"]
 Candidates = Literal["task", "seen"]
 
-MATCHER_ONLY = ("pooling", "temperature", "candidates")
+MATCHER_ONLY = ("pooling", "temperature", "candidates", "label_prompt")
 
 
 class LoraOptions(BaseModel):
@@ -57,7 +57,7 @@ class ModelOptions(BaseModel):
     name: str = Field(min_length=1, description="hub id, folder, or a .gguf file")
     kind: Kind = Field(
         description="seq2seq (encoder-decoder) and causal (decoder): text in, text out; matcher: an encoder whose text "
-        "embedding is compared with frozen embeddings of the label texts"
+        "embedding, or image embedding, is compared with frozen embeddings of the label texts"
     )
     lora: LoraOptions | None = Field(default=LoraOptions(), description="low-rank adapters; null trains all weights")
     precision: Precision = Field(
@@ -75,13 +75,21 @@ class ModelOptions(BaseModel):
         description="how attention is computed; auto: as transformers chooses. On a processor, eager is faster for "
         "short texts in bf16",
     )
-    pooling: Pooling = Field(default="mean", description="matcher: how token vectors become one text vector")
+    pooling: Pooling = Field(
+        default="mean",
+        description="matcher: how token vectors become one vector; last is for texts. CLIP-like models have a way of "
+        "their own",
+    )
     temperature: float = Field(
         default=0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
     )
     candidates: Candidates = Field(
         default="task",
         description="matcher: choose among the labels of the text's task, or among all labels seen so far",
+    )
+    label_prompt: str = Field(
+        default="{label}",
+        description="matcher: what the text encoder reads for a label, as 'a photo of a {label}'; {label} is its text",
     )
     chat_template: bool = Field(
         default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"
@@ -95,6 +103,8 @@ class ModelOptions(BaseModel):
             changed = [key for key in MATCHER_ONLY if getattr(self, key) != type(self).model_fields[key].default]
             if changed:
                 raise ValueError(f"'{changed[0]}' is an option of kind 'matcher', not of '{self.kind}'")
+        if "{label}" not in self.label_prompt:
+            raise ValueError("label_prompt has no {label}: all labels would be the same")
         if self.kind != "causal" and self.chat_template:
             raise ValueError(f"'chat_template' is an option of kind 'causal', not of '{self.kind}'")
         if self.revision is not None and self.name.lower().endswith(".gguf"):

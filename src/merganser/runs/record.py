@@ -6,6 +6,8 @@
 ``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
 ``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
 ``tasks/NN-name/test.jsonl``     one :class:`KeptExample` per test example, so that later rows can be measured anywhere
+``tasks/NN-name/images.safetensors``  the encoded images of those examples, if they are images, each under its SHA-256
+``tasks/NN-name/prototypes.safetensors``  frozen label vectors that nothing can make again (image encoders without text)
 ``tasks/NN-name/adapter/``       the weights as deployed after it
 ``tasks/NN-name/method/``        what the method keeps besides
 ``ledger.jsonl``                 all merges in order
@@ -92,7 +94,7 @@ class MemoryRecord(Record):
     """What was kept of a task for rehearsal."""
 
     examples: int = 0
-    bytes: int = Field(0, description="UTF-8 bytes of the texts kept")
+    bytes: int = Field(0, description="UTF-8 bytes of the texts kept, and bytes of the encoded images")
     budget: int = Field(0, description="examples that were allowed")
     share: float = Field(0.0, description="examples kept / training examples")
     sampler: str = "none"
@@ -164,6 +166,7 @@ class KeptExample(Record):
     input: str
     output: str
     id: str = ""
+    image: str = Field("", description="SHA-256 of its image in images.safetensors; empty for a text")
 
 
 class RowFile(Record):

@@ -34,6 +34,8 @@ def check_task(task: Task) -> None:
         raise InputError(f"{where}: the prompt {task.prompt!r} has no field.", "Put {input} where the text goes.")
     if not task.train:
         raise InputError(f"{where} has no training texts.", "Give it at least one.")
+    if len({example.image is None for _, examples in _splits(task) for example in examples}) > 1:
+        raise InputError(f"{where} has both texts and images.", "Make two tasks of it.")
     for split, examples in _splits(task):
         for number, example in enumerate(examples, start=1):
             if not example.input.strip() or not example.output.strip():

@@ -37,6 +37,7 @@ class Table:
         places: for each row, its 1-based line (text files) or row number.
         unit: ``line`` or ``row``: what ``places`` counts.
         sha256: of the file's bytes; of the rows as JSON for a hub data set.
+        folder: that paths in the cells start from.
     """
 
     shown: str
@@ -45,16 +46,17 @@ class Table:
     places: Sequence[int]
     unit: str
     sha256: str
+    folder: Path = Path()
 
     def where(self, index: int) -> str:
         """``file, line 7``: how messages name row ``index`` (0-based)."""
         return f"{self.shown}, {self.unit} {self.places[index]}"
 
-    def text(self, index: int, field: str) -> str:
-        """The text of one cell; numbers and truth values become text as JSON writes them.
+    def value(self, index: int, field: str) -> Any:
+        """What one cell holds.
 
         Raises:
-            InputError: no such field in this row, a value that is not text, an empty text.
+            InputError: no such field in this row.
         """
         row = self.rows[index]
         if field not in row:
@@ -62,7 +64,15 @@ class Table:
                 f"{self.where(index)}: there is no field '{field}'; the fields are {', '.join(map(repr, row))}.",
                 nearest(field, [str(key) for key in row]) or "Name the fields of the file with 'input' and 'output'.",
             )
-        value = row[field]
+        return row[field]
+
+    def text(self, index: int, field: str) -> str:
+        """The text of one cell; numbers and truth values become text as JSON writes them.
+
+        Raises:
+            InputError: no such field in this row, a value that is not text, an empty text.
+        """
+        value = self.value(index, field)
         if isinstance(value, str):
             text = value
         elif isinstance(value, bool | int | float) and value == value:  # NaN, which is not equal to itself, is no text
@@ -107,7 +117,7 @@ def read_file(path: Path, shown: str | None = None) -> Table:
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{shown}: there is no such file.", _neighbour(path)) from error
+        raise missing_file(path, shown) from error
     except OSError as error:
         raise InputError(
             f"{shown}: cannot be read: {error.strerror}.", "Check the path and its permissions."
@@ -120,7 +130,7 @@ def read_file(path: Path, shown: str | None = None) -> Table:
         rows, places, unit = _TEXT_READERS[ending](_decode(data, shown), shown)
     if not rows:
         raise InputError(f"{shown}: the file has no rows.", "Give it at least one row.")
-    return Table(shown, path.name, rows, places, unit, hashlib.sha256(data).hexdigest())
+    return Table(shown, path.name, rows, places, unit, hashlib.sha256(data).hexdigest(), path.parent)
 
 
 def parse_hub(source: str, default_split: str) -> tuple[str, str | None, str]:
@@ -162,6 +172,9 @@ def read_hub(source: str, default_split: str) -> Table:
             f"{source}: split '{split}' cannot be loaded: {first_line}",
             "Check the name, configuration and split, and that the hub can be reached; or download the data to a file.",
         ) from error
+    for key, feature in data.features.items():
+        if isinstance(feature, datasets.Image):
+            data = data.cast_column(key, datasets.Image(decode=False))  # as bytes; decoded when a batch is made
     names = {key: feature.names for key, feature in data.features.items() if isinstance(feature, datasets.ClassLabel)}
     digest = hashlib.sha256()
     rows = []
@@ -284,6 +297,11 @@ def _decode(data: bytes, shown: str) -> str:
             f"{shown}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8.",
             "Save the file as UTF-8 (iconv -t utf-8).",
         ) from error
+
+
+def missing_file(path: Path, shown: str) -> InputError:
+    """The error for a file that is not there, with the nearest name that is."""
+    return InputError(f"{shown}: there is no such file.", _neighbour(path))
 
 
 def _neighbour(path: Path) -> str:

