@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import importlib.util
+import gzip
 import json
 import re
 import runpy
@@ -11,8 +11,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
+from PIL import Image
 
 from merganser.cli import app
 from merganser.config import RunConfig, load_config
@@ -20,7 +22,8 @@ from merganser.errors import InputError
 from merganser.models.options import LoraOptions
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
-from tests.tiny import tiny_bert, tiny_llama, tiny_t5
+from tests.streams.test_images import idx
+from tests.tiny import tiny_bert, tiny_clip, tiny_llama, tiny_t5
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 CONFIGURATIONS = sorted(EXAMPLES.glob("*.yaml"))
@@ -43,10 +46,16 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def tiny_run(home: Path, name: str, steps: int, **training: Any) -> Path:
+def tiny_run(home: Path, name: str, steps: int, model: str | None = None, **training: Any) -> Path:
     """Learns an example's configuration through the command: a tiny model and few steps, otherwise as it stands."""
     config = yaml.safe_load((EXAMPLES / name).read_text(encoding="utf-8"))
-    config["model"]["name"] = str(home / config["model"]["kind"])
+    config["model"]["name"] = str(home / (model or config["model"]["kind"]))
+    if "split" in config["stream"]:
+        config["stream"] |= {"folder": "images"} if name.startswith("builtin") else {}
+        config["stream"]["split"] = {
+            key: str(value).replace("../", "") if key in ("train", "test") else value
+            for key, value in config["stream"]["split"].items()
+        }
     config["model"].pop("revision", None)  # a branch of a hub id; the tiny model is a folder
     # In bf16 every new shape of a batch is compiled first, which takes longer than such models take to train.
     config["model"]["precision"] = "fp32"
@@ -69,8 +78,8 @@ def test_every_example_is_run_by_a_test_here() -> None:
     text = Path(__file__).read_text(encoding="utf-8")
     for path in [*CONFIGURATIONS, *SCRIPTS]:
         assert f'"{path.name}"' in text, path.name
-    assert len(CONFIGURATIONS) == 4
-    assert len(SCRIPTS) == 5
+    assert len(CONFIGURATIONS) == 6
+    assert len(SCRIPTS) == 4
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
@@ -88,7 +97,8 @@ def test_every_key_is_explained(path: Path) -> None:
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
 def test_configurations_are_valid_and_name_models_of_the_hub(path: Path) -> None:
     config = load_config(path)
-    assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.name)
+    if path.name != "fashion.yaml":  # whose model scripts/pretrain_vit.py makes
+        assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.name)
     assert config.stream is not None
 
 
@@ -268,3 +278,40 @@ def test_own_trainer_without_merging(home: Path, capsys: pytest.CaptureFixture[s
     arguments = ["--model", str(home / "causal"), "--data", str(home / "data"), "--steps", "2", "--without"]
     assert own_trainer(arguments) is None
     assert "merge after" not in capsys.readouterr().out
+
+
+def test_fashion(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """Pretrains with the project's script and learns the example, on grey squares in place of clothes."""
+    data = home / "data" / "fashion-mnist"
+    data.mkdir()
+    for part, number in (("train", 400), ("t10k", 60)):
+        labels = np.arange(number) % 10
+        images = np.ones((number, 28, 28)) * (25 * labels[:, None, None] + 10)
+        (data / f"{part}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(images)))
+        (data / f"{part}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(labels)))
+    script = EXAMPLES.parent / "scripts" / "pretrain_vit.py"
+    sizes = ["--width", "16", "--layers", "1", "--epochs", "8", "--batch", "16", "--learning-rate", "0.01"]
+    monkeypatch.setattr("sys.argv", [str(script), "--data", str(data), "--out", str(home / "vit"), *sizes])
+    runpy.run_path(str(script), run_name="__main__")
+    facts = json.loads((home / "vit" / "pretraining.json").read_text())
+    assert facts["classes"] == ["T-shirt", "trouser", "pullover", "dress"]
+    assert facts["test_accuracy"] > 0.5
+    run = tiny_run(home, "fashion.yaml", steps=4, model="vit")
+    record = read_run(run)
+    assert [task.labels for task in record.tasks] == [["bag", "ankle boot"], ["sneaker", "sandal"], ["shirt", "coat"]]
+    assert [(task.train_examples, task.dev_examples, task.test_examples) for task in record.tasks] == [(72, 8, 12)] * 3
+    assert "AimMerging: scores in percent" in capsys.readouterr().out
+
+
+def test_builtin_cifar100(home: Path) -> None:
+    for part, number in (("train", 2), ("test", 1)):
+        for label in range(20):
+            folder = home / "images" / part / f"class {label:02d}"
+            folder.mkdir(parents=True)
+            for i in range(number):
+                Image.new("RGB", (8, 8), (12 * label, 5 * i, 0)).save(folder / f"{i}.png")
+    tiny_clip(home / "clip")
+    record = read_run(tiny_run(home, "builtin-cifar100.yaml", steps=1, model="clip"))
+    assert [len(task.labels or ()) for task in record.tasks] == [2] * 10
+    assert len({label for task in record.tasks for label in task.labels or ()}) == 20
+    assert record.tasks[9].name == "cifar100-10-10"

@@ -299,7 +299,8 @@ def test_a_full_disk(file: str, run: Path, merganser: Command, monkeypatch: pyte
     assert done.code == 1, done.err
     assert "the disk is full while writing" in done.error
     assert "Free some space" in done.error
-    assert contents(run) == before
+    # What was trained is kept in the checkpoint, to go on from when there is space.
+    assert {name: each for name, each in contents(run).items() if not name.startswith("checkpoint")} == before
 
 
 def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Path, merganser: Command) -> None:

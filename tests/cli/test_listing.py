@@ -14,6 +14,7 @@ import pytest
 from merganser.config import RunConfig, check_config
 from merganser.methods import METHODS
 from merganser.streams.builtin import BUILTIN
+from merganser.streams.image_sets import IMAGE_SETS
 from tests.learner import toys
 from tests.learner.toys import Command
 
@@ -34,7 +35,7 @@ def test_methods(merganser: Command) -> None:
 
 def test_streams(merganser: Command) -> None:
     listed = json.loads(merganser("streams", "--json").out)
-    assert [row["name"] for row in listed] == [*BUILTIN, "demo"]
+    assert [row["name"] for row in listed] == [*BUILTIN, "demo", *IMAGE_SETS]
     assert next(row for row in listed if row["name"] == "standard-cl-1")["tasks"] == list(
         BUILTIN["standard-cl-1"].tasks
     )

@@ -53,7 +53,7 @@ def test_kinds() -> None:
 
 def test_the_table_lists_every_stream() -> None:
     output = run()
-    for name in (*BUILTIN, "demo"):
+    for name in (*BUILTIN, "demo", *IMAGE_SETS):
         assert name in output
     assert "book-excerpts" in output
 
@@ -61,6 +61,7 @@ def test_the_table_lists_every_stream() -> None:
 def test_json() -> None:
     listed = {row["name"]: row for row in json.loads(run("--json"))}
     assert list(listed) == [*BUILTIN, "demo", *IMAGE_SETS]
+    assert listed["imagenet-r-50"]["needs_folder"] is False
     assert listed["standard-cl-1"]["tasks"] == ["dbpedia", "amazon", "yahoo", "agnews"]
     assert listed["demo"]["needs_folder"] is False
     assert len(listed["demo"]["tasks"]) == 5

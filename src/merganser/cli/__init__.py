@@ -132,7 +132,8 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(0) from None
     except Exception as error:
-        sys.stderr = sys.__stderr__
+        if aside:
+            sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
         print(
