@@ -1,6 +1,7 @@
 """Every example runs as its first lines say, with a tiny model in place of the one it names."""
 
-from __future__ import annotations
+from __future__ import importlib.util
+import annotations
 
 import gzip
 import json
