@@ -1,9 +1,9 @@
 """Every example runs as its first lines say, with a tiny model in place of the one it names."""
 
-from __future__ import importlib.util
-import annotations
+from __future__ import annotations
 
 import gzip
+import importlib.util
 import json
 import re
 import runpy
