@@ -26,9 +26,16 @@ from merganser.demo import demo_model
 from merganser.learner import Learner
 from merganser.runs import read_run
 
+SPARSE: dict[str, Any] = {"name": "aim", "probes_per_interval": 2, "probe_set": "fixed"}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "compat: reference": {"name": "aim", "compat": "reference"},
+    "probe every step": {"name": "aim"},
+    "2 probes per interval": SPARSE,
+    "2 probes, half the rehearsal": {**SPARSE, "rehearsal_steps": 4},
+    "2 probes, a quarter": {**SPARSE, "rehearsal_steps": 2},
+    "2 probes, a quarter, merge at end": {**SPARSE, "rehearsal_steps": 2, "merge_at_end": True},
+    "2 probes, a quarter in double batches": {**SPARSE, "rehearsal_steps": 2, "batch": 16, "merge_at_end": True},
 }
 
 
