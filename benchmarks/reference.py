@@ -9,8 +9,8 @@ task with a memory and 17 s for one without, 3.1 times.
 
 No small T5 comes pretrained, and one with random weights learns nothing through LoRA; so all its weights are first
 warmed up on newsgroups and Reuters topics (the demonstration's texts) and on the development texts of dbpedia and
-agnews, so that it has met their labels. Then it learns these two in a row by each setting, with a memory of 4 % (40 texts, more than a batch). CPU seconds of the second task's training are
-compared, in turn, within one process.
+agnews, so that it has met their labels. Then it learns these two in a row by each setting, with a memory of 4 % (40
+texts, more than a batch). CPU seconds of the second task's training are compared, in turn, within one process.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def build(folder: Path, data: Path) -> None:
     T5ForConditionalGeneration(config).save_pretrained(cold)
     tokenizer.save_pretrained(cold)
     settings = {
-        "model": {"name": str(cold), "kind": "seq2seq", "lora": None, "dropout": 0.0},
+        "model": {"name": str(cold), "kind": "seq2seq", "lora": None, "dropout": 0.0, "precision": "fp32"},
         "method": "joint",
         "training": {
             "steps": 2000,
