@@ -39,6 +39,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging:
     parser.add_argument("--resume", action="store_true", help="go on with the second task from its last checkpoint")
     given = parser.parse_args(arguments)
 
+    import torch
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
     from trl import SFTConfig, SFTTrainer
@@ -56,6 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging:
                 max_steps=given.steps,
                 per_device_train_batch_size=8,
                 learning_rate=1e-3,
+                use_cpu=not torch.cuda.is_available(),  # its default, bf16, is refused without a GPU otherwise
                 save_strategy="steps" if callbacks else "no",
                 save_steps=given.save_steps,
                 logging_strategy="no",

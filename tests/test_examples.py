@@ -80,7 +80,7 @@ def test_every_example_is_run_by_a_test_here() -> None:
     for path in [*CONFIGURATIONS, *SCRIPTS]:
         assert f'"{path.name}"' in text, path.name
     assert len(CONFIGURATIONS) == 6
-    assert len(SCRIPTS) == 4
+    assert len(SCRIPTS) == 5
 
 
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
@@ -261,16 +261,16 @@ def test_sft_trainer_interrupted_and_resumed(home: Path, tmp_path: Path, capsys:
 
     def arguments(out: Path, *more: str) -> list[str]:
         given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(out)]
-        return [*given, "--steps", "8", "--save-steps", "4", *more]
+        return [*given, "--steps", "18", "--save-steps", "9", *more]  # two intervals of 8 and some: a merge in any case
 
     aim = sft_trainer(arguments(whole))
     assert aim.merges
     assert capsys.readouterr().out.count("merge after step") == len(aim.merges)
     shutil.copytree(whole, run)
-    shutil.rmtree(run / "reviews" / "checkpoint-8")  # as if interrupted in between
+    shutil.rmtree(run / "reviews" / "checkpoint-18")  # as if interrupted in between
     again = sft_trainer(arguments(run, "--resume"))
     assert again.merges == aim.merges
-    last = "reviews/checkpoint-8/adapter_model.safetensors"
+    last = "reviews/checkpoint-18/adapter_model.safetensors"
     assert (run / last).read_bytes() == (whole / last).read_bytes()
 
 
