@@ -97,6 +97,7 @@ class MergeController:
             after every step. 1: after every step, as in the paper.
         probes_per_interval: instead, so many probes per planned interval, evenly: the longer the interval, the fewer
             steps are probed.
+        only_at_end: nothing fires before :meth:`finish`, and nothing is probed.
 
     Raises:
         ValueError: a value is impossible (named in the message).
@@ -124,6 +125,7 @@ class MergeController:
         watch_forgetting: bool = True,
         probe_every: int = 1,
         probes_per_interval: int | None = None,
+        only_at_end: bool = False,
     ) -> None:
         if not 1 <= min_interval <= max_interval:
             raise ValueError(
@@ -168,6 +170,7 @@ class MergeController:
         self.watch_forgetting = watch_forgetting
         self.probe_every = probe_every
         self.probes_per_interval = probes_per_interval
+        self.only_at_end = only_at_end
 
         self.interval = interval
         self.due_step = interval
@@ -199,7 +202,7 @@ class MergeController:
 
     def wants_probe(self) -> bool:
         """Whether the loss on the memory should be probed after the inner step that is observed next."""
-        return self.watch_forgetting and (self._steps + 1) % self.probe_distance == 0
+        return self.watch_forgetting and not self.only_at_end and (self._steps + 1) % self.probe_distance == 0
 
     def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
         """Take note of one inner step.
@@ -220,6 +223,9 @@ class MergeController:
             raise RuntimeError(f"the merge at step {self._pending.step} was not recorded; call record() first")
         if probe_loss is not None and not math.isfinite(probe_loss):
             raise ValueError(f"probe loss at step {step} is {probe_loss}")
+        if self.only_at_end:
+            self._steps += 1
+            return None
         if not self.watch_forgetting:
             self._steps += 1
             return self._fire(step, "due") if step >= self.due_step else None

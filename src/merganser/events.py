@@ -44,7 +44,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merge was made."""
+    """A merge was made, or refused for a ``reason``: it did harm and was taken back."""
 
     task: str
     step: int
@@ -54,6 +54,7 @@ class Merged:
     rehearsal_steps: int
     interval: int
     next_interval: int
+    reason: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

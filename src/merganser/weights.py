@@ -9,6 +9,7 @@ process must ask for them at the same time.
 from __future__ import annotations
 
 import math
+import struct
 from collections.abc import Iterable, Iterator, Mapping
 
 import torch
@@ -71,6 +72,11 @@ class Weights(Mapping[str, Tensor]):
         return sum(tensor.numel() for tensor in self._tensors.values())
 
     @property
+    def total(self) -> int:
+        """Number of entries, those of shards in all processes."""
+        return round(self._sum(float(tensor.numel()) for tensor in self.tensors))
+
+    @property
     def nbytes(self) -> int:
         """Bytes in this process."""
         return sum(tensor.numel() * tensor.element_size() for tensor in self._tensors.values())
@@ -94,6 +100,10 @@ class Weights(Mapping[str, Tensor]):
     def snapshot(self) -> Weights:
         """A copy in memory of its own."""
         return Weights({name: tensor.clone() for name, tensor in self.items()}, self._sharded)
+
+    def like(self, tensors: Mapping[str, Tensor]) -> Weights:
+        """Other tensors of these names, sharded where these are."""
+        return Weights(tensors, self._sharded)
 
     @torch.no_grad()
     def copy_(self, other: Weights) -> Weights:
@@ -140,6 +150,28 @@ class Weights(Mapping[str, Tensor]):
         """Cosine of the angle between the two; ``None`` when one of them is zero."""
         size = self.l2() * other.l2()
         return self.dot(other) / size if size > 0 else None
+
+    def kth_largest(self, k: int) -> float:
+        """The k-th largest entry (from 1) of a vector that has no negative ones, in single precision.
+
+        Nothing is gathered or sorted: the bits of such numbers are ordered as the numbers are, so that 31 counts, each
+        added up over the processes, find it exactly.
+
+        Raises:
+            ValueError: there are fewer entries.
+        """
+        if not 1 <= k <= self.total:
+            raise ValueError(f"there is no entry {k} of {self.total}")
+        single = [tensor.float() for tensor in self.tensors]
+        low, high = 0, 0x7F800000  # at least k entries are >= low; fewer are >= high, but for infinities
+        while high - low > 1:
+            middle = (low + high) // 2
+            bound = struct.unpack("<f", struct.pack("<I", middle))[0]
+            if self._sum(float((tensor >= bound).sum()) for tensor in single) >= k:
+                low = middle
+            else:
+                high = middle
+        return float(struct.unpack("<f", struct.pack("<I", low))[0])
 
     def is_finite(self) -> bool:
         """Whether every entry is a finite number."""

@@ -70,6 +70,9 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"probe_dropout": True, "merge_at_end": True},
         "training": {"checkpoint_steps": 3, "learning_rate": 0.002},
     },
+    "aim, importance masks": {
+        "method": {"fusion": "importance_masks", "interval": 3, "rehearsal_steps": 2, "watch_forgetting": False}
+    },
     "replay": {"method": {"name": "replay"}},
     "sequential, bf16": {"method": {"name": "sequential"}, "model": {"precision": "bf16"}},
     "replay, seq2seq": {

@@ -121,7 +121,9 @@ def test_story_leaves_out_what_was_not_measured() -> None:
 def test_story_of_each_cause_and_of_a_refusal() -> None:
     assert "3 alarms came before the planned interval of 8 steps was over" in words.tell(merge(cause="early", alarms=3))
     assert "it was forced, 8 steps or more beyond the planned one" in words.tell(merge(cause="forced"))
-    assert "cosine −0.25) was refused." in words.tell(merge(status="refused"))
+    refused = merge(status="refused", reason="the loss on the memory became inf", size_old=None, cosine=None)
+    assert "(L2 norm –) was refused and taken back: the loss on the memory became inf." in words.tell(refused)
+    assert "cosine −0.25) was refused and taken back." in words.tell(merge(status="refused"))
     assert words.tell(merge(next_interval=8)).endswith("The interval stays at 8 steps.")
     assert words.tell(merge(next_interval=5)).endswith("The interval shortens from 8 to 5 steps.")
 

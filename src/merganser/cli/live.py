@@ -100,6 +100,9 @@ class LiveView:
 
     def _merge(self, event: Merged) -> None:
         line = f"at step {event.step} ({CAUSES[event.cause]}): {event.weight_new:.3g} new + {event.weight_old:.3g} old"
+        if event.reason is not None:
+            line = f"at step {event.step} ({CAUSES[event.cause]}) refused and taken back, since {event.reason}:"
+            line += f" {event.weight_new:.3g} new + {event.weight_old:.3g} old"
         if event.rehearsal_steps or event.cause != "end":
             line += f" after {event.rehearsal_steps} rehearsal steps; next in {event.next_interval}"
         self.merges.append(line)

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
-from merganser.training.options import Draws, ProbeSet, TrainingOptions, check_batch
+from merganser.training.options import GUARD_FACTOR, Draws, Fusion, ProbeSet, TrainingOptions, check_batch
 from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ COMPAT: dict[str, dict[str, Any]] = {
         "probe_set": "fresh",
         "probe_dropout": True,
         "merge_at_end": False,
+        "guard_factor": None,
     },
 }
 """Options that each value of ``compat`` sets; what is not among them can be chosen freely."""
@@ -67,6 +68,9 @@ class AimOptions(MethodOptions):
     weight_moving_calm: float = Field(0.6, ge=0, le=1, description="weight of the new update: moving, calm")
     weight_settled_alarmed: float = Field(0.4, ge=0, le=1, description="weight of the new update: settled, alarmed")
     weight_settled_calm: float = Field(0.5, ge=0, le=1, description="weight of the new update: settled, calm")
+    weight_new: float | None = Field(
+        None, ge=0, le=1, description="one weight of the new update for every merge, instead of the four above"
+    )
     rehearsal_steps: int | None = Field(
         None, ge=0, description="memory steps at the first merges, kept in ratio to the interval; null: the interval"
     )
@@ -98,7 +102,30 @@ class AimOptions(MethodOptions):
     )
     probe_dropout: bool = Field(False, description="leave dropout on while probing, as the released program does")
     merge_at_end: bool = Field(False, description="merge once more after the last step of a task")
-    measure_merges: bool = Field(True, description="measure losses before and after each merge for the ledger")
+    only_at_end: bool = Field(
+        False, description="merge once, after the last step of a task, and at no other time; nothing is probed"
+    )
+    fusion: Fusion = Field(
+        "trajectory",
+        description="trajectory: two weights for all parameters; importance_masks: every parameter goes the way of the "
+        "phase that it is important to (Recurrent-KIF)",
+    )
+    important_share: float = Field(
+        0.2, gt=0, le=1, description="importance_masks: share of the parameters that are important to a phase"
+    )
+    importance_smoothing: float = Field(
+        0.85, ge=0, lt=1, description="importance_masks: share of the past in the averages of importance"
+    )
+    measure_merges: bool = Field(
+        True, description="measure losses before and after each merge, for the ledger and for guard_factor"
+    )
+    guard_factor: float | None = Field(
+        GUARD_FACTOR,
+        gt=1,
+        allow_inf_nan=False,
+        description="a merge that makes a loss more than this many times what it was is refused; null: only one that "
+        "leaves a loss that is not finite (the default with measure_merges: false and with only_at_end)",
+    )
 
     @model_validator(mode="before")
     @classmethod
@@ -120,6 +147,12 @@ class AimOptions(MethodOptions):
             raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
         if self.probes_per_interval is not None and self.probe_every != 1:
             raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
+        if not self.measure_merges and self.guard_factor is not None:
+            if "guard_factor" in self.model_fields_set:
+                raise ValueError("guard_factor needs the losses that measure_merges: false leaves out: keep one")
+            self.guard_factor = None
+        if self.only_at_end and "guard_factor" not in self.model_fields_set:
+            self.guard_factor = None  # going back from the end of a task may well multiply a loss that had gone to 0
         return self
 
     def memory_values(self) -> dict[str, Any]:
@@ -142,18 +175,24 @@ class AimOptions(MethodOptions):
             halve_from=self.halve_from,
             growth_short=self.growth_short,
             growth_long=self.growth_long,
-            weights=WeightTable(
-                self.weight_moving_alarmed,
-                self.weight_moving_calm,
-                self.weight_settled_alarmed,
-                self.weight_settled_calm,
-            ),
+            weights=self._weight_table(),
             rehearsal_steps=self.rehearsal_steps,
             minimum_rehearsal_steps=self.minimum_rehearsal_steps,
             adapt_interval=self.adapt_interval,
             watch_forgetting=self.watch_forgetting,
             probe_every=self.probe_every,
             probes_per_interval=self.probes_per_interval,
+            only_at_end=self.only_at_end,
+        )
+
+    def _weight_table(self) -> WeightTable:
+        if self.weight_new is not None:
+            return WeightTable(*[self.weight_new] * 4)
+        return WeightTable(
+            self.weight_moving_alarmed,
+            self.weight_moving_calm,
+            self.weight_settled_alarmed,
+            self.weight_settled_calm,
         )
 
 
@@ -205,7 +244,11 @@ class Aim(Method[AimOptions]):
             probe_groups=context.memory_groups,
             probe_dropout=self.options.probe_dropout,
             measure_merges=self.options.measure_merges,
-            merge_at_end=self.options.merge_at_end,
+            merge_at_end=self.options.merge_at_end or self.options.only_at_end,
+            fusion=self.options.fusion,
+            important_share=self.options.important_share,
+            importance_smoothing=self.options.importance_smoothing,
+            guard_factor=self.options.guard_factor,
             checkpoints=False,
             task=context.task,
             task_index=context.index,

@@ -133,7 +133,8 @@ def tell(merge: MergeRecord) -> str:
     weights += f" and {significant(merge.weight_old)} of the {old} (L2 norm {significant(merge.size_old)}"
     weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
     if merge.status == "refused":
-        parts.append(f"{rehearsal}merging {weights} was refused.".lstrip())
+        why = f": {merge.reason}" if merge.reason else ""
+        parts.append(f"{rehearsal}merging {weights} was refused and taken back{why}.")
     else:
         parts.append(f"{rehearsal}{weights} were merged.")
     changes = [

@@ -55,7 +55,10 @@ class MergeRecord(Record):
     merge: int = Field(description="1-based number of the merge within its task")
     step: int = Field(description="1-based inner optimizer step of the task after which it fired")
     cause: Literal["due", "early", "forced", "end"] = Field(description="'end': after the last step of the task")
-    status: Literal["applied", "refused"] = "applied"
+    status: Literal["applied", "refused"] = Field(
+        "applied", description="refused: it did harm; weights and optimizer are as when it fired"
+    )
+    reason: str | None = Field(None, description="why it was refused")
     alarms: int = 0
     interval: int = Field(description="planned interval when it fired (inner steps)")
     next_interval: int = Field(description="planned interval afterwards")
@@ -68,8 +71,10 @@ class MergeRecord(Record):
     size_new: float = Field(
         description="L2 norm of the change made by the inner steps; 'end': of the task's update as a whole"
     )
-    size_old: float = Field(
-        description="L2 norm of the change made by the rehearsal steps; 'end': of the update of the model so far"
+    size_old: float | None = Field(
+        None,
+        description="L2 norm of the change made by the rehearsal steps; 'end': of the update of the model so far; None "
+        "when it is not finite",
     )
     cosine: float | None = Field(None, description="cosine between the two changes; None when one of them is zero")
     loss_new_before: float | None = Field(

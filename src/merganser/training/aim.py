@@ -20,13 +20,25 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from merganser import processes
 from merganser.control import Merge, MergeController
-from merganser.errors import InputError, RunError
+from merganser.errors import InputError, MerganserError, RunError
 from merganser.events import Listener, Merged, silent
+from merganser.merging.importance import important, merge_by_importance
 from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.aim_checkpoint import checkpoint_folder, read_state, where_to_look, write_state
 from merganser.training.distributed import Share, shifts_labels
-from merganser.training.options import DRAWS, PROBE_SETS, Draws, ProbeSet, check_batch
+from merganser.training.guard import Losses, OptimizerCopy, refusal
+from merganser.training.importance import Importance
+from merganser.training.options import (
+    DRAWS,
+    FUSIONS,
+    GUARD_FACTOR,
+    PROBE_SETS,
+    Draws,
+    Fusion,
+    ProbeSet,
+    check_batch,
+)
 from merganser.training.probing import Probes
 from merganser.training.rehearsal import (
     Collator,
@@ -71,6 +83,13 @@ class AimMerging(TrainerCallback):
             (three more forward passes per merge: the probe at the merge, if there was one without dropout, is the loss
             on the memory before it).
         merge_at_end: merge once more after the last step of the task.
+        fusion: ``trajectory``: the updates are weighted as the controller says; ``importance_masks``: every weight goes
+            the way of the phase that it is important to (see :func:`merganser.merging.importance.merge_by_importance`).
+        important_share, importance_smoothing: for ``importance_masks``: the share of weights that are important, and
+            how slowly importance follows the steps (:class:`~merganser.training.importance.Importance`).
+        guard_factor: a merge after which a loss is more than this many times what it was before is taken back; with
+            ``None`` only one that leaves a loss or weights that are not finite. Losses are known where
+            ``measure_merges`` is on.
         checkpoints: add the state to every checkpoint that the trainer writes, and read it when the trainer goes on
             from one (``trainer.train(resume_from_checkpoint=...)``); see :mod:`merganser.training.aim_checkpoint`.
         resume_from: the checkpoint that the trainer goes on from, if it is not in its ``output_dir``.
@@ -86,7 +105,7 @@ class AimMerging(TrainerCallback):
         InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set`` or
             ``rehearsal_draws``, or groups that are not one per example; the trainer goes on from a checkpoint that has
             no state to go on from.
-        RunError: a probe loss or the weights are not finite (while training).
+        RunError: while training, a loss or the weights are not finite, and not because of a merge.
     """
 
     def __init__(
@@ -105,6 +124,10 @@ class AimMerging(TrainerCallback):
         probe_dropout: bool = False,
         measure_merges: bool = True,
         merge_at_end: bool = False,
+        fusion: Fusion = "trajectory",
+        important_share: float = 0.2,
+        importance_smoothing: float = 0.85,
+        guard_factor: float | None = GUARD_FACTOR,
         checkpoints: bool = True,
         resume_from: str | Path | None = None,
         task: str = "task",
@@ -119,6 +142,8 @@ class AimMerging(TrainerCallback):
             raise InputError(f"there is no rehearsal_draws '{rehearsal_draws}'.", f"Known: {', '.join(DRAWS)}.")
         if probe_set not in PROBE_SETS:
             raise InputError(f"there is no probe_set '{probe_set}'.", f"Known: {', '.join(PROBE_SETS)}.")
+        if fusion not in FUSIONS:
+            raise InputError(f"there is no fusion '{fusion}'.", f"Known: {', '.join(FUSIONS)}.")
         if probe_groups and len(probe_groups) != len(memory):
             raise InputError(
                 f"probe_groups names {len(probe_groups)} groups for {len(memory)} examples of the memory.",
@@ -137,6 +162,10 @@ class AimMerging(TrainerCallback):
         self.probe_dropout = probe_dropout
         self.measure_merges = measure_merges
         self.merge_at_end = merge_at_end
+        self.fusion = fusion
+        self.important_share = important_share
+        self.importance_smoothing = importance_smoothing
+        self.guard_factor = guard_factor
         self.checkpoints = checkpoints
         self.resume_from = resume_from
         self.task = task
@@ -146,6 +175,7 @@ class AimMerging(TrainerCallback):
         self.probes: dict[int, tuple[float | None, int, float | None]] = {}
         self.cost = CostRecord()
         self._draws = 0
+        self._importance: Importance | None = None
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -164,6 +194,8 @@ class AimMerging(TrainerCallback):
         self._shifts_labels = shifts_labels(model)
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
+        if self.fusion == "importance_masks":
+            self._importance = Importance(model, self.importance_smoothing)
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
         if self.checkpoints and state.global_step > 0:
             folders = where_to_look(self.resume_from, args, state)
@@ -183,7 +215,7 @@ class AimMerging(TrainerCallback):
                 "probes": [[step, *probe] for step, probe in self.probes.items()],
                 "cost": self.cost.model_dump(),
             },
-            tensors=dict(self._start),
+            tensors=dict(self._start) | ({} if self._importance is None else self._importance.state_tensors()),
         )
 
     def load_task_state(self, state: TaskState) -> None:
@@ -198,7 +230,9 @@ class AimMerging(TrainerCallback):
         self.merges = [MergeRecord.model_validate(merge) for merge in values["merges"]]
         self.probes = {step: (probe, interval, threshold) for step, probe, interval, threshold in values["probes"]}
         self.cost = CostRecord.model_validate(values["cost"])
-        self._start.copy_(Weights(state.tensors))
+        self._start.copy_(Weights({name: state.tensors[name] for name in self._start}))
+        if self._importance is not None:
+            self._importance.load_state_tensors(state.tensors)
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -218,6 +252,21 @@ class AimMerging(TrainerCallback):
     def _measure(self, model: nn.Module, share: Share, dropout: bool = False) -> float:
         return share.mean(measure_loss(model, share.batch, self.loss, dropout=dropout))
 
+    def _diverged(self, what: str) -> MerganserError:
+        remedy = "Training has diverged; try a lower learning rate or precision fp32."
+        return processes.alike(RunError(f"{what} of task '{self.task}'.", remedy))
+
+    def on_pre_optimizer_step(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        if self._importance is not None:
+            self._observe_importance()
+
+    def _observe_importance(self) -> None:
+        assert self._importance is not None
+        with self._timed("merging_seconds"):
+            self._importance.observe()
+
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         began, spent = time.perf_counter(), self._spent()
         model, step = kwargs["model"], state.global_step
@@ -228,12 +277,7 @@ class AimMerging(TrainerCallback):
                 probe = self._measure(model, batch, self.probe_dropout)
             self.cost.examples_probed += self._probing.batch_size
             if not math.isfinite(probe):
-                raise processes.alike(
-                    RunError(
-                        f"the loss on the memory became {probe} after step {step} of task '{self.task}'.",
-                        "Training has diverged; try a lower learning rate or precision fp32.",
-                    )
-                )
+                raise self._diverged(f"the loss on the memory became {probe} after step {step}")
         decision = self.controller.observe(step, probe)
         self.probes[step] = (probe, self.controller.interval, self.controller.threshold)
         if decision is None and self.merge_at_end and step >= state.max_steps:
@@ -250,38 +294,46 @@ class AimMerging(TrainerCallback):
         clip: float,
         probe: float | None,
     ) -> None:
-        """Rehearse, merge, and write down what happened. ``probe`` is the probe loss of this very step, if any."""
+        """Rehearse, merge, take it back if it did harm, and write down what happened.
+
+        Args:
+            probe: the probe loss of this very step, if any.
+        """
         # Without dropout the probe was the same forward pass.
         before = self._losses(model, decision.step, None if self.probe_dropout else probe)
         with self._timed("merging_seconds"):
             after_new = self._weights.snapshot()
             change_new = after_new.minus(self._start)
             learning_signal = change_new.l1() / decision.interval
+        # What is wrong before the merge is not its doing, and taking it back would not help.
+        for name, value in zip(("loss on the task", "loss on the memory"), before, strict=True):
+            if value is not None and not math.isfinite(value):
+                raise self._diverged(f"the {name} became {value} after step {decision.step}")
+        if not math.isfinite(learning_signal):
+            raise self._diverged(f"the weights are not finite at the merge after step {decision.step}")
+        with self._timed("merging_seconds"):
+            optimizer_before = OptimizerCopy(optimizer)
+            scores_new = None if self._importance is None else self._begin_phase(self._importance)
         for _ in range(decision.rehearsal_steps):
             share = self._batch(self._rehearsal.rehearsal(self._draws))
             self._draws += 1
             with self._timed("rehearsal_seconds"):
-                rehearse_step(model, optimizer, share.batch, clip, self.loss, share.weight)
+                observe = None if self._importance is None else self._observe_importance
+                rehearse_step(model, optimizer, share.batch, clip, self.loss, share.weight, observe)
             self.cost.examples_rehearsed += self._rehearsal.batch_size
         with self._timed("merging_seconds"):
             change_old = self._weights.minus(after_new)
-            size_new, size_old, cosine = change_new.l2(), change_old.l2(), change_new.cosine(change_old)
-            merge_two_phases(
-                self._weights,
-                self._start,
-                after_new,
-                weight_new=decision.weight_new,
-                weight_old=decision.weight_old,
-            )
+            size_new, size_old = change_new.l2(), change_old.l2()
+            cosine = change_new.cosine(change_old) if math.isfinite(size_old) else None
+            weight_new = self._fuse(decision, after_new, scores_new)
+            finite = math.isfinite(size_old) and self._weights.is_finite()
+        after = self._losses(model, decision.step) if finite else (None, None)
+        reason = refusal(before, after, finite, self.guard_factor)
+        with self._timed("merging_seconds"):
+            if reason is not None:
+                self._weights.copy_(after_new)
+                optimizer_before.put_back()
             self._start.copy_(self._weights)
-        if not (math.isfinite(learning_signal) and math.isfinite(size_old)):
-            raise processes.alike(
-                RunError(
-                    f"the weights are not finite at the merge after step {decision.step} of task '{self.task}'.",
-                    "Training has diverged; try a lower learning rate or precision fp32.",
-                )
-            )
-        after = self._losses(model, decision.step)
         next_interval = self.controller.record(learning_signal)
         self.merges.append(
             MergeRecord(
@@ -290,6 +342,8 @@ class AimMerging(TrainerCallback):
                 merge=len(self.merges) + 1,
                 step=decision.step,
                 cause=decision.cause,
+                status="applied" if reason is None else "refused",
+                reason=reason,
                 alarms=decision.alarms,
                 interval=decision.interval,
                 next_interval=next_interval,
@@ -297,15 +351,15 @@ class AimMerging(TrainerCallback):
                 learning_signal=learning_signal,
                 forgetting_signal=decision.probe_loss,
                 rehearsal_steps=decision.rehearsal_steps,
-                weight_new=decision.weight_new,
-                weight_old=decision.weight_old,
+                weight_new=weight_new,
+                weight_old=1.0 - weight_new,
                 size_new=size_new,
-                size_old=size_old,
+                size_old=_finite(size_old),
                 cosine=cosine,
                 loss_new_before=before[0],
-                loss_new_after=after[0],
+                loss_new_after=_finite(after[0]),
                 loss_old_before=before[1],
-                loss_old_after=after[1],
+                loss_old_after=_finite(after[1]),
             )
         )
         self.listener(
@@ -313,15 +367,38 @@ class AimMerging(TrainerCallback):
                 self.task,
                 decision.step,
                 decision.cause,
-                decision.weight_new,
-                decision.weight_old,
+                weight_new,
+                1.0 - weight_new,
                 decision.rehearsal_steps,
                 decision.interval,
                 next_interval,
+                reason,
             )
         )
 
-    def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> tuple[float | None, float | None]:
+    @staticmethod
+    def _begin_phase(importance: Importance) -> Weights:
+        """The scores of the phase that ends."""
+        scores = importance.scores()
+        importance.reset()
+        return scores
+
+    def _fuse(self, decision: Merge, after_new: Weights, scores_new: Weights | None) -> float:
+        """Merge, in place; the weight of the new update, with masks its mean over all weights."""
+        if self._importance is None or scores_new is None:
+            merge_two_phases(
+                self._weights,
+                self._start,
+                after_new,
+                weight_new=decision.weight_new,
+                weight_old=decision.weight_old,
+            )
+            return decision.weight_new
+        scores_old = self._begin_phase(self._importance)
+        masks = [important(scores, self.important_share) for scores in (scores_new, scores_old)]
+        return merge_by_importance(self._weights, self._start, after_new, *masks)
+
+    def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> Losses:
         """Losses on a batch of the new task and on the probe's batch, dropout off; the same batches at one step.
 
         Args:
@@ -336,6 +413,11 @@ class AimMerging(TrainerCallback):
         with self._timed("explaining_seconds"):
             loss_new = self._measure(model, new_batch)
             return loss_new, loss_old if old_batch is None else self._measure(model, old_batch)
+
+
+def _finite(value: float | None) -> float | None:
+    """The value, as far as it can be written down."""
+    return value if value is not None and math.isfinite(value) else None
 
 
 def _collator_of(loader: Any) -> Collator:

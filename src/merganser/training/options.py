@@ -17,8 +17,15 @@ Draws = Literal["walk", "random"]
 ProbeSet = Literal["fresh", "fixed"]
 """Which examples are probed, see :class:`merganser.training.probing.Probes`."""
 
+Fusion = Literal["trajectory", "importance_masks"]
+"""How AimMerging merges the updates of its two phases."""
+
+GUARD_FACTOR = 10.0
+"""A merge that leaves a loss this many times what it was did harm; ordinary ones change losses by far less."""
+
 DRAWS: tuple[str, ...] = get_args(Draws)
 PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
+FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 
 class TrainingOptions(BaseModel):

@@ -115,12 +115,14 @@ def rehearse_step(
     clip: float,
     loss_function: LossFunction = model_loss,
     weight: float = 1.0,
+    before_step: Callable[[], None] | None = None,
 ) -> float:
     """One optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
 
     Args:
         clip: norm at which the gradient is clipped; 0 switches it off.
         weight: of this process's loss among those of all (:class:`~merganser.training.distributed.Share`).
+        before_step: called when the gradients are what the optimizer will use.
 
     Returns:
         The loss before the step (nats), times the weight.
@@ -131,6 +133,8 @@ def rehearse_step(
     average_gradients(model)
     if clip > 0:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
+    if before_step is not None:
+        before_step()
     optimizer.step()
     model.zero_grad()
     return float(loss.detach())

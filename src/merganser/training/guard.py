@@ -1,0 +1,60 @@
+"""What is put back when a merge did harm, and what counts as harm."""
+
+from __future__ import annotations
+
+import copy
+import math
+from typing import Any
+
+import torch
+from torch import Tensor
+
+FLOOR = 0.1
+"""Losses below this (nats) are taken as this: a multiple of next to nothing says nothing."""
+
+Losses = tuple[float | None, float | None]
+"""On the new task and on the memory, ``None`` where not measured."""
+
+
+class OptimizerCopy:
+    """An optimizer's moments at one moment, to return to; with sharded weights those of the local shards.
+
+    Args:
+        optimizer: any, also as accelerate wraps it.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer) -> None:
+        self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
+        self._held: dict[Any, dict[str, Any]] = {
+            parameter: {
+                key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for key, value in held.items()
+            }
+            for parameter, held in self._optimizer.state.items()
+        }
+
+    def put_back(self) -> None:
+        """Return to it; what has been held since for further parameters is forgotten."""
+        state = self._optimizer.state
+        state.clear()
+        state.update(self._held)
+
+
+def refusal(before: Losses, after: Losses, finite: bool, factor: float | None) -> str | None:
+    """Why a merge is not let stand; ``None``: it stands.
+
+    Args:
+        before, after: the losses (nats) before the rehearsal and after the merge, on the same batches.
+        finite: whether all merged weights are.
+        factor: how many times a loss may be what it was; losses below :data:`FLOOR` count as that. ``None``: any
+            finite loss is let stand.
+    """
+    if not finite:
+        return "the weights are not finite"
+    for name, first, last in zip(("the new task", "the memory"), before, after, strict=True):
+        if last is None:
+            continue
+        if not math.isfinite(last):
+            return f"the loss on {name} became {last}"
+        if factor is not None and first is not None and last > factor * max(first, FLOOR):
+            return f"the loss on {name} rose from {first:.4g} to {last:.4g}, more than {factor:g} times"
+    return None

@@ -1,0 +1,127 @@
+"""The paper's ablations, by the options that the method's page gives; the ledger shows that each does what it says."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+import torch
+import yaml
+from transformers import Trainer
+
+from merganser.methods import TaskContext
+from merganser.methods.aim import Aim, AimOptions
+from merganser.runs.record import MergeRecord
+from merganser.training.aim import AimMerging
+from merganser.training.options import TrainingOptions
+from tests.training.test_aim import NEW, OLD, STEPS, Regression, arguments, collate
+
+PAGE = Path(__file__).parents[2] / "docs" / "methods" / "aim.md"
+BASE = {"interval": 4, "cold_start": 1, "threshold_factor": 1.02, "max_interval": 16}
+"""So that an unablated run of the toy task has early merges, several weights and intervals that change."""
+
+
+def ablations() -> dict[str, dict[str, Any]]:
+    """Name -> options, from the page's table."""
+    table = PAGE.read_text(encoding="utf-8").partition("## The paper's ablations")[2].partition("\n## ")[0]
+    return {
+        name: yaml.safe_load(options) for name, options in re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", table, re.M)
+    }
+
+
+def learn(folder: Path, options: AimOptions) -> AimMerging:
+    backbone = SimpleNamespace(module=Regression(), collate=collate)
+    memory = cast(Any, OLD)
+    method = Aim(options)
+    given = TaskContext("second", 2, cast(Any, backbone), memory, TrainingOptions(batch=4), seed=5)
+    (callback,) = method.callbacks(given)
+    trainer = Trainer(
+        backbone.module, arguments(folder), train_dataset=NEW, data_collator=collate, callbacks=[callback]
+    )
+    trainer.train()
+    method.after_task(given)
+    assert isinstance(callback, AimMerging)
+    assert method.records.merges == callback.merges
+    return callback
+
+
+def steps(merges: list[MergeRecord]) -> list[int]:
+    return [merge.step for merge in merges]
+
+
+def fixed_interval(callback: AimMerging) -> bool:
+    return steps(callback.merges) == list(range(4, STEPS + 1, 4)) and callback.cost.examples_probed == 0
+
+
+def no_forgetting(callback: AimMerging) -> bool:
+    planned = 0
+    for merge in callback.merges:
+        planned += merge.interval
+        if (merge.step, merge.cause, merge.forgetting_signal, merge.alarms) != (planned, "due", None, 0):
+            return False
+    return callback.cost.examples_probed == 0 and len({merge.interval for merge in callback.merges}) > 1
+
+
+def no_learning(callback: AimMerging) -> bool:
+    intervals = {merge.interval for merge in callback.merges}
+    return intervals == {4} and callback.cost.examples_probed > 0 and {m.cause for m in callback.merges} > {"due"}
+
+
+def fixed_weights(callback: AimMerging) -> bool:
+    return {(merge.weight_new, merge.weight_old) for merge in callback.merges} == {(0.5, 0.5)}
+
+
+def no_rehearsal(callback: AimMerging) -> bool:
+    nothing = {(m.rehearsal_steps, m.size_old, m.cosine) for m in callback.merges} == {(0, 0.0, None)}
+    return nothing and callback.cost.examples_rehearsed == 0
+
+
+def once(callback: AimMerging) -> bool:
+    told = [(merge.step, merge.cause, merge.rehearsal_steps) for merge in callback.merges]
+    return told == [(STEPS, "end", 4)] and callback.cost.examples_probed == 0
+
+
+CHECKS: dict[str, Callable[[AimMerging], bool]] = {
+    "fixed interval": fixed_interval,
+    "without the forgetting signal": no_forgetting,
+    "without the learning signal": no_learning,
+    "fixed weights": fixed_weights,
+    "without rehearsal": no_rehearsal,
+    "one merge at the end": once,
+}
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> AimMerging:
+    return learn(tmp_path_factory.mktemp("whole"), AimOptions.model_validate(BASE))
+
+
+def test_the_page_lists_each() -> None:
+    assert set(ablations()) == set(CHECKS)
+
+
+@pytest.mark.parametrize("name", CHECKS)
+def test_an_ablation_does_what_it_says(name: str, whole: AimMerging, tmp_path: Path) -> None:
+    assert not CHECKS[name](whole)
+    callback = learn(tmp_path, AimOptions.model_validate({**BASE, **ablations()[name]}))
+    assert len(callback.merges) >= (1 if name == "one merge at the end" else 3)
+    assert CHECKS[name](callback)
+
+
+def test_they_combine_with_the_released_behaviour() -> None:
+    for changes in ablations().values():
+        AimOptions.model_validate({"compat": "reference", **changes})
+
+
+def test_one_merge_at_the_end_is_that_of_the_whole_task(tmp_path: Path) -> None:
+    callback = learn(tmp_path, AimOptions(only_at_end=True, rehearsal_steps=0, weight_new=0.25))
+    plain = Regression()
+    Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
+    merged = callback._weights
+    for (name, end), start in zip(plain.named_parameters(), Regression().parameters(), strict=True):
+        if name in merged:
+            assert torch.allclose(merged[name], start + 0.25 * (end - start), atol=1e-6)
