@@ -26,16 +26,27 @@ from merganser.demo import demo_model
 from merganser.learner import Learner
 from merganser.runs import read_run
 
-SPARSE: dict[str, Any] = {"name": "aim", "probes_per_interval": 2, "probe_set": "fixed"}
+CANDIDATE: dict[str, Any] = {
+    "name": "aim",
+    "probes_per_interval": 2,
+    "probe_set": "fixed",
+    "rehearsal_steps": 2,
+    "merge_at_end": True,
+}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "compat: reference": {"name": "aim", "compat": "reference"},
-    "probe every step": {"name": "aim"},
-    "2 probes per interval": SPARSE,
-    "2 probes, half the rehearsal": {**SPARSE, "rehearsal_steps": 4},
-    "2 probes, a quarter": {**SPARSE, "rehearsal_steps": 2},
-    "2 probes, a quarter, merge at end": {**SPARSE, "rehearsal_steps": 2, "merge_at_end": True},
-    "2 probes, a quarter in double batches": {**SPARSE, "rehearsal_steps": 2, "batch": 16, "merge_at_end": True},
+    "candidate": CANDIDATE,
+    # One difference to the released program taken back at a time:
+    "probe every step": {**CANDIDATE, "probes_per_interval": None},
+    "fresh probe sets": {**CANDIDATE, "probe_set": "fresh"},
+    "dropout while probing": {**CANDIDATE, "probe_dropout": True},
+    "full rehearsal": {**CANDIDATE, "rehearsal_steps": None},
+    "random rehearsal batches": {**CANDIDATE, "rehearsal_draws": "random"},
+    "no merge at the end": {**CANDIDATE, "merge_at_end": False},
+    # Others that were tried:
+    "half the rehearsal": {**CANDIDATE, "rehearsal_steps": 4},
+    "all of the paper, probes without dropout": {"name": "aim"},
 }
 
 
@@ -54,7 +65,7 @@ def small_encoder(folder: Path) -> Path:
 
 def learn(arguments: argparse.Namespace) -> None:
     """Make every run that is asked for and not there."""
-    stream = tasks(arguments.data, "dev", 320, 150)
+    stream = tasks(arguments.data, "dev", arguments.texts, 150)
     encoder = small_encoder(arguments.out / "encoder")
     for seed in arguments.seeds:
         for name in arguments.settings or SETTINGS:
@@ -63,7 +74,9 @@ def learn(arguments: argparse.Namespace) -> None:
                 continue
             config = settings(SETTINGS[name], seed)
             config["model"]["name"] = str(encoder)
-            config["training"].update(epochs=2, batch=8, max_input=48)
+            if SETTINGS[name].get("compat"):  # which chooses the memory's sampler itself
+                config["memory"] = {"share": 0.02}
+            config["training"].update(epochs=arguments.epochs, batch=8, max_input=48)
             watch = Stopwatch()
             with Learner.of_config(folder / "run", check_config(config, name), listener=watch) as learner:
                 learner.learn_stream(stream)
@@ -118,6 +131,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
+    parser.add_argument("--texts", type=int, default=320, help="training texts per task")
+    parser.add_argument("--epochs", type=int, default=2)
     parser.add_argument("--settings", nargs="+", choices=list(SETTINGS), help="default: all")
     parser.add_argument("--out", type=Path, default=Path("runs/tradeoff"))
     parser.add_argument("--table", type=Path, help="print the table of the runs in this folder")

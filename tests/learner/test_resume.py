@@ -97,7 +97,7 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
     model.setdefault("lora", {"r": 4, "dropout": 0.1})
     method = changes.pop("method", {})
     if "name" not in method:
-        method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
+        method = {"name": "aim", "interval": 2, "cold_start": 1, "rehearsal_steps": 2, **method}
     values = settings()
     values["method"] = method
     for section, change in changes.items():

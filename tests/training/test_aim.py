@@ -54,7 +54,7 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
         max_steps=more.pop("max_steps", STEPS),
         per_device_train_batch_size=BATCH,
         learning_rate=RATE,
-        lr_scheduler_type="linear",
+        lr_scheduler_type=more.pop("lr_scheduler_type", "linear"),
         max_grad_norm=CLIP,
         report_to=[],
         disable_tqdm=True,
@@ -72,6 +72,11 @@ def train(folder: Path, callback: AimMerging, **more: Any) -> Regression:
     trainer = Trainer(model, arguments(folder, **more), train_dataset=NEW, data_collator=collate, callbacks=[callback])
     trainer.train()
     return model
+
+
+def every_step(controller: MergeController, **more: Any) -> AimMerging:
+    """As in the paper: a fresh batch of the memory after every step, and no merge at the end."""
+    return AimMerging(OLD, controller, **{"probe_set": "fresh", "merge_at_end": False, **more})
 
 
 def controller() -> MergeController:
@@ -152,7 +157,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model[0].parameters() if p.requires_grad])
 
-    callback = AimMerging(OLD, controller(), listener=listener)
+    callback = every_step(controller(), listener=listener)
     model.append(Regression())
     trainer = Trainer(model[0], arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback])
     trainer.train()
@@ -170,7 +175,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
 
 
 def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, controller(), task="second", task_index=2)
+    callback = every_step(controller(), task="second", task_index=2)
     model = train(tmp_path, callback)
     assert torch.equal(model.frozen.weight, Regression().frozen.weight)
     assert callback.merges
@@ -218,7 +223,7 @@ def test_the_probe_at_a_merge_is_not_measured_twice(tmp_path: Path, dropout: boo
         found: torch.Tensor = model(**batch)["loss"]
         return found
 
-    callback = AimMerging(OLD, controller(), loss=loss, probe_dropout=dropout)
+    callback = every_step(controller(), loss=loss, probe_dropout=dropout)
     train(tmp_path, callback)
     assert calls.count(False) == STEPS + passes * len(callback.merges)
     assert all(merge.loss_old_before is not None for merge in callback.merges)
@@ -233,11 +238,30 @@ def test_merging_keeps_more_of_the_old_task_than_plain_training(tmp_path: Path) 
 
 
 def test_merge_at_end_leaves_no_update_unmerged(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100), merge_at_end=True)
-    train(tmp_path, callback)
+    callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100))
+    train(tmp_path, callback, lr_scheduler_type="constant")
     assert [merge.cause for merge in callback.merges] == ["end"]
     assert callback.merges[0].step == STEPS
     assert callback.merges[0].rehearsal_steps == 50
+
+
+def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Path) -> None:
+    callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100))
+    merged = train(tmp_path, callback)
+    (merge,) = callback.merges
+    assert (merge.cause, merge.rehearsal_steps, merge.size_old) == ("end", 0, 0.0)
+    assert callback.cost.examples_rehearsed == 0
+    plain = Regression()
+    Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
+    for ours, start, end in zip(merged.parameters(), Regression().parameters(), plain.parameters(), strict=True):
+        assert torch.allclose(ours, start + merge.weight_new * (end - start), atol=1e-6)
+
+
+def test_by_default_two_probes_per_interval_and_a_quarter_of_its_steps_in_rehearsal(tmp_path: Path) -> None:
+    callback = AimMerging(OLD)
+    train(tmp_path, callback)
+    assert [step for step, (probe, _, _) in callback.probes.items() if probe is not None][:4] == [4, 8, 12, 16]
+    assert callback.merges[0].rehearsal_steps == 2
 
 
 def test_no_rehearsal_is_pure_interpolation(tmp_path: Path) -> None:
@@ -277,5 +301,5 @@ def test_bad_memories_and_diverged_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="1 groups for 12 examples"):
         AimMerging(OLD, probe_groups=["a"])
     broken = [{**item, "y": torch.tensor(math.nan)} for item in OLD]
-    with pytest.raises(RunError, match="loss on the memory became nan after step 1"):
+    with pytest.raises(RunError, match="loss on the memory became nan after step 4"):
         train(tmp_path, AimMerging(broken))

@@ -338,7 +338,7 @@ def test_trl_sft_trainer(tmp_path: Path) -> None:
     merging = often(memory)
     whole = learned(tmp_path / "whole", [merging, Stop(0)])
     assert merging.merges
-    assert all(merge.size_old > 0 for merge in merging.merges)
+    assert all(merge.size_old > 0 for merge in merging.merges if merge.step < 8)  # where the rate is 0
     learned(tmp_path / "run", [often(memory), Stop(7)])
     again = often(memory)
     same((whole, merging), (learned(tmp_path / "run", [again, Stop(0)], resume=True), again))

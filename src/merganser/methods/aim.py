@@ -35,8 +35,12 @@ COMPAT: dict[str, dict[str, Any]] = {
 """Options that each value of ``compat`` sets; what is not among them can be chosen freely."""
 
 
+REHEARSAL_SHARE = 4
+"""Inner steps of the planned interval per rehearsal step, by default (docs/methods/aim.md, where it differs)."""
+
+
 class AimOptions(MethodOptions):
-    """AimMerging; the defaults are the paper's numbers."""
+    """AimMerging; the defaults of the controller are the paper's numbers, those of probing and rehearsal are cheaper."""
 
     name: Literal["aim"] = "aim"
     compat: Literal["reference"] | None = Field(
@@ -72,7 +76,10 @@ class AimOptions(MethodOptions):
         None, ge=0, le=1, description="one weight of the new update for every merge, instead of the four above"
     )
     rehearsal_steps: int | None = Field(
-        None, ge=0, description="memory steps at the first merges, kept in ratio to the interval; null: the interval"
+        None,
+        ge=0,
+        description="memory steps at the first merges, kept in ratio to the interval; null: a quarter of the interval, "
+        "with compat: reference as many",
     )
     minimum_rehearsal_steps: int = Field(
         1, ge=0, description="memory steps at least, where the ratio would leave fewer (unless rehearsal_steps is 0)"
@@ -89,19 +96,22 @@ class AimOptions(MethodOptions):
         None, gt=0, description="memory examples per rehearsal step; null: the training batch, or the memory if smaller"
     )
     probe_batch: int | None = Field(None, gt=0, description="memory examples per probe; null: as in rehearsal")
-    probe_every: int = Field(
-        1, ge=1, description="inner steps from one probe to the next; steps between are judged by the last probe"
-    )
     probes_per_interval: int | None = Field(
-        None, ge=1, description="instead of probe_every: probes per planned interval, so that long ones cost less"
+        2,
+        ge=1,
+        description="probes per planned interval, so that long ones cost less; steps between are judged by the last "
+        "probe. null: as probe_every says",
+    )
+    probe_every: int | None = Field(
+        None, ge=1, description="instead: inner steps from one probe to the next; with both null: 1"
     )
     probe_set: ProbeSet = Field(
-        "fresh",
+        "fixed",
         description="fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old "
         "tasks and their labels",
     )
     probe_dropout: bool = Field(False, description="leave dropout on while probing, as the released program does")
-    merge_at_end: bool = Field(False, description="merge once more after the last step of a task")
+    merge_at_end: bool = Field(True, description="merge once more after the last step of a task")
     only_at_end: bool = Field(
         False, description="merge once, after the last step of a task, and at no other time; nothing is probed"
     )
@@ -130,7 +140,11 @@ class AimOptions(MethodOptions):
     @model_validator(mode="before")
     @classmethod
     def _compat(cls, values: Any) -> Any:
-        compat = values.get("compat") if isinstance(values, Mapping) else None
+        if not isinstance(values, Mapping):
+            return values
+        if values.get("probe_every") is not None and "probes_per_interval" not in values:
+            values = {**values, "probes_per_interval": None}
+        compat = values.get("compat")
         if not isinstance(compat, str) or compat not in COMPAT:
             return values
         for key, value in COMPAT[compat].items():
@@ -145,7 +159,7 @@ class AimOptions(MethodOptions):
     def _bounds(self) -> AimOptions:
         if self.min_interval > self.max_interval:
             raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
-        if self.probes_per_interval is not None and self.probe_every != 1:
+        if self.probes_per_interval is not None and self.probe_every is not None:
             raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
         if not self.measure_merges and self.guard_factor is not None:
             if "guard_factor" in self.model_fields_set:
@@ -162,6 +176,9 @@ class AimOptions(MethodOptions):
 
     def controller(self) -> MergeController:
         """A fresh controller with these numbers."""
+        rehearsal_steps = self.rehearsal_steps
+        if rehearsal_steps is None and self.compat is None:
+            rehearsal_steps = max(1, self.interval // REHEARSAL_SHARE)
         return MergeController(
             interval=self.interval,
             cold_start=self.cold_start,
@@ -176,11 +193,11 @@ class AimOptions(MethodOptions):
             growth_short=self.growth_short,
             growth_long=self.growth_long,
             weights=self._weight_table(),
-            rehearsal_steps=self.rehearsal_steps,
+            rehearsal_steps=rehearsal_steps,
             minimum_rehearsal_steps=self.minimum_rehearsal_steps,
             adapt_interval=self.adapt_interval,
             watch_forgetting=self.watch_forgetting,
-            probe_every=self.probe_every,
+            probe_every=self.probe_every or 1,
             probes_per_interval=self.probes_per_interval,
             only_at_end=self.only_at_end,
         )

@@ -66,7 +66,8 @@ class AimMerging(TrainerCallback):
 
     Args:
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
-        controller: decides; a fresh one with the paper's numbers by default.
+        controller: decides; by default a fresh one with the paper's numbers, two probes per interval and a quarter of
+            its steps in rehearsal.
         batch_size: examples per rehearsal batch, over all processes; default: the training batch, or the whole memory
             if that is smaller.
         probe_batch_size: examples per probe; default: ``batch_size``.
@@ -119,11 +120,11 @@ class AimMerging(TrainerCallback):
         collator: Collator | None = None,
         loss: LossFunction = model_loss,
         rehearsal_draws: Draws = "walk",
-        probe_set: ProbeSet = "fresh",
+        probe_set: ProbeSet = "fixed",
         probe_groups: Sequence[Hashable] = (),
         probe_dropout: bool = False,
         measure_merges: bool = True,
-        merge_at_end: bool = False,
+        merge_at_end: bool = True,
         fusion: Fusion = "trajectory",
         important_share: float = 0.2,
         importance_smoothing: float = 0.85,
@@ -150,7 +151,7 @@ class AimMerging(TrainerCallback):
                 "Give one group per example, or none.",
             )
         self.memory = memory
-        self.controller = controller or MergeController()
+        self.controller = controller or MergeController(rehearsal_steps=2, probes_per_interval=2)
         self.batch_size = batch_size
         self.probe_batch_size = probe_batch_size
         self.seed = seed
@@ -314,7 +315,10 @@ class AimMerging(TrainerCallback):
         with self._timed("merging_seconds"):
             optimizer_before = OptimizerCopy(optimizer)
             scores_new = None if self._importance is None else self._begin_phase(self._importance)
-        for _ in range(decision.rehearsal_steps):
+        rehearsal_steps = decision.rehearsal_steps
+        if decision.cause == "end" and not any(group["lr"] for group in optimizer.param_groups):
+            rehearsal_steps = 0  # a schedule that has come to 0 would move nothing
+        for _ in range(rehearsal_steps):
             share = self._batch(self._rehearsal.rehearsal(self._draws))
             self._draws += 1
             with self._timed("rehearsal_seconds"):
@@ -350,7 +354,7 @@ class AimMerging(TrainerCallback):
                 threshold=decision.threshold,
                 learning_signal=learning_signal,
                 forgetting_signal=decision.probe_loss,
-                rehearsal_steps=decision.rehearsal_steps,
+                rehearsal_steps=rehearsal_steps,
                 weight_new=weight_new,
                 weight_old=1.0 - weight_new,
                 size_new=size_new,
@@ -369,7 +373,7 @@ class AimMerging(TrainerCallback):
                 decision.cause,
                 weight_new,
                 1.0 - weight_new,
-                decision.rehearsal_steps,
+                rehearsal_steps,
                 decision.interval,
                 next_interval,
                 reason,
