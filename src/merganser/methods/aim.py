@@ -40,7 +40,7 @@ REHEARSAL_SHARE = 4
 
 
 class AimOptions(MethodOptions):
-    """AimMerging; the defaults of the controller are the paper's numbers, those of probing and rehearsal are cheaper."""
+    """AimMerging; the controller's defaults are the paper's numbers, those of probing and rehearsal are cheaper."""
 
     name: Literal["aim"] = "aim"
     compat: Literal["reference"] | None = Field(
