@@ -127,10 +127,10 @@ def tell(merge: MergeRecord) -> str:
     parts.append(f"Learning signal {significant(merge.learning_signal)}.")
     rehearsal = f"After {plural(merge.rehearsal_steps, 'rehearsal step')}, " if merge.rehearsal_steps else ""
     # A method that merges once a task has been trained merges two models; nothing was rehearsed.
-    models = merge.cause == "end" and not merge.rehearsal_steps and merge.size_old > 0
+    models = merge.cause == "end" and not merge.rehearsal_steps and (merge.size_old or 0) > 0
     new, old = ("task's update", "model so far") if models else ("new change", "rehearsal's")
     weights = f"{significant(merge.weight_new)} of the {new} (L2 norm {significant(merge.size_new)})"
-    if merge.rehearsal_steps or merge.size_old > 0:
+    if merge.rehearsal_steps or (merge.size_old or 0) > 0:
         weights += f" and {significant(merge.weight_old)} of the {old} (L2 norm {significant(merge.size_old)}"
         weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
         done = "were merged"
