@@ -98,6 +98,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, nargs="+", default=[0, 1, 2, 3], help="class numbers to learn")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
+    parser.add_argument("--patch", type=int, default=4, help="side of a patch in pixels")
     parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
@@ -107,7 +108,7 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     config = ViTConfig(
         image_size=28,
-        patch_size=4,
+        patch_size=arguments.patch,
         num_channels=1,
         hidden_size=arguments.width,
         num_hidden_layers=arguments.layers,

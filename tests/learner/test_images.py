@@ -196,3 +196,17 @@ def test_a_text_model_refuses_images_before_any_work(home: Path, tmp_path: Path)
     ):
         learner.learn_stream(tasks)
     assert not (tmp_path / "run").exists()
+
+
+def test_trm_merges_image_encoders(home: Path, tmp_path: Path) -> None:
+    """The whole construction, responsiveness and consistency over all classes seen included."""
+    config, tasks = configuration(home, method={"name": "trm", "steps": 3, "batch": 32})
+    with Learner.of_config(tmp_path / "run", config) as learner:
+        learner.learn_stream(tasks)
+        (merge,) = learner.record.merges
+        objective = json.loads((learner.session.directory.row_folders()[2] / "method" / "merge.json").read_text())
+    assert merge.task == tasks[1].name
+    steps = objective["objective"]
+    assert len(steps) == 3
+    assert all(set(step) == {"alignment", "consistency", "responsiveness", "ridge"} for step in steps)
+    assert all(step["consistency"] > 0 for step in steps)

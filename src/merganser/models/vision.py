@@ -86,11 +86,15 @@ class VisionModule(LabelBank):
         super().__init__(encoder, temperature)
         self.pooling = pooling
 
+    def embed(self, pixel_values: torch.Tensor) -> torch.Tensor:
+        """Unit vectors (images x width) in fp32."""
+        return image_vectors(self.encoder, pixel_values, self.pooling)
+
     def forward(
         self, pixel_values: torch.Tensor, candidates: torch.Tensor, labels: torch.Tensor | None = None
     ) -> dict[str, torch.Tensor]:
         """:meth:`compare` for images (images x channels x height x width)."""
-        return self.compare(image_vectors(self.encoder, pixel_values, self.pooling), candidates, labels)
+        return self.compare(self.embed(pixel_values), candidates, labels)
 
 
 class VisionMatcher(LabelMatcher):

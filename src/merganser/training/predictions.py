@@ -30,13 +30,17 @@ class Predictions:
 
     Attributes:
         loss: the model's own loss on the batch (nats).
+        own_loss: the same among the new task's own labels alone; of models that write text, ``loss``.
         answers: logits that the loss reads (rows x choices).
         earlier: logits that are not the new task's business (rows x choices); no choices where there are none.
+        seen: those and the logits of the new task's own labels; of models that write text, ``earlier``.
     """
 
     loss: Tensor
+    own_loss: Tensor
     answers: Tensor
     earlier: Tensor
+    seen: Tensor
 
 
 class Predictor(ABC):
@@ -60,17 +64,27 @@ class MatcherPredictor(Predictor):
     An example is represented by its unit vector.
     """
 
-    def __init__(self, backbone: Any, earlier: Mapping[str, AnswerSpec]) -> None:
+    def __init__(
+        self, backbone: Any, earlier: Mapping[str, AnswerSpec], features: Sequence[Mapping[str, Any]]
+    ) -> None:
         super().__init__(backbone)
         rows = [row for spec in earlier.values() for row in backbone.label_rows(spec)]
         self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)
+        own = {each["candidates"][each["label"]] for each in features}
+        self.own_rows = torch.tensor(sorted(own), dtype=torch.long, device=backbone.device)
 
     def predict(self, batch: Batch) -> Predictions:
         own = batch["candidates"]
         both = torch.cat([own, self.rows.expand(len(own), -1)], 1)
         logits = self.module(**{**batch, "candidates": both, "labels": None})["logits"]
         answers, earlier = logits[:, : own.shape[1]], logits[:, own.shape[1] :]
-        return Predictions(functional.cross_entropy(answers, batch["labels"]), answers, earlier)
+        loss = functional.cross_entropy(answers, batch["labels"])
+        if not len(self.rows):  # nothing came before: nothing to tell apart, nothing to keep
+            return Predictions(loss, loss, answers, earlier, earlier)
+        foreign = torch.isin(own, self.own_rows, invert=True)
+        among_own = functional.cross_entropy(answers.masked_fill(foreign, float("-inf")), batch["labels"])
+        fresh = answers.masked_fill(torch.isin(own, self.rows), float("-inf"))
+        return Predictions(loss, among_own, answers, earlier, torch.cat([fresh, earlier], 1))
 
     def represent(self, batch: Batch) -> Tensor:
         inputs = {key: value for key, value in batch.items() if key not in ("candidates", "labels")}
@@ -87,7 +101,8 @@ class CausalPredictor(Predictor):
         output = self.module(**batch)
         logits, following = output["logits"][:, :-1].float(), batch["labels"][:, 1:]
         prompt = (following == IGNORED) & (batch["attention_mask"][:, 1:] == 1)
-        return Predictions(output["loss"], logits[following != IGNORED], logits[prompt])
+        loss, earlier = output["loss"], logits[prompt]
+        return Predictions(loss, loss, logits[following != IGNORED], earlier, earlier)
 
     def represent(self, batch: Batch) -> Tensor:
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
@@ -116,25 +131,25 @@ class Seq2SeqPredictor(Predictor):
             attention_mask=batch["attention_mask"],
             labels=prompt,
         )
-        return Predictions(
-            output["loss"],
-            output["logits"][batch["labels"] != IGNORED].float(),
-            again["logits"][prompt != IGNORED].float(),
-        )
+        loss, earlier = output["loss"], again["logits"][prompt != IGNORED].float()
+        return Predictions(loss, loss, output["logits"][batch["labels"] != IGNORED].float(), earlier, earlier)
 
     def represent(self, batch: Batch) -> Tensor:
         first = torch.zeros_like(batch["labels"][:, :1])  # only the token that opens every answer is read
         return self.module(**{**batch, "labels": first})["logits"][:, 0].float()
 
 
-def predictor(backbone: Backbone, earlier: Mapping[str, AnswerSpec]) -> Predictor:
+def predictor(
+    backbone: Backbone, earlier: Mapping[str, AnswerSpec], features: Sequence[Mapping[str, Any]]
+) -> Predictor:
     """The predictor of a backbone.
 
     Args:
         earlier: how the tasks learned before are answered, each by its own labels.
+        features: tokenised examples of the new task; the labels that occur in them are its own.
     """
     if backbone.kind == "matcher":
-        return MatcherPredictor(backbone, earlier)
+        return MatcherPredictor(backbone, earlier, features)
     return CausalPredictor(backbone) if backbone.kind == "causal" else Seq2SeqPredictor(backbone)
 
 

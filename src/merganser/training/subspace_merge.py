@@ -102,7 +102,7 @@ class SubspaceMerge:
     _batches: MemoryBatches = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        self._predictor = predictor(self.backbone, self.earlier)
+        self._predictor = predictor(self.backbone, self.earlier, self.features)
         size = min(self.options.batch, len(self.features))
         self._batches = MemoryBatches(self.features, size, derive_seed(self.seed, "batches"))
 
@@ -226,13 +226,14 @@ class SubspaceMerge:
         keeps = consistency_only or options.consistency > 0
         for piece in pieces(examples, self.batch):
             batch, share = self._collated(piece), len(piece) / len(examples)
-            kept = self._predict_at(origin, current, batch).earlier if keeps else None
+            kept = self._kept(self._predict_at(origin, current, batch)) if keeps else None
             answers = None if aim is None else self._predict_at(aim, current, batch).answers
             current.copy_(point)
             with self._autocast():
                 found = self._predictor.predict(batch)
-                align = found.loss if answers is None else divergence(answers, found.answers)
-            consistency = align * 0 if kept is None else divergence(kept, found.earlier, options.temperature)
+                loss = found.own_loss if options.align == "own" else found.loss
+                align = loss if answers is None else divergence(answers, found.answers)
+            consistency = align * 0 if kept is None else divergence(kept, self._kept(found), options.temperature)
             value = consistency if consistency_only else align + options.consistency * consistency
             slopes = torch.autograd.grad(
                 value * share, list(parameters.values()), allow_unused=True, materialize_grads=True
@@ -241,6 +242,10 @@ class SubspaceMerge:
             terms["alignment"] += share * float(align.detach())
             terms["consistency"] += share * float(consistency.detach())
         return total, terms
+
+    def _kept(self, found: Predictions) -> Tensor:
+        """The logits that consistency compares."""
+        return found.earlier if self.options.kept_labels == "earlier" else found.seen
 
     def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
         current.copy_(point)

@@ -14,7 +14,7 @@ class SubspaceOptions(BaseModel):
 
     weight: float = Field(0.3, ge=0, le=1, description="w: the merge starts as the interpolation at this weight")
     consistency: float = Field(
-        0.5, ge=0, allow_inf_nan=False, description="lambda_c: weight of the consistency of earlier predictions"
+        2.0, ge=0, allow_inf_nan=False, description="lambda_c: weight of the consistency of earlier predictions"
     )
     temperature: float = Field(2.0, gt=0, allow_inf_nan=False, description="tau: softens the predictions compared")
     responsiveness: float = Field(
@@ -34,8 +34,15 @@ class SubspaceOptions(BaseModel):
     hvp: Literal["finite_difference", "double_backward"] = Field(
         "finite_difference", description="how Hessian-vector products are computed"
     )
-    align: Literal["loss", "kl"] = Field(
-        "loss", description="alignment with the task: its loss, or the divergence from the trained model"
+    align: Literal["own", "loss", "kl"] = Field(
+        "own",
+        description="alignment with the task: its loss among its own labels alone, which leaves the balance with earlier "
+        "labels to consistency (models that write text: its loss); its loss; or the divergence from the trained model",
+    )
+    kept_labels: Literal["seen", "earlier"] = Field(
+        "seen",
+        description="matcher: consistency over all labels seen, the task's own included, or over those of earlier tasks "
+        "alone, which does not see that everything drifts towards the new labels",
     )
     snapshots: int = Field(2, ge=0, description="J: points of the trajectory, evenly spaced, in the basis")
     pull_back: bool = Field(True, description="the direction back to the pretrained weights in the basis")

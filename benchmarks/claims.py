@@ -1,0 +1,321 @@
+"""Do the claims about TRM hold here? Its construction beside plain mergers, and without each of its parts.
+
+    scripts/fetch_fashion_mnist.sh
+    python scripts/pretrain_vit.py --classes 0 1 2 3 4 --width 64 --layers 3 --patch 7 --epochs 6 --out models/claims-vit
+    python benchmarks/claims.py --stream fashion --seeds 0 1 2 3 4
+    python benchmarks/claims.py --stream news --seeds 0 1 2 3 4
+    python benchmarks/claims.py --table > benchmarks/results/claims.md
+
+The paper's abstract is the source of the idea; the formulas and numbers here are our own.
+
+``fashion``: the five classes of Fashion-MNIST that the vision transformer (0.1M weights, all trained) was not pretrained
+on, in tasks of 2, 2 and 1, and ``news``: the 20 newsgroups in five tasks of four, read by one layer of the
+demonstration's encoder through LoRA. Both are class-incremental: an answer is sought among all classes seen so far. The
+seed decides the order of the classes, which training examples are drawn, and training. Settings were chosen with
+``--split dev`` (development examples, seeds from 100); the table is of test examples and seeds that were not used before.
+
+At the onset of every task but the first, the gradient of its loss (norm over all weights that training moves; for LoRA,
+over the layers' own weights, which does not depend on how an update is factored) is measured on 64 of its training
+examples twice: at the weights deployed after the task before, and at those before the merge. Accuracy on the same
+examples is measured every third step: the steps to 90 % of what it is after the last step.
+
+Runs that are in the file of results are skipped; every run adds a line to it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from reference import cell
+
+from merganser.config import check_config
+from merganser.demo import demo_model
+from merganser.evaluation import KnownTask, with_candidates
+from merganser.events import Event, RowDone, StepDone, TaskStarted
+from merganser.learner import Learner
+from merganser.models.base import evaluating
+from merganser.runs.versions import versions
+from merganser.streams.demo import demo_stream
+from merganser.streams.loading import load_stream
+from merganser.streams.options import StreamOptions
+from merganser.streams.task import Example, Task
+from merganser.training.rehearsal import model_loss
+from merganser.weights import Weights
+
+RESULTS = Path(__file__).parent / "results"
+CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
+PROBED, EVERY = 64, 3
+"""Training examples on which a task is probed; steps between probes of its accuracy."""
+FORGETTING = "forgetting (since learned)"
+
+import os
+FASHION_LR = float(os.environ.get("FLR", "2e-4"))
+SHOWN = ("OP", "forgetting", "learned", "seconds", "merging_seconds")
+
+BUDGET: dict[str, dict[str, Any]] = {"fashion": {"batch": 32, "steps": 30}, "news": {"batch": 32, "steps": 15}}
+"""What TRM may spend on a merge, by stream: its defaults take longer than training does here."""
+
+TRM: dict[str, Any] = {"name": "trm"}
+SETTINGS: dict[str, dict[str, Any]] = {
+    "sequential": {"name": "sequential"},
+    "joint": {"name": "joint"},
+    "interpolation .3": {"name": "coma", "alpha": 0.3},
+    "interpolation .5": {"name": "coma", "alpha": 0.5},
+    "magmax": {"name": "magmax"},
+    "running average": {"name": "running_average"},
+    "trm": TRM,
+    "trm, w .5": {**TRM, "weight": 0.5},
+    "trm without consistency": {**TRM, "consistency": 0.0, "augmentation": "none"},
+    "trm without responsiveness": {**TRM, "measure": "off"},
+    "trm without ridge": {**TRM, "ridge": 0.0},
+    "trm without augmentation": {**TRM, "augmentation": "none"},
+    "trm without path": {**TRM, "snapshots": 0},
+    "trm without pull-back": {**TRM, "pull_back": False},
+    "trm, literal responsiveness": {**TRM, "measure": "literal"},
+}
+
+
+def fashion(arguments: argparse.Namespace, seed: int) -> list[Task]:
+    """Five classes in tasks of 2, 2 and 1: 400 training images each, and up to 500 to score on."""
+    split = {
+        "train": str(arguments.images / "train-images-idx3-ubyte.gz"),
+        "test": str(arguments.images / "t10k-images-idx3-ubyte.gz"),
+        "dev_share": 0.1,
+        "classes": CLASSES,
+        "exclude": json.loads((arguments.vit / "pretraining.json").read_text(encoding="utf-8"))["classes"],
+        "classes_per_task": 2,
+        "order_seed": seed,
+    }
+    limits = {"limit": 800, "limit_dev": 1000, "limit_test": 1000, "limit_seed": seed}
+    tasks = load_stream(StreamOptions.model_validate({"split": split, **limits}), Path.cwd()).tasks
+    return [replace(task, train=task.train[: 400 * len(task.labels or ())]) for task in tasks]
+
+
+def news(arguments: argparse.Namespace, seed: int) -> list[Task]:
+    """The 20 newsgroups in tasks of 4: 50 training texts of each, and 40 to score on."""
+    whole = demo_stream(1000, 800, seed, 800).tasks[0]
+    assert whole.labels is not None
+    order = [whole.labels[place] for place in np.random.default_rng([seed, 20]).permutation(len(whole.labels))]
+
+    def of(examples: Sequence[Example], labels: Sequence[str]) -> tuple[Example, ...]:
+        return tuple(example for example in examples if example.output in labels)
+
+    return [
+        replace(
+            whole,
+            name=f"groups-{start // 4 + 1}",
+            train=of(whole.train, labels),
+            dev=of(whole.dev, labels),
+            test=of(whole.test, labels),
+            labels=tuple(labels),
+            label_texts={label: whole.label_texts[label] for label in labels},
+        )
+        for start in range(0, len(order), 4)
+        for labels in [order[start : start + 4]]
+    ]
+
+
+STREAMS = {"fashion": fashion, "news": news}
+
+
+def cut_encoder(folder: Path, layers: int) -> Path:
+    """The first layers of the demonstration's encoder, as a model of its own."""
+    from transformers import AutoModel, AutoTokenizer
+
+    if not folder.is_dir():
+        model = AutoModel.from_pretrained(demo_model())
+        model.encoder.layer = model.encoder.layer[:layers]
+        model.config.num_hidden_layers = layers
+        model.save_pretrained(folder)
+        AutoTokenizer.from_pretrained(demo_model()).save_pretrained(folder)
+    return folder
+
+
+def configuration(arguments: argparse.Namespace, method: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """The configuration of one run."""
+    matcher = {"kind": "matcher", "candidates": "seen", "precision": "fp32", "dropout": 0.0}
+    if arguments.stream == "fashion":
+        model = {**matcher, "name": str(arguments.vit), "lora": None}
+        training = {"epochs": 3, "batch": 32, "learning_rate": FASHION_LR, "warmup": 0.1}
+    else:
+        encoder = cut_encoder(arguments.encoder, 1)
+        model = {**matcher, "name": str(encoder), "lora": {"r": 8}, "attention": "eager", "precision": "bf16"}
+        training = {"epochs": 3, "batch": 16, "learning_rate": 5e-3, "warmup": 0.1, "max_input": 24}
+    spent = BUDGET[arguments.stream] if method["name"] == "trm" else {}
+    return {
+        "model": model,
+        "method": {**spent, **method},
+        "training": {**training, "checkpoint_minutes": None},
+        "evaluation": {"future": False, "batch": 100},
+        "seed": seed,
+    }
+
+
+@dataclass
+class Onset:
+    """Listens to a run, and measures how a task begins: gradients at its onset, accuracy while it is learned.
+
+    Attributes:
+        learner: set before the run begins.
+        tasks: of the stream, by name.
+        found: a line per task but the first.
+    """
+
+    tasks: Mapping[str, Task]
+    learner: Learner | None = None
+    found: list[dict[str, Any]] = field(default_factory=list)
+    _deployed: Weights | None = None
+    _tuned: Weights | None = None
+    _batches: list[dict[str, Any]] = field(default_factory=list)
+    _curve: list[tuple[int, float]] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        if self.learner is None or self.learner.session.method.together:
+            return
+        weights = Weights.of(self.learner.session.backbone.module)
+        if isinstance(event, TaskStarted) and event.index > 1:
+            self._batches = self._probe(self.tasks[event.task])
+            self._curve = [(0, self._accuracy())]
+            kept = weights.snapshot()
+            norms = {}
+            for name, point in (("merged", self._deployed), ("tuned", self._tuned)):
+                assert point is not None
+                weights.copy_(point)
+                norms[name] = self._gradient_norm()
+            weights.copy_(kept)
+            self.found.append({"task": event.index, "start_accuracy": self._curve[0][1], **norms})
+        elif isinstance(event, StepDone):
+            if self.found and (event.step % EVERY == 0 or event.step == event.steps):
+                self._curve.append((event.step, self._accuracy()))
+            if event.step == event.steps:
+                self._tuned = weights.snapshot()
+                if self.found:
+                    last = self._curve[-1][1]
+                    first = next(step for step, value in self._curve if value >= 0.9 * last)
+                    self.found[-1] |= {"last_accuracy": last, "steps_to_90": first, "steps": event.steps}
+        elif isinstance(event, RowDone) and event.learned:
+            self._deployed = weights.snapshot()
+
+    def _probe(self, task: Task) -> list[dict[str, Any]]:
+        """Batches of the task's training examples, answered among all classes seen so far and its own."""
+        assert self.learner is not None
+        session = self.learner.session
+        spec = with_candidates(KnownTask.of_task(task), session.known_tasks().values()).spec
+        features = session.backbone.features(task.train, spec)
+        chosen = np.random.default_rng(len(features)).permutation(len(features))[:PROBED]
+        return [
+            session.backbone.collate([features[place] for place in chosen[start : start + 50]])
+            for start in range(0, len(chosen), 50)
+        ]
+
+    def _accuracy(self) -> float:
+        assert self.learner is not None
+        module = self.learner.session.backbone.module
+        with evaluating(module), torch.no_grad():
+            right = [module(**batch)["logits"].argmax(-1) == batch["labels"] for batch in self._batches]
+        return float(torch.cat(right).float().mean())
+
+    def _gradient_norm(self) -> float:
+        """Of the loss on the probe's examples; of a layer with LoRA, with respect to its own weights."""
+        assert self.learner is not None
+        module = self.learner.session.backbone.module
+        adapted = [p for name, p in module.named_parameters() if name.endswith("base_layer.weight")]
+        moved = adapted or [p for p in module.parameters() if p.requires_grad]
+        frozen = [p for p in moved if not p.requires_grad]
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+        with evaluating(module):
+            loss = sum(model_loss(module, batch) for batch in self._batches) / len(self._batches)
+            slopes = torch.autograd.grad(loss, moved, allow_unused=True)
+        for parameter in frozen:
+            parameter.requires_grad_(False)
+        return math.sqrt(sum(float(slope.square().sum()) for slope in slopes if slope is not None))
+
+
+def learn(arguments: argparse.Namespace) -> None:
+    """Make every run that is asked for and not in the file."""
+    done = {(r["stream"], r["split"], r["setting"], r["seed"]) for r in results(arguments.results)}
+    settings = {**SETTINGS, **json.loads(arguments.extra)}
+    until = time.monotonic() + 60 * arguments.minutes
+    for seed in arguments.seeds:
+        tasks = STREAMS[arguments.stream](arguments, seed)
+        scored = [replace(t, dev=(), test=t.test if arguments.split == "test" else t.dev) for t in tasks]
+        for name in [name for name in settings if name in (arguments.settings or settings)]:
+            if (arguments.stream, arguments.split, name, seed) in done:
+                continue
+            if time.monotonic() > until:
+                return
+            result = {"stream": arguments.stream, "split": arguments.split, "setting": name, "seed": seed}
+            result |= run(configuration(arguments, settings[name], seed), scored)
+            with arguments.results.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(result) + "\n")
+            shown = [f"{key} {result[key]:.3f}" for key in SHOWN if result[key] is not None]
+            shown += [f"{weight:.2f}" for weight in result["weights"]]
+            print(arguments.stream, arguments.split, name, seed, *shown, flush=True)
+
+
+def run(config: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
+    """One run's results: shares, CPU seconds, and what :class:`Onset` found."""
+    onset, began = Onset({task.name: task for task in tasks}), time.process_time()
+    with tempfile.TemporaryDirectory() as folder:
+        with Learner.of_config(Path(folder) / "run", check_config(config, "claims"), listener=onset) as learner:
+            onset.learner = learner
+            learner.learn_stream(tasks)
+            record = learner.record
+    found = {metric.name: metric.value for metric in record.scores.summary}
+    return {
+        "method": config["method"],
+        "OP": found["OP"],
+        "forgetting": found[FORGETTING] if not learner.session.method.together else None,
+        "learned": found["learning accuracy"],
+        "zero_shot": found["zero-shot"],
+        "seconds": time.process_time() - began,
+        "weights": [merge.weight_new for merge in record.merges],
+        "merging_seconds": sum(task.cost.merging_seconds for task in record.tasks),
+        "onset": onset.found,
+    }
+
+
+def results(file: Path) -> list[dict[str, Any]]:
+    """The lines of the file of results."""
+    if not file.is_file():
+        return []
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--stream", choices=list(STREAMS))
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4])
+    parser.add_argument("--settings", nargs="+", help="default: all")
+    parser.add_argument("--extra", default="{}", help="more settings, as JSON: name -> options of a method")
+    parser.add_argument("--split", choices=["test", "dev"], default="test")
+    parser.add_argument("--minutes", type=float, default=1e6, help="start no run after so many")
+    parser.add_argument("--images", type=Path, default=Path("data/fashion-mnist"), help="folder of Fashion-MNIST")
+    parser.add_argument("--vit", type=Path, default=Path("models/claims-vit"), help="the pretrained transformer")
+    parser.add_argument("--encoder", type=Path, default=Path("models/claims-encoder"), help="made when it is not there")
+    parser.add_argument("--results", type=Path, default=RESULTS / "claims.jsonl", help="file of results")
+    parser.add_argument("--table", action="store_true", help="print the tables of the file of results")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.table:
+        print(table(results(arguments.results)))
+    elif arguments.stream:
+        learn(arguments)
+    else:
+        parser.error("--stream or --table is needed")
+
+
+if __name__ == "__main__":
+    main()
