@@ -64,9 +64,7 @@ class MatcherPredictor(Predictor):
     An example is represented by its unit vector.
     """
 
-    def __init__(
-        self, backbone: Any, earlier: Mapping[str, AnswerSpec], features: Sequence[Mapping[str, Any]]
-    ) -> None:
+    def __init__(self, backbone: Any, earlier: Mapping[str, AnswerSpec], features: Sequence[Mapping[str, Any]]) -> None:
         super().__init__(backbone)
         rows = [row for spec in earlier.values() for row in backbone.label_rows(spec)]
         self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)

@@ -36,13 +36,14 @@ class SubspaceOptions(BaseModel):
     )
     align: Literal["own", "loss", "kl"] = Field(
         "own",
-        description="alignment with the task: its loss among its own labels alone, which leaves the balance with earlier "
-        "labels to consistency (models that write text: its loss); its loss; or the divergence from the trained model",
+        description="alignment with the task: its loss among its own labels alone, which leaves the balance with "
+        "earlier labels to consistency (models that write text: its loss); its loss; or the divergence from the "
+        "trained model",
     )
     kept_labels: Literal["seen", "earlier"] = Field(
         "seen",
-        description="matcher: consistency over all labels seen, the task's own included, or over those of earlier tasks "
-        "alone, which does not see that everything drifts towards the new labels",
+        description="matcher: consistency over all labels seen, the task's own included, or over those of earlier "
+        "tasks alone, which does not see that everything drifts towards the new labels",
     )
     snapshots: int = Field(2, ge=0, description="J: points of the trajectory, evenly spaced, in the basis")
     pull_back: bool = Field(True, description="the direction back to the pretrained weights in the basis")
