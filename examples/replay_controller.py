@@ -7,9 +7,8 @@
 ``merganser.MergeController`` needs neither a model nor torch: losses and learning signals go in, decisions come out.
 This replays a task of a run that was learned with ``method: aim``, first as it was, then with another threshold.
 
-With the run's own numbers the replay gives exactly the run's merges. With others it is an estimate: losses on the
-memory are those of the run as it was, and a merge that the run did not make gets the learning signal of the run's next
-merge (after its last one, of the last).
+With the run's own numbers the replay gives exactly the run's merges; with others it is an estimate, and
+``merganser.report.replay`` says of what kind. ``merganser replay RUN --set threshold_factor=1.5`` is this as a command.
 """
 
 from __future__ import annotations
@@ -18,27 +17,9 @@ import argparse
 from collections.abc import Sequence
 from pathlib import Path
 
-from merganser import Merge, MergeController, read_run
-from merganser.errors import InputError, MerganserError
-from merganser.methods.aim import AimOptions
-from merganser.runs.record import MergeRecord, SignalRecord
-
-
-def replay(controller: MergeController, signals: Sequence[SignalRecord], merges: Sequence[MergeRecord]) -> list[Merge]:
-    """The merges that ``controller`` decides on when it is shown a task's recorded signals.
-
-    Args:
-        signals: one per inner step.
-        merges: those of the run, in order of their steps; at least one.
-    """
-    decisions = []
-    for signal in signals:
-        decision = controller.observe(signal.step, signal.probe)
-        if decision is not None:
-            covering = next((merge for merge in merges if merge.step >= signal.step), merges[-1])
-            controller.record(covering.learning_signal)
-            decisions.append(decision)
-    return decisions
+from merganser import Merge, read_run
+from merganser.errors import MerganserError
+from merganser.report.replay import replay
 
 
 def show(title: str, decisions: Sequence[Merge]) -> None:
@@ -58,25 +39,13 @@ def main(arguments: Sequence[str] | None = None) -> list[list[Merge]]:
     given = parser.parse_args(arguments)
 
     run = read_run(given.run)
-    if run.info.config["method"]["name"] != "aim":
-        raise InputError(f"'{given.run}' was not learned with method aim.", "Only such a run has merges to replay.")
-    options = AimOptions.model_validate(run.info.config["method"])
-    # The last merge of `merge_at_end` is the method's doing, not the controller's.
-    merged = [merge for merge in run.merges if merge.cause != "end"]
-    names = list(dict.fromkeys(merge.task for merge in merged))
-    task = given.task or (names[-1] if names else "")
-    if task not in names:
-        raise InputError(f"'{given.run}' made no merges in task '{task}'.", f"Tasks with merges: {names or 'none'}.")
-    merges, signals = [merge for merge in merged if merge.task == task], run.signals[task]
-
-    other = options.model_copy(update={"threshold_factor": given.threshold_factor})
-    as_it_was = replay(options.controller(), signals, merges)
-    what_if = replay(other.controller(), signals, merges)
-    same = [each.step for each in as_it_was] == [merge.step for merge in merges]
-    print(f"Task '{task}', {len(signals)} steps; the replay {'equals' if same else 'DIFFERS FROM'} the ledger.")
-    show(f"threshold factor {options.threshold_factor:g}, as it was", as_it_was)
-    show(f"threshold factor {given.threshold_factor:g}, what if", what_if)
-    return [as_it_was, what_if]
+    task = given.task or (run.merges[-1].task if run.merges else None)
+    as_it_was, what_if = replay(run, task=task), replay(run, {"threshold_factor": given.threshold_factor}, task)
+    (was,), (other,) = as_it_was.tasks, what_if.tasks
+    print(f"Task '{was.task}', {was.steps} steps; the replay {'equals' if was.same else 'DIFFERS FROM'} the ledger.")
+    show(f"threshold factor {as_it_was.options.threshold_factor:g}, as it was", was.replayed)
+    show(f"threshold factor {given.threshold_factor:g}, what if", other.replayed)
+    return [list(was.replayed), list(other.replayed)]
 
 
 if __name__ == "__main__":

@@ -239,7 +239,7 @@ def test_replay_refuses_a_run_or_a_task_without_merges(home: Path, tmp_path: Pat
     arguments = ["--model", str(home / "matcher"), "--data", str(home / "data"), "--steps", "2"]
     arguments += ["--precision", "fp32"]
     load_script("five_lines.py")(["--run", str(tmp_path / "short"), *arguments])
-    with pytest.raises(InputError, match="made no merges in task 'tickets'"):
+    with pytest.raises(InputError, match="made no merge"):
         replayed([str(tmp_path / "short"), "--task", "tickets"])
 
 

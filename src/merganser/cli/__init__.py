@@ -21,6 +21,7 @@ from merganser.cli.export import export
 from merganser.cli.learn import learn
 from merganser.cli.listing import methods, schema
 from merganser.cli.merge import merge
+from merganser.cli.replay import replay
 from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
@@ -94,7 +95,7 @@ PATIENCE = 2.0
 SEVERAL = (run, learn, evaluate)
 """Commands that several processes can carry out together."""
 
-for command in (demo, run, learn, undo, ask, evaluate, report, export, merge, methods, streams, schema):
+for command in (demo, run, learn, undo, ask, evaluate, report, replay, export, merge, methods, streams, schema):
     app.command()(_ours(command))
 
 

@@ -1,0 +1,169 @@
+"""``merganser replay``: when merges would have fired with other options."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from merganser.cli.options import RunArgument
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from merganser.control import Merge
+    from merganser.report.replay import Replay, TaskReplay
+    from merganser.runs.record import MergeRecord
+
+
+def replay(
+    run: RunArgument,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set", metavar="KEY=VALUE", help="An option of method aim to change; may be repeated.", show_default=False
+        ),
+    ] = None,
+    task: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Replay only this task.", show_default="every task with merges")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
+) -> None:
+    """Show when merges would have fired with other options, without training; the run is only read.
+
+    For instance: merganser replay RUN --set threshold_factor=1.5
+    """
+    from merganser.report.replay import replay as replayed
+    from merganser.runs import read_run
+
+    found = replayed(read_run(run), _parsed(changes or []), task)
+    if as_json:
+        typer.echo(json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False))
+        return
+    from rich.console import Console
+
+    console = Console()
+    words = [f"{key} {_say(new)} instead of {_say(old)}" for key, (old, new) in found.changes.items()]
+    console.print(f"Replayed with {', '.join(words) or 'the options of the run'}.", highlight=False, soft_wrap=True)
+    for each in found.tasks:
+        console.print()
+        console.print(_table(each, found.masks))
+        console.print(_counts(each), highlight=False, soft_wrap=True)
+    for name in found.without_merges:
+        console.print(f"\nTask '{name}' had no merge; it is not replayed.", highlight=False, soft_wrap=True)
+    if notes := _notes(found):
+        console.print()
+    for note in notes:
+        console.print(note, highlight=False, soft_wrap=True)
+
+
+def _parsed(changes: list[str]) -> dict[str, Any]:
+    import yaml
+
+    from merganser.errors import InputError
+
+    found: dict[str, Any] = {}
+    for change in changes:
+        key, equals, value = change.partition("=")
+        if not equals or not key.strip():
+            raise InputError(f"--set '{change}' is not KEY=VALUE.", "For instance --set threshold_factor=1.5.")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise InputError(
+                f"--set {key.strip()}: '{value}' is not a value.", "Give a number, true, false or null."
+            ) from error
+    return found
+
+
+def _say(value: Any) -> str:
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _cells(merge: MergeRecord | Merge | None, masks: bool) -> list[str]:
+    if merge is None:
+        return ["", "", "", ""]
+    weights = "by masks" if masks else f"{merge.weight_new:.3g} + {merge.weight_old:.3g}"
+    cause = f"{merge.cause}, refused" if getattr(merge, "status", "") == "refused" else merge.cause
+    return [str(merge.step), cause, str(merge.interval), weights]
+
+
+def _table(each: TaskReplay, masks: bool) -> Table:
+    """Merges of the run and of the replay side by side; those at one step share a line."""
+    from rich.table import Table
+
+    table = Table(title=f"{each.task}, {each.steps} steps", pad_edge=False)
+    for side in ("run", "replay"):
+        table.add_column(f"{side}: step", justify="right")
+        table.add_column("cause")
+        table.add_column("planned", justify="right")
+        table.add_column("new + old")
+    actual = {merge.step: merge for merge in each.actual}
+    replayed = {merge.step: merge for merge in each.replayed}
+    for step in sorted({*actual, *replayed}):
+        table.add_row(*_cells(actual.get(step), masks), *_cells(replayed.get(step), masks))
+    return table
+
+
+def _counts(each: TaskReplay) -> str:
+    if each.same:
+        return "The replay makes exactly the merges of the ledger."
+    steps = [sum(merge.rehearsal_steps for merge in merges) for merges in (each.actual, each.replayed)]
+    return (
+        f"{len(each.actual)} merges with {steps[0]} rehearsal steps in the run, "
+        f"{len(each.replayed)} with {steps[1]} in the replay."
+    )
+
+
+def _notes(found: Replay) -> list[str]:
+    """What is approximate."""
+    if all(each.same for each in found.tasks):
+        return []
+    notes = ["An estimate: losses on the memory are those of the run, whose weights were merged when the ledger says."]
+    merges = sum(len(each.replayed) for each in found.tasks)
+    if estimated := sum(each.estimated for each in found.tasks):
+        notes.append(
+            f"{estimated} of {merges} learning signals are of stretches that the run did not have: its weights are "
+            "taken to move evenly between its own merges, and at the last pace after them."
+        )
+    if stand_ins := sum(each.stand_ins for each in found.tasks):
+        probes = sum(each.probes for each in found.tasks)
+        notes.append(f"{stand_ins} of {probes} probes were not taken by the run; the one before stands in.")
+    return notes
+
+
+def _plain(found: Replay) -> dict[str, Any]:
+    def decided(merge: MergeRecord | Merge, following: int, signal: float) -> dict[str, Any]:
+        keys = ("step", "cause", "alarms", "interval", "rehearsal_steps", "weight_new", "weight_old", "threshold")
+        values = {key: getattr(merge, key) for key in keys}
+        if found.masks:
+            values["weight_new"] = values["weight_old"] = None
+        return {**values, "next_interval": following, "learning_signal": signal}
+
+    return {
+        "changes": {key: {"run": old, "replay": new} for key, (old, new) in found.changes.items()},
+        "tasks": [
+            {
+                "task": each.task,
+                "steps": each.steps,
+                "same": each.same,
+                "actual": [
+                    {**decided(merge, merge.next_interval, merge.learning_signal), "status": merge.status}
+                    for merge in each.actual
+                ],
+                "replayed": [
+                    decided(*known)
+                    for known in zip(each.replayed, each.next_intervals, each.learning_signals, strict=True)
+                ],
+                "learning_signals_estimated": each.estimated,
+                "probes": each.probes,
+                "probes_not_taken": each.stand_ins,
+            }
+            for each in found.tasks
+        ],
+        "without_merges": found.without_merges,
+        "notes": _notes(found),
+    }

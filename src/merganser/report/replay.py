@@ -1,0 +1,290 @@
+"""When would merges have fired with other options? The controller alone, shown what a run recorded.
+
+With the run's own options the answer is the ledger, exactly. With others it is an estimate, and says why:
+
+* probe losses are those of the run as it was: other merges would have left other weights, and so other losses;
+* a probe that the run did not take is stood in for by the one before it;
+* the learning signal of a stretch between merges that the run did not have: its weights are taken to have moved at the
+  pace of the run, which between two merges of the run is even, and after the last one that of the last. Moves in
+  different directions then add up, so that stretches across a merge of the run come out somewhat too large.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import ValidationError
+
+from merganser.config import explain
+from merganser.control import Merge, MergeController
+from merganser.errors import InputError, nearest
+from merganser.methods.aim import AimOptions
+from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
+
+NEEDS_TRAINING: dict[str, str] = {
+    "name": "another method leaves other signals",
+    "compat": "it sets options that change the signals; set the ones you mean",
+    "rehearsal_draws": "rehearsal with other examples leaves other weights",
+    "batch": "rehearsal with other batches leaves other weights",
+    "probe_batch": "probes of another size have other losses",
+    "probe_set": "other probes have other losses",
+    "probe_dropout": "other probes have other losses",
+    "fusion": "another fusion leaves other weights; when merges fire does not depend on it",
+    "important_share": "it changes the weights alone, not when merges fire",
+    "importance_smoothing": "it changes the weights alone, not when merges fire",
+    "measure_merges": "it changes what is measured alone, not when merges fire",
+    "guard_factor": "whether a merge is refused depends on losses after it, which only training yields",
+}
+"""Options of ``aim`` that a replay cannot change, and why."""
+
+REPLAYABLE = tuple(key for key in AimOptions.model_fields if key not in NEEDS_TRAINING)
+"""Options that a replay can change: those that the controller reads."""
+
+
+@dataclass(frozen=True)
+class TaskReplay:
+    """One task: the merges of the run, and those of the replay.
+
+    Attributes:
+        task: its name.
+        steps: inner steps recorded.
+        actual: the ledger.
+        replayed: decisions, in order.
+        next_intervals: planned interval after each of them.
+        learning_signals: of the stretch that each of them ends.
+        estimated: how many of those are estimates.
+        probes: how many probes the replay asked for.
+        stand_ins: how many of them the run had not taken.
+        masks: the weights of the ledger are means over masks, which a replay does not have.
+    """
+
+    task: str
+    steps: int
+    actual: tuple[MergeRecord, ...]
+    replayed: tuple[Merge, ...]
+    next_intervals: tuple[int, ...]
+    learning_signals: tuple[float, ...]
+    estimated: int = 0
+    probes: int = 0
+    stand_ins: int = 0
+    masks: bool = False
+
+    @property
+    def same(self) -> bool:
+        """Whether the replay made the decisions of the ledger, number for number."""
+
+        def decided(merge: MergeRecord | Merge) -> tuple[Any, ...]:
+            probe = merge.forgetting_signal if isinstance(merge, MergeRecord) else merge.probe_loss
+            when = merge.step, merge.cause, merge.alarms, merge.threshold, probe
+            weights = None if self.masks else (merge.weight_new, merge.weight_old)
+            return when, merge.interval, merge.rehearsal_steps, weights
+
+        return (
+            [decided(merge) for merge in self.actual] == [decided(merge) for merge in self.replayed]
+            and [merge.next_interval for merge in self.actual] == list(self.next_intervals)
+            and [merge.learning_signal for merge in self.actual] == list(self.learning_signals)
+        )
+
+
+@dataclass(frozen=True)
+class Replay:
+    """What a replay found.
+
+    Attributes:
+        options: those it replayed with.
+        changes: key -> (value in the run, value in the replay).
+        tasks: task by task; tasks in which the run made no merge are left out.
+        without_merges: their names, as far as they have signals.
+        masks: the weights of the run's merges are means over masks, which a replay does not have.
+    """
+
+    options: AimOptions
+    changes: dict[str, tuple[Any, Any]]
+    tasks: list[TaskReplay]
+    without_merges: list[str] = field(default_factory=list)
+    masks: bool = False
+
+
+class Paces:
+    """How fast the weights of a task moved: sum of absolute changes per step between the merges of a run."""
+
+    def __init__(self, merges: Sequence[MergeRecord]) -> None:
+        self.stretches: list[tuple[int, int, int, float]] = []  # after step, to step, planned interval, signal
+        before = 0
+        for merge in merges:
+            self.stretches.append((before, merge.step, merge.interval, merge.learning_signal))
+            before = merge.step
+
+    def signal(self, before: int, step: int, interval: int) -> tuple[float, bool]:
+        """The learning signal of the stretch after step ``before`` to ``step``, and whether it is the run's own."""
+        moved = 0.0
+        for first, last, planned, signal in self.stretches:
+            if (first, last, planned) == (before, step, interval):
+                return signal, True
+            pace = signal * planned / max(1, last - first)
+            moved += pace * max(0, min(step, last) - max(before, first))
+        _, end, planned, signal = self.stretches[-1]
+        if step > end:
+            pace = signal * planned / max(1, end - self.stretches[-1][0])
+            moved += pace * (step - max(before, end))
+        return moved / interval, False
+
+
+def replay_task(
+    controller: MergeController,
+    signals: Sequence[SignalRecord],
+    merges: Sequence[MergeRecord],
+    merge_at_end: bool = False,
+    masks: bool = False,
+) -> TaskReplay:
+    """The merges that a controller decides on when it is shown a task's recorded signals.
+
+    Args:
+        controller: a fresh one.
+        signals: one per inner step, in order.
+        merges: those of the run, in order; at least one. Refused ones count as the others: the controller went on from
+            them likewise.
+        merge_at_end: whether the method merges after the last step.
+        masks: see :class:`TaskReplay`.
+    """
+    paces = Paces(merges)
+    found: list[Merge] = []
+    intervals: list[int] = []
+    learning: list[float] = []
+    estimated = probes = stand_ins = before = 0
+    last_probe: float | None = None
+    for signal in signals:
+        last_probe = last_probe if signal.probe is None else signal.probe
+        probe = None
+        if controller.wants_probe():
+            probe = last_probe
+            probes += 1
+            stand_ins += signal.probe is None
+        decision = controller.observe(signal.step, probe)
+        if decision is None and merge_at_end and signal is signals[-1]:
+            decision = controller.finish(signal.step)
+        if decision is None:
+            continue
+        moved, own = paces.signal(before, decision.step, decision.interval)
+        estimated += not own
+        found.append(decision)
+        learning.append(moved)
+        intervals.append(controller.record(moved))
+        before = decision.step
+    return TaskReplay(
+        task=merges[0].task,
+        steps=len(signals),
+        actual=tuple(merges),
+        replayed=tuple(found),
+        next_intervals=tuple(intervals),
+        learning_signals=tuple(learning),
+        estimated=estimated,
+        probes=probes,
+        stand_ins=stand_ins,
+        masks=masks,
+    )
+
+
+def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str | None = None) -> Replay:
+    """Replay the merges of a run with changed options.
+
+    Args:
+        changes: options of ``aim`` that the controller reads (:data:`REPLAYABLE`), by key.
+        task: only this one.
+
+    Raises:
+        InputError: the run's method is not ``aim``; it made no merge, or none in the task; a key is unknown, would need
+            training, or has an impossible value; probes are needed that the run did not take.
+    """
+    config = run.info.config["method"]
+    if config["name"] != "aim":
+        raise InputError(
+            f"'{run.path}' was learned with method {config['name']}, which has no merge controller.",
+            "Only a run of method aim can be replayed.",
+        )
+    before = AimOptions.model_validate(config)
+    options = _changed(before, dict(changes or {}))
+    merged = list(dict.fromkeys(merge.task for merge in run.merges))
+    signals = {name: found for name, found in run.signals.items() if found}
+    if not merged:
+        raise InputError(
+            f"'{run.path}' made no merge, so that nothing tells how fast its weights moved.",
+            "A run has merges from its second task on, if it is long enough for an interval.",
+        )
+    if task is not None and task not in merged:
+        hint = nearest(task, merged)
+        raise InputError(
+            f"'{run.path}' made no merge in a task '{task}'.", f"{hint} Tasks with merges: {', '.join(merged)}.".strip()
+        )
+    chosen = merged if task is None else [task]
+    for name in chosen:
+        _check_probes(before, options, name, signals.get(name, []))
+    masks = before.fusion == "importance_masks"
+    at_end = options.merge_at_end or options.only_at_end
+    return Replay(
+        options=options,
+        changes={
+            key: (getattr(before, key), getattr(options, key))
+            for key in REPLAYABLE
+            if getattr(before, key) != getattr(options, key)
+        },
+        tasks=[
+            replay_task(
+                options.controller(),
+                sorted(signals[name], key=lambda signal: signal.step),
+                sorted((merge for merge in run.merges if merge.task == name), key=lambda merge: merge.merge),
+                at_end,
+                masks,
+            )
+            for name in chosen
+        ],
+        without_merges=[name for name in signals if name not in merged] if task is None else [],
+        masks=masks,
+    )
+
+
+def _changed(before: AimOptions, changes: dict[str, Any]) -> AimOptions:
+    for key in changes:
+        if key not in AimOptions.model_fields:
+            raise InputError(
+                f"method aim has no option '{key}'.",
+                nearest(key, REPLAYABLE) or f"A replay can change {', '.join(REPLAYABLE)}.",
+            )
+        if reason := NEEDS_TRAINING.get(key):
+            raise InputError(f"a replay cannot change '{key}': {reason}.", "Train a run with it.")
+    # What compat stood for is in the values; it would refuse changes of them.
+    values = {**before.model_dump(), "compat": None, **changes}
+    try:
+        return AimOptions.model_validate(values)
+    except ValidationError as error:
+        raise explain(error, "--set", AimOptions) from error
+
+
+def _check_probes(before: AimOptions, options: AimOptions, task: str, signals: Sequence[SignalRecord]) -> None:
+    """Refuse what would need probes that the run did not take."""
+    if not signals:
+        raise InputError(f"there are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
+    if not options.watch_forgetting or options.only_at_end:
+        return
+    if all(signal.probe is None for signal in signals):
+        key = "only_at_end" if before.only_at_end else "watch_forgetting"
+        raise InputError(
+            f"the run took no probes in task '{task}' ({key}: {str(getattr(before, key)).lower()}), and these options "
+            "decide by them.",
+            "Set watch_forgetting=false, or train a run that probes.",
+        )
+    denser = options.probe_every < before.probe_every and options.probes_per_interval is None
+    if before.probes_per_interval is not None:
+        denser = options.probe_every == 1 if options.probes_per_interval is None else False
+        denser = denser or (options.probes_per_interval or 0) > before.probes_per_interval
+    if denser:
+        was = (
+            f"every {before.probe_every} steps"
+            if before.probes_per_interval is None
+            else f"{before.probes_per_interval} times per interval"
+        )
+        raise InputError(
+            f"the run probed {was}, and these options probe more often.", "Train a run that probes as often."
+        )
