@@ -20,6 +20,7 @@ from tests.learner.toys import Command, contents, copy_of_trained, settings, wri
 CASES: dict[str, dict[str, Any]] = {
     "sparse": {"interval": 4, "cold_start": 0, "probe_every": 2, "threshold_factor": 1.01},
     "per interval": {"interval": 4, "cold_start": 0, "probes_per_interval": 2, "merge_at_end": True},
+    "defaults": {"interval": 2},
     "fixed": {"interval": 3, "watch_forgetting": False},
     "masks": {"interval": 3, "fusion": "importance_masks", "rehearsal_steps": 2, "adapt_interval": False},
     "once": {"only_at_end": True},

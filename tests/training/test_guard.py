@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -12,12 +13,15 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
-from merganser import AimMerging
+from merganser import AimMerging as WithDefaults
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged
 from merganser.methods.aim import AimOptions
 from merganser.training.guard import FLOOR, OptimizerCopy, refusal
 from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, controller, examples, train
+
+AimMerging = functools.partial(WithDefaults, probe_set="fresh", merge_at_end=False)
+"""As the numbers below were thought out."""
 
 Loss = Callable[[nn.Module, Any], Tensor]
 

@@ -86,7 +86,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
 
-    callback = AimMerging(OLD, OPTIONS.controller(), fusion="importance_masks", listener=listener)
+    callback = AimMerging(OLD, OPTIONS.controller(), fusion="importance_masks", merge_at_end=False, listener=listener)
     Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback]).train()
     expected, means = transcription()
     assert [merge.step for merge in callback.merges] == list(range(8, STEPS, 8))

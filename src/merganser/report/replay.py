@@ -11,6 +11,7 @@ With the run's own options the answer is the ledger, exactly. With others it is 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -165,6 +166,8 @@ def replay_task(
         decision = controller.observe(signal.step, probe)
         if decision is None and merge_at_end and signal is signals[-1]:
             decision = controller.finish(signal.step)
+            if decision is not None and merges[-1].cause == "end":  # without rehearsal, if the learning rate was 0
+                decision = dataclasses.replace(decision, rehearsal_steps=merges[-1].rehearsal_steps)
         if decision is None:
             continue
         moved, own = paces.signal(before, decision.step, decision.interval)
@@ -228,7 +231,7 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
         changes={
             key: (getattr(before, key), getattr(options, key))
             for key in REPLAYABLE
-            if getattr(before, key) != getattr(options, key)
+            if key in (changes or {}) and getattr(before, key) != getattr(options, key)
         },
         tasks=[
             replay_task(
@@ -256,6 +259,11 @@ def _changed(before: AimOptions, changes: dict[str, Any]) -> AimOptions:
             raise InputError(f"a replay cannot change '{key}': {reason}.", "Train a run with it.")
     # What compat stood for is in the values; it would refuse changes of them.
     values = {**before.model_dump(), "compat": None, **changes}
+    if before.compat is not None and values["rehearsal_steps"] is None:
+        values["rehearsal_steps"] = values["interval"]
+    for key, other in (("probe_every", "probes_per_interval"), ("probes_per_interval", "probe_every")):
+        if key in changes and other not in changes:
+            values[other] = None
     try:
         return AimOptions.model_validate(values)
     except ValidationError as error:
@@ -275,13 +283,16 @@ def _check_probes(before: AimOptions, options: AimOptions, task: str, signals: S
             "decide by them.",
             "Set watch_forgetting=false, or train a run that probes.",
         )
-    denser = options.probe_every < before.probe_every and options.probes_per_interval is None
-    if before.probes_per_interval is not None:
-        denser = options.probe_every == 1 if options.probes_per_interval is None else False
-        denser = denser or (options.probes_per_interval or 0) > before.probes_per_interval
+    # How many steps lie between two probes of the longest interval, which is where sparse ones differ most.
+    longest = max([options.interval, *(signal.interval or 1 for signal in signals)])
+
+    def distance(each: AimOptions) -> int:
+        return each.probe_every or (longest // each.probes_per_interval if each.probes_per_interval else 1)
+
+    denser = distance(options) < distance(before)
     if denser:
         was = (
-            f"every {before.probe_every} steps"
+            f"every {before.probe_every or 1} steps"
             if before.probes_per_interval is None
             else f"{before.probes_per_interval} times per interval"
         )
