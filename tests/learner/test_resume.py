@@ -73,6 +73,7 @@ CASES: dict[str, dict[str, Any]] = {
     "aim, importance masks": {
         "method": {"fusion": "importance_masks", "interval": 3, "rehearsal_steps": 2, "watch_forgetting": False}
     },
+    "aim, best by development texts": {"training": {"select_best": True, "select_every": 2}},
     "replay": {"method": {"name": "replay"}},
     "sequential, bf16": {"method": {"name": "sequential"}, "model": {"precision": "bf16"}},
     "replay, seq2seq": {
@@ -102,6 +103,9 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
     values["method"] = method
     for section, change in changes.items():
         values[section].update(change)
+    if values["training"].get("select_best"):
+        for task in values["stream"]["tasks"]:
+            task["dev"] = task["test"]
     write_stream(folder)
     write_config(folder / "stream.yaml", values)
     return folder / "run"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from merganser.errors import DiskFullError, InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import Notice, RowDone, TaskStarted
 from merganser.learner.keeping import as_line, kept_example, write_images, write_prototypes
+from merganser.learner.selecting import BestWeights
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
 from merganser.models.base import AnswerSpec
@@ -36,6 +37,7 @@ from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes
 from merganser.training.narrator import Narrator
+from merganser.training.state import Resumable
 from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
 
 EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
@@ -50,6 +52,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
             would be kept, or that leaves a memory smaller than a batch of it.
     """
     check_processes(session)
+    check_selection(session, tasks)
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
@@ -73,6 +76,23 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         if not session.method.together:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
+
+
+def check_selection(session: Session, tasks: Sequence[Task]) -> None:
+    """InputError unless the best weights of each of these tasks can be picked, where that was asked for."""
+    if not session.config.training.select_best:
+        return
+    if not session.method.selects_best:
+        raise InputError(
+            f"training.select_best picks weights, and {session.method.title} merges by the way to the last ones.",
+            "Leave training.select_best out.",
+        )
+    for task in tasks:
+        if not task.dev:
+            raise InputError(
+                f"task '{task.name}' has no development texts, and training.select_best picks weights by them.",
+                "Give the task a dev file (dev:), or leave training.select_best out.",
+            )
 
 
 def check_processes(session: Session) -> None:
@@ -110,6 +130,7 @@ class Lesson:
     def __init__(self, session: Session, tasks: Sequence[Task]) -> None:
         self.session = session
         self.tasks = tasks
+        self.selector: BestWeights | None = None
         self.began = time.perf_counter()
 
     def run(self) -> ScoreRow:
@@ -160,6 +181,7 @@ class Lesson:
         learned = self.session.learned
         self.session.method.check_tasks(len(learned) + len(self.tasks))
         check_names([task.name for task in self.tasks])
+        check_selection(self.session, self.tasks)
         for task in self.tasks:
             check_task(task)
             self.session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
@@ -228,7 +250,22 @@ class Lesson:
         }
         return CheckpointFolder(session.directory.path, number, identity)
 
-    def _resume(self, number: int, steps: int) -> TaskCheckpoints | None:
+    def _selector(self) -> BestWeights | None:
+        """Picks the best weights by development texts, where that was asked for."""
+        options, session = self.session.config.training, self.session
+        if not options.select_best:
+            return None
+        new = [replace(KnownTask.of_task(task), test=task.dev) for task in self.tasks]
+        # With several models, this task's answers its own texts alone.
+        seen = {} if session.method.several_models else session.known_tasks("dev")
+        everything = {**seen, **{task.name: task for task in new}}
+        return BestWeights(
+            session.backbone,
+            lambda: session.score(list(everything.values()), {} if session.method.several_models else everything),
+            options.select_every,
+        )
+
+    def _resume(self, number: int, steps: int, selector: BestWeights | None) -> TaskCheckpoints | None:
         """The checkpoints of this lesson, with the one to go on from, if there is one; ``None``: none are taken."""
         options = self.session.config.training
         if not options.takes_checkpoints:
@@ -245,7 +282,10 @@ class Lesson:
             name = self.tasks[0].name
             where = f"at step {found.step} of {steps}" if found.step < steps else "after its last step"
             self.session.listener(Notice(f"Going on with '{name}' {where}, from its checkpoint."))
-        return TaskCheckpoints(folder, options, {"method": self.session.method}, found)
+        parts: dict[str, Resumable] = {"method": self.session.method}
+        if selector is not None:
+            parts["selection"] = selector
+        return TaskCheckpoints(folder, options, parts, found)
 
     def _features(
         self, examples: Sequence[tuple[str, Example]], specs: Mapping[str, AnswerSpec]
@@ -294,7 +334,8 @@ class Lesson:
         )
         self.session.method.begin_task()
         log = StepLog()
-        checkpoints = self._resume(number, steps)
+        self.selector = selector = self._selector()
+        checkpoints = self._resume(number, steps, selector)
         step = checkpoints.found.step if checkpoints is not None and checkpoints.found is not None else 0
         self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps, step))
         outcome = train_task(
@@ -307,6 +348,7 @@ class Lesson:
             precision=self.session.backbone.precision,
             callbacks=[
                 *self.session.method.callbacks(context),
+                *([] if selector is None else [selector]),
                 Narrator(self.session.listener, context.task, log, self.session.method.signals),
             ],
             penalty=self.session.method.penalty(context),
@@ -322,6 +364,8 @@ class Lesson:
                     "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
                 )
             )
+        if selector is not None:
+            selector.put_best()
         if self.session.method.start == "trained":
             processes.on_main(lambda: self._save_weights(folder / "trained"))
         started = time.perf_counter()
@@ -333,6 +377,7 @@ class Lesson:
         cost.steps, cost.examples_trained = outcome.steps, outcome.examples
         elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
         elsewhere += cost.explaining_seconds + cost.bookkeeping_seconds
+        elsewhere += 0.0 if selector is None else selector.seconds
         cost.inner_seconds = max(0.0, outcome.seconds + ending - elsewhere)
         return outcome, cost
 
@@ -358,6 +403,9 @@ class Lesson:
         scores = self._row_scores(number)
         cost.evaluating_seconds = time.perf_counter() - evaluating
         cost.examples_evaluated = sum(score.n for score in scores.values())
+        if self.selector is not None:
+            cost.evaluating_seconds += self.selector.seconds
+            cost.examples_evaluated += self.selector.examples
         row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
         processes.on_main(lambda: self._write_files(number, folder, outcome, cost, earlier, row))
         return row
@@ -384,7 +432,10 @@ class Lesson:
         tests = [(task.name, example) for task in self.tasks for example in task.test]
         write_json_lines(folder / "memory.jsonl", [as_line(kept_example(*each)) for each in kept])
         write_json_lines(folder / "test.jsonl", [as_line(kept_example(*each)) for each in tests])
-        write_images(folder, [example for _, example in [*kept, *tests]])
+        devs = [(task.name, example) for task in self.tasks for example in task.dev] if self.selector else []
+        if self.selector is not None:
+            write_json_lines(folder / "dev.jsonl", [as_line(kept_example(*each)) for each in devs])
+        write_images(folder, [example for _, example in [*kept, *tests, *devs]])
         prototypes = self._write_prototypes(folder)
         write_json_lines(folder / "merges.jsonl", [merge.model_dump() for merge in self.session.method.records.merges])
         write_json_lines(folder / "signals.jsonl", [signal.model_dump() for signal in self._signals(outcome.log)])
@@ -416,6 +467,8 @@ class Lesson:
                     **({"prototypes": prototypes} if prototypes else {}),
                     **self.session.method.bytes_kept(),
                 },
+                selected_step=self.selector.step if self.selector else None,
+                dev_scores=self.selector.scores if self.selector else {},
                 finished=_now(),
             )
             for offset, task in enumerate(self.tasks)

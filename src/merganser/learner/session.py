@@ -98,11 +98,11 @@ class Session:
         """Names of the tasks learned so far, in order."""
         return [task.name for row in self.directory.rows() for task in row.tasks]
 
-    def known_tasks(self) -> dict[str, KnownTask]:
-        """The learned tasks with their test sets."""
+    def known_tasks(self, examples: str = "test") -> dict[str, KnownTask]:
+        """The learned tasks with their test sets, or with the examples of another file (``dev``) in place of them."""
         known = {}
         for folder in self.directory.row_folders():
-            tests = restored(folder, self.directory.examples(folder, "test"))
+            tests = restored(folder, self.directory.examples(folder, examples))
             for record in self.directory.read_row(folder).tasks:
                 test = [example for task, example in tests if task == record.name]
                 known[record.name] = KnownTask.of_record(record, test)

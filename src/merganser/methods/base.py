@@ -118,6 +118,8 @@ class Method(Generic[OptionsT]):
         together: all tasks at hand are learned at once, with everything kept from earlier ones.
         several_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
         lora_only: works on the factors of an adapter, not on whole weights.
+        selects_best: a task's best weights can take the place of its last ones before :meth:`after_task`; false where
+            that looks at the way to the last ones.
         several_processes: gives the result of one process when several train together; others are refused then.
     """
 
@@ -133,6 +135,7 @@ class Method(Generic[OptionsT]):
     together: ClassVar[bool] = False
     several_models: ClassVar[bool] = False
     lora_only: ClassVar[bool] = False
+    selects_best: ClassVar[bool] = True
     several_processes: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:

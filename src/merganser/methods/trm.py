@@ -41,6 +41,8 @@ class Trm(Method[TrmOptions]):
     idea = "Merge by a short optimisation in the subspace of the trajectory: align, stay consistent, stay responsive."
     stores = "the weights and the pretrained weights (2 P)"
 
+    selects_best = False
+
     _path: TrajectoryPoints | None = None
     _start: Weights | None = None
     _report: MergeReport | None = None

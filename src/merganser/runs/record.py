@@ -6,6 +6,7 @@
 ``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
 ``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
 ``tasks/NN-name/test.jsonl``     one :class:`KeptExample` per test example, so that later rows can be measured anywhere
+``tasks/NN-name/dev.jsonl``      likewise its development texts, where ``training.select_best`` needs them
 ``tasks/NN-name/images.safetensors``  the encoded images of those examples, if they are images, each under its SHA-256
 ``tasks/NN-name/prototypes.safetensors``  frozen label vectors that nothing can make again (image encoders without text)
 ``tasks/NN-name/adapter/``       the weights as deployed after it
@@ -144,6 +145,10 @@ class TaskRecord(Record):
     source: dict[str, str] = Field(default_factory=dict)
     memory: MemoryRecord = Field(default_factory=MemoryRecord)
     cost: CostRecord = Field(default_factory=CostRecord)
+    selected_step: int | None = Field(None, description="training.select_best: step whose weights were deployed")
+    dev_scores: dict[int, float] = Field(
+        default_factory=dict, description="training.select_best: step -> mean score on the development texts"
+    )
     method_bytes: dict[str, int] = Field(
         default_factory=dict, description="what the method keeps after this task, by name (memory, weights, ...)"
     )

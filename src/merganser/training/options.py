@@ -54,6 +54,14 @@ class TrainingOptions(BaseModel):
     max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are cut")
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    select_best: bool = Field(
+        False,
+        description="deploy the weights of the task that did best on the development texts of all tasks seen, instead "
+        "of the last ones",
+    )
+    select_every: int | None = Field(
+        None, gt=0, description="select_best: optimizer steps from one scoring to the next; null: once per epoch"
+    )
     checkpoint_steps: int | None = Field(
         None, gt=0, description="a checkpoint of the task in hand every so many optimizer steps"
     )
