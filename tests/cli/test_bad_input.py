@@ -336,6 +336,12 @@ def test_a_fault_of_the_program_says_so(run: Path, merganser: Command, monkeypat
         ("tasks/01-mood/row.json", lambda text: text.replace('"row"', '"raw"', 1), "row.json' is damaged:"),
         ("tasks/01-mood/row.json", None, "row.json' is damaged: it is missing."),
         ("tasks/02-topic/memory.jsonl", lambda text: text[:-20], "memory.jsonl' is damaged: line 4 is cut off."),
+        ("tasks/01-mood/memory.jsonl", lambda text: "", "is damaged: it holds 0 examples, and row.json says 4."),
+        (
+            "tasks/02-topic/memory.jsonl",
+            lambda text: text.split("\n", 1)[1],
+            "holds 3 examples, and row.json says 4.",
+        ),
         ("tasks/01-mood/memory.jsonl", None, "memory.jsonl' is damaged: it is missing."),
         ("tasks/01-mood/memory.jsonl", lambda text: text.replace('"input"', '"in"', 1), "damaged: line 1: "),
         ("tasks/02-topic/test.jsonl", lambda text: "nonsense\n" + text, "test.jsonl' is damaged: line 1: "),

@@ -214,6 +214,22 @@ def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path)
     assert results(run) == results(whole)
 
 
+@pytest.mark.parametrize("file", ["checkpoint.json", "tensors.safetensors", "trainer_state.json"])
+def test_a_half_deleted_checkpoint_is_not_used(file: str, whole: Path, tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 5))
+    (run / "checkpoint" / "02-step-000004" / file).unlink()
+    told = learn(run, at("topic", 5))
+    assert any("'02-step-000004' is damaged" in text for text in notices(told))
+    assert started(told).step == 3
+    for folder in (run / "checkpoint").iterdir():
+        (folder / file).unlink()
+    told = learn(run)
+    assert any("No other checkpoint can be used: the task starts over." in text for text in notices(told))
+    assert started(told).step == 0
+    assert results(run) == results(whole)
+
+
 def test_how_often_checkpoints_are_taken_may_change(whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {"training": {"checkpoint_steps": None, "checkpoint_minutes": 600}})
     learn(run, at("mood", 6))

@@ -176,6 +176,29 @@ def test_what_was_wrong_before_the_merge_is_an_error(tmp_path: Path) -> None:
         trainer.train()
 
 
+def test_a_learning_signal_of_0(tmp_path: Path) -> None:
+    class Still(torch.optim.AdamW):
+        def step(self, *given: Any, **more: Any) -> None:  # type: ignore[override]
+            """Nothing moves."""
+
+    model = Regression()
+    callback = AimMerging(OLD, controller())
+    trainer = Trainer(
+        model,
+        arguments(tmp_path),
+        train_dataset=NEW,
+        data_collator=collate,
+        callbacks=[callback],
+        optimizers=(Still(model.parameters()), None),
+    )
+    trainer.train()
+    assert len(callback.merges) >= 3
+    assert {(m.learning_signal, m.interval, m.next_interval) for m in callback.merges} == {(0.0, 4, 4)}
+    assert {(m.status, m.size_new, m.size_old, m.cosine) for m in callback.merges} == {("applied", 0.0, 0.0, None)}
+    for left, right in zip(model.parameters(), Regression().parameters(), strict=True):
+        assert torch.allclose(left, right, atol=1e-6)
+
+
 def test_options() -> None:
     assert AimOptions().guard_factor == 10.0
     assert AimOptions(compat="reference").guard_factor is None

@@ -13,6 +13,7 @@ from merganser.learner.keeping import read_prototypes, restored
 from merganser.methods import make_method
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
+from merganser.runs.reading import damaged
 from merganser.runs.record import Score
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
@@ -116,9 +117,20 @@ class Session:
         return known
 
     def memory(self) -> list[tuple[str, Example]]:
-        """All examples kept for rehearsal with the names of their tasks, oldest task first."""
-        folders = self.directory.row_folders()
-        return [kept for folder in folders for kept in restored(folder, self.directory.examples(folder, "memory"))]
+        """All examples kept for rehearsal with the names of their tasks, oldest task first.
+
+        Raises:
+            InputError: a row's file of them is damaged, or holds another number than the row says: with fewer, what
+                was learned would be forgotten without a word.
+        """
+        found: list[tuple[str, Example]] = []
+        for folder in self.directory.row_folders():
+            kept = restored(folder, self.directory.examples(folder, "memory"))
+            told = sum(task.memory.examples for task in self.directory.read_row(folder).tasks)
+            if len(kept) != told:
+                raise damaged(folder / "memory.jsonl", f"it holds {len(kept)} examples, and row.json says {told}")
+            found += kept
+        return found
 
     def score(self, tasks: Sequence[KnownTask], learned: Mapping[str, KnownTask]) -> dict[str, Score]:
         """Scores of the model as it is on every task that has a test set.
