@@ -36,6 +36,16 @@ onload = () => setTimeout(() => {{
     say("walked", story.textContent !== first && story.textContent === markers[1].getAttribute("aria-label"));
     page.getElementById("later").click();
     say("stepped", story.textContent === markers[2].getAttribute("aria-label"));
+    const refused = markers.find((marker) => marker.classList.contains("refused"));
+    const box = refused.getBoundingClientRect();
+    const where = {{ clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true }};
+    const view = page.defaultView, told = () => story.textContent === refused.getAttribute("aria-label");
+    refused.dispatchEvent(new view.MouseEvent("click", where));
+    say("tapped", told() && /was refused and taken back/.test(story.textContent));
+    markers[0].focus();
+    say("focused", story.textContent === markers[0].getAttribute("aria-label"));
+    refused.dispatchEvent(new view.PointerEvent("pointermove", {{ ...where, pointerType: "mouse" }}));
+    say("hovered", told());
     const choice = page.getElementById("task"), all = page.getElementById("step-chart").innerHTML;
     choice.value = "2"; choice.onchange();
     say("chosen", page.getElementById("step-chart").innerHTML !== all);
@@ -80,6 +90,7 @@ def test_on_a_phone(run: RunRecord, tmp_path: Path, chromium: Browse) -> None:
     assert found["right"] == "true"
     assert (found["markers"], found["tabbable"]) == ("32", "1")
     assert (found["walked"], found["stepped"], found["chosen"]) == ("true", "true", "true")
+    assert (found["tapped"], found["focused"], found["hovered"]) == ("true", "true", "true")
     assert found["letters"] == "EFDEFDET"
 
 
