@@ -96,16 +96,17 @@ def measure(arguments: list[str]) -> dict[str, float]:
 def run(given: argparse.Namespace) -> None:
     """Measure in turn and append."""
     paths = models(given.work, given.layers)
-    out = given.work / "out"
+    out = given.work / f"out-{os.getpid()}"
+    kinds = given.kinds.split(",")
     for rule in given.rules.split(","):
-        for kind in KINDS:
+        for kind in kinds:
             # Once unmeasured: compiled code is cached, files are in memory.
-            arguments = None if kind == "mergekit" else command(kind, rule, paths, out, None)
+            arguments = None if kind in ("mergekit", "cp") else command(kind, rule, paths, out, None)
             if arguments is not None:
                 shutil.rmtree(out, ignore_errors=True)
                 measure(arguments)
         for _ in range(given.pairs):
-            for kind in KINDS:
+            for kind in kinds:
                 arguments = command(kind, rule, paths, out, given.mergekit_python)
                 shutil.rmtree(out, ignore_errors=True)
                 if arguments is None:
@@ -172,6 +173,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=22)
     parser.add_argument("--rules", default="linear,magmax,ties,dare_ties")
+    parser.add_argument("--kinds", default=",".join(KINDS), help="which of them to run, by default all")
     parser.add_argument("--print-only", action="store_true")
     given = parser.parse_args()
     given.work.mkdir(parents=True, exist_ok=True)

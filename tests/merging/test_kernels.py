@@ -15,7 +15,7 @@ from merganser.merging.storage import decode, encode
 from merganser.merging.tensors import BLOCK
 from tests.merging.conftest import write_folder
 
-kernels: Any = pytest.importorskip("merganser.merging.kernels", reason="numba is not installed", exc_type=ImportError)
+kernels: Any = pytest.importorskip("merganser.merging.compiled", reason="numba is not installed", exc_type=ImportError)
 
 
 @pytest.fixture(scope="module")

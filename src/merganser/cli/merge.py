@@ -214,7 +214,6 @@ def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite
         return merge_adapters(recipe, out, overwrite=overwrite)
     from merganser.merging.checkpoints import merge_checkpoints
 
-    _hide_scipy()
     bar = _Bar() if sys.stderr.isatty() else None
     try:
         return merge_checkpoints(
@@ -223,22 +222,6 @@ def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite
     finally:
         if bar is not None:
             bar.end()
-
-
-def _hide_scipy() -> None:
-    """numba imports scipy for linear algebra that the kernels don't use; without it a merge starts a third sooner.
-
-    Only here, where the process does nothing else, and only when nobody has imported it yet.
-    """
-    if "numba" not in sys.modules and "scipy" not in sys.modules:
-        sys.modules["scipy"] = None  # type: ignore[assignment]
-        try:
-            import numba  # noqa: F401
-        except ImportError:
-            # An optional accelerator; what asks for it says so.
-            pass
-        finally:
-            del sys.modules["scipy"]
 
 
 class _Bar:

@@ -232,14 +232,14 @@ def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
     if choice == "numpy" or (choice == "auto" and nbytes < WORTH_COMPILED):
         return None
     try:
-        from merganser.merging import kernels
+        from merganser.merging import compiled
     except ImportError as error:
         if choice == "numba":
             raise InputError(
                 f"numba can't be imported: {error}.", "Install it with: pip install 'merganser[speed]'"
             ) from error
         return None
-    return kernels
+    return compiled
 
 
 def run_jobs(

@@ -1,11 +1,13 @@
-"""Optional compiled kernels (numba): one pass over the bytes of a slice, from storage to storage.
+"""The source of the compiled kernels (numba): one pass over the bytes of a slice, from storage to storage.
 
 They do the arithmetic of :mod:`merganser.merging.combine`, :mod:`~merganser.merging.elect` and
 :mod:`~merganser.merging.magmax` operation by operation, without fused multiply-add or reordering, so that results are
 bit-identical to the numpy path; tests compare them. What they save is passes through memory and temporaries.
 
 Storage types travel as numpy types of the same width: bfloat16 as ``uint16``, float16 as ``int16``, float32 as itself.
-Compiled code is cached beside this file, or in numba's cache folder where that is not writable.
+Scratch comes from the caller, so that the code asks nothing of Python and runs without it:
+:mod:`merganser.merging.entries` gives a kernel in LLVM's language, and :mod:`merganser.merging.compiled` makes, keeps
+and calls machine code of it.
 """
 
 from __future__ import annotations
@@ -18,12 +20,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-STORAGE: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.int16, "F32": np.float32}
-"""The types that kernels read and write, and the numpy type that stands for each."""
-
-PIECE = 1024
-"""Elements of a slice that are worked on together: intermediate results stay in the first-level cache."""
-
+from merganser.merging.compiled import PIECE
 
 _I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
 
@@ -99,8 +96,8 @@ def _alarm(typing_context: Any, alarm: Any, value: Any) -> Any:
     return types.uint32(types.uint32, types.float32), code
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> bool:
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
+def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratch: Any) -> bool:
     """:func:`merganser.merging.combine.combine`; with ``deltas`` the last row is the base.
 
     Returns whether a result is NaN or infinite: where none is, no input was.
@@ -111,6 +108,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> boo
         coefficients: float32, one per model.
         deltas: weigh differences from the base.
         out: storage, at least ``n``.
+        scratch: float32, ``1 x PIECE``.
     """
     models = len(coefficients)
     alarm = np.uint32(0)
@@ -122,7 +120,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> boo
             alarm = _alarm(alarm, value)
             out[j] = _encode(value, out)
         return bool(alarm > np.uint32(0x7FFFFFFF))
-    total = np.empty(PIECE, np.float32)
+    total = scratch[0]
     for begin in range(0, n, PIECE):
         length = min(PIECE, n - begin)
         target = out[begin : begin + length]
@@ -157,16 +155,15 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any) -> boo
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def magmax(rows: Any, n: int, scale: Any, out: Any) -> bool:
-    """:func:`merganser.merging.magmax.apply`; the last row is the base.
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
+def magmax(rows: Any, n: int, scale: Any, out: Any, scratch: Any) -> bool:
+    """:func:`merganser.merging.magmax.apply`; the last row is the base, ``scratch`` float32 of ``2 x PIECE``.
 
     Returns whether an update is NaN or infinite.
     """
     models = len(rows) - 1
     alarm = np.uint32(0)
-    best = np.empty(PIECE, np.float32)
-    origin = np.empty(PIECE, np.float32)
+    best, origin = scratch[0], scratch[1]
     for begin in range(0, n, PIECE):
         length = min(PIECE, n - begin)
         target = out[begin : begin + length]
@@ -187,7 +184,7 @@ def magmax(rows: Any, n: int, scale: Any, out: Any) -> bool:
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def _drop_below(update: Any, limit: Any, inclusive: bool) -> None:
     """Zero the entries whose magnitude is below the limit (or at it, when ``inclusive``); NaN stays."""
     zero = np.float32(0.0)
@@ -201,7 +198,7 @@ def _drop_below(update: Any, limit: Any, inclusive: bool) -> None:
             update[j] = zero if abs(value) < limit else value
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def _drop_above(update: Any, limit: Any, exclusive: bool) -> None:
     """Zero the entries whose magnitude is not below the limit (or not at it either, when ``exclusive``), and NaN."""
     zero = np.float32(0.0)
@@ -215,7 +212,7 @@ def _drop_above(update: Any, limit: Any, exclusive: bool) -> None:
             update[j] = value if abs(value) < limit else zero
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def elect(
     rows: Any,
     n: int,
@@ -231,6 +228,7 @@ def elect(
     normalize: bool,
     scale: Any,
     out: Any,
+    scratch: Any,
 ) -> bool:
     """:func:`merganser.merging.elect.elect`; the last row is the base.
 
@@ -247,13 +245,12 @@ def elect(
         divisor: without election, float32, used when ``normalize``.
         scale: float32.
         out: storage, at least ``n``.
+        scratch: float32, ``4 + models x PIECE``.
     """
     models = len(weights)
     everything = np.uint64(1 << 53)
-    origin = np.empty(PIECE, np.float32)
-    total = np.empty(PIECE, np.float32)
-    count = np.empty(PIECE, np.float32)
-    kept = np.empty((models, PIECE), np.float32)
+    origin, total, count, sign = scratch[0], scratch[1], scratch[2], scratch[3]
+    kept = scratch[4:]
     zero = np.float32(0.0)
     alarm = np.uint32(0)
     for begin in range(0, n, PIECE):
@@ -289,7 +286,7 @@ def elect(
         if signs:
             for j in range(length):
                 count[j] = zero
-            _agree(kept, models, length, weights, total, count)
+            _agree(kept, models, length, weights, total, count, sign)
             if normalize:
                 for j in range(length):
                     total[j] /= np.float32(1.0) if count[j] == zero else count[j]
@@ -304,7 +301,7 @@ def elect(
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def _draw(update: Any, length: int, start: Any, key: Any, limit: Any) -> None:
     """Drop the entries whose draw (:func:`merganser.merging.trim.draws`) is not below the limit."""
     for j in range(length):
@@ -315,11 +312,10 @@ def _draw(update: Any, length: int, start: Any, key: Any, limit: Any) -> None:
         update[j] = update[j] if state < limit else np.float32(0.0)
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
-def _agree(kept: Any, models: int, length: int, weights: Any, total: Any, count: Any) -> None:
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
+def _agree(kept: Any, models: int, length: int, weights: Any, total: Any, count: Any, sign: Any) -> None:
     """Replace ``total`` by the sum of what agrees with its sign, and fill ``count`` with the weights that agree."""
     zero, one = np.float32(0.0), np.float32(1.0)
-    sign = np.empty(PIECE, np.float32)
     for j in range(length):
         sign[j] = one if total[j] >= zero else -one
         total[j] = zero
@@ -333,24 +329,31 @@ def _agree(kept: Any, models: int, length: int, weights: Any, total: Any, count:
             count[j] += weight if agree else zero
 
 
-@numba.njit(nogil=True, cache=True, error_model="numpy")
+@numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def scan(
-    row: Any, base: Any, n: int, start: int, low: Any, middle: Any, high: Any, values: Any, indices: Any
-) -> tuple[int, int, int]:
+    row: Any,
+    base: Any,
+    n: int,
+    start: int,
+    bracket: Any,
+    values: Any,
+    indices: Any,
+    magnitudes: Any,
+    inside: Any,
+    places: Any,
+    counts: Any,
+) -> bool:
     """Count the magnitudes of an update above a bracket and at its middle; collect the others inside.
 
     Args:
         row, base: storage, at least ``n``.
         n: elements; ``start`` is the index of the first in the tensor.
-        low, middle, high: float32, the bracket.
+        bracket: float32, its low end, its middle and its high end.
         values, indices: float32 and int64, filled; at least ``n + 1``.
-
-    Returns:
-        Entries above, entries at the middle, entries collected.
+        magnitudes, inside, places: scratch of ``PIECE + 1``, float32, uint8 and int32.
+        counts: int64, filled with the entries above, the entries at the middle, the entries collected.
     """
-    magnitudes = np.empty(PIECE, np.float32)
-    inside = np.empty(PIECE, np.uint8)
-    places = np.empty(PIECE + 1, np.int32)
+    low, middle, high = bracket[0], bracket[1], bracket[2]
     above = 0
     ties = 0
     found = 0
@@ -377,4 +380,5 @@ def scan(
             values[found + j] = magnitudes[places[j]]
             indices[found + j] = start + begin + places[j]
         found += count
-    return above, ties, found
+    counts[0], counts[1], counts[2] = above, ties, found
+    return False

@@ -161,13 +161,13 @@ class FileInputs:
         """Compiled form of the pass in :func:`merganser.merging.trim.cuts`."""
         assert self.kernels is not None
         rows = self.stored(self.raw(start, stop))
-        values = self._workspace.rows("values", 1, STEP, np.float32)[0]
-        indices = self._workspace.rows("indices", 1, STEP, np.int64)[0]
+        values = self._workspace.rows("values", 1, STEP + 1, np.float32)[0]
+        indices = self._workspace.rows("indices", 1, STEP + 1, np.int64)[0]
         found = []
         for scan in scans:
-            bracket = (np.float32(scan.low), np.float32(scan.middle), np.float32(scan.high))
+            bracket = (scan.low, scan.middle, scan.high)
             above, ties, count = self.kernels.scan(
-                rows[scan.model], rows[-1], stop - start, start, *bracket, values, indices
+                rows[scan.model], rows[-1], stop - start, start, bracket, values, indices
             )
             found.append((above, ties, values[:count].copy(), indices[:count].copy()))
         return found
