@@ -87,6 +87,7 @@ PARTS: dict[str, dict[str, Any]] = {
     "without path": {**TRM, "snapshots": 0},
     "without pull-back": {**TRM, "pull_back": False},
     "without augmentation": {**TRM, "augmentation": "none"},
+    "from w = .5": {**TRM, "weight": 0.5},
 }
 SETTINGS = {**PLAIN, **PARTS}
 
