@@ -259,11 +259,11 @@ def learn(arguments: argparse.Namespace) -> None:
     settings = {**SETTINGS, **json.loads(arguments.extra)}
     until = time.monotonic() + 60 * arguments.minutes
     for seed in arguments.seeds:
-        tasks = STREAMS[arguments.stream](arguments, seed)
+        asked = [name for name in settings if name in (arguments.settings or settings)]
+        missing = [name for name in asked if (arguments.stream, arguments.split, name, seed) not in done]
+        tasks = STREAMS[arguments.stream](arguments, seed) if missing else []
         scored = [replace(t, dev=(), test=t.test if arguments.split == "test" else t.dev) for t in tasks]
-        for name in [name for name in settings if name in (arguments.settings or settings)]:
-            if (arguments.stream, arguments.split, name, seed) in done:
-                continue
+        for name in missing:
             if time.monotonic() > until:
                 return
             result = {"stream": arguments.stream, "split": arguments.split, "setting": name, "seed": seed}
