@@ -326,7 +326,7 @@ MEASURES: dict[str, tuple[Callable[[Mapping[str, Any]], float], float]] = {
     "gradient at onset, fine-tuned": (lambda result: onset_mean(result, "tuned"), 1),
     "accuracy at onset": (lambda result: onset_mean(result, "start_accuracy"), 100),
     "steps to 90 %": (lambda result: onset_mean(result, "steps_to_90"), 1),
-    "CPU s of merging": (lambda result: result["merging_seconds"], 1),
+    "seconds of merging": (lambda result: result["merging_seconds"], 1),
 }
 """Column of a table -> its number of one run, and a factor."""
 
