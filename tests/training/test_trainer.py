@@ -124,6 +124,34 @@ def test_accumulation_equals_one_large_batch() -> None:
     assert planned_steps(8, TrainingOptions(epochs=1, batch=2, accumulation=4)) == 1
 
 
+class Words(nn.Module):
+    """Mean of (w - label)^2 over the labels that count. Like T5 it takes any keyword and heeds none of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor([0.0]))
+
+    def forward(self, labels: Tensor, **ignored: Any) -> dict[str, Tensor]:
+        counts = labels != -100
+        return {"loss": ((self.w - labels)[counts] ** 2).mean()}
+
+
+def test_accumulated_batches_count_by_their_labels_whatever_the_models_signature_says() -> None:
+    data = [{"labels": [1, 5, 2][: 1 + i % 3] + [-100] * (2 - i % 3), "length": 1 + i % 3} for i in range(8)]
+
+    def stacked(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {"labels": torch.tensor([item["labels"] for item in items])}
+
+    found = []
+    for batch, accumulation in ((8, 1), (3, 3)):
+        options = TrainingOptions(epochs=2, batch=batch, accumulation=accumulation, warmup=0.0, clip=0.5)
+        model = Words()
+        log = train_task(model, data, stacked, options, task="t", seed=1, precision="fp32").log
+        found.append((model.w.item(), *log.losses))
+    assert found[1] == pytest.approx(found[0], rel=1e-6)
+    assert found[0][1] == pytest.approx((8 * 1 + 5 * 25 + 2 * 4) / 15)  # every label counts the same
+
+
 def test_a_penalty_is_part_of_the_loss() -> None:
     pulled, steps = Line(), []
 

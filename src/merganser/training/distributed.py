@@ -191,8 +191,9 @@ def sharded_copy(module: nn.Module, device: str) -> nn.Module:
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(copied, mesh=mesh)
-    # So that a ``transformers.Trainer`` takes it as it is and does not wrap it again.
-    copied.is_distributed_loading_by_transformers = True  # type: ignore[assignment]
+    # So that a ``transformers.Trainer`` takes it as it is and does not wrap it again. Said by the class, which
+    # ``fully_shard`` made for sharded modules: models of transformers have a property there, which cannot be set.
+    type(copied).is_distributed_loading_by_transformers = True  # type: ignore[attr-defined]
     return copied
 
 

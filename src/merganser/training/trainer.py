@@ -27,7 +27,7 @@ from merganser.training.distributed import (
     mean_over_processes,
     rows,
     shared_out,
-    weight_of,
+    shifts_labels,
 )
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import Collator
@@ -134,6 +134,10 @@ class TaskTrainer(Trainer):
         self.examples_seen = 0
         self._accumulated = 0.0
         self._batches = 0
+        # Whether a model's loss heeds a number of items cannot be told from its signature (T5 takes one and ignores
+        # it): it returns the mean over the batch it is given, and the shares are taken here.
+        self.model_accepts_loss_kwargs = False
+        self._shifted = shifts_labels(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
         dataset = self.train_dataset if train_dataset is None else train_dataset
@@ -154,24 +158,26 @@ class TaskTrainer(Trainer):
             pin_memory=self.args.dataloader_pin_memory,
         )
 
+    def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
+        """The batches of one optimizer step, and over how many items its loss is a mean, over all processes."""
+        batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
+        items = processes.add_up([sum(counted(batch, self._shifted) for batch in batches)])[0]
+        return batches, int(items)
+
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        # A loss that is told the number of items is a share of the whole accumulated batch, over all processes, and
-        # the Trainer will not divide it again.
-        is_share = self.model_accepts_loss_kwargs and num_items_in_batch is not None
-        weighted = processes.count() > 1 and not is_share
-        items = counted(inputs) if weighted else 0
-        if weighted and items == 0:  # nothing but a stand-in, and the mean over no label is not a number
+        items = counted(inputs, self._shifted)
+        if items == 0 and "labels" in inputs:  # nothing but a stand-in, and the mean over no label is not a number
             inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
         wanted = return_outputs or self.penalty is not None
-        result = super().compute_loss(model, inputs, wanted, num_items_in_batch)
+        result = super().compute_loss(model, inputs, wanted)
         loss, outputs = result if wanted else (result, {})
-        if weighted:
-            loss = weight_of(items) * loss
+        # The Trainer divides by the number of batches accumulated, and gradients are averaged over the processes.
+        parts = processes.count() * self.current_gradient_accumulation_steps
+        loss = (parts * items / num_items_in_batch if num_items_in_batch else 0.0) * loss
         if self.penalty is not None:
-            extra = self.penalty(model, self.state.global_step, inputs, outputs)
-            loss = loss + (extra / self.current_gradient_accumulation_steps if is_share else extra)
+            loss = loss + self.penalty(model, self.state.global_step, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
