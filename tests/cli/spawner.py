@@ -1,18 +1,105 @@
 """A process that has everything imported and forks a real ``merganser`` process per line of its standard input.
 
-Importing torch and transformers takes longer than the toy runs themselves, and the tests of interruptions need many
-processes. Each child is a process of its own that runs the command's entry point and can be killed like any other.
+Importing torch and transformers takes longer than the toy runs themselves, and the tests of interruptions and of
+several processes need many. Each child is a process of its own that runs the command's entry point and can be killed
+like any other.
 
-Lines in: ``{"arguments": [...], "out": FILE, "err": FILE, "folder": FOLDER}`` -> a line with the child's number;
+Lines in: ``{"arguments": [...], "out": FILE, "err": FILE, "folder": FOLDER, "environment": {...}}`` -> a line with the
+child's number; with ``"call": "module:function"`` that is called with the arguments in place of the command.
 ``{"wait": NUMBER}`` -> a line with its exit code (negative: the signal that ended it), once it has ended.
 """
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import shutil
 import signal
+import subprocess
 import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO
+
+from tests.learner import toys
+
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
+ENVIRONMENT |= {"COLUMNS": "120", "NO_COLOR": "1", "GLOO_SOCKET_IFNAME": "lo"}
+ROOT = Path(__file__).parents[2]
+LIFE = 240
+"""Seconds after which a child ends by itself, whatever it waits for."""
+
+
+class Spawner:
+    """Starts ``merganser`` processes without the imports; this file, run as a program, on the other end.
+
+    Where mounting is permitted, it and its processes live in a mount namespace in which ``disk`` is a file system of
+    one MiB; :attr:`seen_disk` is the same folder as seen from here.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.disk = folder / "disk"
+        self.disk.mkdir()
+        space = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
+        mount = f"mount -t tmpfs -o size=1m none '{self.disk}'"
+        self.has_disk = (
+            shutil.which("unshare") is not None
+            and subprocess.run([*space, mount], capture_output=True, check=False).returncode == 0
+        )
+        program = [sys.executable, "-m", "tests.cli.spawner"]
+        self._process = subprocess.Popen(
+            [*space, f'{mount} && exec "$@"', "sh", *program] if self.has_disk else program,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**ENVIRONMENT, "MERGANSER_CACHE": str(folder / "cache")},
+        )
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._files: dict[int, tuple[Path, Path]] = {}
+        self._started = 0
+        self._orders: IO[str] = self._process.stdin
+        self._answers: IO[str] = self._process.stdout
+
+    @property
+    def seen_disk(self) -> Path:
+        """The small file system, from outside its namespace (once the first process was started)."""
+        return Path(f"/proc/{self._process.pid}/root{self.disk}")
+
+    def _ask(self, order: dict[str, object]) -> int:
+        print(json.dumps(order), file=self._orders, flush=True)
+        return int(self._answers.readline())
+
+    def start(
+        self, *arguments: str | Path, call: str | None = None, environment: Mapping[str, str] | None = None
+    ) -> int:
+        """Start a command, or a function ``module:name``; returns the number of its process."""
+        self._started += 1
+        out, err = (self.folder / f"{self._started}.{name}" for name in ("out", "err"))
+        for file in (out, err):
+            file.touch()  # the process may be killed before it opens them
+        order = {"out": str(out), "err": str(err), "folder": str(self.folder), "environment": dict(environment or {})}
+        number = self._ask({"arguments": [str(a) for a in arguments], **order, **({"call": call} if call else {})})
+        self._files[number] = out, err
+        return number
+
+    def wait(self, number: int) -> toys.Done:
+        """Wait for a process to end."""
+        code = self._ask({"wait": number})
+        out, err = self._files.pop(number)
+        return toys.Done(code, out.read_text(), err.read_text())
+
+    def stop(self) -> None:
+        """Let it end."""
+        self._orders.close()
+        self._process.wait()
+        self._answers.close()
+
+
+# -- the other end: the program --------------------------------------------------------------------------------------
 
 
 def child(order: dict[str, object]) -> int:
@@ -26,11 +113,18 @@ def child(order: dict[str, object]) -> int:
     os.dup2(empty, 0)
     os.chdir(str(order["folder"]))
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    arguments = order["arguments"]
+    signal.alarm(LIFE)
+    arguments, environment = order["arguments"], order["environment"]
     assert isinstance(arguments, list)
+    assert isinstance(environment, dict)
+    os.environ.update(environment)
     sys.argv = ["merganser", *arguments]
     try:
-        main()
+        if "call" in order:
+            module, name = str(order["call"]).split(":")
+            getattr(importlib.import_module(module), name)(*arguments)
+        else:
+            main()
     except SystemExit as stopped:
         return stopped.code if isinstance(stopped.code, int) else 0
     return 0
@@ -43,12 +137,27 @@ def serve() -> None:
     import torch
     from transformers import AutoModel, AutoTokenizer, Trainer
     from transformers.models.bert import modeling_bert
+    from transformers.models.llama import modeling_llama
+    from transformers.models.t5 import modeling_t5
 
     import merganser.models.matcher
     import merganser.report
     from merganser.learner import Learner
 
-    assert all((matplotlib, scipy.stats, AutoModel, AutoTokenizer, Trainer, modeling_bert, Learner, merganser.report))
+    assert all(
+        (
+            matplotlib,
+            scipy.stats,
+            AutoModel,
+            AutoTokenizer,
+            Trainer,
+            modeling_bert,
+            modeling_llama,
+            modeling_t5,
+            Learner,
+            merganser.report,
+        )
+    )
     assert merganser.models.matcher
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import shutil
@@ -10,84 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO
 
 import pytest
 
 from merganser.runs.lock import RunLock
+from tests.cli.spawner import ENVIRONMENT, Spawner
 from tests.learner import toys
 from tests.learner.toys import contents, results, write_stream
 
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "HF_HUB_OFFLINE": "1"}
-ENVIRONMENT |= {"COLUMNS": "120", "NO_COLOR": "1"}
-ROOT = Path(__file__).parents[2]
 TASKS = ("mood", "topic", "truth")
-
-
-class Spawner:
-    """Starts ``merganser`` processes without the imports; see :mod:`tests.cli.spawner`.
-
-    Where mounting is permitted, it and its processes live in a mount namespace in which ``disk`` is a file system of
-    one MiB; :attr:`seen_disk` is the same folder as seen from here.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.disk = folder / "disk"
-        self.disk.mkdir()
-        space = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
-        mount = f"mount -t tmpfs -o size=1m none '{self.disk}'"
-        self.has_disk = (
-            shutil.which("unshare") is not None
-            and subprocess.run([*space, mount], capture_output=True, check=False).returncode == 0
-        )
-        program = [sys.executable, "-m", "tests.cli.spawner"]
-        self._process = subprocess.Popen(
-            [*space, f'{mount} && exec "$@"', "sh", *program] if self.has_disk else program,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**ENVIRONMENT, "MERGANSER_CACHE": str(folder / "cache")},
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
-        self._orders: IO[str] = self._process.stdin
-        self._answers: IO[str] = self._process.stdout
-
-    @property
-    def seen_disk(self) -> Path:
-        """The small file system, from outside its namespace (once the first process was started)."""
-        return Path(f"/proc/{self._process.pid}/root{self.disk}")
-
-    def _ask(self, order: dict[str, object]) -> int:
-        print(json.dumps(order), file=self._orders, flush=True)
-        return int(self._answers.readline())
-
-    def start(self, *arguments: str | Path) -> int:
-        """Start a command; returns the number of its process."""
-        files = {"out": str(self.folder / "out"), "err": str(self.folder / "err"), "folder": str(self.folder)}
-        return self._ask({"arguments": [str(argument) for argument in arguments], **files})
-
-    def wait(self, number: int) -> toys.Done:
-        """Wait for a process to end."""
-        code = self._ask({"wait": number})
-        return toys.Done(code, (self.folder / "out").read_text(), (self.folder / "err").read_text())
-
-    def stop(self) -> None:
-        """Let it end."""
-        self._orders.close()
-        self._process.wait()
-        self._answers.close()
-
-
-@pytest.fixture(scope="module")
-def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    found = Spawner(tmp_path_factory.mktemp("spawner"))
-    yield found
-    found.stop()
 
 
 @pytest.fixture(scope="module")

@@ -35,7 +35,7 @@ from merganser.streams.options import MemoryOptions
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed
-from merganser.training.distributed import check_batch_for_processes
+from merganser.training.distributed import blocks_of, check_batch_for_processes
 from merganser.training.narrator import Narrator
 from merganser.training.state import Resumable
 from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
@@ -105,6 +105,8 @@ def check_processes(session: Session) -> None:
             "Start it without torchrun or accelerate launch.",
         )
     check_batch_for_processes(session.config.training.batch)
+    if processes.sharded():
+        blocks_of(session.backbone.module)
 
 
 def memory_options(session: Session) -> MemoryOptions:

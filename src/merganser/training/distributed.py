@@ -165,27 +165,37 @@ def shared_out(module: nn.Module) -> Iterator[nn.Module]:
         module.to(device)
 
 
-def sharded_copy(module: nn.Module, device: str) -> nn.Module:
-    """A copy of the module with every weight shared out over the processes, block by block (FSDP2), on ``device``.
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The layers that are shared out one by one.
 
-    Blocks are the classes named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), or those that the
-    model itself says must not be split.
+    Their classes are named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), else they are those
+    that the model itself says must not be split.
 
     Raises:
-        InputError: no block has such a name.
+        InputError: no layer has such a name.
     """
-    from torch.distributed.device_mesh import init_device_mesh
-    from torch.distributed.fsdp import fully_shard
-
-    names = {name for name in os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",") if name}
+    names = {name.strip() for name in os.environ.get("FSDP_TRANSFORMER_CLS_TO_WRAP", "").split(",") if name.strip()}
     names = names or {name for part in module.modules() for name in getattr(part, "_no_split_modules", None) or ()}
-    copied = copy.deepcopy(module)
-    blocks = [part for part in copied.modules() if type(part).__name__ in names]
+    blocks = [part for part in module.modules() if type(part).__name__ in names]
     if not blocks:
         raise InputError(
             f"the model has no layer of class {' or '.join(sorted(names)) or '(none is named)'} to share out.",
             "Name the class of its blocks: fsdp_transformer_layer_cls_to_wrap.",
         )
+    return blocks
+
+
+def sharded_copy(module: nn.Module, device: str) -> nn.Module:
+    """A copy of the module with every weight shared out over the processes, block by block (FSDP2), on ``device``.
+
+    Raises:
+        InputError: as :func:`blocks_of`.
+    """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    copied = copy.deepcopy(module)
+    blocks = blocks_of(copied)
     mesh = init_device_mesh(device, (processes.count(),))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for block in blocks:

@@ -1,0 +1,235 @@
+"""Several real processes that train one model together, against one: ``torchrun``, ``accelerate launch``, FSDP2.
+
+Most are forked from a process that has everything imported, with the environment that the launchers give their
+processes; two go through the launchers themselves.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.cli.spawner import ENVIRONMENT, ROOT, Spawner
+from tests.learner import toys
+from tests.learner.toys import model_folder, read_json, write_stream
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_OFFLOAD_PARAMS": "false",
+}
+"""What ``accelerate launch`` tells its processes with an FSDP configuration."""
+
+DECISIONS = ("task", "step", "cause", "status", "alarms", "interval", "next_interval", "rehearsal_steps")
+ROUNDING = 1e-4
+"""Relative difference of weights (as one vector) and of losses, many times what the order of sums explains."""
+COARSE = 0.1
+"""The same in bf16, where gradients have three digits and Adam makes steps of equal size of all of them."""
+
+CASES: dict[str, dict[str, Any]] = {
+    # 12 examples in batches of 11: the last batch of an epoch has one example for two processes.
+    "matcher, a last batch of one example": {
+        "training": {"steps": None, "epochs": 3, "batch": 11},
+        "method": {"merge_at_end": True, "probe_set": "fresh"},
+    },
+    "causal, all weights, accumulation, batch of 3": {
+        "model": {"kind": "causal", "lora": None},
+        "training": {"batch": 3, "accumulation": 2, "learning_rate": 0.002, "weight_decay": 0.1, "steps": 7},
+    },
+    "seq2seq, all weights, importance masks": {
+        "model": {"kind": "seq2seq", "lora": None},
+        "method": {"fusion": "importance_masks"},
+        "training": {"learning_rate": 0.002, "gradient_checkpointing": True},
+    },
+    "seq2seq, bf16": {
+        "model": {"kind": "seq2seq", "precision": "bf16"},
+        "training": {"steps": 7, "accumulation": 2, "batch": 3},
+    },
+    "replay, causal": {"model": {"kind": "causal"}, "method": {"name": "replay"}, "training": {"batch": 5}},
+}
+
+
+def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
+    """The stream of a case, without dropout: of that every process has its own."""
+    changes = {section: dict(change) for section, change in case.items()}
+    model = changes.setdefault("model", {})
+    model["name"] = str(model_folder(model.get("kind", "matcher")))
+    model.setdefault("lora", {"r": 4, "dropout": 0.0})
+    model["dropout"] = 0.0
+    method = changes.pop("method", {})
+    if "name" not in method:
+        method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
+    changes["training"] = {"steps": 8, "checkpoint_minutes": None, **changes.get("training", {})}
+    path = write_stream(folder, **changes)
+    values = toys.settings(**changes)
+    values["method"] = method
+    toys.write_config(path, values)
+    return path
+
+
+@contextmanager
+def meeting(count: int) -> Iterator[list[dict[str, str]]]:
+    """The environments of processes that will meet, as ``torchrun`` sets them; the port is held from the beginning."""
+    store = torch.distributed.TCPStore("localhost", 0, is_master=True, wait_for_workers=False)
+    common = {
+        "WORLD_SIZE": str(count),
+        "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "localhost",
+        "MASTER_PORT": str(store.port),
+        "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }
+    yield [{**common, "RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(count)]
+    del store
+
+
+def together(
+    spawner: Spawner,
+    *arguments: str | Path,
+    count: int = 2,
+    environment: Mapping[str, str] | None = None,
+    call: str | None = None,
+) -> list[toys.Done]:
+    """A command in several processes; what each of them left. When one fails, the others are ended."""
+    with meeting(count) as environments:
+        numbers = [
+            spawner.start(*arguments, call=call, environment={**each, **(environment or {})}) for each in environments
+        ]
+        done = []
+        for position, number in enumerate(numbers):
+            done.append(spawner.wait(number))
+            if done[-1].code:
+                for other in numbers[position + 1 :]:
+                    os.kill(other, signal.SIGKILL)
+    return done
+
+
+def succeed(done: list[toys.Done]) -> None:
+    assert [each.code for each in done] == [0] * len(done), "\n".join(each.err for each in done)
+
+
+def ledger(run: Path) -> list[dict[str, Any]]:
+    file = run / "ledger.jsonl"
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.is_file() else []
+
+
+def signals(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for file in sorted(run.glob("tasks/*/signals.jsonl")) for line in file.open()]
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    files = sorted(run.glob("tasks/*/*/*.safetensors"))
+    assert files
+    return {f"{file.relative_to(run)} {name}": t for file in files for name, t in load_file(file).items()}
+
+
+def alike(one: Path, several: Path, within: float = ROUNDING) -> None:
+    """Decisions and scores are the same, weights and losses up to rounding."""
+    mine, theirs = ledger(one), ledger(several)
+    assert [[merge[key] for key in DECISIONS] for merge in theirs] == [[m[key] for key in DECISIONS] for m in mine]
+    for left, right in zip(mine, theirs, strict=True):
+        for key, value in left.items():
+            if isinstance(value, float):
+                assert right[key] == pytest.approx(value, rel=10 * within, abs=10 * within), key
+    for left, right in zip(signals(one), signals(several), strict=True):
+        assert {key: right[key] for key in ("step", "interval", "learning_rate")} == {
+            key: left[key] for key in ("step", "interval", "learning_rate")
+        }
+        for key in ("loss", "probe", "threshold"):
+            assert right[key] == (left[key] if left[key] is None else pytest.approx(left[key], rel=within, abs=within))
+    assert read_json(several / "scores.json")["rows"] == read_json(one / "scores.json")["rows"]
+    left, right = weights(one), weights(several)
+    assert left.keys() == right.keys()
+    size = torch.sqrt(sum((t.double() ** 2).sum() for t in left.values()))
+    distance = torch.sqrt(sum(((left[name].double() - right[name].double()) ** 2).sum() for name in left))
+    assert float(distance / size) <= within
+    for mine, theirs in zip(
+        sorted(one.glob("tasks/*/row.json")), sorted(several.glob("tasks/*/row.json")), strict=True
+    ):
+        for task, other in zip(read_json(mine)["tasks"], read_json(theirs)["tasks"], strict=True):
+            counts = ("steps", "examples_trained", "examples_rehearsed", "examples_probed", "examples_evaluated")
+            assert {key: other["cost"][key] for key in counts} == {key: task["cost"][key] for key in counts}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -> None:
+    """DDP, and weights shared out by FSDP2."""
+    stream = stream_of(tmp_path, CASES[case])
+    one = tmp_path / "one"
+    succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
+    if CASES[case].get("method", {}).get("name", "aim") == "aim":
+        assert any(merge["rehearsal_steps"] for merge in ledger(one))
+    within = COARSE if "bf16" in case else ROUNDING
+    for name, environment in (("ddp", {}), ("fsdp", SHARDED)):
+        several = tmp_path / name
+        succeed(together(spawner, "run", stream, "--out", several, environment=environment))
+        alike(one, several, within)
+
+
+def launched(*program: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
+    """A launcher with its processes, all of which end when it takes too long."""
+    environment = {**ENVIRONMENT, "MERGANSER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(
+        [sys.executable, "-m", *map(str, program)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=folder,
+        env=environment,
+        start_new_session=True,
+    )
+    try:
+        out, err = process.communicate(timeout=240)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.communicate()
+    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+
+
+def test_the_launchers_themselves(spawner: Spawner, tmp_path: Path) -> None:
+    """``torchrun`` (DDP) and ``accelerate launch`` with the configuration in ``examples`` (FSDP2); T5 with LoRA."""
+    stream = stream_of(tmp_path, {"model": {"kind": "seq2seq"}})
+    one = tmp_path / "one"
+    succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
+    command = ("-m", "merganser", "run", stream, "--out")
+    torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+    accelerate = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
+    configured = ("--config_file", ROOT / "examples" / "accelerate-fsdp.yaml")
+    for name, launcher in (("torchrun", torchrun), ("accelerate", (*accelerate, *configured))):
+        done = launched(*launcher, *command, tmp_path / name, folder=tmp_path)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("The run is in") == 1  # process 0 speaks for all
+        alike(one, tmp_path / name)
+
+
+def test_what_cannot_be_done_by_several_processes(spawner: Spawner, tmp_path: Path) -> None:
+    """Every process ends with exit code 2, process 0 says why, and nothing is left behind."""
+    stream = stream_of(tmp_path, {"training": {"batch": 2}})
+
+    def refused(*arguments: str | Path, count: int = 2, **environment: str) -> str:
+        done = together(spawner, *arguments, count=count, environment=environment)
+        assert done[0].code == 2, done[0].err
+        assert all(each.err == "" for each in done[1:])
+        assert not (tmp_path / "run").exists()
+        return done[0].error
+
+    run = ("run", stream, "--out", tmp_path / "run")
+    assert "training.batch is 2, for 3 processes together" in refused(*run, count=3)
+    assert "learns in one process" in refused(*run, "--method", "ewc")
+    assert "merganser undo runs in one process" in refused("undo", tmp_path / "run")
+    assert "FSDP version 1" in refused(*run, **{**SHARDED, "FSDP_VERSION": "1"})
+    assert "off the device" in refused(*run, **{**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"})
+    assert "no layer of class Nothing" in refused(*run, **SHARDED, FSDP_TRANSFORMER_CLS_TO_WRAP="Nothing")
