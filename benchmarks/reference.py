@@ -46,6 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "aim, compat: reference": {"name": "aim", "compat": "reference", "batch": 32, "measure_merges": False},
     "aim, defaults": {"name": "aim"},
+    "aim, rehearsal as long as the interval": {"name": "aim", "rehearsal_steps": 8},
+    "aim, the same in batches of 16": {"name": "aim", "rehearsal_steps": 8, "batch": 16},
 }
 
 
