@@ -46,8 +46,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "aim, compat: reference": {"name": "aim", "compat": "reference", "batch": 32, "measure_merges": False},
     "aim, defaults": {"name": "aim"},
-    "aim, rehearsal as long as the interval": {"name": "aim", "rehearsal_steps": 8},
-    "aim, the same in batches of 16": {"name": "aim", "rehearsal_steps": 8, "batch": 16},
+    "aim, the paper's weights": {"name": "aim", "weight_old": None},
+    "aim, the paper's weights, a quarter of rehearsal": {"name": "aim", "weight_old": None, "rehearsal_steps": 2},
 }
 
 

@@ -19,7 +19,7 @@ Cause = Literal["due", "early", "forced", "end"]
 
 @dataclass(frozen=True, slots=True)
 class WeightTable:
-    """Weight of the new task's update at a merge; the old tasks' update gets one minus it.
+    """Weight of the new task's update at a merge; the old tasks' update gets one minus it, unless told otherwise.
 
     *moving*: the planned interval is still short, the current task is still changing the weights a lot.
     *alarmed*: more than one alarm was raised since the last merge, what was learned before is in danger.
@@ -84,6 +84,7 @@ class MergeController:
             ``growth_long`` instead of ``growth_short``.
         growth_short, growth_long: added to the ratio of learning signals when the interval is lengthened.
         weights: the weight table.
+        weight_old: weight of the rehearsal's update at every merge. ``None``: one minus that of the new task's update.
         rehearsal_steps: steps on the memory at the first merges; later ones keep its ratio to ``interval``. ``None``:
             as many as ``interval``. 0: never rehearse.
         minimum_rehearsal_steps: where the ratio would leave fewer after a short interval, so many are taken (0: as
@@ -119,6 +120,7 @@ class MergeController:
         growth_short: float = 1.0,
         growth_long: float = 0.5,
         weights: WeightTable | None = None,
+        weight_old: float | None = None,
         rehearsal_steps: int | None = None,
         minimum_rehearsal_steps: int = 1,
         adapt_interval: bool = True,
@@ -145,6 +147,8 @@ class MergeController:
             raise ValueError(f"rehearsal_steps is {rehearsal_steps}; it cannot be negative")
         if minimum_rehearsal_steps < 0:
             raise ValueError(f"minimum_rehearsal_steps is {minimum_rehearsal_steps}; it cannot be negative")
+        if weight_old is not None and not 0.0 <= weight_old <= 1.0:
+            raise ValueError(f"weight_old is {weight_old}; a merging weight lies between 0 and 1")
         if probe_every < 1:
             raise ValueError(f"probe_every is {probe_every}; it counts inner steps and must be at least 1")
         if probes_per_interval is not None and probes_per_interval < 1:
@@ -164,6 +168,7 @@ class MergeController:
         self.growth_short = growth_short
         self.growth_long = growth_long
         self.weights = weights or WeightTable()
+        self.weight_old = weight_old
         self.rehearsal_ratio = (interval if rehearsal_steps is None else rehearsal_steps) / interval
         self.minimum_rehearsal_steps = minimum_rehearsal_steps
         self.adapt_interval = adapt_interval
@@ -271,7 +276,7 @@ class MergeController:
             interval=self.interval,
             rehearsal_steps=self.rehearsal_steps,
             weight_new=weight_new,
-            weight_old=1.0 - weight_new,
+            weight_old=1.0 - weight_new if self.weight_old is None else self.weight_old,
             probe_loss=self._last_probe,
             threshold=self.threshold,
         )

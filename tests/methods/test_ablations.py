@@ -24,6 +24,7 @@ from tests.training.test_aim import NEW, OLD, STEPS, Regression, arguments, coll
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "aim.md"
 BASE = {
     "merge_at_end": False,
+    "weight_old": None,
     "probe_every": 1,
     "probe_set": "fresh",
     "rehearsal_steps": 4,

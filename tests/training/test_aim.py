@@ -257,11 +257,12 @@ def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Pa
         assert torch.allclose(ours, start + merge.weight_new * (end - start), atol=1e-6)
 
 
-def test_by_default_two_probes_per_interval_and_a_quarter_of_its_steps_in_rehearsal(tmp_path: Path) -> None:
+def test_by_default_two_probes_per_interval_and_half_of_its_steps_in_rehearsal(tmp_path: Path) -> None:
     callback = AimMerging(OLD)
     train(tmp_path, callback)
     assert [step for step, (probe, _, _) in callback.probes.items() if probe is not None][:4] == [4, 8, 12, 16]
-    assert callback.merges[0].rehearsal_steps == 2
+    assert callback.merges[0].rehearsal_steps == 4
+    assert {(merge.weight_new, merge.weight_old) for merge in callback.merges} <= {(0.6, 1.0), (0.5, 1.0)}
 
 
 def test_no_rehearsal_is_pure_interpolation(tmp_path: Path) -> None:

@@ -29,13 +29,14 @@ COMPAT: dict[str, dict[str, Any]] = {
         "probe_set": "fresh",
         "probe_dropout": True,
         "merge_at_end": False,
+        "weight_old": None,
         "guard_factor": None,
     },
 }
 """Options that each value of ``compat`` sets; what is not among them can be chosen freely."""
 
 
-REHEARSAL_SHARE = 4
+REHEARSAL_SHARE = 2
 """Inner steps of the planned interval per rehearsal step, by default (docs/methods/aim.md, where it differs)."""
 
 
@@ -75,10 +76,17 @@ class AimOptions(MethodOptions):
     weight_new: float | None = Field(
         None, ge=0, le=1, description="one weight of the new update for every merge, instead of the four above"
     )
+    weight_old: float | None = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="weight of the rehearsal's update at every merge; null: one minus that of the new update, as in "
+        "the paper",
+    )
     rehearsal_steps: int | None = Field(
         None,
         ge=0,
-        description="memory steps at the first merges, kept in ratio to the interval; null: a quarter of the interval, "
+        description="memory steps at the first merges, kept in ratio to the interval; null: half of the interval, "
         "with compat: reference as many",
     )
     minimum_rehearsal_steps: int = Field(
@@ -193,6 +201,7 @@ class AimOptions(MethodOptions):
             growth_short=self.growth_short,
             growth_long=self.growth_long,
             weights=self._weight_table(),
+            weight_old=self.weight_old,
             rehearsal_steps=rehearsal_steps,
             minimum_rehearsal_steps=self.minimum_rehearsal_steps,
             adapt_interval=self.adapt_interval,

@@ -66,8 +66,8 @@ class AimMerging(TrainerCallback):
 
     Args:
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
-        controller: decides; by default a fresh one with the paper's numbers, two probes per interval and a quarter of
-            its steps in rehearsal.
+        controller: decides; by default a fresh one with the paper's numbers, but two probes per interval, half of its
+            steps in rehearsal, and the rehearsal's update kept whole.
         batch_size: examples per rehearsal batch, over all processes; default: the training batch, or the whole memory
             if that is smaller.
         probe_batch_size: examples per probe; default: ``batch_size``.
@@ -151,7 +151,7 @@ class AimMerging(TrainerCallback):
                 "Give one group per example, or none.",
             )
         self.memory = memory
-        self.controller = controller or MergeController(rehearsal_steps=2, probes_per_interval=2)
+        self.controller = controller or MergeController(rehearsal_steps=4, probes_per_interval=2, weight_old=1.0)
         self.batch_size = batch_size
         self.probe_batch_size = probe_batch_size
         self.seed = seed
@@ -329,7 +329,7 @@ class AimMerging(TrainerCallback):
             change_old = self._weights.minus(after_new)
             size_new, size_old = change_new.l2(), change_old.l2()
             cosine = change_new.cosine(change_old) if math.isfinite(size_old) else None
-            weight_new = self._fuse(decision, after_new, scores_new)
+            weight_new, weight_old = self._fuse(decision, after_new, scores_new)
             finite = math.isfinite(size_old) and self._weights.is_finite()
         after = self._losses(model, decision.step) if finite else (None, None)
         reason = refusal(before, after, finite, self.guard_factor)
@@ -356,7 +356,7 @@ class AimMerging(TrainerCallback):
                 forgetting_signal=decision.probe_loss,
                 rehearsal_steps=rehearsal_steps,
                 weight_new=weight_new,
-                weight_old=1.0 - weight_new,
+                weight_old=weight_old,
                 size_new=size_new,
                 size_old=_finite(size_old),
                 cosine=cosine,
@@ -372,7 +372,7 @@ class AimMerging(TrainerCallback):
                 decision.step,
                 decision.cause,
                 weight_new,
-                1.0 - weight_new,
+                weight_old,
                 rehearsal_steps,
                 decision.interval,
                 next_interval,
@@ -387,8 +387,8 @@ class AimMerging(TrainerCallback):
         importance.reset()
         return scores
 
-    def _fuse(self, decision: Merge, after_new: Weights, scores_new: Weights | None) -> float:
-        """Merge, in place; the weight of the new update, with masks its mean over all weights."""
+    def _fuse(self, decision: Merge, after_new: Weights, scores_new: Weights | None) -> tuple[float, float]:
+        """Merge, in place; the weights of the two updates, with masks their means over all parameters."""
         if self._importance is None or scores_new is None:
             merge_two_phases(
                 self._weights,
@@ -397,10 +397,11 @@ class AimMerging(TrainerCallback):
                 weight_new=decision.weight_new,
                 weight_old=decision.weight_old,
             )
-            return decision.weight_new
+            return decision.weight_new, decision.weight_old
         scores_old = self._begin_phase(self._importance)
         masks = [important(scores, self.important_share) for scores in (scores_new, scores_old)]
-        return merge_by_importance(self._weights, self._start, after_new, *masks)
+        share = merge_by_importance(self._weights, self._start, after_new, *masks)
+        return share, 1.0 - share
 
     def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> Losses:
         """Losses on a batch of the new task and on the probe's batch, dropout off; the same batches at one step.
