@@ -65,10 +65,15 @@ def begin() -> None:
 
 
 def end() -> None:
-    """Part from the other processes."""
+    """Part from the other processes, when all of them are done: this process ends here. Alone: nothing."""
     group = _group()
-    if group is not None:
-        group.destroy_process_group()
+    if group is None:
+        return
+    group.barrier()  # none goes while another may still want something of it
+    sys.stdout.flush()
+    sys.stderr.flush()
+    # Threads of the group that are left when the interpreter winds up can abort it, after everything was done.
+    os._exit(0)
 
 
 def _group() -> Any:

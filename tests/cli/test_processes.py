@@ -207,7 +207,7 @@ def test_the_launchers_themselves(spawner: Spawner, tmp_path: Path) -> None:
     command = ("-m", "merganser", "run", stream, "--out")
     torchrun = ("torch.distributed.run", "--standalone", "--nproc-per-node", "2")
     accelerate = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
-    configured = ("--config_file", ROOT / "examples" / "accelerate-fsdp.yaml")
+    configured = ("--config_file", ROOT / "examples" / "accelerate" / "fsdp.yaml")
     for name, launcher in (("torchrun", torchrun), ("accelerate", (*accelerate, *configured))):
         done = launched(*launcher, *command, tmp_path / name, folder=tmp_path)
         assert done.returncode == 0, done.stderr
