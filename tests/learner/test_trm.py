@@ -1,0 +1,82 @@
+"""TRM through the learner: the exact cases of its merge, on every kind of model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from merganser.learner import Learner
+from merganser.weights import Weights
+from tests.learner.test_learner import Interrupted, at_step, task
+from tests.learner.test_mergers import options
+from tests.learner.toys import results
+
+TASKS = [task(name, answer="rank") for name in ("mood", "topic", "truth")]
+
+
+def trm(kind: str = "matcher", lora: bool = True, **method: Any) -> dict[str, Any]:
+    values = options("trm", kind)
+    values["method"] = {"name": "trm", "steps": 3, "batch": 8, **method}
+    if not lora:
+        values["model"]["lora"] = None
+        values["training"]["learning_rate"] = 0.002
+    return values
+
+
+def trained(folder: Path, values: dict[str, Any]) -> list[Weights]:
+    """Weights deployed after one task and after two."""
+    found = []
+    with Learner.open(folder, **values) as learner:
+        for each in TASKS[:2]:
+            learner.learn(each)
+            found.append(Weights.of(learner.session.backbone.module).snapshot())
+    return found
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"ridge": 1e9, "learning_rate": 1e-12}])
+@pytest.mark.parametrize("lora", [True, False])
+def test_without_steps_or_without_freedom_it_is_the_interpolation(
+    change: dict[str, Any], lora: bool, tmp_path: Path
+) -> None:
+    values = trm(lora=lora, space="factors", **change)
+    first, merged = trained(tmp_path / "trm", values)
+    alone, interpolated = trained(tmp_path / "coma", {**values, "method": {"name": "coma", "alpha": 0.3}})
+    for name in first:
+        assert torch.equal(first[name], alone[name])
+        torch.testing.assert_close(merged[name], interpolated[name], atol=1e-6, rtol=1e-5)
+    assert merged.minus(first).l2() > 0
+
+
+@pytest.mark.parametrize("kind", ["matcher", "seq2seq", "causal"])
+@pytest.mark.parametrize("lora", [True, False])
+def test_every_kind_of_model_with_and_without_factors(kind: str, lora: bool, tmp_path: Path) -> None:
+    first, merged = trained(tmp_path / "run", trm(kind, lora))
+    assert merged.is_finite()
+    assert merged.minus(first).l2() > 0
+
+
+def test_an_interrupted_run_ends_in_the_same_bytes(tmp_path: Path) -> None:
+    with Learner.open(tmp_path / "whole", **trm()) as learner:
+        learner.learn_stream(TASKS[:2])
+    broken = tmp_path / "broken"
+    with pytest.raises(Interrupted), Learner.open(broken, listener=at_step("topic", 2), **trm()) as learner:
+        learner.learn_stream(TASKS[:2])
+    with Learner.open(broken) as learner:
+        learner.learn_stream(TASKS[:2])
+    assert results(broken) == results(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("lora", [True, False])
+def test_what_is_stored_does_not_grow_with_the_tasks(lora: bool, tmp_path: Path) -> None:
+    with Learner.open(tmp_path / "run", **trm(lora=lora)) as learner:
+        learner.learn_stream(TASKS)
+        records = learner.record.tasks
+    assert len({sum(record.method_bytes.values()) for record in records}) == 1
+    assert all(record.method_bytes["memory"] == 0 for record in records)
+    rows = sorted((tmp_path / "run" / "tasks").iterdir())[1:]
+    weights = [sum(file.stat().st_size for file in row.glob("adapter/*.safetensors")) for row in rows]
+    assert len(set(weights)) == 1
+    assert not any((row / "memory.jsonl").read_text() for row in rows)
