@@ -162,8 +162,9 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     if teacher.numel() == 0:
         return student.sum() * 0.0
     lowest = -1e4  # zero after the softmax, and unlike infinity it has a gradient
-    sought = functional.log_softmax(teacher.float().clamp(min=lowest) / temperature, -1)
-    found = functional.log_softmax(student.float().clamp(min=lowest) / temperature, -1)
+    exact = torch.promote_types(student.dtype, torch.float32)
+    sought = functional.log_softmax(teacher.to(exact).clamp(min=lowest) / temperature, -1)
+    found = functional.log_softmax(student.to(exact).clamp(min=lowest) / temperature, -1)
     return temperature**2 * functional.kl_div(found, sought, reduction="batchmean", log_target=True)
 
 
