@@ -3,9 +3,9 @@
     scripts/fetch_fashion_mnist.sh
     python scripts/pretrain_vit.py                  # writes models/fashion-vit, loads with AutoModel
 
-By default it sees the first four classes (T-shirt/top, trouser, pullover, dress); examples/fashion.yaml then learns the
-other six. The classes are told apart by cosine, as kind ``matcher`` will: by the direction of the mean of the last
-layer's tokens, compared with one learned direction per class, which is dropped at the end.
+By default it sees the first half of the classes (T-shirt/top, trouser, pullover, dress, coat); examples/fashion.yaml
+then learns the other five. The classes are told apart by cosine, as kind ``matcher`` will: by the direction of the mean
+of the last layer's tokens, compared with one learned direction per class, which is dropped at the end.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--data", type=Path, default=Path("data/fashion-mnist"), help="folder of the four IDX files")
     parser.add_argument("--out", type=Path, default=Path("models/fashion-vit"), help="folder to write")
-    parser.add_argument("--classes", type=int, nargs="+", default=[0, 1, 2, 3], help="class numbers to learn")
+    parser.add_argument("--classes", type=int, nargs="+", default=[0, 1, 2, 3, 4], help="class numbers to learn")
     parser.add_argument("--width", type=int, default=96)
     parser.add_argument("--layers", type=int, default=4)
     parser.add_argument("--patch", type=int, default=4, help="side of a patch in pixels")

@@ -23,6 +23,7 @@ from merganser.errors import InputError
 from merganser.models.options import LoraOptions
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
+from merganser.streams.image_sets import IMAGE_SETS
 from tests.streams.test_images import idx
 from tests.tiny import tiny_bert, tiny_clip, tiny_llama, tiny_t5
 
@@ -296,13 +297,37 @@ def test_fashion(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     monkeypatch.setattr("sys.argv", [str(script), "--data", str(data), "--out", str(home / "vit"), *sizes])
     runpy.run_path(str(script), run_name="__main__")
     facts = json.loads((home / "vit" / "pretraining.json").read_text())
-    assert facts["classes"] == ["T-shirt", "trouser", "pullover", "dress"]
+    assert facts["classes"] == ["T-shirt", "trouser", "pullover", "dress", "coat"]
     assert facts["test_accuracy"] > 0.5
     run = tiny_run(home, "fashion.yaml", steps=4, model="vit")
     record = read_run(run)
-    assert [task.labels for task in record.tasks] == [["bag", "ankle boot"], ["sneaker", "sandal"], ["shirt", "coat"]]
-    assert [(task.train_examples, task.dev_examples, task.test_examples) for task in record.tasks] == [(72, 8, 12)] * 3
+    assert [task.labels for task in record.tasks] == [["ankle boot", "bag"], ["shirt", "sneaker"], ["sandal"]]
+    sizes = [(task.train_examples, task.dev_examples, task.test_examples) for task in record.tasks]
+    assert sizes == [(72, 8, 12), (72, 8, 12), (36, 4, 6)]
     assert "AimMerging: scores in percent" in capsys.readouterr().out
+
+
+def test_the_protocol_of_every_built_in_set_of_images() -> None:
+    """The example with the changes of the table in docs/streams.md; together they name every set."""
+    page = (EXAMPLES.parent / "docs" / "streams.md").read_text(encoding="utf-8")
+    seen = []
+    for line in re.findall(r"^\| `(?:cifar100|imagenet-r|cub200|cars)-.*", page, re.MULTILINE):
+        names, epochs, prompt = (cell.strip() for cell in line.strip("|").split("|"))
+        first, *rest = re.findall(r"`([\w-]+)`", names)
+        for name in [first, *(first.rpartition("-")[0] + number for number in rest)]:
+            seen.append(name)
+            values = yaml.safe_load((EXAMPLES / "builtin-cifar100.yaml").read_text(encoding="utf-8"))
+            values["stream"]["name"] = name
+            values["training"]["epochs"] = int(epochs)
+            values["model"]["label_prompt"] = prompt.strip("`")
+            config = RunConfig.model_validate(values)
+            training = config.training
+            assert training.epochs == IMAGE_SETS[name].epochs == (30 if name.startswith(("cub", "cars")) else 10)
+            assert (training.learning_rate, training.weight_decay, training.batch) == (1e-5, 0.1, 128)
+            assert (training.warmup, config.model.lora, config.method.name) == (500, None, "magmax")
+            assert config.model.name == "openai/clip-vit-base-patch16"
+            assert IMAGE_SETS[name].tasks == int(name.rpartition("-")[2])
+    assert seen == list(IMAGE_SETS)
 
 
 def test_builtin_cifar100(home: Path) -> None:

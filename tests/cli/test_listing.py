@@ -33,6 +33,19 @@ def test_methods(merganser: Command) -> None:
     assert "2509.17348" in table
 
 
+@pytest.mark.parametrize("width", ["80", "200"])
+def test_the_table_of_methods_cuts_nothing(width: str, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", width)
+    table = merganser("methods").out
+    assert max(map(len, table.splitlines())) <= int(width)
+    assert "…" not in table
+    words = set(table.split())
+    for name, method in METHODS.items():
+        said = f"{name} {method.paper} {method.idea} {method.stores} {method.start}"
+        assert set(said.split()) <= words, name
+    assert {"yes", "no", "none", "all"} <= words
+
+
 def test_streams(merganser: Command) -> None:
     listed = json.loads(merganser("streams", "--json").out)
     assert [row["name"] for row in listed] == [*BUILTIN, "demo", *IMAGE_SETS]

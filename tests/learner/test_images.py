@@ -18,6 +18,7 @@ from merganser.config import load_config
 from merganser.errors import InputError
 from merganser.learner import Learner
 from merganser.learner.keeping import IMAGES, PROTOTYPES
+from merganser.models.vision import image_vectors
 from merganser.runs.directory import RunDirectory
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task
@@ -196,6 +197,25 @@ def test_a_text_model_refuses_images_before_any_work(home: Path, tmp_path: Path)
     ):
         learner.learn_stream(tasks)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("model", ["vit", "clip"])
+def test_features_of_images_decide_the_shares(model: str, home: Path, tmp_path: Path) -> None:
+    method = {"name": "tunable_magmax", "preference": "feature_similarity", "wanted": ["classes-02"]}
+    training = {"steps": 2, "batch": 8, "learning_rate": 0.001, "warmup": 1}
+    config, tasks = configuration(home, model, method=method, training=training)
+    with Learner.of_config(tmp_path / "run", config) as learner:
+        learner.learn_stream(tasks)
+        features = learner.session.method._features  # type: ignore[attr-defined]
+        share = learner.record.merges[-1].weight_new
+        pictures = [example.image for example in tasks[1].train]
+        backbone = learner.session.backbone
+        with backbone.pretrained() as encoder, torch.no_grad():  # type: ignore[attr-defined]
+            pixels = backbone.tokenizer.pixels(pictures)  # type: ignore[attr-defined]
+            mean = image_vectors(encoder, pixels, config.model.pooling).mean(0)
+    torch.testing.assert_close(features["classes-02"], mean, rtol=1e-4, atol=1e-5)
+    likeness = max(0.0, torch.cosine_similarity(features["classes-01"], mean, dim=0).item())
+    assert share == pytest.approx(0.5 / (1 + likeness), rel=1e-4)
 
 
 def test_trm_merges_image_encoders(home: Path, tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ def options(name: str, kind: str = "matcher", **changes: Any) -> dict[str, Any]:
     return {**values, "method": method}
 
 
+BESIDE = ("memory", "weights", "pretrained weights")
+"""Kept by the run, not in the method's own folder; tests/learner/test_storing.py measures all of it."""
+
 TASKS = [task("mood", answer="rank"), task("topic", answer="rank")]
 
 
@@ -54,7 +57,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(name: str, tmp_path: Path) ->
     cost: CostRecord = records[-1].cost
     assert cost.merging_seconds > 0
     assert cost.inner_seconds > 0
-    kept = {key: size for key, size in records[-1].method_bytes.items() if key not in ("memory", "weights")}
+    kept = {key: size for key, size in records[-1].method_bytes.items() if key not in BESIDE}
     assert (kept == {}) == (name in ("coma", "running_average"))
     files = sum(file.stat().st_size for file in (tmp_path / "whole" / "tasks" / "02-topic" / "method").iterdir())
     # The headers of the files come on top; the earlier tasks' own weights are in their rows.

@@ -466,6 +466,7 @@ class Lesson:
                 method_bytes={
                     "memory": remembered,
                     "weights": self._weight_bytes(number, folder),
+                    **self._pretrained_bytes(),
                     **({"prototypes": prototypes} if prototypes else {}),
                     **self.session.method.bytes_kept(),
                 },
@@ -497,6 +498,13 @@ class Lesson:
         folders = [*self.session.directory.row_folders(), folder]
         kept = [folders[row] / "adapter" for row in set(self._answered_by(number).values())]
         return sum(file.stat().st_size for each in [*kept, folder / "trained"] for file in each.glob("*.safetensors"))
+
+    def _pretrained_bytes(self) -> dict[str, int]:
+        """Bytes of the weights before any task, where later tasks need them."""
+        if not self.session.method.keeps_pretrained(self.session.backbone.options.lora is not None):
+            return {}
+        files = (self.session.directory.row_folders()[0] / "adapter").glob("*.safetensors")
+        return {"pretrained weights": sum(file.stat().st_size for file in files)}
 
     def _row_scores(self, number: int) -> dict[str, Score]:
         known = self._known()

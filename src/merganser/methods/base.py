@@ -185,6 +185,14 @@ class Method(Generic[OptionsT]):
     def after_task(self, context: TaskContext) -> None:
         """What happens to the weights when a task has been trained; the result is deployed."""
 
+    def keeps_pretrained(self, lora: bool) -> bool:
+        """Whether later tasks need the trainable weights as they were before any task, so that their bytes count.
+
+        Args:
+            lora: they are the factors of an adapter.
+        """
+        return self.start == "pretrained"
+
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
         """The row of the run whose deployed weights answer each learned task: the last one's answer all.
 

@@ -71,7 +71,7 @@ class KMerge(Method[KMergeOptions]):
     title = "K-Merge"
     paper = "2025, arXiv 2510.13537"
     idea = "Keep at most K adapters: merge a new one into the most similar; each task has the adapter that holds it."
-    stores = "at most K sets of weights (K P)"
+    stores = "at most K sets of weights (K P) and the pretrained weights (P)"
     start = "pretrained"
     several_models = True
 

@@ -38,7 +38,7 @@ class MagMax(Method[MagMaxOptions]):
     title = "MagMax"
     paper = "Marczak 2024, arXiv 2407.06322"
     idea = "Keep training; deploy half of the largest update that any task has made to each weight."
-    stores = "the last task's own weights (P) and the largest updates (P)"
+    stores = "the last task's own weights (P), the pretrained weights (P) and the largest updates (P)"
     start = "trained"
 
     _largest: Weights | None = None
@@ -75,6 +75,9 @@ class MagMax(Method[MagMaxOptions]):
             weight_old=self.options.scale * (1 - share),
             start=start,
         )
+
+    def keeps_pretrained(self, lora: bool) -> bool:
+        return True
 
     def save(self, folder: Path) -> None:
         if self._largest is not None:

@@ -48,7 +48,11 @@ class Opcm(Method[OpcmOptions]):
     title = "OPCM"
     paper = "Tang 2025, arXiv 2501.09522"
     idea = "Train each task from the pretrained weights; merge what of its update points away from those before."
-    stores = "two numbers per tensor; with LoRA also the merged update (p per task, at most the full matrices)"
+    stores = (
+        "the pretrained weights (P), two numbers per tensor; "
+        "with LoRA also the merged update (p per task, at most the full matrices)"
+    )
+    grows = True
     start = "pretrained"
 
     def __init__(self, options: OpcmOptions) -> None:

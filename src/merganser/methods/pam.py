@@ -91,6 +91,9 @@ class Pam(Method[PamOptions]):
 
         return [Aligning()]
 
+    def keeps_pretrained(self, lora: bool) -> bool:
+        return not lora
+
     def align_(self, weights: Weights) -> None:
         """Reset, in place, the entries that oppose the merged model's."""
         assert self._merged is not None

@@ -56,7 +56,7 @@ class Pm(Method[PmOptions]):
     title = "Perturb-and-Merge"
     paper = "Qiu 2025, arXiv 2505.22389"
     idea = "Perturb training along the task vector; go the share of it at which the losses of all tasks are least."
-    stores = "the sum of all Fishers (P) and the tasks' weights weighted by them (P)"
+    stores = "the pretrained weights (P), the sum of all Fishers (P) and the tasks' weights weighted by them (P)"
 
     _past: Weights | None = None
     _centre: Weights | None = None  # sum_i F_i (theta_i - theta_0)
@@ -123,6 +123,9 @@ class Pm(Method[PmOptions]):
             self._past = past.combine_(1, [(1, information)])
             self._centre = centre.combine_(1, [(1, own)])
         note_merge(self.records, context, trained=trained, before=before, weight_new=share, weight_old=1 - share)
+
+    def keeps_pretrained(self, lora: bool) -> bool:
+        return True
 
     def save(self, folder: Path) -> None:
         if self._past is not None and self._centre is not None:

@@ -48,8 +48,8 @@ def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str]) -> list
 def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> Tensor:
     """The mean, over a task's inputs, of what the model makes of them (width), dropout off.
 
-    Of an encoder the mean over the tokens of its last layer, of a decoder alone likewise, of a matcher the text's own
-    vector. The first ``examples`` inputs are read.
+    Of an encoder the mean over the tokens of its last layer, of a decoder alone likewise, of a matcher the text's or
+    the image's own vector. The first ``examples`` inputs are read.
     """
     import torch
 
@@ -65,13 +65,15 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
         for start in range(0, len(chosen), batch):
             inputs = to_device(context.backbone.collate(chosen[start : start + batch]), device)
             if context.backbone.kind == "matcher":
-                rows = module.embed(inputs["input_ids"], inputs["attention_mask"])  # type: ignore[operator]
+                # What is read, be it texts or images: all but the labels to choose from.
+                read = {name: value for name, value in inputs.items() if name not in ("candidates", "labels")}
+                rows = module.embed(**read)  # type: ignore[operator]
             else:
                 output = module(**inputs, output_hidden_states=True)
                 encoder = context.backbone.kind == "seq2seq"
                 hidden = output.encoder_last_hidden_state if encoder else output.hidden_states[-1]
-                read = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-                rows = (hidden * read).sum(1) / read.sum(1)
+                tokens = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
+                rows = (hidden * tokens).sum(1) / tokens.sum(1)
             total = rows.float().sum(0) if total is None else total + rows.float().sum(0)
     assert total is not None
     return (total / len(chosen)).cpu()

@@ -21,7 +21,7 @@ class Single(Method[SingleOptions]):
     title = "Single-task training"
     paper = "reference for forward transfer"
     idea = "Train a fresh adapter on each task alone and keep them all."
-    stores = "the weights of every task (T P)"
+    stores = "the weights of every task (T P) and the pretrained weights (P)"
     grows = True
     start = "pretrained"
     several_models = True

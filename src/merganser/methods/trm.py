@@ -46,7 +46,6 @@ class Trm(Method[TrmOptions]):
     _path: TrajectoryPoints | None = None
     _start: Weights | None = None
     _report: MergeReport | None = None
-    _pretrained_bytes = 0
 
     def _merges(self, context: TaskContext) -> bool:
         return context.index > 1 or self.options.merge_first
@@ -75,8 +74,6 @@ class Trm(Method[TrmOptions]):
         from merganser.weights import Weights
 
         weights = Weights.of(context.backbone.module)
-        if context.backbone.options.lora is None:
-            self._pretrained_bytes = weights.nbytes
         if self._path is None or self._start is None:
             return
         pretrained = context.pretrained() if self.options.pull_back and context.pretrained is not None else None
@@ -138,5 +135,6 @@ class Trm(Method[TrmOptions]):
         if self._report is not None:
             write_json(folder / "merge.json", vars(self._report))
 
-    def bytes_kept(self) -> dict[str, int]:
-        return {"pretrained weights": self._pretrained_bytes}
+    def keeps_pretrained(self, lora: bool) -> bool:
+        # As an update of whole matrices, what an adapter has changed before any task is zero.
+        return self.options.pull_back and (not lora or self.options.space == "factors")

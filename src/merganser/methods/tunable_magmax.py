@@ -64,7 +64,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
     title = "Tunable MagMax"
     paper = "Hiroshima 2026, arXiv 2605.20803"
     idea = "MagMax, in which each task supplies as many of the merged update's entries as it is preferred."
-    stores = "every task's own weights (T P)"
+    stores = "every task's own weights (T P) and the pretrained weights (P)"
     grows = True
     start = "trained"
 
@@ -143,6 +143,9 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         self._features = {**self._features, context.task: mean_feature(context)}
         current.copy_(trained)
         return by_similarity({task: self._features[task] for task in learned}, wanted)
+
+    def keeps_pretrained(self, lora: bool) -> bool:
+        return True
 
     def save(self, folder: Path) -> None:
         if self._features:
