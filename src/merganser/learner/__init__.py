@@ -15,7 +15,7 @@ from merganser import processes
 from merganser.config import RunConfig, check_config, differences
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
-from merganser.learner import asking, lesson, references
+from merganser.learner import asking, checks, lesson, references
 from merganser.learner.session import Session
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.models.base import Answer, Backbone
@@ -146,7 +146,7 @@ class Learner:
             InputError, RunError: as :meth:`learn`; also a stream that is not the one this run has begun.
         """
         session = self.session
-        lesson.check_stream(session, tasks)
+        checks.check_stream(session, tasks)
         session.foreseen = list(tasks) if session.config.evaluation.future else []
         missing = [task for task in tasks if task.name not in session.learned]
         if not missing:

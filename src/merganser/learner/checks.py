@@ -1,0 +1,97 @@
+"""What is found out about a stream before any work, and what is kept of a task."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser import processes
+from merganser.errors import InputError
+from merganser.evaluation import KnownTask
+from merganser.learner.session import Session
+from merganser.streams.checks import check_names, check_task
+from merganser.streams.memory import sample_memory
+from merganser.streams.options import MemoryOptions
+from merganser.streams.task import Example, Task
+from merganser.training.determinism import derive_seed
+from merganser.training.distributed import blocks_of, check_batch_for_processes
+
+EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
+"""What a method that keeps all training data keeps."""
+
+
+def check_stream(session: Session, tasks: Sequence[Task]) -> None:
+    """Find out before any work whether a stream can be learned by a run, from its first task to its last.
+
+    Raises:
+        InputError: a task that is malformed, that was learned from other data or in another order, of which nothing
+            would be kept, or that leaves a memory smaller than a batch of it.
+    """
+    check_processes(session)
+    check_selection(session, tasks)
+    check_names([task.name for task in tasks])
+    records = [task for row in session.directory.rows() for task in row.tasks]
+    kept = len(session.memory())
+    session.method.check_tasks(max(len(tasks), len(records)))
+    for position, task in enumerate(tasks):
+        check_task(task)
+        session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
+        if position < len(records):
+            record = records[position]
+            if record.name != task.name:
+                raise InputError(
+                    f"task {position + 1} of the stream is '{task.name}', but this run learned '{record.name}' there.",
+                    "Use the same stream to continue it, or another folder for a new run.",
+                )
+            if record.fingerprint != task.fingerprint():
+                raise InputError(
+                    f"the data of task '{task.name}' are not those this run learned.",
+                    "Restore the files, or use another folder for a new run.",
+                )
+            continue
+        if not session.method.together:
+            session.method.rehearsal_batch(session.config.training, kept)
+        kept += len(sample(session, task))
+
+
+def check_selection(session: Session, tasks: Sequence[Task]) -> None:
+    """InputError unless the best weights of each of these tasks can be picked, where that was asked for."""
+    if not session.config.training.select_best:
+        return
+    if not session.method.selects_best:
+        raise InputError(
+            f"training.select_best picks weights, and {session.method.title} merges by the way to the last ones.",
+            "Leave training.select_best out.",
+        )
+    for task in tasks:
+        if not task.dev:
+            raise InputError(
+                f"task '{task.name}' has no development texts, and training.select_best picks weights by them.",
+                "Give the task a dev file (dev:), or leave training.select_best out.",
+            )
+
+
+def check_processes(session: Session) -> None:
+    """InputError unless as many processes as there are can learn by this run's method and options."""
+    if processes.count() == 1:
+        return
+    if not session.method.several_processes:
+        raise InputError(
+            f"{session.method.title} learns in one process, and there are {processes.count()}.",
+            "Start it without torchrun or accelerate launch.",
+        )
+    check_batch_for_processes(session.config.training.batch)
+    if processes.sharded():
+        blocks_of(session.backbone.module)
+
+
+def memory_options(session: Session) -> MemoryOptions:
+    """How much of a task the method keeps."""
+    return EVERYTHING if session.method.keeps_everything else session.config.memory
+
+
+def sample(session: Session, task: Task) -> list[Example]:
+    """The examples of a task to keep for rehearsal; none for a method without a memory."""
+    if not session.method.uses_memory:
+        return []
+    seed = derive_seed(session.config.seed, "memory", task.name)
+    return sample_memory(task.train, task.labels, memory_options(session), seed)
