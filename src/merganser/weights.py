@@ -29,6 +29,23 @@ def is_sharded(tensor: Tensor) -> bool:
     return any(placement.is_shard() for placement in getattr(tensor, "placements", ()))
 
 
+def shared_like(shard: Tensor, tensor: Tensor) -> Tensor:
+    """``shard`` as this process's part of something that is shared out as ``tensor`` is; else itself."""
+    if not hasattr(tensor, "to_local"):
+        return shard
+    from torch.distributed.tensor import DTensor
+
+    assert isinstance(tensor, DTensor)
+    return DTensor.from_local(
+        shard.to(tensor.device),
+        tensor.device_mesh,
+        tensor.placements,
+        run_check=False,
+        shape=tensor.shape,
+        stride=tensor.stride(),
+    )
+
+
 class Weights(Mapping[str, Tensor]):
     """Named tensors seen as one vector.
 

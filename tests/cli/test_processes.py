@@ -57,6 +57,10 @@ CASES: dict[str, dict[str, Any]] = {
         "model": {"kind": "seq2seq", "precision": "bf16"},
         "training": {"steps": 7, "accumulation": 2, "batch": 3},
     },
+    "matcher, refused merges, the best weights": {
+        "method": {"guard_factor": 1.0001},
+        "training": {"steps": 12, "select_best": True, "select_every": 5},
+    },
     "replay, causal": {"model": {"kind": "causal"}, "method": {"name": "replay"}, "training": {"batch": 5}},
 }
 
@@ -75,6 +79,9 @@ def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     path = write_stream(folder, **changes)
     values = toys.settings(**changes)
     values["method"] = method
+    if values["training"].get("select_best"):
+        for task in values["stream"]["tasks"]:
+            task["dev"] = task["test"]
     toys.write_config(path, values)
     return path
 
@@ -171,6 +178,7 @@ def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -
     succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
     if CASES[case].get("method", {}).get("name", "aim") == "aim":
         assert any(merge["rehearsal_steps"] for merge in ledger(one))
+    assert ("refused" in case) == any(merge["status"] == "refused" for merge in ledger(one))
     within = COARSE if "bf16" in case else ROUNDING
     for name, environment in (("ddp", {}), ("fsdp", SHARDED)):
         several = tmp_path / name

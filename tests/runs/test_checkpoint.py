@@ -23,8 +23,12 @@ def folder(run: Path, row: int = 1, **changes: Any) -> CheckpointFolder:
 
 def write(run: Path, *steps: int) -> list[Path]:
     """Checkpoints at these steps; returns those that remain, oldest first."""
+    place = folder(run)
     for step in steps:
-        folder(run).write(step, {"at": step}, {"w": torch.full((3,), float(step)), "n": torch.tensor(step)}, "{}")
+        with place.unfinished(step):
+            place.begin(step)
+            place.add(step, {"own": step}, {"w": torch.full((3,), float(step)), "n": torch.tensor(step)})
+            place.finish(step, {"at": step}, "{}")
     return checkpoints(run / "checkpoint")
 
 
@@ -34,7 +38,8 @@ def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> N
     found, notes = folder(tmp_path).latest()
     assert found is not None
     assert notes == []
-    assert (found.step, found.values) == (100, {"at": 100})
+    assert (found.step, found.values, found.own) == (100, {"at": 100}, [{"own": 100}])
+    assert found.same_processes
     assert torch.equal(found.tensors["w"], torch.full((3,), 100.0))
     assert found.tensors["n"].shape == ()
     assert {path.name for path in found.folder.iterdir()} == {
@@ -79,10 +84,10 @@ def test_without_one_that_can_be_used_the_task_starts_over(tmp_path: Path) -> No
 
 def test_one_of_another_version_is_not_used(tmp_path: Path) -> None:
     file = write(tmp_path, 1)[0] / "checkpoint.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 2}))
+    file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
     found, notes = folder(tmp_path).latest()
     assert found is None
-    assert "was written by another version (format 2; this version knows 1); it was discarded." in notes[0]
+    assert "was written by another version (format 99; this version knows 2); it was discarded." in notes[0]
 
 
 @pytest.mark.parametrize("change", [{"fingerprints": ["g"]}, {"config": "d"}, {"before": ["e"]}, {"tasks": ["news"]}])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,15 +12,15 @@ from typing import Any
 from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
 from merganser.evaluation import KnownTask, with_candidates
-from merganser.events import Notice, RowDone, TaskStarted
+from merganser.events import RowDone, TaskStarted
 from merganser.learner.checks import check_processes, check_selection, memory_options, sample
 from merganser.learner.keeping import as_line, kept_example, write_images, write_prototypes
+from merganser.learner.resuming import best_weights, checkpoints_of, resume
 from merganser.learner.selecting import BestWeights
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
 from merganser.models.base import AnswerSpec
 from merganser.runs.atomic import full_disk_is_an_error, write_json, write_json_lines
-from merganser.runs.checkpoint import CheckpointFolder
 from merganser.runs.record import (
     CostRecord,
     MemoryRecord,
@@ -33,10 +33,8 @@ from merganser.runs.record import (
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import memory_bytes, summarise_memory
 from merganser.streams.task import Example, Task
-from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed
 from merganser.training.narrator import Narrator
-from merganser.training.state import Resumable
 from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
 
 
@@ -79,9 +77,10 @@ class Lesson:
             session.weights_are(session.directory.commit_row(folder))
         except BaseException as error:
             session.directory.abandon_row(folder)
-            if isinstance(error, RunError) and not isinstance(error, DiskFullError):
-                # Training diverged, and would again from here: whoever tries something else begins at the beginning.
-                self._checkpoints(number).clear()
+            diverged = isinstance(error, RunError) and not isinstance(error, DiskFullError)
+            if diverged and processes.is_main():
+                # It would again from here: whoever tries something else begins at the beginning.
+                checkpoints_of(session, self.tasks, number).clear()
             session.restore()
             raise
         session.listener(RowDone(tuple(row.learned), {task: score.value for task, score in row.scores.items()}))
@@ -159,54 +158,6 @@ class Lesson:
         else:
             self.session.use(folders[-1])
 
-    def _checkpoints(self, number: int) -> CheckpointFolder:
-        """Where the checkpoints of this lesson are; those of another lesson are not taken for its own."""
-        session = self.session
-        identity = {
-            "tasks": [task.name for task in self.tasks],
-            "fingerprints": [task.fingerprint() for task in self.tasks],
-            "before": [task.fingerprint for row in session.directory.rows() for task in row.tasks],
-            "config": session.config.digest(),
-        }
-        return CheckpointFolder(session.directory.path, number, identity)
-
-    def _selector(self) -> BestWeights | None:
-        """Picks the best weights by development texts, where that was asked for."""
-        options, session = self.session.config.training, self.session
-        if not options.select_best:
-            return None
-        new = [replace(KnownTask.of_task(task), test=task.dev) for task in self.tasks]
-        # With several models, this task's answers its own texts alone.
-        seen = {} if session.method.several_models else session.known_tasks("dev")
-        everything = {**seen, **{task.name: task for task in new}}
-        return BestWeights(
-            session.backbone,
-            lambda: session.score(list(everything.values()), {} if session.method.several_models else everything),
-            options.select_every,
-        )
-
-    def _resume(self, number: int, steps: int, selector: BestWeights | None) -> TaskCheckpoints | None:
-        """The checkpoints of this lesson, with the one to go on from, if there is one; ``None``: none are taken."""
-        options = self.session.config.training
-        if not options.takes_checkpoints:
-            return None
-        if processes.sharded():
-            self.session.listener(Notice("No checkpoints in the middle of a task while weights are sharded (FSDP)."))
-            return None
-        folder = self._checkpoints(number)
-        notes = processes.on_main(lambda: folder.latest()[1])
-        found, _ = folder.latest()  # the others find what process 0 left
-        for note in notes:
-            self.session.listener(Notice(note))
-        if found is not None:
-            name = self.tasks[0].name
-            where = f"at step {found.step} of {steps}" if found.step < steps else "after its last step"
-            self.session.listener(Notice(f"Going on with '{name}' {where}, from its checkpoint."))
-        parts: dict[str, Resumable] = {"method": self.session.method}
-        if selector is not None:
-            parts["selection"] = selector
-        return TaskCheckpoints(folder, options, parts, found)
-
     def _features(
         self, examples: Sequence[tuple[str, Example]], specs: Mapping[str, AnswerSpec]
     ) -> list[dict[str, Any]]:
@@ -254,8 +205,8 @@ class Lesson:
         )
         self.session.method.begin_task()
         log = StepLog()
-        self.selector = selector = self._selector()
-        checkpoints = self._resume(number, steps, selector)
+        self.selector = selector = best_weights(self.session, self.tasks)
+        checkpoints = resume(self.session, self.tasks, number, steps, selector)
         step = checkpoints.found.step if checkpoints is not None and checkpoints.found is not None else 0
         self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps, step))
         outcome = train_task(

@@ -43,7 +43,6 @@ class BestWeights(TrainerCallback):
         self.step: int | None = None
         self.seconds = 0.0
         self.examples = 0
-        self._weights = Weights.of(backbone.module)
         self._best: Weights | None = None
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
@@ -71,6 +70,11 @@ class BestWeights(TrainerCallback):
         self.scores[step] = mean
         self.examples += sum(score.n for score in found.values())
         self.seconds += time.perf_counter() - began
+
+    @property
+    def _weights(self) -> Weights:
+        """Asked for anew each time: with several processes, training gives the parameters memory of another kind."""
+        return Weights.of(self.backbone.module)
 
     def put_best(self) -> None:
         """The best weights into the model, when training is over."""

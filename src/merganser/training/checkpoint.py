@@ -23,7 +23,7 @@ from merganser.runs.checkpoint import Checkpoint, CheckpointFolder
 from merganser.training.determinism import derive_seed, random_state, set_random_state
 from merganser.training.options import TrainingOptions
 from merganser.training.state import Resumable, TaskState
-from merganser.weights import Weights
+from merganser.weights import Weights, local, shared_like
 
 if TYPE_CHECKING:
     from merganser.training.trainer import TaskTrainer
@@ -64,7 +64,11 @@ class TaskCheckpoints(TrainerCallback):
         if self.found is not None:
             values = self.found.values
             self._began -= values["seconds"]
-            trainer.examples_seen = values["examples_seen"]
+            seen = [own["examples_seen"] for own in self.found.own]
+            if self.found.same_processes:
+                trainer.examples_seen = seen[processes.rank()]
+            else:  # they are added up at the end
+                trainer.examples_seen = sum(seen) if processes.is_main() else 0
             trainer.step_log.losses[:] = values["losses"]
             trainer.step_log.learning_rates[:] = values["learning_rates"]
 
@@ -99,7 +103,6 @@ class TaskCheckpoints(TrainerCallback):
     def _write(self, state: TrainerState, kwargs: Mapping[str, Any]) -> None:
         assert self._trainer is not None
         values: dict[str, Any] = {
-            "examples_seen": self._trainer.examples_seen,
             "losses": self._trainer.step_log.losses,
             "learning_rates": self._trainer.step_log.learning_rates,
         }
@@ -108,16 +111,23 @@ class TaskCheckpoints(TrainerCallback):
             values["optimizer"], moments = optimizer_state(kwargs["optimizer"])
             values["schedule"] = kwargs["lr_scheduler"].state_dict()
             tensors |= {f"optimizer.{name}": moment for name, moment in moments.items()}
-        values["random"], generators = random_state()
-        tensors |= {f"random.{name}": generator for name, generator in generators.items()}
         values["parts"] = {}
         for name, part in self.parts.items():
             held = part.task_state()
             values["parts"][name] = held.values
             tensors |= {f"parts.{name}.{key}": tensor for key, tensor in held.tensors.items()}
         values["seconds"] = self.seconds
-        text = json.dumps(asdict(state))
-        processes.on_main(lambda: self.folder.write(state.global_step, values, tensors, text))
+        # Processes that hold the same weights differ in dropout alone, and in how many examples they read.
+        own: dict[str, Any] = {"examples_seen": self._trainer.examples_seen}
+        own["random"], generators = random_state()
+        if processes.rank() > 0 and not processes.sharded():
+            tensors = {}
+        tensors |= {f"random.{name}": generator for name, generator in generators.items()}
+        text, step, folder = json.dumps(asdict(state)), state.global_step, self.folder
+        with folder.unfinished(step):
+            processes.on_main(lambda: folder.begin(step))
+            processes.agree(lambda: folder.add(step, own, tensors))
+            processes.on_main(lambda: folder.finish(step, values, text))
         self._written = time.perf_counter()
 
     # -- putting back -----------------------------------------------------------------------------------------------
@@ -147,24 +157,26 @@ class TaskCheckpoints(TrainerCallback):
             schedule.load_state_dict(self.found.values["schedule"])
 
     def put_back_random(self) -> None:
-        """The states of the random generators; those of other processes than the first, which differ from it in dropout
-        alone, are begun anew."""
+        """The states of the random generators; where another number of processes wrote them, those of dropout begin
+        anew in other processes than the first."""
         assert self.found is not None
-        set_random_state(self.found.values["random"], self._tensors("random."))
-        if not processes.is_main():
+        own = self.found.own[processes.rank() if self.found.same_processes else 0]
+        set_random_state(own["random"], self._tensors("random."))
+        if not self.found.same_processes and not processes.is_main():
             seed = torch.initial_seed() & 0xFFFFFFFF
             torch.manual_seed(derive_seed(seed, "process", processes.rank(), self.found.step))
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values (groups, and what is not a tensor) and tensors named ``number.key``."""
+    """An optimizer's state as plain values (groups, and what is not a tensor) and tensors named ``number.key``; of what
+    is shared out over processes, this one's shards."""
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     tensors = {}
     for number, held in state["state"].items():
         for key, value in held.items():
             if isinstance(value, Tensor):
-                tensors[f"{number}.{key}"] = value
+                tensors[f"{number}.{key}"] = local(value)
             else:
                 plain.setdefault(str(number), {})[key] = value
     return {"groups": state["param_groups"], "plain": plain}, tensors
@@ -173,9 +185,12 @@ def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 def load_optimizer_state(optimizer: Any, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Put back what :func:`optimizer_state` returned."""
     state: dict[int, dict[str, Any]] = {int(number): dict(held) for number, held in values["plain"].items()}
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
-        state.setdefault(int(number), {})[key] = tensor
+        parameter = parameters[int(number)]
+        shaped = tensor.shape == local(parameter).shape  # a step's number is shared out by nobody
+        state.setdefault(int(number), {})[key] = shared_like(tensor, parameter) if shaped else tensor
     groups = []
     for group, own in zip(values["groups"], optimizer.state_dict()["param_groups"], strict=True):
         # JSON has no tuples.

@@ -1,0 +1,123 @@
+"""Several processes that are killed in the middle of a task, and go on: as many of them, or another number."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.cli.spawner import Spawner
+from tests.cli.test_interruptions import newest, until
+from tests.cli.test_processes import SHARDED, alike, meeting, stream_of, succeed, together
+from tests.learner.toys import read_json, results
+
+STEPS = 8
+KINDS: dict[str, dict[str, str]] = {"ddp": {}, "fsdp": SHARDED}
+MATCHER: dict[str, Any] = {
+    "model": {"lora": {"r": 4, "dropout": 0.2}},
+    "training": {"steps": STEPS, "checkpoint_steps": 1},
+    "method": {"rehearsal_steps": 6},
+}
+T5: dict[str, Any] = {
+    "model": {"kind": "seq2seq", "lora": None},
+    "training": {"steps": STEPS, "checkpoint_steps": 1, "learning_rate": 0.002, "select_best": True, "select_every": 3},
+    "method": {"fusion": "importance_masks"},
+}
+
+
+def killed(spawner: Spawner, stream: Path, run: Path, at: int, wait: float, environment: Mapping[str, str]) -> int:
+    """Two processes that are killed ``wait`` seconds after the checkpoint at step ``at`` of the second task; the newest
+    checkpoint they leave."""
+    with meeting(2) as environments:
+        numbers = [
+            spawner.start("run", stream, "--out", run, environment={**each, **environment}) for each in environments
+        ]
+        until(lambda: newest(run) >= at)
+        time.sleep(wait)
+        for number in numbers:
+            os.kill(number, signal.SIGKILL)
+        assert [spawner.wait(number).code for number in numbers] == [-signal.SIGKILL] * 2
+    return newest(run)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", [MATCHER, T5], ids=["matcher, LoRA, dropout", "T5, masks, best weights"])
+def test_two_processes_that_were_killed_end_in_the_same_bytes(
+    kind: str, case: dict[str, Any], spawner: Spawner, tmp_path: Path
+) -> None:
+    stream = stream_of(tmp_path, case)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    succeed(together(spawner, "run", stream, "--out", whole, environment=KINDS[kind]))
+    generator = random.Random(kind)
+    for at in (2, 5):
+        kept = killed(spawner, stream, run, at, generator.uniform(0, 0.05), KINDS[kind])
+        assert kept >= at
+    last = sorted((run / "checkpoint").glob("02-step-??????"))[-1]
+    assert {file.name for file in last.glob("*.safetensors")} == {"tensors.safetensors", "process-1.safetensors"}
+    done = together(spawner, "run", stream, "--out", run, environment=KINDS[kind])
+    succeed(done)
+    where = f"at step {kept} of {STEPS}" if kept < STEPS else "after its last step"
+    assert f"Going on with 'topic' {where}, from its checkpoint." in done[0].err
+    assert done[1].err == ""
+    assert results(run) == results(whole)
+    assert not list(run.rglob("*.partial*"))
+    assert not (run / "checkpoint").exists()
+    counts = [[task["cost"]["examples_trained"] for task in read_json(file)["tasks"]] for file in rows(run)]
+    assert counts == [[task["cost"]["examples_trained"] for task in read_json(file)["tasks"]] for file in rows(whole)]
+
+
+def rows(run: Path) -> list[Path]:
+    return sorted(run.glob("tasks/*/row.json"))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_one_process_goes_on_from_two(kind: str, spawner: Spawner, tmp_path: Path) -> None:
+    """Whole weights are taken over; shards cannot be, and the task starts over. Without dropout both end alike."""
+    stream = stream_of(tmp_path, {"training": {"steps": STEPS, "checkpoint_steps": 1}})
+    one, run = tmp_path / "one", tmp_path / "run"
+    succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
+    kept = killed(spawner, stream, run, 3, 0.0, KINDS[kind])
+    done = spawner.wait(spawner.start("run", stream, "--out", run))
+    succeed([done])
+    if kind == "ddp":
+        assert f"Going on with 'topic' at step {kept} of {STEPS}, from its checkpoint." in done.err
+    else:
+        assert "is of 2 processes that shared the weights out, unlike those of now; it was discarded." in done.err
+        assert "No other checkpoint can be used: the task starts over." in done.err
+    alike(one, run)
+
+
+def test_two_processes_go_on_from_one(spawner: Spawner, tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, {"training": {"steps": STEPS, "checkpoint_steps": 1}})
+    one, run = tmp_path / "one", tmp_path / "run"
+    succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
+    process = spawner.start("run", stream, "--out", run)
+    until(lambda: newest(run) >= 3)
+    os.kill(process, signal.SIGKILL)
+    assert spawner.wait(process).code == -signal.SIGKILL
+    kept = newest(run)
+    done = together(spawner, "run", stream, "--out", run)
+    succeed(done)
+    assert f"Going on with 'topic' at step {kept} of {STEPS}, from its checkpoint." in done[0].err
+    alike(one, run)
+
+
+def test_a_damaged_file_of_the_second_process(spawner: Spawner, tmp_path: Path) -> None:
+    """Both processes go back to the checkpoint before."""
+    stream = stream_of(tmp_path, MATCHER)
+    whole, run = tmp_path / "whole", tmp_path / "run"
+    succeed(together(spawner, "run", stream, "--out", whole, environment=SHARDED))
+    killed(spawner, stream, run, 4, 0.0, SHARDED)
+    before, last = sorted((run / "checkpoint").glob("02-step-??????"))
+    (last / "process-1.safetensors").write_bytes(b"")
+    done = together(spawner, "run", stream, "--out", run, environment=SHARDED)
+    succeed(done)
+    assert f"The checkpoint '{last.name}' is damaged" in done[0].err
+    assert f"Going on with 'topic' at step {int(before.name[-6:])} of {STEPS}, from its checkpoint." in done[0].err
+    assert results(run) == results(whole)
