@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from merganser import Learner
 from merganser.methods import TaskContext
 from merganser.methods.lwf import Lwf, LwfOptions, distillation
 from merganser.models.base import AnswerSpec, Backbone, Lengths
@@ -15,6 +17,7 @@ from merganser.models.options import LoraOptions, ModelOptions
 from merganser.streams.task import Example
 from merganser.training.options import TrainingOptions
 from tests.learner import toys
+from tests.learner.test_learner import sections, task
 from tests.models.conftest import disturb
 
 OLD = {"mood": AnswerSpec(("good", "bad")), "truth": AnswerSpec(("right", "wrong", "good"))}
@@ -60,6 +63,28 @@ def test_distillation_by_hand() -> None:
 
 def test_the_first_task_has_nothing_to_keep() -> None:
     assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), specs={"topic": NEW})) is None
+
+
+@pytest.mark.parametrize(("kind", "dropout"), [("matcher", 0.0), ("seq2seq", 0.3)])
+def test_without_weight_it_is_plain_fine_tuning(kind: str, dropout: float, tmp_path: Path) -> None:
+    """Bit for bit: the old model's answers draw nothing. (A matcher reads a text again for the labels of each earlier
+    task, and with dropout draws for it.) With a weight, it is not."""
+    ended = {}
+    for name, method in (
+        ("plain", {"name": "sequential"}),
+        ("none", {"name": "lwf", "weight": 0.0}),
+        ("some", {"name": "lwf", "weight": 1.0}),
+    ):
+        model = {"name": str(toys.model_folder(kind)), "kind": kind, "dropout": dropout}
+        model |= {"lora": {"r": 2, "dropout": dropout}}
+        values = {**sections(model=model, training={"steps": 3}), "method": method}
+        with Learner.open(tmp_path / name, **values) as learner:
+            learner.learn_stream([task("mood"), task("topic")])
+        files = sorted((tmp_path / name).glob("tasks/*/*/*.safetensors"))
+        ended[name] = {str(file.relative_to(tmp_path / name)): file.read_bytes() for file in files}
+    assert len(ended["plain"]) >= 2
+    assert ended["none"] == ended["plain"]
+    assert ended["some"] != ended["plain"]
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -134,6 +134,13 @@ def test_coma_is_the_moving_average_of_all_models(alpha: float, tmp_path: Path) 
     assert record.learning_signal == pytest.approx(Weights(THETAS[2]).minus(run.deployed[2]).l1() / 4)
 
 
+def test_coma_from_the_first_task_on(tmp_path: Path) -> None:
+    run = learned(tmp_path, "coma", alpha=0.3, merge_first=True)
+    start = run.pretrained
+    close(run.deployed[1], {name: 0.7 * start[name] + 0.3 * THETAS[0][name] for name in NAMES})
+    close(run.deployed[3], {name: ema([start[name], *(t[name] for t in THETAS)], alpha=0.3) for name in NAMES})
+
+
 def test_running_average_is_the_mean_of_all_models(tmp_path: Path) -> None:
     run = learned(tmp_path, "running_average")
     close(run.deployed[2], {name: linear([theta[name] for theta in THETAS[:2]]) for name in NAMES})

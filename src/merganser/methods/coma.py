@@ -15,10 +15,12 @@ class ComaOptions(MethodOptions):
 
     name: Literal["coma"] = "coma"
     alpha: float = Field(0.4, ge=0, le=1, description="weight of the new task's weights in the average")
+    merge_first: bool = Field(False, description="average the first task's weights, too, with the pretrained ones")
 
 
 class Coma(Method[ComaOptions]):
-    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`.
+    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`,
+    unless `merge_first`.
 
     Source: Marouf et al. 2024, "Weighted Ensemble Models Are Strong Continual Learners" (arXiv 2312.08977).
     """
@@ -32,7 +34,7 @@ class Coma(Method[ComaOptions]):
         from merganser.merging.ema import ema_step
         from merganser.weights import Weights
 
-        if context.index == 1 or context.deployed is None:
+        if (context.index == 1 and not self.options.merge_first) or context.deployed is None:
             return
         current, alpha = Weights.of(context.backbone.module), self.options.alpha
         before = context.deployed(context.index - 1)

@@ -41,7 +41,8 @@ class Responsiveness:
         groups: group -> names of its parameters; what is in no group is not measured.
         parts: the probe, as parts that are added up; each is called at the weights of the moment and must not be
         random. examples: n, over all parts. kappa: how much of the reference's energy is enough. way: how a
-        Hessian-vector product is computed. step: of the central difference, as a share of the norm of the weights.
+        Hessian-vector product is computed. step: of the central difference, as a share of the norm of the weights that
+        it moves, each tensor counting as much as the direction lies in it.
     """
 
     def __init__(
@@ -52,8 +53,8 @@ class Responsiveness:
         examples: int,
         *,
         kappa: float = 1.0,
-        way: Way = "finite_difference",
-        step: float = 1e-3,
+        way: Way = "double_backward",
+        step: float = 3e-4,
     ) -> None:
         self.parameters = dict(parameters)
         self.groups = groups
@@ -138,11 +139,17 @@ class Responsiveness:
         return Weights(total)
 
     def _difference(self, direction: Mapping[str, Tensor]) -> Weights:
-        """By a central difference of the gradient along the direction; the weights are put back."""
-        point = Weights(self.parameters)
-        moved = Weights({name: point[name] for name in direction})
+        """By a central difference of the gradient along the direction; the weights are put back.
+
+        Wrong where a gradient jumps between the two points, as with ReLU: what lies at the jump is no part of the
+        Hessian, but of the difference.
+        """
+        moved = Weights({name: self.parameters[name] for name in direction})
         vector = Weights(direction)
-        size, length = self.step * (point.l2() or 1.0), vector.l2()
+        length = vector.l2()
+        # Directions lie mostly in a few small tensors. A share of the norm of all weights would be far too long there.
+        lying = math.fsum(float(v.norm() * moved[name].norm()) ** 2 for name, v in vector.items())
+        size = self.step * (math.sqrt(lying) / length or 1.0)
         kept = moved.snapshot()
         with contextlib.ExitStack() as stack:
             stack.callback(moved.copy_, kept)

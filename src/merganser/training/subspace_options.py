@@ -31,8 +31,10 @@ class SubspaceOptions(BaseModel):
         description="responsiveness: log_hinge: energy of the Jacobian, only as far as it is lacking; literal: the "
         "squared gradient norm of the task's loss is to grow",
     )
-    hvp: Literal["finite_difference", "double_backward"] = Field(
-        "finite_difference", description="how Hessian-vector products are computed"
+    hvp: Literal["double_backward", "finite_difference"] = Field(
+        "double_backward",
+        description="how Hessian-vector products are computed: exactly, or by central differences, which need less "
+        "memory and a model without ReLU (T5 has it)",
     )
     align: Literal["own", "loss", "kl"] = Field(
         "own",
