@@ -66,7 +66,9 @@ class SubspaceOptions(BaseModel):
     minimum: float = Field(-0.5, allow_inf_nan=False, description="least value of a coefficient")
     maximum: float = Field(1.5, allow_inf_nan=False, description="greatest value of a coefficient")
     merge_first: bool = Field(
-        False, description="merge after the first task too, when there is nothing but the pretrained model to keep"
+        True,
+        description="merge after the first task too, when there is nothing but the pretrained model to keep; false: the "
+        "first task's weights are deployed as trained",
     )
 
     @model_validator(mode="after")
