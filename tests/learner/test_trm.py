@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from merganser.learner import Learner
 from merganser.weights import Weights

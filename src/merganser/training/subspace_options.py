@@ -67,8 +67,8 @@ class SubspaceOptions(BaseModel):
     maximum: float = Field(1.5, allow_inf_nan=False, description="greatest value of a coefficient")
     merge_first: bool = Field(
         True,
-        description="merge after the first task too, when there is nothing but the pretrained model to keep; false: the "
-        "first task's weights are deployed as trained",
+        description="merge after the first task too, when there is nothing but the pretrained model to keep; false: "
+        "the first task's weights are deployed as trained",
     )
 
     @model_validator(mode="after")
