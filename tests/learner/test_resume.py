@@ -86,6 +86,25 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"gradient_checkpointing": True, "group_by_length": False},
     },
     "joint": {"method": {"name": "joint"}},
+    "trm, all weights, Adam's direction": {
+        "method": {"name": "trm", "steps": 3, "batch": 8, "augmentation": "adam"},
+        "model": {"lora": None, "dropout": 0.2},
+        "training": {"learning_rate": 0.002},
+    },
+    "trm, seq2seq": {
+        "method": {"name": "trm", "steps": 2, "batch": 6},
+        "model": {"kind": "seq2seq", "name": "seq2seq"},
+        "training": {"checkpoint_steps": 2},
+    },
+    "trm, causal, factors": {
+        "method": {"name": "trm", "steps": 2, "batch": 6, "space": "factors"},
+        "model": {"kind": "causal", "name": "causal", "dropout": 0.1},
+    },
+    **{
+        name: {"method": {"name": name}}
+        for name in ("became", "cofima", "coma", "ewc", "kmerge", "lwf", "magmax", "migu", "olora", "pam", "pm", "slao")
+    },
+    **{name: {"method": {"name": name}} for name in ("opcm", "running_average", "tasl", "tunable_magmax")},
 }
 
 
