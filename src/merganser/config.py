@@ -82,7 +82,9 @@ class RunConfig(BaseModel):
         if name is None:
             raise ValueError(f"it has no 'name'. Methods: {known}")
         if not isinstance(name, str) or name not in METHODS:
-            raise ValueError(f"there is no method '{name}'. {nearest(str(name), METHODS)} Methods: {known}")
+            # Nothing like a known name: it may come from a package that is not installed here.
+            hint = nearest(str(name), METHODS) or "Install the package that brings it, or choose another."
+            raise ValueError(f"there is no method '{name}'. {hint} Methods: {known}")
         try:
             return METHODS[name].Options.model_validate(dict(value))
         except ValidationError as error:
