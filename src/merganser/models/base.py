@@ -106,6 +106,24 @@ class Lengths:
                 raise InputError(f"The {name} length is {getattr(self, name)} tokens.", "Use at least 2.")
 
 
+@dataclass(frozen=True)
+class Loaded:
+    """What a backbone is made of.
+
+    Attributes:
+        model: the pretrained model, wrapped by PEFT when ``options.lora``.
+        tokenizer: the model's own; of a model that reads images, what reads them.
+        options, lengths: as asked.
+        pristine: reads a fresh copy of the pretrained model; for all-weights training only.
+    """
+
+    model: nn.Module
+    tokenizer: Any
+    options: ModelOptions
+    lengths: Lengths
+    pristine: Callable[[], nn.Module]
+
+
 class Backbone(ABC):
     """A pretrained model with the weights that are trained.
 
@@ -122,22 +140,13 @@ class Backbone(ABC):
     kind: Kind
     reads: ClassVar[Literal["text", "image"]] = "text"
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        options: ModelOptions,
-        lengths: Lengths,
-        pristine: Callable[[], nn.Module],
-    ) -> None:
-        """``model`` is the pretrained model, wrapped by PEFT when ``options.lora``; ``pristine()`` reads a fresh copy
-        of the pretrained model, for all-weights training only."""
-        self.model = model
-        self.tokenizer = tokenizer
-        self.options = options
-        self.lengths = lengths
-        self.precision = resolve_precision(options.precision)
-        self._pristine = pristine
+    def __init__(self, loaded: Loaded) -> None:
+        self.model = loaded.model
+        self.tokenizer = loaded.tokenizer
+        self.options = loaded.options
+        self.lengths = loaded.lengths
+        self.precision = resolve_precision(loaded.options.precision)
+        self._pristine = loaded.pristine
 
     @property
     def module(self) -> nn.Module:

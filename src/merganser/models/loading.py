@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.errors import InputError
-from merganser.models.base import Backbone, Lengths
+from merganser.models.base import Backbone, Lengths, Loaded
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.quiet import quiet
 
@@ -64,9 +64,9 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         model: Any = _model(source, options)
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
-        classes: dict[Kind, Callable[..., Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
+        classes: dict[Kind, Callable[[Loaded], Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
         make = VisionMatcher if images else classes[options.kind]
-        return make(model.to(_device()), tokenizer, options, lengths, pristine)
+        return make(Loaded(model.to(_device()), tokenizer, options, lengths, pristine))
 
 
 def _device() -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from abc import abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,9 +17,9 @@ from torch import nn
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Feature, Lengths, evaluating, mask, pad
+from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Feature, Loaded, evaluating, mask, pad
 from merganser.models.growing import without_adapter
-from merganser.models.options import ModelOptions, Pooling
+from merganser.models.options import Pooling
 from merganser.models.precision import autocast
 
 if TYPE_CHECKING:
@@ -127,15 +127,8 @@ class LabelMatcher(Backbone):
     kind = "matcher"
     module: LabelBank
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        options: ModelOptions,
-        lengths: Lengths,
-        pristine: Callable[[], nn.Module],
-    ) -> None:
-        super().__init__(model, tokenizer, options, lengths, pristine)
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
         self._rows: dict[str, int] = {}
 
     def label_vectors(self, spec: AnswerSpec) -> torch.Tensor:
@@ -220,16 +213,9 @@ class LabelMatcher(Backbone):
 class Matcher(LabelMatcher):
     """Backbone of kind ``matcher`` for texts; ``options.pooling`` says how token vectors become one vector."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        options: ModelOptions,
-        lengths: Lengths,
-        pristine: Callable[[], nn.Module],
-    ) -> None:
-        super().__init__(model, tokenizer, options, lengths, pristine)
-        self._module = MatcherModule(model, options.pooling, options.temperature).to(self.device)
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
+        self._module = MatcherModule(self.model, self.options.pooling, self.options.temperature).to(self.device)
 
     @property
     def module(self) -> MatcherModule:  # type: ignore[override]

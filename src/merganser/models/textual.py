@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Lengths
-from merganser.models.options import ModelOptions
+from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Loaded
 
 RANK_ROWS = 32
 """Smallest number of (text, label) pairs that are scored in one pass."""
@@ -35,15 +32,8 @@ class GreedyProbability(LogitsProcessor):
 class TextBackbone(Backbone):
     """A model that writes its answer token by token."""
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        options: ModelOptions,
-        lengths: Lengths,
-        pristine: Callable[[], nn.Module],
-    ) -> None:
-        super().__init__(model, tokenizer, options, lengths, pristine)
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
         config = self._greedy(self.base.generation_config)
         self.eos_ids: list[int] = config.eos_token_id
         # Set on the model itself, so that a plain ``generate()`` of the exported model decodes in the same way.

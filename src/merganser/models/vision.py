@@ -7,18 +7,17 @@ the mean of the unit vectors that the *pretrained* encoder gives to the class's 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import torch
-from torch import nn
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import Answer, AnswerSpec, Feature, Lengths
+from merganser.models.base import Answer, AnswerSpec, Feature, Loaded
 from merganser.models.matcher import LabelBank, LabelMatcher
-from merganser.models.options import ModelOptions, Pooling
+from merganser.models.options import Pooling
 from merganser.streams.images import Picture
 
 if TYPE_CHECKING:
@@ -107,17 +106,10 @@ class VisionMatcher(LabelMatcher):
     reads: ClassVar[Literal["text", "image"]] = "image"
     tokenizer: ImageReader
 
-    def __init__(
-        self,
-        model: nn.Module,
-        tokenizer: Any,
-        options: ModelOptions,
-        lengths: Lengths,
-        pristine: Callable[[], nn.Module],
-    ) -> None:
-        super().__init__(model, tokenizer, options, lengths, pristine)
-        self.reads_labels = tokenizer.tokenizer is not None
-        self._module = VisionModule(model, options.pooling, options.temperature).to(self.device)
+    def __init__(self, loaded: Loaded) -> None:
+        super().__init__(loaded)
+        self.reads_labels = self.tokenizer.tokenizer is not None
+        self._module = VisionModule(self.model, self.options.pooling, self.options.temperature).to(self.device)
 
     @property
     def module(self) -> VisionModule:  # type: ignore[override]
