@@ -14,7 +14,7 @@ from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, elect, random_sparsity
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, blocks, gather, like, per_model, share
-from merganser.merging.trim import draw_limit, draws, mask_key
+from merganser.merging.trim import draw_limit, lucky, mask_key
 
 RESCALE = ("density", "l1", "none")
 
@@ -111,9 +111,9 @@ def _l1_factors(inputs: Inputs, keys: list[int], shares: list[float]) -> list[fl
     for start, models, base in blocks(inputs):
         for index, model in enumerate(models):
             magnitudes: Any = np.abs(model - base).astype(np.float64)
-            lucky = draws(keys[index], start, start + len(magnitudes)) < np.uint64(draw_limit(shares[index]))
+            keep = lucky(keys[index], start, start + len(magnitudes), draw_limit(shares[index]))
             whole[index] += np.add.reduce(magnitudes)
-            kept[index] += np.add.reduce(np.where(lucky, magnitudes, 0.0))
+            kept[index] += np.add.reduce(np.where(keep, magnitudes, 0.0))
     return [float(a / b) if a >= 1e-7 and b >= 1e-7 else 1.0 for a, b in zip(whole, kept, strict=True)]
 
 

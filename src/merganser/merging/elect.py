@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.merging.trim import NONE, Cut, draw_limit, draws
+from merganser.merging.masks import keep_only
+from merganser.merging.trim import NONE, Cut, draw_limit, lucky
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,17 +56,17 @@ def random_sparsity(key: int, probability: float, factor: float) -> Sparsity:
 
 def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
     """What is kept of an update's slice (``delta`` is overwritten), dropped entries being zero."""
-    drop = None
+    keep = None
     if sparsity.cut is not None:
         magnitudes = np.abs(delta)
-        drop = ~sparsity.cut.kept(magnitudes, start)
+        keep = sparsity.cut.kept(magnitudes, start)
         if sparsity.outliers is not NONE:
-            drop |= sparsity.outliers.kept(magnitudes, start)
+            keep &= ~sparsity.outliers.kept(magnitudes, start)
     if sparsity.limit is not None:
-        unlucky = draws(sparsity.key, start, start + len(delta)) >= np.uint64(sparsity.limit)
-        drop = unlucky if drop is None else drop | unlucky
-    if drop is not None:
-        delta[drop] = 0
+        drawn = lucky(sparsity.key, start, start + len(delta), sparsity.limit)
+        keep = drawn if keep is None else keep & drawn
+    if keep is not None:
+        keep_only(delta, keep)
     if sparsity.factor != 1.0:
         delta *= delta.dtype.type(sparsity.factor)
     return delta
@@ -93,15 +94,23 @@ def resolve(
         if normalize and abs(divisor) >= 1e-8:
             total /= divisor
     else:
-        positive = total >= 0
-        count = np.zeros_like(total)
-        total = np.zeros_like(total)
+        # One or minus one: multiplying by it is exact, and what agrees becomes positive.
+        sign = (total >= 0).astype(total.dtype)
+        sign *= 2
+        sign -= 1
+        total.fill(0)
+        count, agree = np.zeros_like(total), np.empty_like(total)
         for update, weight in zip(kept, weights, strict=True):
-            agree = np.where(positive, update > 0, update < 0)
-            total += np.where(agree, update, work(0))
-            count += np.where(agree, work(weight), work(0))
+            update *= sign
+            if normalize:
+                agree[:] = update > 0
+                agree *= work(weight)
+                count += agree
+            np.fmax(update, 0, out=update)
+            update *= sign
+            total += update
         if normalize:
-            count[count == 0] = 1
+            count += (count == 0).astype(count.dtype)
             total /= count
     if scale != 1.0:
         total *= work(scale)

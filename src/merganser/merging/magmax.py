@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.merging.combine import in_slices
+from merganser.merging.masks import put_where
 from merganser.merging.rule import SCALE, Rule
 from merganser.merging.tensors import Array, Inputs, gather, like
 
@@ -63,7 +64,7 @@ def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Large
     best = np.subtract(models[0], base)
     for model in models[1:]:
         delta = np.subtract(model, base)
-        best = np.where(np.abs(delta) >= np.abs(best), delta, best)
+        put_where(best, np.abs(delta) >= np.abs(best), delta)
     best *= best.dtype.type(plan.scale)
     best += base
     return best

@@ -9,6 +9,7 @@ misled it (never wrong, at most slower) two histograms of the bits of the magnit
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -257,9 +258,20 @@ def _bin_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
 
 # Random masks ------------------------------------------------------------------------------------------------------
 
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
-_MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
-_MIX_2 = np.uint64(0x94D049BB133111EB)
+_GOLDEN = 0x9E3779B97F4A7C15
+_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
+
+
+class _Room(threading.local):
+    """Memory of a thread's own that is used again and again: asking for more costs many times the arithmetic in it."""
+
+    def __init__(self) -> None:
+        self.steps = np.arange(BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN)
+        self.spare = np.empty(BLOCK, np.uint64)
+        self.drawn = np.empty(BLOCK, np.uint64)
+
+
+_ROOM = _Room()
 
 
 def mask_key(seed: int, name: str, model: int) -> int:
@@ -274,16 +286,31 @@ def draws(key: int, start: int, stop: int) -> NDArray[np.uint64]:
     A counter-based generator (the output function of SplitMix64, Steele, Lea and Flood, OOPSLA 2014): any slice of the
     stream can be computed alone, so masks do not depend on slices, threads or the order of shards.
     """
-    with np.errstate(over="ignore"):
-        state = np.arange(start + 1, stop + 1, dtype=np.uint64)
-        state *= _GOLDEN
-        state += np.uint64(key)
-        state ^= state >> np.uint64(30)
-        state *= _MIX_1
-        state ^= state >> np.uint64(27)
-        state *= _MIX_2
-        state ^= state >> np.uint64(31)
-    return state >> np.uint64(11)
+    drawn = np.empty(stop - start, np.uint64)
+    for first in range(0, len(drawn), BLOCK):
+        _draw(key, start + first, drawn[first : first + BLOCK])
+    return drawn
+
+
+def lucky(key: int, start: int, stop: int, limit: int) -> NDArray[np.bool_]:
+    """Which of the draws of a slice (:func:`draws`) are below a limit (:func:`draw_limit`)."""
+    found = np.empty(stop - start, np.bool_)
+    for first in range(0, len(found), BLOCK):
+        part = found[first : first + BLOCK]
+        np.less(_draw(key, start + first, _ROOM.drawn[: len(part)]), np.uint64(limit), out=part)
+    return found
+
+
+def _draw(key: int, start: int, out: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Fill ``out``, a block at most, with the draws from ``start`` on."""
+    spare = _ROOM.spare[: len(out)]
+    np.add(_ROOM.steps[: len(out)], np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=out)
+    for shift, factor in _MIXING:
+        out ^= np.right_shift(out, np.uint64(shift), out=spare)
+        out *= np.uint64(factor)
+    out ^= np.right_shift(out, np.uint64(31), out=spare)
+    out >>= np.uint64(11)
+    return out
 
 
 def draw_limit(probability: float) -> int:
