@@ -136,3 +136,73 @@ def test_killed_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000001"]
+
+
+def of_two(run: Path, sharded: bool, step: int = 4) -> None:
+    """A checkpoint of two processes: process 1 adds what is its own, or its shards of everything."""
+    places = [CheckpointFolder(run, 1, IDENTITY, rank, 2, sharded) for rank in (0, 1)]
+    with places[0].unfinished(step), places[1].unfinished(step):
+        places[0].begin(step)
+        for rank, place in enumerate(places):
+            both = {"w": torch.full((2,), float(rank))} if sharded or rank == 0 else {}
+            place.add(step, {"rank": rank}, {**both, "random": torch.tensor([rank])})
+        places[0].finish(step, {"at": step}, "{}")
+
+
+@pytest.mark.parametrize("sharded", [False, True])
+def test_each_of_two_processes_finds_its_own(sharded: bool, tmp_path: Path) -> None:
+    of_two(tmp_path, sharded)
+    for rank in (0, 1):
+        found, notes = CheckpointFolder(tmp_path, 1, IDENTITY, rank, 2, sharded).latest()
+        assert found is not None
+        assert notes == []
+        assert found.same_processes
+        assert (found.values, found.own) == ({"at": 4}, [{"rank": 0}, {"rank": 1}])
+        assert found.tensors["random"].item() == rank
+        assert torch.equal(found.tensors["w"], torch.full((2,), float(rank if sharded else 0)))
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_whole_weights_are_for_any_number_of_processes(count: int, tmp_path: Path) -> None:
+    of_two(tmp_path, sharded=False)
+    found, notes = CheckpointFolder(tmp_path, 1, IDENTITY, count - 1, count).latest()
+    assert found is not None
+    assert notes == []
+    assert not found.same_processes
+    assert found.tensors["random"].item() == 0  # for the caller to begin anew elsewhere than in process 0
+
+
+@pytest.mark.parametrize(("count", "sharded"), [(1, False), (3, True), (2, False)])
+def test_shards_are_for_as_many_processes(count: int, sharded: bool, tmp_path: Path) -> None:
+    of_two(tmp_path, sharded=True)
+    found, notes = CheckpointFolder(tmp_path, 1, IDENTITY, 0, count, sharded).latest()
+    assert found is None
+    assert "is of 2 processes that shared the weights out, unlike those of now; it was discarded." in notes[0]
+
+
+@pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
+@pytest.mark.parametrize("rank", [0, 1])
+def test_all_processes_see_that_the_file_of_one_is_damaged(how: str, rank: int, tmp_path: Path) -> None:
+    of_two(tmp_path, sharded=True)
+    file = tmp_path / "checkpoint" / "01-step-000004" / "process-1.safetensors"
+    if how == "missing":
+        file.unlink()
+    else:
+        file.write_bytes(file.read_bytes()[: -1 if how == "truncated" else 0])
+    found, notes = CheckpointFolder(tmp_path, 1, IDENTITY, rank, 2, True).latest()
+    assert found is None
+    assert "is damaged" in notes[0]
+
+
+def test_a_disk_that_is_full_for_the_second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*given: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    of_two(tmp_path, sharded=True, step=3)
+    first, second = (CheckpointFolder(tmp_path, 1, IDENTITY, rank, 2, True) for rank in (0, 1))
+    with pytest.raises(DiskFullError, match="while writing 01-step-000004"), first.unfinished(4), second.unfinished(4):
+        first.begin(4)
+        first.add(4, {}, {"w": torch.zeros(2)})
+        monkeypatch.setattr("safetensors.torch.save_file", full)
+        second.add(4, {}, {"w": torch.zeros(2)})
+    assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000003"]
