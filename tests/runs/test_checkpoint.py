@@ -200,9 +200,14 @@ def test_a_disk_that_is_full_for_the_second_process(tmp_path: Path, monkeypatch:
 
     of_two(tmp_path, sharded=True, step=3)
     first, second = (CheckpointFolder(tmp_path, 1, IDENTITY, rank, 2, True) for rank in (0, 1))
-    with pytest.raises(DiskFullError, match="while writing 01-step-000004"), first.unfinished(4), second.unfinished(4):
-        first.begin(4)
-        first.add(4, {}, {"w": torch.zeros(2)})
-        monkeypatch.setattr("safetensors.torch.save_file", full)
-        second.add(4, {}, {"w": torch.zeros(2)})
+
+    def write() -> None:
+        with first.unfinished(4), second.unfinished(4):
+            first.begin(4)
+            first.add(4, {}, {"w": torch.zeros(2)})
+            monkeypatch.setattr("safetensors.torch.save_file", full)
+            second.add(4, {}, {"w": torch.zeros(2)})
+
+    with pytest.raises(DiskFullError, match="while writing 01-step-000004"):
+        write()
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000003"]
