@@ -113,7 +113,7 @@ def test_sweeping_takes_what_is_unfinished_and_what_is_of_another_row(tmp_path: 
 def test_a_full_disk_leaves_the_older_ones(
     place: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(*given: Any) -> None:
+    def full(*given: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write(tmp_path, *range(1, kept + 1))
@@ -195,7 +195,7 @@ def test_all_processes_see_that_the_file_of_one_is_damaged(how: str, rank: int, 
 
 
 def test_a_disk_that_is_full_for_the_second_process(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def full(*given: Any) -> None:
+    def full(*given: Any, **more: Any) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     of_two(tmp_path, sharded=True, step=3)

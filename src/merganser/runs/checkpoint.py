@@ -132,7 +132,7 @@ class CheckpointFolder:
         file = self._unfinished(step) / file_of(self.rank)
         whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
         with full_disk_is_an_error(self._target(step)):
-            save_file(whole, file, {OWN: json.dumps(dict(values), allow_nan=False)})
+            save_file(whole, file, metadata={OWN: json.dumps(dict(values), allow_nan=False)})
 
     def finish(self, step: int, values: Mapping[str, Any], trainer_state: str) -> None:
         """Put the checkpoint in its place; the ones before the last two go.
