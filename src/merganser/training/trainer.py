@@ -30,7 +30,7 @@ from merganser.training.distributed import (
     shifts_labels,
 )
 from merganser.training.options import TrainingOptions
-from merganser.training.rehearsal import Collator
+from merganser.training.rehearsal import Collator, without_cache
 
 Penalty = Callable[[nn.Module, int, Mapping[str, Any], Mapping[str, Any]], Tensor]
 """``penalty(model, step, inputs, outputs)``: a term added to the loss of every batch.
@@ -314,6 +314,7 @@ def train_task(
         quiet(),
         tempfile.TemporaryDirectory(prefix="merganser-") as folder,
         shared_out(module) as trained,
+        without_cache(trained),
     ):
         trainer = TaskTrainer(
             model=trained,
