@@ -19,8 +19,9 @@ class ComaOptions(MethodOptions):
 
 
 class Coma(Method[ComaOptions]):
-    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`,
-    unless `merge_first`.
+    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`.
+
+    With ``merge_first`` the first task's weights are averaged likewise, with the pretrained ones (not in the paper).
 
     Source: Marouf et al. 2024, "Weighted Ensemble Models Are Strong Continual Learners" (arXiv 2312.08977).
     """

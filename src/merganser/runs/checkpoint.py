@@ -194,7 +194,8 @@ class CheckpointFolder:
                 raise Unusable(f"is of {count} process{'' if count == 1 else 'es'} {shared}, unlike those of now")
             json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
             # Every process reads the files of all others too: all of them must come to the same opinion.
-            own = [_read_tensors(folder / file_of(rank), rank in (0, self.rank)) for rank in range(count)]
+            wanted = {self.rank} if sharded else {0, self.rank}
+            own = [_read_tensors(folder / file_of(rank), rank in wanted) for rank in range(count)]
         except FileNotFoundError as error:
             raise Unusable(f"is damaged ({Path(error.filename or TENSORS).name} is missing)") from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
