@@ -7,8 +7,8 @@ BIN = $(VENV)/bin
 .PHONY: help demo test lint types layers clean
 
 help: ## show this
-	@echo "make demo   set up, then watch a pretrained model learn five real tasks (7 min the first time, then 4)"
-	@echo "make test   set up, then lint, types, import layers and all tests (7 min the first time, then 3 to 5)"
+	@echo "make demo   set up, then watch a pretrained model learn five real tasks (about 3 min the first time, then 2)"
+	@echo "make test   set up, then lint, types, import layers and all tests (about 6 min the first time, then 4)"
 	@echo "make clean  remove the virtual environment"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
@@ -26,7 +26,7 @@ $(VENV)/.demo-assets: scripts/fetch_demo_assets.sh $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
-	@echo "Learning five tasks twice, by AimMerging and by plain sequential fine-tuning (3 to 4 minutes on 2 cores) ..."
+	@echo "Learning five tasks twice, by AimMerging and by plain sequential fine-tuning (1 to 3 minutes on 2 cores) ..."
 	@$(BIN)/merganser demo --out demo-run
 
 test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
