@@ -2,6 +2,7 @@
 
     python benchmarks/reference.py --data DATA --work FOLDER --seeds 0 1 2 > benchmarks/results/reference.md
     python benchmarks/reference.py --data DATA --work FOLDER --seeds 0 1 2 --cold    # the second table
+    python benchmarks/reference.py --data DATA --work FOLDER --seeds 0 1 2 --cold --recorded    # the third
 
 DATA is a folder in AimMerging's layout; FOLDER keeps the warmed-up model and the runs. The setting: a T5 of 2 + 2
 layers, width 64, 4 heads; LoRA r 8 on q and v; 1000 texts of at most 64 tokens, 3 epochs, batch 8, rehearsal and probe
@@ -18,28 +19,36 @@ for a ledger; `compat: reference` is timed without that (`measure_merges: false`
 
 ``--cold`` is nearer to the run in which the released program was timed, where nothing can be told about scores: random
 weights, the first two tasks of its first order (dbpedia, amazon), the paper's memory of 2 % (20 texts, less than a
-batch) and learning rate of 3e-4.
+batch) and learning rate of 3e-4. What a task costs there depends on how often its merges rehearse, which is chance with
+such a model; ``--recorded`` takes it away: the controller of `compat: reference` is given the probe losses and learning
+signals that were recorded from the released program on that very task (tests/data/controller_traces), so that it merges
+at the same steps and rehearses as much. All else, probes included, is done and paid for as ever.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import statistics
 import sys
 import time
 from collections import Counter
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import torch
 from quality import bare
 
 from merganser.config import check_config
+from merganser.control import Merge, MergeController
 from merganser.demo import demo_model
 from merganser.events import Evaluating, Event, TaskStarted
 from merganser.learner import Learner
+from merganser.methods.aim import AimOptions
 from merganser.metrics import t_interval
 from merganser.streams.demo import demo_stream
 from merganser.streams.loading import load_stream
@@ -48,6 +57,7 @@ from merganser.streams.task import Task
 
 TASKS = ["dbpedia", "agnews"]
 COLD_TASKS = ["dbpedia", "amazon"]
+RECORDED = Path(__file__).parents[1] / "tests" / "data" / "controller_traces" / "1_amazon_2.0.json"
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "aim, compat: reference": {"name": "aim", "compat": "reference", "batch": 32, "measure_merges": False},
@@ -118,7 +128,7 @@ def build(folder: Path, data: Path) -> None:
         )
         for task in demo_stream(6000, 200, 0).tasks[:3]
     ]
-    met = [replace(task, train=4 * task.dev, dev=(), test=task.dev[:100]) for task in tasks(data, TASKS, 1000)]
+    met = [replace(task, train=4 * tuple(task.dev), dev=(), test=task.dev[:100]) for task in tasks(data, TASKS, 1000)]
     stream = [*topics, *met]
     cold = folder.with_name("cold")
     cold_model(cold, stream)
@@ -142,6 +152,23 @@ def build(folder: Path, data: Path) -> None:
         learner.export(folder, merged=True)
     shutil.rmtree(run)
     shutil.rmtree(cold)
+
+
+class RecordedSignals(MergeController):
+    """A controller that decides by recorded signals in place of the ones it is told."""
+
+    def __init__(self) -> None:
+        recorded = json.loads(RECORDED.read_text())
+        self._probes: list[float] = recorded["probe_losses"]
+        self._learning: list[float] = recorded["learning_signals"]
+        names = ("threshold_factor", "interval", "cold_start", "min_interval", "max_interval")
+        super().__init__(**{name: recorded[name] for name in names})
+
+    def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
+        return super().observe(step, None if probe_loss is None else self._probes[step - 1])
+
+    def record(self, learning_signal: float) -> int:
+        return super().record(self._learning[len(self.learning_signals)])
 
 
 class Stopwatch:
@@ -200,7 +227,12 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="settings to run; default: all")
     parser.add_argument("--cold", action="store_true", help="random weights, see above")
+    parser.add_argument("--recorded", action="store_true", help="the released program's decisions, see above")
     arguments = parser.parse_args()
+    if arguments.recorded and not arguments.cold:
+        parser.error("--recorded is of the task of --cold: give both")
+    if arguments.recorded:
+        arguments.only = ["sequential", "aim, compat: reference"]
     torch.set_num_threads(1)
     arguments.work.mkdir(parents=True, exist_ok=True)
     model = arguments.work / ("random-t5" if arguments.cold else "t5")
@@ -217,7 +249,10 @@ def main() -> None:
             method = {**SETTINGS[name]}
             if arguments.cold and "batch" in method:
                 method["batch"] = 20  # all there is: a loader with batches of 32 gives no more
-            found[name].append(learn(model, method, stream, seed, run, arguments.cold))
+            with ExitStack() as stack:
+                if arguments.recorded:
+                    stack.enter_context(patch.object(AimOptions, "controller", lambda _: RecordedSignals()))
+                found[name].append(learn(model, method, stream, seed, run, arguments.cold))
             print(name, seed, found[name][-1], file=sys.stderr, flush=True)
     print("# AimMerging in the setting of its released program\n")
     print("| setting | CPU seconds of a task with a memory | times sequential | rehearsal steps | OP | BWT |")
@@ -232,7 +267,7 @@ def main() -> None:
             f"| {cell([run['BWT'] for run in runs], 100)} |"
         )
     seeds = " ".join(map(str, arguments.seeds))
-    cold = " --cold" if arguments.cold else ""
+    cold = " --cold" * arguments.cold + " --recorded" * arguments.recorded
     print(f"\nCommand: `python benchmarks/reference.py --data DATA --work FOLDER --seeds {seeds}{cold}`.")
 
 
