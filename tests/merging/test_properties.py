@@ -10,12 +10,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from merganser.merging import ema, opcm
+from merganser.merging import ema, opcm, trim
 from merganser.merging.adapters import Factors, inner
 from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.table import RULES
-from merganser.merging.tensors import BLOCK, ArrayInputs
+from merganser.merging.tensors import BLOCK, ArrayInputs, Inputs
 from merganser.merging.trim import Cut, cut_of, cuts
 
 numbers = st.floats(-100, 100, width=32).filter(lambda value: value == 0 or abs(value) > 1e-3)
@@ -134,6 +134,28 @@ def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) ->
     np.testing.assert_array_equal(kept | (magnitudes == 0), expected | (magnitudes == 0))
     assert np.count_nonzero(kept) == k
     np.testing.assert_array_equal(found.kept(magnitudes[1000:3000], 1000), kept[1000:3000])
+
+
+@pytest.mark.parametrize("kind", ["smooth", "two sizes"])
+def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trim, "ROOM", 1 << 15)
+    collected = []
+    from_scan = trim._from_scan
+
+    def watched(inputs: Inputs, scan: Any, limit: int) -> Cut | None:
+        collected.append(sum(map(len, scan.values)))
+        return from_scan(inputs, scan, limit)
+
+    monkeypatch.setattr(trim, "_from_scan", watched)
+    generator = np.random.default_rng(3)
+    size = 5 * BLOCK + 123
+    models = [generator.normal(size=size).astype(np.float32) for _ in range(3)]
+    if kind == "two sizes":
+        models[1] *= np.where(np.arange(size) < size // 2, 1e-6, 1.0).astype(np.float32)
+    wanted = [(0, size // 3), (1, size // 2), (2, size // 5)]
+    found = cuts(Sliced(models, None), wanted)
+    assert found == [cut_of(np.abs(models[model]), k) for model, k in wanted]
+    assert 0 < sum(collected) <= 1 << 15
 
 
 def test_nan_counts_as_the_largest_magnitude() -> None:

@@ -9,6 +9,7 @@ misled it (never wrong, at most slower) two histograms of the bits of the magnit
 from __future__ import annotations
 
 import hashlib
+import math
 import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -25,8 +26,12 @@ SMALL = 4 * BLOCK
 """Up to this many elements the magnitudes of one tensor are held and partitioned."""
 
 _SAMPLE_RUNS, _SAMPLE_RUN = 48, 4096
+_MOST_RUNS = 16 * _SAMPLE_RUNS
 _MARGIN = 0.01
 _CANDIDATES = 0.10
+
+ROOM = 1 << 23
+"""Entries that one pass may collect over all of its brackets, of 12 bytes each, however large the tensor."""
 
 
 @dataclass(frozen=True)
@@ -83,9 +88,10 @@ def cuts(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[Cut]:
             found[index] = _by_partition(update_magnitudes(inputs, model, 0, inputs.size), k)
     elif open_:
         scans = _sampled_brackets(inputs, [wanted[index] for index in open_])
-        _scan(inputs, scans)
+        limit = min(int(_CANDIDATES * inputs.size), ROOM // len(scans))
+        _scan(inputs, scans, limit)
         for index, scan in zip(open_, scans, strict=True):
-            found[index] = _from_scan(inputs, scan) or _by_histogram(inputs, scan.model, scan.k)
+            found[index] = _from_scan(inputs, scan, limit) or _by_histogram(inputs, scan.model, scan.k)
     return [found[index] for index in range(len(wanted))]
 
 
@@ -123,10 +129,13 @@ class _Bracket:
 
 def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_Bracket]:
     """Magnitudes that probably enclose the k-th largest, and the likeliest one: from runs spread over the tensor."""
-    stride = inputs.size // _SAMPLE_RUNS
-    length = _SAMPLE_RUNS * _SAMPLE_RUN
+    margin = min(_MARGIN, 0.4 * ROOM / (len(wanted) * inputs.size))
+    # A narrow bracket is hit as surely when it comes from more samples, in proportion to the square.
+    runs = min(math.ceil(_SAMPLE_RUNS * (_MARGIN / margin) ** 2), _MOST_RUNS, inputs.size // _SAMPLE_RUN)
+    stride = inputs.size // runs
+    length = runs * _SAMPLE_RUN
     samples = {model: np.empty(length, np.float32) for model, _ in wanted}
-    for index in range(_SAMPLE_RUNS):
+    for index in range(runs):
         models, base = inputs.read(index * stride, index * stride + _SAMPLE_RUN)
         for model, sample in samples.items():
             part = sample[index * _SAMPLE_RUN : (index + 1) * _SAMPLE_RUN]
@@ -136,15 +145,14 @@ def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list
     brackets = []
     for model, k in wanted:
         position = (1.0 - k / inputs.size) * (length - 1)
-        places = (position - _MARGIN * length, position, position + _MARGIN * length)
+        places = (position - margin * length, position, position + margin * length)
         low, middle, high = (float(samples[model][int(min(max(place, 0), length - 1))]) for place in places)
         brackets.append(_Bracket(model, k, low, middle, high))
     return brackets
 
 
-def _scan(inputs: Inputs, scans: list[_Bracket]) -> None:
-    """Fill the brackets in one pass over the tensor, per block, in order."""
-    limit = int(_CANDIDATES * inputs.size)
+def _scan(inputs: Inputs, scans: list[_Bracket], limit: int) -> None:
+    """Fill the brackets in one pass over the tensor, per block, in order; none collects more than ``limit`` entries."""
     fast = getattr(inputs, "scan_slice", None)
     step = _step(inputs)
     for start in range(0, inputs.size, step):
@@ -178,11 +186,11 @@ def _note(scan: _Bracket, above: int, ties: int, values: Any, indices: Any, limi
         scan.indices.append(indices)
 
 
-def _from_scan(inputs: Inputs, scan: _Bracket) -> Cut | None:
+def _from_scan(inputs: Inputs, scan: _Bracket, limit: int) -> Cut | None:
     """The cut, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)
-    if scan.collected > int(_CANDIDATES * inputs.size) or not 0 < need <= scan.collected + middle:
+    if scan.collected > limit or not 0 < need <= scan.collected + middle:
         return None
     values = np.concatenate(scan.values)
     higher = int(np.count_nonzero(values > scan.middle))
