@@ -36,8 +36,8 @@ def backbone_of(kind: str, lora: bool = True) -> Backbone:
 
 
 def context_of(backbone: Backbone, **changes: Any) -> TaskContext:
-    specs = changes.pop("specs", {**OLD, "topic": NEW})
-    return TaskContext("topic", 3, backbone, (), TrainingOptions(), seed=0, specs=specs)
+    values = {"specs": {**OLD, "topic": NEW}, "earlier": OLD} | changes
+    return TaskContext("topic", 3, backbone, (), TrainingOptions(), seed=0, **values)
 
 
 def divergence(new: torch.Tensor, old: torch.Tensor, temperature: float) -> float:
@@ -62,7 +62,7 @@ def test_distillation_by_hand() -> None:
 
 
 def test_the_first_task_has_nothing_to_keep() -> None:
-    assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), specs={"topic": NEW})) is None
+    assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), specs={"topic": NEW}, earlier={})) is None
 
 
 @pytest.mark.parametrize(("kind", "dropout"), [("matcher", 0.0), ("seq2seq", 0.3)])
@@ -85,6 +85,43 @@ def test_without_weight_it_is_plain_fine_tuning(kind: str, dropout: float, tmp_p
     assert len(ended["plain"]) >= 2
     assert ended["none"] == ended["plain"]
     assert ended["some"] != ended["plain"]
+
+
+def test_among_all_labels_seen_it_looks_at_the_earlier_ones_together() -> None:
+    backbone, before = backbone_of("matcher"), backbone_of("matcher")
+    disturb(backbone, seed=1, size=0.05)
+    disturb(before, seed=1, size=0.05)
+    everything = AnswerSpec(("good", "bad", "right", "wrong", "sport", "business"))
+    specs = dict.fromkeys((*OLD, "topic"), everything)
+    penalty = Lwf(LwfOptions(temperature=2.0)).penalty(context_of(backbone, specs=specs))
+    assert penalty is not None
+    inputs = backbone.collate(backbone.features(EXAMPLES, everything))
+    disturb(backbone, seed=2, size=0.05)
+    model, old = backbone.module.eval(), before.module.eval()
+    loss = penalty(model, 0, inputs, model(**inputs))
+    vectors = before.label_vectors(AnswerSpec(everything.labels[:4]))  # type: ignore[attr-defined,index]
+    with torch.no_grad():
+        logits = [m.embed(inputs["input_ids"], inputs["attention_mask"]) @ vectors.T / 0.05 for m in (model, old)]
+    expected = divergence(*logits, temperature=2.0)
+    assert expected > 1e-4
+    assert loss.item() == pytest.approx(expected, rel=1e-3)
+
+
+def test_among_all_labels_seen_the_new_ones_are_learned(tmp_path: Path) -> None:
+    """What the old model thinks of the new labels does not count."""
+    tasks = [task("mood"), task("topic")]
+    sizes = []
+
+    def noted(new: torch.Tensor, old: torch.Tensor, temperature: float) -> torch.Tensor:
+        sizes.append(new.shape[1])
+        return distillation(new, old, temperature)
+
+    model = {"name": str(toys.model_folder("matcher")), "kind": "matcher", "candidates": "seen", "lora": {"r": 2}}
+    values = {**sections(model=model, training={"steps": 3}), "method": {"name": "lwf"}}
+    with pytest.MonkeyPatch.context() as patch, Learner.open(tmp_path / "run", **values) as learner:
+        patch.setattr("merganser.methods.lwf.distillation", noted)
+        learner.learn_stream(tasks)
+    assert sizes == [len(tasks[0].labels or ())] * 3
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -44,7 +44,8 @@ class Lwf(Method[LwfOptions]):
     """Adds to the loss the divergence of the model's answers from those it gave when the task began.
 
     Models that write: the distribution of the next token at every position of the answer. Matchers: the distribution
-    over the labels of each earlier task, summed over those tasks. The old model is the same module, called with the
+    over the labels of each earlier task, summed over those tasks; where an answer is sought among all labels seen
+    (``candidates: seen``), that over all earlier labels together. The old model is the same module, called with the
     weights that the task started from.
 
     Source: Li & Hoiem 2016, "Learning without Forgetting" (arXiv 1606.09282).
@@ -62,8 +63,7 @@ class Lwf(Method[LwfOptions]):
         from merganser.models.base import evaluating
         from merganser.weights import Weights
 
-        earlier = {name: spec for name, spec in context.specs.items() if name != context.task}
-        if not earlier:
+        if not context.earlier:
             return None
         module = context.backbone.module
         before = dict(Weights.of(module).snapshot())
@@ -85,7 +85,9 @@ class Lwf(Method[LwfOptions]):
         if context.backbone.kind != "matcher":
             return tokens
         matcher = cast("LabelMatcher", context.backbone)
-        tasks = [matcher.label_rows(spec) for spec in earlier.values()]
+        tasks = [matcher.label_rows(spec) for spec in context.earlier.values()]
+        if any(context.specs[name] != spec for name, spec in context.earlier.items()):  # all are sought together
+            tasks = [list(dict.fromkeys(row for task in tasks for row in task))]
 
         def labels(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
             given = {name: value for name, value in inputs.items() if name != "labels"}
