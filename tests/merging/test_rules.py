@@ -157,6 +157,9 @@ def test_tunable_magmax_supplies_exactly_the_quota() -> None:
 
 def test_tunable_magmax_quotas_go_round() -> None:
     assert tunable_magmax.quotas([1, 1, 1], 3, 11) == [4, 4, 3]
+    for percent in range(1, 100):  # the decimals that were given, not the nearest binary numbers
+        given = [float(f"0.{percent:02}"), float(f"0.{100 - percent:02}")]
+        assert tunable_magmax.quotas(given, 2, 100) == [percent, 100 - percent]
     with pytest.raises(InputError, match="preferences"):
         tunable_magmax.quotas([1, -1], 2, 4)
 

@@ -110,9 +110,17 @@ def test_label_overlap_decides_the_shares(tmp_path: Path) -> None:
 def test_tunable_magmax_refuses_preferences_that_do_not_fit() -> None:
     options = METHODS["tunable_magmax"].Options
     method = make_method(options(name="tunable_magmax", preference=[1.0, 2.0]))  # type: ignore[call-arg]
-    method.check_tasks(2)
+    assert method.check_tasks(["a", "b"], whole=True) is None
     with pytest.raises(InputError, match="has 2 numbers, and the run comes to 3 tasks"):
-        method.check_tasks(3)
+        method.check_tasks(["a", "b", "c"])
+    assert method.check_tasks(["a"]) is None
+    remark = method.check_tasks(["a"], whole=True)
+    assert remark == "method.preference has 2 numbers for 1 tasks: the rest wait for tasks to come."
+    wanting = make_method(options(name="tunable_magmax", preference="label_overlap", wanted=["banking", "talx"]))  # type: ignore[call-arg]
+    assert wanting.check_tasks(["banking"]) is None  # the other may be yet to come
+    with pytest.raises(InputError, match="names 'talx', and the stream has no such task") as caught:
+        wanting.check_tasks(["banking", "talk"], whole=True)
+    assert caught.value.remedy == "Did you mean 'talk'?"
     for wrong in ({"preference": [0.0, 1.0]}, {"preference": []}, {"preference": [1.0, -1.0]}, {"wanted": ["a"]}):
         with pytest.raises(ValidationError, match=r"preference|wanted"):
             options(name="tunable_magmax", **wrong)

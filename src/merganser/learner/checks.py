@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from merganser import processes
 from merganser.errors import InputError
 from merganser.evaluation import KnownTask
+from merganser.events import Notice
 from merganser.learner.session import Session
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
@@ -31,7 +32,10 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
-    session.method.check_tasks(max(len(tasks), len(records)))
+    names = [task.name for task in tasks]
+    remark = session.method.check_tasks([*names, *(record.name for record in records[len(names) :])], whole=True)
+    if remark is not None:
+        session.listener(Notice(remark))
     for position, task in enumerate(tasks):
         check_task(task)
         session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)

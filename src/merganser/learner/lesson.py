@@ -98,7 +98,7 @@ class Lesson:
                 "Call learn once per task.",
             )
         learned = self.session.learned
-        self.session.method.check_tasks(len(learned) + len(self.tasks))
+        self.session.method.check_tasks([*learned, *(task.name for task in self.tasks)])
         check_names([task.name for task in self.tasks])
         check_selection(self.session, self.tasks)
         for task in self.tasks:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -64,15 +65,16 @@ def tunable_magmax(
 
 
 def quotas(weights: float | Sequence[float], count: int, size: int) -> list[int]:
-    """Entries that each of ``count`` tasks supplies of ``size``."""
+    """Entries that each of ``count`` tasks supplies of ``size``: exactly ``floor(w_i n)`` of the decimals given."""
     numbers = per_model(weights, count, "weight")
-    total = math.fsum(numbers)
-    if min(numbers) < 0.0 or total <= 0.0:
+    exact = [Fraction(repr(float(number))) for number in numbers]
+    total = sum(exact)
+    if min(exact) < 0 or total <= 0:
         raise InputError(
             f"The weights are {', '.join(f'{number:g}' for number in numbers)}.",
             "They are preferences: not negative, and not all zero.",
         )
-    shares = [math.floor(number / total * size) for number in numbers]
+    shares = [math.floor(number * size / total) for number in exact]
     for index in range(size - sum(shares)):
         shares[index % count] += 1
     return shares

@@ -150,12 +150,20 @@ class Method(Generic[OptionsT]):
         """
         return None
 
-    def check_tasks(self, number: int) -> None:
-        """Refuse, before any work, a number of tasks that the options cannot take.
+    def check_tasks(self, names: Sequence[str], whole: bool = False) -> str | None:
+        """Refuse, before any work, tasks that the options cannot take.
+
+        Args:
+            names: of the tasks learned and to be learned, in order.
+            whole: these are all of a stream; otherwise others may be yet to come.
+
+        Returns:
+            What a person should know of options that don't fit but do no harm, if there is such a thing.
 
         Raises:
-            InputError: the run would come to more tasks than an option speaks of.
+            InputError: the run would come to more tasks than an option speaks of, or an option speaks of others.
         """
+        return None
 
     def begin_task(self) -> None:
         """Forget the records of the task before."""

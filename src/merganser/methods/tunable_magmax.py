@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from merganser.errors import InputError
+from merganser.errors import InputError, nearest
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.ending import note_merge, timed_merge
 from merganser.methods.kept import read_weights, write_weights
@@ -73,13 +74,22 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         self._features: dict[str, Tensor] = {}
         self._earlier = 0
 
-    def check_tasks(self, number: int) -> None:
+    def check_tasks(self, names: Sequence[str], whole: bool = False) -> str | None:
         given = self.options.preference
-        if isinstance(given, list) and len(given) < number:
+        if isinstance(given, list) and len(given) < len(names):
             raise InputError(
-                f"method.preference has {len(given)} numbers, and the run comes to {number} tasks.",
+                f"method.preference has {len(given)} numbers, and the run comes to {len(names)} tasks.",
                 "Give one per task, or choose uniform, label_overlap or feature_similarity.",
             )
+        for task in self.options.wanted or () if whole else ():
+            if task not in names:
+                hint = nearest(task, names) or f"The stream has {', '.join(names)}."
+                raise InputError(f"method.wanted names '{task}', and the stream has no such task.", hint.strip())
+        if whole and isinstance(given, list) and len(given) > len(names):
+            return (
+                f"method.preference has {len(given)} numbers for {len(names)} tasks: the rest wait for tasks to come."
+            )
+        return None
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         if self.options.preference == "label_overlap":
@@ -133,7 +143,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             return given[: context.index]
         if given == "uniform":
             return [1.0] * context.index
-        learned = list(context.labels)
+        learned = list(context.labels)  # of the wanted tasks, some may be yet to come
         wanted = [task for task in self.options.wanted or learned if task in context.labels] or learned
         if given == "label_overlap":
             return by_label_overlap({task: labels or () for task, labels in context.labels.items()}, wanted)
