@@ -56,7 +56,10 @@ class Became(Method[BecameOptions]):
     title = "BECAME"
     paper = "Li 2025, ICML, arXiv 2504.02666"
     idea = "Train sparing what earlier inputs use, then freely; merge the two where all tasks' losses are least."
-    stores = "the sum of all Fishers (P) and directions of each layer's inputs (at most width x width each)"
+    stores = (
+        "the weights and the sum of all Fishers (2 P), and directions of each layer's inputs "
+        "(at most width x width each)"
+    )
     grows = True
 
     _past: Weights | None = None

@@ -38,7 +38,7 @@ class MagMax(Method[MagMaxOptions]):
     title = "MagMax"
     paper = "Marczak 2024, arXiv 2407.06322"
     idea = "Keep training; deploy half of the largest update that any task has made to each weight."
-    stores = "the last task's own weights (P), the pretrained weights (P) and the largest updates (P)"
+    stores = "the weights, the last task's own, the pretrained ones and the largest updates (4 P)"
     start = "trained"
 
     _largest: Weights | None = None

@@ -49,7 +49,7 @@ class Opcm(Method[OpcmOptions]):
     paper = "Tang 2025, arXiv 2501.09522"
     idea = "Train each task from the pretrained weights; merge what of its update points away from those before."
     stores = (
-        "the pretrained weights (P), two numbers per tensor; "
+        "the weights and the pretrained weights (2 P), two numbers per tensor; "
         "with LoRA also the merged update (p per task, at most the full matrices)"
     )
     grows = True

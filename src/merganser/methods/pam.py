@@ -61,6 +61,7 @@ class Pam(Method[PamOptions]):
     title = "PAM"
     paper = "Sokar 2025, arXiv 2506.03189"
     idea = "While training, reset entries whose sign disagrees with the merged model's; then average over all tasks."
+    stores = "the weights (P), and without LoRA the pretrained ones (P)"
 
     _merged: Weights | None = None
     _origin: Weights | None = None

@@ -56,7 +56,7 @@ class Pm(Method[PmOptions]):
     title = "Perturb-and-Merge"
     paper = "Qiu 2025, arXiv 2505.22389"
     idea = "Perturb training along the task vector; go the share of it at which the losses of all tasks are least."
-    stores = "the pretrained weights (P), the sum of all Fishers (P) and the tasks' weights weighted by them (P)"
+    stores = "the weights, the pretrained weights, the sum of all Fishers and the tasks' weights weighted by them (4 P)"
 
     _past: Weights | None = None
     _centre: Weights | None = None  # sum_i F_i (theta_i - theta_0)

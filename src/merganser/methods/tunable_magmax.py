@@ -65,7 +65,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
     title = "Tunable MagMax"
     paper = "Hiroshima 2026, arXiv 2605.20803"
     idea = "MagMax, in which each task supplies as many of the merged update's entries as it is preferred."
-    stores = "every task's own weights (T P) and the pretrained weights (P)"
+    stores = "every task's own weights (T P), the merged and the pretrained ones (2 P)"
     grows = True
     start = "trained"
 
