@@ -9,6 +9,7 @@ import pytest
 
 from merganser import Learner
 from merganser.errors import InputError
+from merganser.events import Event, Notice
 from merganser.methods import METHODS
 from tests.learner import toys
 from tests.learner.test_learner import Interrupted, at_step, sections, task
@@ -110,3 +111,14 @@ def test_what_a_method_noted_of_a_task_that_broke_off_is_forgotten(tmp_path: Pat
             learner.learn(task("mood"))  # the row is complete; only the news of it broke off
         learner.learn(task("topic"))
         assert learner.session.method.slots == [[1, 2]]  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("name", ["single", "kmerge", "sequential"])
+def test_a_method_that_knows_the_task_says_so(name: str, tmp_path: Path) -> None:
+    given = options_of(name)
+    given["model"]["candidates"] = "seen"
+    told: list[Event] = []
+    with Learner.open(tmp_path / "run", listener=told.append, **given) as learner:
+        learner.learn_stream([task("mood")])
+    notices = [event.text for event in told if isinstance(event, Notice)]
+    assert any("is told each text's task" in text for text in notices) == METHODS[name].several_models

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -214,18 +215,41 @@ def test_a_split_of_texts(tmp_path: Path) -> None:
     assert [len(task.train) for task in stream.tasks] == [6, 6]
 
 
-def test_a_built_in_set_reads_a_folder(folder: Path) -> None:
+def test_a_built_in_set_reads_a_folder(tmp_path: Path) -> None:
+    labels = [f"kind-{i:02d}" for i in range(100)]
     for part in ("train", "test"):
-        for label in ("cat", "dog", "hen", "owl", "fox"):
-            (folder / part / label).mkdir(parents=True)
-            for i in range(2):
-                Image.new("L", (4, 4), i).save(folder / part / label / f"{i}.png")
+        for label in labels:
+            (tmp_path / part / label).mkdir(parents=True)
+            Image.new("L", (4, 4)).save(tmp_path / part / label / "0.png")
     options = StreamOptions.model_validate({"name": "cifar100-5", "folder": ".", "split": {"order_seed": 1}})
-    stream = load_stream(options, folder)
+    stream = load_stream(options, tmp_path)
     assert [task.name for task in stream.tasks] == [f"cifar100-5-{i:02d}" for i in range(1, 6)]
-    assert sorted(label for task in stream.tasks for label in task.labels or ()) == ["cat", "dog", "fox", "hen", "owl"]
-    again = {"name": "cifar100-5", "folder": ".", "split": {"classes_per_task": 4, "order": list_of(stream)}}
-    assert len(load_stream(StreamOptions.model_validate(again), folder).tasks) == 2
+    assert sorted(label for task in stream.tasks for label in task.labels or ()) == labels
+    again = {"name": "cifar100-5", "folder": ".", "split": {"classes_per_task": 40, "order": list_of(stream)}}
+    assert len(load_stream(StreamOptions.model_validate(again), tmp_path).tasks) == 3
+    shutil.rmtree(tmp_path / "train" / "kind-07")
+    with pytest.raises(InputError, match="is a stream of 100 classes, and ./train has 99"):
+        load_stream(options, tmp_path)
+
+
+@pytest.mark.parametrize("mode", ["L", "RGB"])
+def test_grey_of_sixteen_bits_keeps_its_shades(mode: str, tmp_path: Path) -> None:
+    shades = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(shades).save(tmp_path / "deep.png")
+    pixels = np.asarray(Picture("deep", path=tmp_path / "deep.png").decode(mode)).reshape(8, 8, -1)[..., 0]
+    np.testing.assert_array_equal(pixels, np.round(shades / 257))
+
+
+def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((4, 4), np.float32)).save(tmp_path / "odd.tiff")
+    (tmp_path / "list.csv").write_text("file,kind\nodd.tiff,cat\n")
+    with pytest.raises(InputError, match="odd.tiff has pixels of 32 bits"):
+        load_task(TaskOptions(name="t", train="list.csv", image="file", output="kind"), tmp_path)
+
+
+def test_a_folder_that_is_not_there(folder: Path) -> None:
+    with pytest.raises(InputError, match="pest: there is no such file or folder. Did you mean 'pets'"):
+        load_task(TaskOptions(name="pets", train="pest"), folder)
 
 
 def list_of(stream: object) -> list[str]:

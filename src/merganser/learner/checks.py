@@ -32,6 +32,11 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
+    if session.method.several_models and session.config.model.candidates == "seen":
+        text = (
+            f"{session.method.title} is told each text's task: an answer is sought among that task's labels, not all."
+        )
+        session.listener(Notice(text))
     names = [task.name for task in tasks]
     remark = session.method.check_tasks([*names, *(record.name for record in records[len(names) :])], whole=True)
     if remark is not None:

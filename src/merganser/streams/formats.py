@@ -110,6 +110,8 @@ def read_file(path: Path, shown: str | None = None) -> Table:
     shown = shown or str(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
+        if not ending and not path.exists():
+            raise InputError(f"{shown}: there is no such file or folder.", _neighbour(path))
         raise InputError(
             f"{shown}: the ending '{ending}' is not one that can be read.",
             f"Use one of {', '.join(ENDINGS)}, or hub:owner/name for a data set of the hub.",

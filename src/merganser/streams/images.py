@@ -77,7 +77,7 @@ class Picture:
         return self.size if self.size is not None else len(self.read())
 
     def decode(self, mode: str) -> Image:
-        """The image, turned as its camera says, in mode ``L`` (grey) or ``RGB``.
+        """The image, turned as its camera says, in mode ``L`` (grey) or ``RGB``; of 16 bits the upper ones.
 
         Raises:
             InputError: it cannot be decoded; names it.
@@ -85,7 +85,8 @@ class Picture:
         from PIL import Image, ImageOps
 
         try:
-            return ImageOps.exif_transpose(Image.open(io.BytesIO(self.read()))).convert(mode)
+            image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.read())))
+            return (_in_eight_bits(image) if image.mode.startswith("I;16") else image).convert(mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
 
@@ -99,14 +100,28 @@ class Picture:
 
         try:
             with Image.open(io.BytesIO(self.read())) as image:
+                deep = image.mode in ("I", "F")
                 image.verify()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
+        if deep:
+            raise InputError(
+                f"{self.name} has pixels of 32 bits, and nothing says which of their values is white.",
+                "Save it with 8 or 16 bits.",
+            )
 
     def _unreadable(self, error: Exception) -> InputError:
         # Pillow names the buffer it was given, which tells nobody anything.
         why = str(error).split("<_io")[0].strip() or type(error).__name__
         return InputError(f"{self.name} is not an image that can be read: {why}.", "Replace the file, or remove it.")
+
+
+def _in_eight_bits(image: Image) -> Image:
+    """A grey image of 16 bits in 8, white staying white; Pillow's own conversion cuts off all above 255."""
+    import numpy as np
+    from PIL import Image as images
+
+    return images.fromarray(((np.asarray(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
 
 
 def picture_of(value: Any, name: str, folder: Path) -> Picture:

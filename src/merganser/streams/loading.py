@@ -96,6 +96,12 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
             splits["train"], splits[part] = hold_out(splits["train"], share, generator(seed, "held out", part))
             record[part] = f"{share:g} of each class of train, drawn with seed {seed}"
     labels, texts = _label_set("train" if split.labels == "auto" else split.labels, splits["train"])
+    if options.name in IMAGE_SETS and len(labels or ()) != IMAGE_SETS[options.name].classes:
+        raise InputError(
+            f"{options.name} is a stream of {IMAGE_SETS[options.name].classes} classes, and {split.train} has "
+            f"{len(labels or ())}.",
+            "Give the whole data set, or describe your own under stream.split without a name.",
+        )
     order = class_order(split, labels or (), base)
     tasks = []
     for number, chosen in enumerate(groups(order, split), start=1):
