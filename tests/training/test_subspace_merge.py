@@ -213,7 +213,10 @@ def merged(trajectory: Trajectory, backbone: Backbone, **options: Any) -> tuple[
     return Weights.of(backbone.module).snapshot(), report
 
 
-@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 8, "ridge": 1e8}])
+NO_TERM = {"steps": 8, "align": "none", "consistency": 0, "measure": "off"}
+
+
+@pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 8, "ridge": 1e8}, NO_TERM])
 @pytest.mark.parametrize("lora", [False, True])
 def test_no_steps_and_a_huge_ridge_are_the_interpolation(change: dict[str, Any], lora: bool) -> None:
     backbone = backbone_of(lora=lora)

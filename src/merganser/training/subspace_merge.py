@@ -233,6 +233,7 @@ class SubspaceMerge:
                 found = self._predictor.predict(batch)
                 loss = found.own_loss if options.align == "own" else found.loss
                 align = loss if answers is None else divergence(answers, found.answers)
+                align = align * 0 if options.align == "none" else align
             consistency = align * 0 if kept is None else divergence(kept, self._kept(found), options.temperature)
             value = consistency if consistency_only else align + options.consistency * consistency
             slopes = torch.autograd.grad(

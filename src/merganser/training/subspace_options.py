@@ -36,11 +36,11 @@ class SubspaceOptions(BaseModel):
         description="how Hessian-vector products are computed: exactly, or by central differences, which need less "
         "memory and a model without ReLU (T5 has it)",
     )
-    align: Literal["own", "loss", "kl"] = Field(
+    align: Literal["own", "loss", "kl", "none"] = Field(
         "own",
         description="alignment with the task: its loss among its own labels alone, which leaves the balance with "
-        "earlier labels to consistency (models that write text: its loss); its loss; or the divergence from the "
-        "trained model",
+        "earlier labels to consistency (models that write text: its loss); its loss; the divergence from the "
+        "trained model; or nothing",
     )
     kept_labels: Literal["seen", "earlier"] = Field(
         "seen",
