@@ -299,6 +299,7 @@ def test_misuse_is_named() -> None:
         ({"min_interval": 9, "max_interval": 8}, "max_interval"),
         ({"cold_start": -1}, "cold_start"),
         ({"threshold_factor": 0.0}, "threshold_factor"),
+        ({"threshold_factor": float("inf")}, "threshold_factor"),
         ({"warmup_fraction": 1.5}, "warmup_fraction"),
         ({"early_alarms": 0}, "early_alarms"),
         ({"rehearsal_steps": -1}, "rehearsal_steps"),
@@ -313,6 +314,16 @@ def test_impossible_numbers_are_refused_by_name(options: dict[str, float], word:
         MergeController(**options)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="settled_calm"):
         WeightTable(settled_calm=1.2)
+
+
+def test_a_threshold_can_always_be_written_down() -> None:
+    controller = MergeController(interval=2, threshold_factor=1e308)
+    for step in range(1, 4):
+        controller.observe(step, 100.0)
+    assert controller.threshold is not None
+    json.dumps(controller.state_dict(), allow_nan=False)
+    assert controller.observe(4, 1e300) is not None  # forced: the threshold itself is never reached
+    assert controller.alarms == 1
 
 
 @given(

@@ -13,7 +13,6 @@ from typing import Annotated, Any, Union
 import yaml
 from pydantic import (
     BaseModel,
-    ConfigDict,
     Field,
     GetJsonSchemaHandler,
     SerializeAsAny,
@@ -28,6 +27,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from merganser.errors import InputError, nearest
 from merganser.methods import METHODS, MethodOptions
 from merganser.models.options import ModelOptions
+from merganser.options import StrictOptions
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import MAY_CHANGE, TrainingOptions
 
@@ -41,10 +41,8 @@ class AnyMethod:
         return handler(TypeAdapter(Annotated[options, Field(discriminator="name")]).core_schema)
 
 
-class EvaluationOptions(BaseModel):
+class EvaluationOptions(StrictOptions):
     """What is measured after every task."""
-
-    model_config = ConfigDict(extra="forbid")
 
     future: bool = Field(
         True,
@@ -54,10 +52,8 @@ class EvaluationOptions(BaseModel):
     batch: int = Field(64, gt=0, description="texts answered at a time")
 
 
-class RunConfig(BaseModel):
+class RunConfig(StrictOptions):
     """A run: which model learns which stream by which method."""
-
-    model_config = ConfigDict(extra="forbid")
 
     model: ModelOptions
     stream: StreamOptions | None = Field(None, description="the tasks, in order; not needed when tasks come one by one")

@@ -10,6 +10,7 @@ Continual Learning", EMNLP 2025 (arXiv 2509.17348), and the behaviour of the pro
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any, Literal
@@ -137,8 +138,10 @@ class MergeController:
             raise ValueError(f"interval is {interval}; it counts inner steps and must be at least 1")
         if cold_start < 0:
             raise ValueError(f"cold_start is {cold_start}; it counts merges and cannot be negative")
-        if not threshold_factor > 0:
-            raise ValueError(f"threshold_factor is {threshold_factor}; it multiplies a loss and must be positive")
+        if not 0 < threshold_factor < math.inf:
+            raise ValueError(
+                f"threshold_factor is {threshold_factor}; it multiplies a loss and must be positive and finite"
+            )
         if not 0.0 <= warmup_fraction <= 1.0:
             raise ValueError(f"warmup_fraction is {warmup_fraction}; it is a share of the interval, between 0 and 1")
         if early_alarms < 1:
@@ -248,7 +251,8 @@ class MergeController:
             if probe_loss is not None:
                 self._losses.append(probe_loss)
             if self._steps >= self._warmup and self._losses:
-                self.threshold = math.fsum(self._losses) / len(self._losses) * self.threshold_factor
+                mean = math.fsum(self._losses) / len(self._losses)
+                self.threshold = min(mean * self.threshold_factor, sys.float_info.max)  # must be written down
         self._steps += 1
 
         if step >= self.due_step and self.alarms >= 1:

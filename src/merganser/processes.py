@@ -76,6 +76,16 @@ def end() -> None:
     os._exit(0)
 
 
+def lost(error: BaseException) -> bool:
+    """Whether this is how a process notices that another one has gone: the exchange with it fails."""
+    if _group() is None or not isinstance(error, RuntimeError):
+        return False
+    import torch
+
+    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, torch.distributed.DistError) or any(each in str(error) for each in told)
+
+
 def _group() -> Any:
     """``torch.distributed`` where several processes have met, else ``None``. Does not load torch."""
     found = sys.modules.get("torch.distributed")

@@ -175,6 +175,36 @@ def test_no_run_there(merganser: Command, tmp_path: Path) -> None:
     assert not folder.exists()
 
 
+def test_a_run_without_its_file(run: Path, merganser: Command) -> None:
+    (run / "run.yaml").unlink()
+    before = contents(run)
+    done = merganser("run", run.parent / "stream.yaml", "--out", run)
+    cause = f"'{run}' is a damaged run: it has tasks and no run.yaml."
+    assert (done.code, done.error) == (2, f"{cause} Restore run.yaml from a copy, or choose a new folder.")
+    (run / "run.yaml").write_text("foo: 1\n")
+    done = merganser("ask", run, "a text")
+    assert (done.code, done.error.endswith("Restore it from a copy.")) == (2, True)
+    (run / "run.yaml").unlink()
+    assert contents(run) == before
+
+
+@pytest.mark.parametrize(
+    ("section", "key", "value"),
+    [("method", "interval", True), ("training", "batch", True), ("method", "guard_factor", False)],
+)
+def test_truth_for_a_number(section: str, key: str, value: bool, tmp_path: Path, merganser: Command) -> None:
+    done = merganser("run", write_stream(tmp_path, **{section: {key: value}}), "--out", tmp_path / "out")
+    assert done.code == 2
+    assert f"{key}: {str(value).lower()} is not meant here" in done.error
+
+
+def test_an_endless_threshold(tmp_path: Path, merganser: Command) -> None:
+    done = merganser(
+        "run", write_stream(tmp_path, method={"threshold_factor": float("inf")}), "--out", tmp_path / "out"
+    )
+    assert (done.code, "threshold_factor" in done.error) == (2, True)
+
+
 def test_a_folder_with_something_else_in_it(merganser: Command, tmp_path: Path) -> None:
     stream = write_stream(tmp_path / "in")
     (tmp_path / "thesis").mkdir()
@@ -336,12 +366,13 @@ def test_a_fault_of_the_program_says_so(run: Path, merganser: Command, monkeypat
         ("tasks/01-mood/row.json", lambda text: text.replace('"row"', '"raw"', 1), "row.json' is damaged:"),
         ("tasks/01-mood/row.json", None, "row.json' is damaged: it is missing."),
         ("tasks/02-topic/memory.jsonl", lambda text: text[:-20], "memory.jsonl' is damaged: line 4 is cut off."),
-        ("tasks/01-mood/memory.jsonl", lambda text: "", "is damaged: it holds 0 examples, and row.json says 4."),
+        ("tasks/01-mood/memory.jsonl", lambda text: "", "is damaged: it has 0 lines, and row.json says 4."),
         (
             "tasks/02-topic/memory.jsonl",
             lambda text: text.split("\n", 1)[1],
-            "holds 3 examples, and row.json says 4.",
+            "it has 3 lines, and row.json says 4.",
         ),
+        ("tasks/01-mood/test.jsonl", lambda text: "", "test.jsonl' is damaged: it has 0 lines, and row.json says "),
         ("tasks/01-mood/memory.jsonl", None, "memory.jsonl' is damaged: it is missing."),
         ("tasks/01-mood/memory.jsonl", lambda text: text.replace('"input"', '"in"', 1), "damaged: line 1: "),
         ("tasks/02-topic/test.jsonl", lambda text: "nonsense\n" + text, "test.jsonl' is damaged: line 1: "),

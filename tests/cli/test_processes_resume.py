@@ -93,6 +93,22 @@ def test_one_process_goes_on_from_two(kind: str, spawner: Spawner, tmp_path: Pat
     alike(one, run)
 
 
+def test_the_other_process_is_killed(spawner: Spawner, tmp_path: Path) -> None:
+    stream = stream_of(tmp_path, {"training": {"steps": 200, "checkpoint_steps": 1}})
+    run = tmp_path / "run"
+    with meeting(2) as environments:
+        numbers = [spawner.start("run", stream, "--out", run, environment=each) for each in environments]
+        until(lambda: newest(run) >= 3)
+        os.kill(numbers[1], signal.SIGKILL)
+        first = spawner.wait(numbers[0])
+        spawner.wait(numbers[1])
+    assert first.code == 1
+    assert first.err.splitlines()[-1] == (
+        "error: another process of this run has gone. The same command goes on from the last checkpoint."
+    )
+    assert newest(run) >= 3
+
+
 def test_two_processes_go_on_from_one(spawner: Spawner, tmp_path: Path) -> None:
     stream = stream_of(tmp_path, {"training": {"steps": STEPS, "checkpoint_steps": 1}})
     one, run = tmp_path / "one", tmp_path / "run"

@@ -51,6 +51,19 @@ def test_reset_is_a_fresh_load(load: Loader, kind: str, lora: LoraOptions | None
     assert same(weights(backbone), weights(load(kind, lora=lora, seed=5)))
 
 
+def test_equal_adapters_are_equal_files(load: Loader, tmp_path: Path) -> None:
+    """Whatever order PEFT's sets have, and whether a number was written with a point."""
+    backbone = load("matcher", lora=LORA)
+    backbone.save_weights(tmp_path / "one")
+    config = backbone.model.peft_config["default"]  # type: ignore[union-attr]
+    config.target_modules, config.lora_alpha = ["value", "query"], float(config.lora_alpha)
+    config.target_modules = set(config.target_modules)
+    backbone.save_weights(tmp_path / "other")
+    one, other = ((tmp_path / name / "adapter_config.json").read_bytes() for name in ("one", "other"))
+    assert one == other
+    assert json.loads(one)["target_modules"] == ["query", "value"]
+
+
 def test_an_adapter_has_pefts_files(load: Loader, tmp_path: Path) -> None:
     backbone = load("matcher")
     backbone.save_weights(tmp_path)

@@ -137,9 +137,11 @@ def main() -> None:
             sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
-        print(
-            f"error: {type(error).__name__}: {error}. This is a fault of the program, not yours; "
-            "--debug shows where it happened.",
-            file=sys.stderr,
-        )
+        if processes.lost(error):
+            message = "another process of this run has gone. The same command goes on from the last checkpoint."
+        else:
+            message = (
+                f"{type(error).__name__}: {error}. This is a fault of the program, not yours; --debug shows where."
+            )
+        print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None

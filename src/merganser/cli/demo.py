@@ -26,9 +26,8 @@ def demo(
     The same stream is learned by plain sequential fine-tuning at the same time, to compare. Needs two packages that
     `make demo` installs (scripts/fetch_demo_assets.sh).
     """
-    from rich.console import Console
-
     from merganser.cli.live import learn_stream, show_result
+    from merganser.cli.output import OutputConsole
     from merganser.demo import BaselineRun, demo_config, demo_tasks
     from merganser.report import write_report
     from merganser.runs import read_run
@@ -37,7 +36,7 @@ def demo(
     tasks = demo_tasks(seed, quick)
     beside = BaselineRun(out / "sequential", seed, quick) if baseline and method != "sequential" else None
     command = f"merganser demo --out {out} --seed {seed} --method {method}" + (" --quick" if quick else "")
-    console = Console()
+    console = OutputConsole()
     if beside is not None:
         with beside:
             record = learn_stream(out / method, config, tasks, command=command, summary=False)

@@ -32,8 +32,9 @@ def evaluate(
             )
         )
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from merganser.cli.output import OutputConsole
 
     table = Table(title=f"Scores of {run}")
     for column in ("task", "metric"):
@@ -45,4 +46,4 @@ def evaluate(
     mean = sum(score.value for score in scores.values()) / len(scores)
     table.add_section()
     table.add_row("OP", "mean over tasks", f"{100 * mean:.1f}", "", "")
-    Console().print(table)
+    OutputConsole().print(table)

@@ -29,12 +29,13 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
+    from merganser.cli.output import OutputConsole
+
     table = Table(title="Methods", show_lines=True)
-    console = Console()
+    console = OutputConsole()
     # Shared out by hand: in 80 columns every name, word and arXiv number still has a line of its own, uncut.
     left = max(0, console.width - 80)
     table.add_column("method: name, and idea", width=15 + left // 2, overflow="fold")

@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merganser import processes
+from merganser.cli.output import OutputConsole, ProgressConsole
 from merganser.events import Evaluating, Event, Listener, Merged, Notice, RowDone, StepDone, TaskStarted
 
 if TYPE_CHECKING:
@@ -120,7 +121,7 @@ class LiveView:
 @contextlib.contextmanager
 def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
     """A listener that shows what happens inside the block; on standard error, so that output can be piped."""
-    view = LiveView(console or Console(stderr=True), title)
+    view = LiveView(console or ProgressConsole(), title)
     if view.live is None:
         yield view
         return
@@ -212,7 +213,7 @@ def learn_stream(
     """Learn a stream with a live view, write the report, print the result."""
     from merganser.learner import Learner
 
-    console = Console(stderr=True)
+    console = ProgressConsole()
     with (
         watching(f"Merganser: {config.method.name} on {len(tasks)} tasks", console) as listener,
         Learner.of_config(out, config, listener=listener, command=command) as learner,
@@ -252,7 +253,7 @@ def learn_one(run: Path, task: Task, config: RunConfig | None, model: str | None
 def _finish(run: Path, record: RunRecord) -> None:
     from merganser.report import write_report
 
-    console = Console()
-    show_result(console, record)
     page = processes.on_main(lambda: write_report(record, run / "report.html"))
+    console = OutputConsole()
+    show_result(console, record)
     console.print(f"\nThe run is in {run}; open {page} to see it.", highlight=False, soft_wrap=True)

@@ -41,9 +41,9 @@ def replay(
     if as_json:
         typer.echo(json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False))
         return
-    from rich.console import Console
+    from merganser.cli.output import OutputConsole
 
-    console = Console()
+    console = OutputConsole()
     words = [f"{key} {_say(new)} instead of {_say(old)}" for key, (old, new) in found.changes.items()]
     console.print(f"Replayed with {', '.join(words) or 'the options of the run'}.", highlight=False, soft_wrap=True)
     for each in found.tasks:

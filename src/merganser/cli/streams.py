@@ -50,8 +50,9 @@ def streams(
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
         return
-    from rich.console import Console
     from rich.table import Table
+
+    from merganser.cli.output import OutputConsole
 
     table = Table(title="Built-in streams", show_lines=True)
     table.add_column("name", no_wrap=True)
@@ -62,7 +63,7 @@ def streams(
         tasks = row["tasks"]
         assert isinstance(tasks, list)
         table.add_row(str(row["name"]), str(row["description"]), " ".join(tasks), str(row["metric"]))
-    console = Console()
+    console = OutputConsole()
     console.print(table)
     console.print(
         "In a configuration: [bold]stream: {name: long-sequence-1, folder: data}[/bold], where the folder has train/, "

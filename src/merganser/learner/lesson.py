@@ -300,16 +300,16 @@ class Lesson:
                 if chosen
                 else MemoryRecord()
             )
-        tests = [(task.name, example) for task in self.tasks for example in task.test]
-        write_json_lines(folder / "memory.jsonl", [as_line(kept_example(*each)) for each in kept])
-        write_json_lines(folder / "test.jsonl", [as_line(kept_example(*each)) for each in tests])
-        devs = [(task.name, example) for task in self.tasks for example in task.dev] if self.selector else []
+        examples = {"memory": kept, "test": [(task.name, example) for task in self.tasks for example in task.test]}
         if self.selector is not None:
-            write_json_lines(folder / "dev.jsonl", [as_line(kept_example(*each)) for each in devs])
-        write_images(folder, [example for _, example in [*kept, *tests, *devs]])
+            examples["dev"] = [(task.name, example) for task in self.tasks for example in task.dev]
+        lines = {name: [as_line(kept_example(*each)) for each in part] for name, part in examples.items()}
+        lines["merges"] = [merge.model_dump() for merge in self.session.method.records.merges]
+        lines["signals"] = [signal.model_dump() for signal in self._signals(outcome.log)]
+        for name, part in lines.items():
+            write_json_lines(folder / f"{name}.jsonl", part)
+        write_images(folder, [example for part in examples.values() for _, example in part])
         prototypes = self._write_prototypes(folder)
-        write_json_lines(folder / "merges.jsonl", [merge.model_dump() for merge in self.session.method.records.merges])
-        write_json_lines(folder / "signals.jsonl", [signal.model_dump() for signal in self._signals(outcome.log)])
         cost.seconds = time.perf_counter() - self.began
         remembered = memory_bytes([example for _, example in [*self.session.memory(), *kept]])
         position = len(self.session.learned)
@@ -346,7 +346,8 @@ class Lesson:
             for offset, task in enumerate(self.tasks)
         ]
         metrics = {task.name: task.metric for task in self._known()}
-        file = RowFile(row=number, tasks=records, scores=row, earlier=earlier, metrics=metrics)
+        counts = {name: len(part) for name, part in lines.items()}
+        file = RowFile(row=number, tasks=records, scores=row, earlier=earlier, metrics=metrics, lines=counts)
         write_json(folder / "row.json", file.model_dump())
 
     def _answered_by(self, number: int) -> dict[str, int]:

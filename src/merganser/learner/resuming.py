@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -11,7 +12,7 @@ from merganser.events import Notice
 from merganser.learner.selecting import BestWeights
 from merganser.learner.session import Session
 from merganser.runs.checkpoint import CheckpointFolder
-from merganser.streams.task import Task
+from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.state import Resumable
 
@@ -22,11 +23,21 @@ def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> Chec
         "tasks": [task.name for task in tasks],
         "fingerprints": [task.fingerprint() for task in tasks],
         "before": [task.fingerprint for row in session.directory.rows() for task in row.tasks],
+        "memory": _digest(session.memory()),
         "config": session.config.digest(),
     }
     return CheckpointFolder(
         session.directory.path, number, identity, processes.rank(), processes.count(), processes.sharded()
     )
+
+
+def _digest(examples: Sequence[tuple[str, Example]]) -> str:
+    """SHA-256 of examples as they are read: with others than before, a task would not end as it began."""
+    digest = hashlib.sha256()
+    for task, example in examples:
+        read = example.input if example.image is None else example.image.sha256
+        digest.update("\0".join((task, read, example.output, "")).encode())
+    return digest.hexdigest()
 
 
 def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:

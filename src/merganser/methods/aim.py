@@ -54,7 +54,7 @@ class AimOptions(MethodOptions):
     min_interval: int = Field(2, ge=1, description="shortest planned interval")
     max_interval: int = Field(128, ge=1, description="longest planned interval")
     threshold_factor: float = Field(
-        2.0, gt=0, description="alarm at this multiple of the interval's first probe losses"
+        2.0, gt=0, allow_inf_nan=False, description="alarm at this multiple of the interval's first probe losses"
     )
     warmup_fraction: float = Field(
         2 / 3, ge=0, le=1, description="share of the interval whose probe losses are averaged"

@@ -12,9 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict
-
 from merganser.events import Listener, silent
+from merganser.options import StrictOptions
 from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.options import TrainingOptions
 from merganser.training.state import TaskState
@@ -29,10 +28,8 @@ if TYPE_CHECKING:
 Start = Literal["deployed", "trained", "pretrained"]
 
 
-class MethodOptions(BaseModel):
+class MethodOptions(StrictOptions):
     """Base of every method's options; ``name`` selects the method."""
-
-    model_config = ConfigDict(extra="forbid")
 
     name: str
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
+
+from merganser.options import StrictOptions
 
 Kind = Literal["seq2seq", "causal", "matcher"]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -17,13 +19,13 @@ Candidates = Literal["task", "seen"]
 MATCHER_ONLY = ("pooling", "temperature", "candidates", "label_prompt")
 
 
-class LoraOptions(BaseModel):
+class LoraOptions(StrictOptions):
     """Low-rank adapters (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models").
 
     A linear layer ``y = W x`` becomes ``y = W x + (alpha / r) B A x``; only ``A`` and ``B`` are trained.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     r: int = Field(default=8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
     alpha: float = Field(default=32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
@@ -49,10 +51,10 @@ class LoraOptions(BaseModel):
         return value
 
 
-class ModelOptions(BaseModel):
+class ModelOptions(StrictOptions):
     """Which pretrained model learns, and which of its weights."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
     name: str = Field(min_length=1, description="hub id, folder, or a .gguf file")
     kind: Kind = Field(

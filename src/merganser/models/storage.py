@@ -41,6 +41,12 @@ def save_adapter(model: Any, folder: Path) -> None:
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.inference_mode = True  # as PEFT writes it: a file is for use; who trains says so when loading
+    # Equal adapters are equal files: PEFT's sets have no order, and 32.0 is 32.
+    for key in ("target_modules", "exclude_modules"):
+        if isinstance(getattr(config, key), set):
+            setattr(config, key, sorted(getattr(config, key)))
+    if float(config.lora_alpha).is_integer():
+        config.lora_alpha = int(config.lora_alpha)
     config.save_pretrained(str(folder))
 
 

@@ -32,7 +32,7 @@ from merganser.runs.atomic import (
 )
 from merganser.runs.checkpoint import clear, folder_of, sweep
 from merganser.runs.lock import RunLock
-from merganser.runs.reading import damaged, problem, read_lines, read_record, read_text
+from merganser.runs.reading import damaged, problem, read_record, read_row_lines, read_text
 from merganser.runs.record import (
     FORMAT,
     KeptExample,
@@ -125,6 +125,11 @@ class RunDirectory:
         if path.is_dir():
             beginnings = {".lock", "tasks", f"run.yaml{PARTIAL}"}
             strange = [file for file in path.iterdir() if file.name not in beginnings]
+        if any(ROW_FOLDER.fullmatch(folder.name) for folder in path.glob("tasks/*")) and not RunDirectory.exists(path):
+            raise InputError(
+                f"'{path}' is a damaged run: it has tasks and no run.yaml.",
+                "Restore run.yaml from a copy, or choose a new folder.",
+            )
         if strange:
             raise InputError(f"'{path}' exists and is not a run.", "Choose a new folder.")
 
@@ -194,7 +199,7 @@ class RunDirectory:
 
     def examples(self, folder: Path, name: str) -> list[KeptExample]:
         """The examples in a row's ``memory.jsonl`` or ``test.jsonl``; the row before training has none."""
-        return [] if is_start(folder) else read_lines(folder / f"{name}.jsonl", KeptExample)
+        return [] if is_start(folder) else read_row_lines(folder, name, KeptExample)
 
     @processes.main_only
     def begin_row(self, row: int, name: str) -> Path:
@@ -360,8 +365,9 @@ class RunDirectory:
             match = ROW_FOLDER.fullmatch(folder.name.removesuffix(PARTIAL))
             name = match[2] if match else folder.name
             shutil.rmtree(folder)
-            then = "it goes on from its last checkpoint" if goes_on else "it starts again from the task before it"
-            notes.append(f"'{name}' had been interrupted; {then}.")
+            # Whether a checkpoint can be used is found out, and said, when the task begins.
+            then = "" if goes_on else "; it starts again from the task before it"
+            notes.append(f"'{name}' had been interrupted{then}.")
         if folders and not self._is_fresh(folders[-1]):
             self.refresh()
             notes.append("scores, ledger and model were brought up to date with the tasks learned.")
@@ -383,7 +389,7 @@ class RunDirectory:
         """All merges of these rows, or of all that count."""
         folders = self.row_folders() if folders is None else folders
         trained = [folder for folder in folders if not is_start(folder)]
-        return [merge for folder in trained for merge in read_lines(folder / "merges.jsonl", MergeRecord)]
+        return [merge for folder in trained for merge in read_row_lines(folder, "merges", MergeRecord)]
 
     def record(self) -> RunRecord:
         """Everything the report needs."""
@@ -393,7 +399,7 @@ class RunDirectory:
         for folder, row in zip(folders, rows, strict=True):
             # Tasks learned together share one training; their signals are kept under the first one's name.
             if row.tasks:
-                signals[row.tasks[0].name] = read_lines(folder / "signals.jsonl", SignalRecord)
+                signals[row.tasks[0].name] = read_row_lines(folder, "signals", SignalRecord)
         return RunRecord(
             path=str(self.path),
             info=self.info,

@@ -8,16 +8,17 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from merganser.errors import InputError
+from merganser.runs.record import RowFile
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def damaged(path: Path, why: str) -> InputError:
     """The error for a file of a run that cannot be read."""
-    return InputError(
-        f"'{path}' is damaged: {why}.",
-        "Restore it from a copy; or delete its folder under tasks/, if it is the last, to go back to the row before.",
-    )
+    remedy = "Restore it from a copy"
+    if any(folder.name == "tasks" for folder in list(path.parents)[1:3]):  # a row's
+        remedy += "; or delete its folder under tasks/, if it is the last, to go back to the row before"
+    return InputError(f"'{path}' is damaged: {why}.", f"{remedy}.")
 
 
 def read_text(path: Path) -> str:
@@ -74,4 +75,19 @@ def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
             records.append(kind.model_validate_json(line))
         except ValidationError as error:
             raise damaged(path, f"line {number}: {problem(error)}") from error
+    return records
+
+
+def read_row_lines(folder: Path, name: str, kind: type[RecordT]) -> list[RecordT]:
+    """The records of one of the JSON-lines files of a row.
+
+    Raises:
+        InputError: as :func:`read_lines`; or it has other lines than the row says: with fewer, what was learned would
+            be lost without a word.
+    """
+    path = folder / f"{name}.jsonl"
+    records = read_lines(path, kind)
+    told = read_record(folder / "row.json", RowFile).lines.get(name, len(records))
+    if len(records) != told:
+        raise damaged(path, f"it has {len(records)} lines, and row.json says {told}")
     return records

@@ -191,6 +191,9 @@ class RowFile(Record):
         default_factory=dict, description="row -> scores of tasks that were not known when that row was measured"
     )
     metrics: dict[str, str] = Field(description="text score used for each task in the row")
+    lines: dict[str, int] = Field(
+        default_factory=dict, description="lines of each .jsonl file beside it, so that one cut short is found"
+    )
 
 
 class MetricRecord(Record):

@@ -6,9 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from merganser.errors import InputError, nearest
+from merganser.options import StrictOptions
 from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.image_sets import IMAGE_SETS
 from merganser.streams.prompts import prompt_fields
@@ -36,10 +37,10 @@ def name_problem(name: str) -> str:
     return ""
 
 
-class Options(BaseModel):
+class Options(StrictOptions):
     """Base of the options: unknown keys are an error, values never change."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(frozen=True)
 
 
 class TaskSettings(Options):

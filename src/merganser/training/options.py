@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from merganser.errors import InputError
+from merganser.options import StrictOptions
 
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 """Options that change no result, and may differ when a run is continued."""
@@ -28,10 +29,8 @@ PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 
-class TrainingOptions(BaseModel):
+class TrainingOptions(StrictOptions):
     """How one task is optimised. The defaults are AimMerging's for T5-large."""
-
-    model_config = ConfigDict(extra="forbid")
 
     epochs: float = Field(10, gt=0, allow_inf_nan=False, description="passes over the task's training examples")
     steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
+
+from merganser.options import StrictOptions
 
 
-class SubspaceOptions(BaseModel):
+class SubspaceOptions(StrictOptions):
     """How trained weights are merged into those the task started from."""
-
-    model_config = ConfigDict(extra="forbid")
 
     weight: float = Field(0.3, ge=0, le=1, description="w: the merge starts as the interpolation at this weight")
     consistency: float = Field(
