@@ -376,7 +376,8 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         "was found is told in [docs/methods/trm.md](../../docs/methods/trm.md#measured).",
         "",
         f"TRM has its defaults but for what a merge may spend: batches of 32, {budgets} (defaults: 128 and 60): a task "
-        "is trained for no more than 39 to 75 steps here. The machine was busy: seconds are not to be compared between tables.",
+        "is trained for no more than 39 to 75 steps here. The machine was busy: seconds of one table are not "
+        "to be compared with those of another.",
     ]
     titles = {"fashion": "Fashion-MNIST, classes 2 + 2 + 1", "news": "20 newsgroups, 5 x 4"}
     for stream, title in titles.items():
