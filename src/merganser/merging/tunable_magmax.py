@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.rule import SCALE, SEED, WEIGHT, Rule
+from merganser.merging.rule import SCALE, SEED, WEIGHT, Rule, sum_of
 from merganser.merging.tensors import Array, gather, like, per_model
 from merganser.merging.trim import draws, mask_key
 
@@ -66,7 +66,7 @@ def tunable_magmax(
 def quotas(weights: float | Sequence[float], count: int, size: int) -> list[int]:
     """Entries that each of ``count`` tasks supplies of ``size``."""
     numbers = per_model(weights, count, "weight")
-    total = math.fsum(numbers)
+    total = sum_of(numbers)
     if min(numbers) < 0.0 or total <= 0.0:
         raise InputError(
             f"The weights are {', '.join(f'{number:g}' for number in numbers)}.",
