@@ -93,6 +93,15 @@ def test_a_configuration_of_mergekit_is_read(family: dict[str, Path], tmp_path: 
     np.testing.assert_allclose(merged["model.scale"], (a["model.scale"] + b["model.scale"]) / 2, rtol=1e-6)
 
 
+def test_filters_of_mergekit_that_leave_a_tensor_without_a_weight_are_refused(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    models = [{"model": str(family[key]), "parameters": {"weight": [{"filter": "mlp", "value": 3}]}} for key in "ab"]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    said = refused("--mergekit", tmp_path / "config.yml", "--out", tmp_path / "out")
+    assert "weight has no value for model.embed_tokens.weight" in said
+
+
 def test_a_dry_run_writes_nothing(family: dict[str, Path], tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = run(

@@ -120,6 +120,7 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"merge_method": "arcee_fusion"}, "'arcee_fusion' has no counterpart"),
         ({"tokenizer_source": "union"}, "tokenizer source 'union'"),
         ({"tokenizer": {"source": "base", "tokens": {}}}, "tokenizer.tokens"),
+        ({"tokenizer": {1: "base", "tokens": {}}}, "tokenizer.1"),
         ({"chat_template": "auto"}, "chat_template"),
         ({"modules": {"x": {}}}, "modules"),
         ({"lora": 1}, "lora can't be expressed"),

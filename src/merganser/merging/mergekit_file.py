@@ -147,8 +147,8 @@ def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None
     source = content.get("tokenizer_source")
     tokenizer = content.get("tokenizer")
     if isinstance(tokenizer, Mapping):
-        if set(tokenizer) - {"source"}:
-            raise _inexpressible(where, f"tokenizer.{sorted(set(tokenizer) - {'source'})[0]}")
+        if others := sorted(map(str, set(tokenizer) - {"source"})):
+            raise _inexpressible(where, f"tokenizer.{others[0]}")
         source = tokenizer.get("source")
     if source not in (None, "base") and source != base:
         raise _inexpressible(where, f"tokenizer source {source!r} (only the base's is kept, as it is)")

@@ -36,7 +36,7 @@ def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
     kinds = [checkpoint.config.get("model_type") for checkpoint in (reference, other)]
     if None not in kinds and kinds[0] != kinds[1]:
         raise InputError(
-            f"{reference.label} is of model_type {kinds[0]!r}, {other.label} of {kinds[1]!r}.",
+            f"{reference.label} is of model_type {kinds[0]!r:.60}, {other.label} of {kinds[1]!r:.60}.",
             "Models of one architecture can be merged; to merge all the same what has equal names and shapes, use "
             "--common-only.",
         )
