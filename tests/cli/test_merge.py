@@ -93,6 +93,15 @@ def test_a_configuration_of_mergekit_is_read(family: dict[str, Path], tmp_path: 
     np.testing.assert_allclose(merged["model.scale"], (a["model.scale"] + b["model.scale"]) / 2, rtol=1e-6)
 
 
+def test_filters_of_mergekit_that_leave_a_tensor_without_a_weight_are_refused(
+    family: dict[str, Path], tmp_path: Path
+) -> None:
+    models = [{"model": str(family[key]), "parameters": {"weight": [{"filter": "mlp", "value": 3}]}} for key in "ab"]
+    (tmp_path / "config.yml").write_text(yaml.safe_dump({"merge_method": "linear", "models": models}))
+    said = refused("--mergekit", tmp_path / "config.yml", "--out", tmp_path / "out")
+    assert "weight has no value for model.embed_tokens.weight" in said
+
+
 def test_a_dry_run_writes_nothing(family: dict[str, Path], tmp_path: Path) -> None:
     before = sorted(tmp_path.iterdir())
     result = run(
@@ -103,6 +112,46 @@ def test_a_dry_run_writes_nothing(family: dict[str, Path], tmp_path: Path) -> No
     for expected in ("tensors: sce 7", "bytes to read:", "bytes to write:", "bytes free:", "estimated seconds:"):
         assert expected in result.stdout
     assert "needs its tensor whole" in result.stderr
+
+
+def test_a_dry_run_refuses_the_folders_that_the_merge_would(family: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").touch()
+    for out in (family["a"], tmp_path / "full", tmp_path):
+        arguments = [family["a"], family["b"], "--out", out]
+        assert refused(*arguments, "--dry-run") == refused(*arguments)
+    assert run(family["a"], family["b"], "--out", tmp_path / "full", "--dry-run", "--overwrite").exit_code == 0
+
+
+def test_a_result_that_overflows_is_warned_of(tmp_path: Path) -> None:
+    models = [write_folder(tmp_path / name, {"w": np.full(4, 1e5, np.float32)}) for name in "ab"]
+    result = run(*models, "--dtype", "float16", "--out", tmp_path / "out")
+    assert result.exit_code == 0
+    assert "the result holds NaN or infinity in 1 tensors: w." in result.stderr
+    result = run(*models, "--dtype", "float16", "--json", "--out", tmp_path / "json")
+    assert json.loads(result.stdout)["nonfinite"] == ["w"]
+
+
+def test_interrupted_it_says_what_is_left(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stop(*arguments: object, **more: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("merganser.merging.checkpoints.run_jobs", stop)
+    result = run(family["a"], family["b"], "--out", tmp_path / "out")
+    assert result.exit_code == 130
+    assert "Nothing was left behind" in result.stderr
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_adapters_are_not_replaced_by_their_merge(tmp_path: Path) -> None:
+    (tmp_path / "x").mkdir()
+    (tmp_path / "x" / "adapter_config.json").write_text("{}")
+    for more in ([], ["--dry-run"]):
+        assert "an input of the merge" in refused(tmp_path / "x", "--out", tmp_path / "x", "--overwrite", *more)
+        assert "an input of the merge" in refused(tmp_path / "x", "--out", tmp_path, "--overwrite", *more)
+    assert (tmp_path / "x" / "adapter_config.json").exists()
 
 
 def test_fishers_are_given_in_the_order_of_the_models(family: dict[str, Path], tmp_path: Path) -> None:
@@ -158,6 +207,12 @@ def test_the_list_names_every_rule() -> None:
         (["a", "--kernels", "c", "--out", "o"], "auto, numba, numpy"),
         (["a", "--dtype", "int4", "--out", "o"], "dtype is 'int4'"),
         (["./nowhere", "--out", "o"], "no file or folder"),
+        (["a", "b", "--rule", "slerp", "--set", "t=[", "--out", "o"], "--set 't=[' is not YAML"),
+        (["a", "b", "--rule", "slerp", "--set", "t=" + "9" * 5000, "--out", "o"], "is not YAML"),
+        (["a", "b", "--rule", "slerp", "--set", "t=[0.2,0.8]", "--out", "o"], "options.t is a list"),
+        (["a", "b", "--weights", "1" * 400, "--out", "o"], "not a finite number"),
+        (["x.yaml", "--rule", "linear", "--out", "o"], "a file that describes the merge, and --rule"),
+        (["x.yaml", "--space", "update", "--out", "o"], "a file that describes the merge, and --space"),
     ],
 )
 def test_mistakes_are_answered_in_one_line(arguments: list[str], message: str) -> None:

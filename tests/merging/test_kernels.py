@@ -53,6 +53,8 @@ RULES: list[dict[str, Any]] = [
     {"rule": "dare_linear", "density": 0.4, "options": {"rescale": "l1"}},
     {"rule": "breadcrumbs", "density": 0.5, "options": {"normalize": True}},
     {"rule": "breadcrumbs_ties", "density": 0.5},
+    # With a gamma of 0.01 nothing is cut below: only outliers are dropped.
+    {"rule": "breadcrumbs", "density": 0.99},
 ]
 
 

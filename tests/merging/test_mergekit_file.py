@@ -13,7 +13,7 @@ import yaml
 
 from merganser.errors import InputError
 from merganser.merging.checkpoints import merge_checkpoints
-from merganser.merging.mergekit_file import check_layers, translate
+from merganser.merging.mergekit_file import check_filters, check_layers, translate
 from merganser.merging.recipe import Place
 from merganser.merging.recipe_file import parse
 from tests.merging.conftest import write_folder
@@ -120,6 +120,7 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"merge_method": "arcee_fusion"}, "'arcee_fusion' has no counterpart"),
         ({"tokenizer_source": "union"}, "tokenizer source 'union'"),
         ({"tokenizer": {"source": "base", "tokens": {}}}, "tokenizer.tokens"),
+        ({"tokenizer": {1: "base", "tokens": {}}}, "tokenizer.1"),
         ({"chat_template": "auto"}, "chat_template"),
         ({"modules": {"x": {}}}, "modules"),
         ({"lora": 1}, "lora can't be expressed"),
@@ -129,6 +130,14 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"parameters": {"weight": 1, "rescale": True}}, "rescale with ties"),
         ({"models": [{"model": "a"}, {"model": "a"}]}, "same model twice"),
         ({"models": None}, "neither models nor slices"),
+        ({"slices": [{}]}, "has models and slices"),
+        ({"models": None, "slices": ["x"]}, r"slices\[0\] is not a map"),
+        ({"models": None, "slices": [{"sources": ["x"]}]}, r"slices\[0\]\.sources\[0\] is not a map"),
+        ({"models": None, "slices": [{"sources": [{"model": "a", "layer_range": 5}]}]}, "layer_range is 5"),
+        ({"models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, "x"]}]}]}, "layer_range is"),
+        ({"parameters": [1]}, "parameters is not a map"),
+        ({"models": [{"model": "a", "parameters": [1]}]}, "parameters is not a map"),
+        ({"merge_method": "dare_ties", "parameters": {"rescale": [1]}}, "rescale is"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(change: dict[str, Any], message: str) -> None:
@@ -159,6 +168,25 @@ def test_a_slice_of_fewer_layers_is_another_architecture(family: dict[str, Path]
     content["slices"][0]["sources"][0]["layer_range"] = [0, 1]
     with pytest.raises(InputError, match="1 layers of a model that has 2"):
         check_layers(content, str(family["a"]), "c.yml")
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties"])
+def test_filters_must_give_what_is_required_to_every_tensor(method: str, family: dict[str, Path]) -> None:
+    """mergekit refuses a tensor that no filter fits where it has no default; what has one falls back to it."""
+    key = "t" if method == "slerp" else "weight"
+    filters = [{"filter": "mlp", "value": 0.3}, {"filter": "model", "value": 0.5}]
+    content: dict[str, Any] = {
+        "merge_method": method,
+        "base_model": str(family["base"]),
+        "models": [{"model": str(family["a"])}],
+        "parameters": {key: filters, "density": filters[:1]},
+    }
+    check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
+    content["parameters"][key] = filters[:1]
+    with pytest.raises(InputError, match=f"c.yml: {key} has no value for model.embed_tokens.weight: it fits no filter"):
+        check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
+    content["parameters"][key] = [filters[0], {"value": 0.1}]
+    check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
 
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs_ties", "sce", "model_stock", "karcher"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 import tracemalloc
 from pathlib import Path
 from typing import Any
@@ -89,6 +90,11 @@ def test_the_reference_reads_what_it_writes(tmp_path: Path) -> None:
         ({"a": entry(), "b": entry()}, b"12345678", "begin at 0 instead of 8"),
         ({"a": entry()}, b"1234", "the file has"),
         ({"a": entry()}, b"12345678-", "the file has"),
+        ({"a": entry(shape=[1] * 65)}, b"12345678", "65 dimensions, more than 64"),
+        ({"a": entry(shape=[1 << 63, 0], offsets=[0, 0])}, b"", "shape"),
+        (b'{"a\\ud800":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234", "lone surrogate"),
+        (b'{"__metadata__":{"x":"\\ud800"}}', b"", "lone surrogate"),
+        ({"n" * 1001: entry()}, b"12345678", "1001 characters long"),
     ],
 )
 def test_what_is_wrong_is_said(header: Any, body: bytes, message: str, tmp_path: Path) -> None:
@@ -107,6 +113,27 @@ def test_a_header_longer_than_the_file_is_not_allocated(tmp_path: Path) -> None:
     path.write_bytes((1 << 63).to_bytes(8, "little") + b"{}")
     with pytest.raises(InputError, match="more than the format allows"):
         read_header(path)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"shape": [9_999_999] * 200_000},
+        {"shape": [int("9" * 4000)] * 60},
+        {"shape": "x" * 1_000_000},
+        {"dtype": ["F32"] * 100_000},
+        {"data_offsets": [0] * 100_000},
+        {"data_offsets": [[[0] * 1000] * 100]},
+    ],
+)
+def test_hostile_entries_are_refused_at_once_and_in_few_words(change: dict[str, Any], tmp_path: Path) -> None:
+    header = {f"a{i}": {**entry(offsets=[0, 8]), **change} for i in range(2)}
+    path = with_header(tmp_path / "x.safetensors", header, b"12345678")
+    started = time.process_time()
+    with pytest.raises(InputError) as caught:
+        read_header(path)
+    assert time.process_time() - started < 5.0
+    assert len(str(caught.value)) < 600 + len(str(path))
 
 
 @FUZZ

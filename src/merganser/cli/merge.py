@@ -24,7 +24,7 @@ def merge(
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder to make.")] = None,
     base: Annotated[str | None, typer.Option(help="Model that all of them started from.")] = None,
-    rule: Annotated[str, typer.Option(help="How to merge; see --list.")] = "linear",
+    rule: Annotated[str | None, typer.Option(help="How to merge; see --list.", show_default="linear")] = None,
     weights: Annotated[str | None, typer.Option(help="One number, or one per model: .5,.5")] = None,
     density: Annotated[str | None, typer.Option(help="Share of an update kept; one, or one per model.")] = None,
     option: Annotated[
@@ -37,9 +37,14 @@ def merge(
     mergekit: Annotated[Path | None, typer.Option(help="A configuration of mergekit.")] = None,
     dtype: Annotated[str | None, typer.Option(help="Type of the result: float32, float16, bfloat16, float64.")] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the random rules.")] = None,
-    space: Annotated[str, typer.Option(help="Adapters: merge the update (exact) or the factors.")] = "update",
+    space: Annotated[
+        str | None, typer.Option(help="Adapters: merge the update (exact) or the factors.", show_default="update")
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Adapters: rank of the result; otherwise the exact one.")] = None,
     common_only: Annotated[bool, typer.Option("--common-only", help="Merge what all models have in common.")] = False,
+    ignore_vocabulary: Annotated[
+        bool, typer.Option("--ignore-vocabulary", help="Merge although the tokenizers' vocabularies differ.")
+    ] = False,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder when the merge is done.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and how long it takes.")] = False,
@@ -67,6 +72,7 @@ def merge(
         "space": space,
         "rank": rank,
         "common_only": common_only,
+        "ignore_vocabulary": ignore_vocabulary,
         "allow_nonfinite": allow_nonfinite,
     }
     recipe, notes = _recipe(given, config, mergekit)
@@ -75,10 +81,14 @@ def merge(
     if out is None and not dry_run:
         raise InputError("There is no --out.", "Name the folder to make.")
     if dry_run:
-        _dry_run(recipe, out, threads, kernels, as_json)
+        _dry_run(recipe, out, overwrite, threads, kernels, as_json)
         return
     assert out is not None
-    report = _run(recipe, out, threads, kernels, overwrite)
+    try:
+        report = _run(recipe, out, threads, kernels, overwrite)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Nothing was left behind; the same command begins anew.", err=True)
+        raise typer.Exit(130) from None
     _print_report(report, as_json)
 
 
@@ -95,17 +105,18 @@ def _recipe(given: dict[str, Any], config: Path | None, mergekit: Path | None) -
         assert path is not None
         content = _yaml(path)
         if mergekit is not None:
-            from merganser.merging.mergekit_file import check_layers, translate
+            from merganser.merging.mergekit_file import check_filters, check_layers, translate
 
             theirs = content
             content, notes = translate(theirs, str(path))
             check_layers(theirs, content["models"][0]["model"], str(path))
+            check_filters(content, content["models"][0]["model"], str(path))
         else:
             notes = []
         for key in ("dtype", "seed", "rank", "base"):
             if given[key] is not None:
                 content[key] = given[key]
-        for key in ("common_only", "allow_nonfinite"):
+        for key in ("common_only", "ignore_vocabulary", "allow_nonfinite"):
             if given[key]:
                 content[key] = True
         return parse(content, str(path)), notes
@@ -118,8 +129,7 @@ def _refuse_both(given: dict[str, Any], models: list[str], config: Path | None, 
     if config is not None and mergekit is not None:
         raise InputError("There are --config and --mergekit.", "Pass one of them.")
     typed = [f"--{key}" for key in ("weights", "density", "set", "fisher") if given[key]]
-    typed += [] if given["rule"] == "linear" else ["--rule"]
-    typed += [] if given["space"] == "update" else ["--space"]
+    typed += [f"--{key}" for key in ("rule", "space") if given[key] is not None]
     if models or typed:
         raise InputError(
             f"There is a file that describes the merge, and {', '.join([*models, *typed])}.",
@@ -129,11 +139,9 @@ def _refuse_both(given: dict[str, Any], models: list[str], config: Path | None, 
 
 def _content(given: dict[str, Any]) -> dict[str, Any]:
     """What the command line says, as the content of a ``merge.yaml``."""
-    import yaml
-
     from merganser.merging.table import rule as rule_named
 
-    chosen = rule_named(given["rule"])
+    chosen = rule_named("linear" if given["rule"] is None else given["rule"])
     models: list[dict[str, Any]] = [{"model": name} for name in given["models"]]
     for key, text in (("weight", given["weights"]), ("density", given["density"])):
         if text is not None:
@@ -149,9 +157,9 @@ def _content(given: dict[str, Any]) -> dict[str, Any]:
         if name in per_model:
             _spread(models, name, value)
         elif name == "seed":
-            given = {**given, "seed": yaml.safe_load(value)}
+            given = {**given, "seed": _read_yaml(value, f"--set {text!r}")}
         else:
-            options[name] = yaml.safe_load(value)
+            options[name] = _read_yaml(value, f"--set {text!r}")
     if given["fisher"]:
         if len(given["fisher"]) != len(models):
             raise InputError(
@@ -167,6 +175,7 @@ def _content(given: dict[str, Any]) -> dict[str, Any]:
         "dtype": given["dtype"],
         "seed": given["seed"] if given["seed"] is not None else 0,
         "common_only": given["common_only"],
+        "ignore_vocabulary": given["ignore_vocabulary"],
         "allow_nonfinite": given["allow_nonfinite"],
         "space": given["space"],
         "rank": given["rank"],
@@ -187,18 +196,27 @@ def _spread(models: list[dict[str, Any]], key: str, text: str) -> None:
 
 
 def _yaml(path: Path) -> dict[str, Any]:
-    import yaml
-
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}.", "Check the path.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"{path} is not YAML: {reason}.", "Correct it there.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
+    content = _read_yaml(text, str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a map of keys.", "See docs/merging.md for an example.")
     return content
+
+
+def _read_yaml(text: str, where: str) -> Any:
+    import yaml
+
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        # Numbers of thousands of digits and days that no month has are ValueErrors.
+        reason = " ".join(str(error).split())
+        raise InputError(f"{where} is not YAML: {reason}.", "Correct it there.") from error
 
 
 def _is_adapters(recipe: Recipe) -> bool:
@@ -210,7 +228,9 @@ def _is_adapters(recipe: Recipe) -> bool:
 def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite: bool) -> Report:
     if _is_adapters(recipe):
         from merganser.merging.adapter_files import merge_adapters
+        from merganser.merging.checkpoints import check_target, inputs_of
 
+        check_target(out.expanduser().resolve(), overwrite, inputs_of(recipe))
         return merge_adapters(recipe, out, overwrite=overwrite)
     from merganser.merging.checkpoints import merge_checkpoints
 
@@ -249,21 +269,28 @@ class _Bar:
             sys.stderr.write("\n")
 
 
-def _dry_run(recipe: Recipe, out: Path | None, threads: int | None, kernels: str, as_json: bool) -> None:
+def _dry_run(
+    recipe: Recipe, out: Path | None, overwrite: bool, threads: int | None, kernels: str, as_json: bool
+) -> None:
+    from merganser.merging.checkpoints import available_cpus, check_target, existing_parent, inputs_of
+
+    target = (out or Path.cwd() / "merged").expanduser().resolve()
     if _is_adapters(recipe):
         from merganser.merging.adapter_files import describe
 
+        if out is not None:
+            check_target(target, overwrite, inputs_of(recipe))
         _print_map(describe(recipe), as_json)
         return
     import shutil
 
-    from merganser.merging.checkpoints import available_cpus, existing_parent
     from merganser.merging.engine import load_kernels
     from merganser.merging.plan import estimate_seconds, make_plan
 
     plan = make_plan(recipe)
+    if out is not None:
+        check_target(target, overwrite, inputs_of(recipe, plan))
     module = load_kernels(kernels, plan.output_bytes)
-    target = (out or Path.cwd() / "merged").resolve()
     seconds = estimate_seconds(plan, module, threads or available_cpus())
     _print_map(
         {
@@ -307,6 +334,12 @@ def _print_map(content: dict[str, Any], as_json: bool) -> None:
 
 
 def _print_report(report: Report, as_json: bool) -> None:
+    if report.nonfinite:
+        typer.echo(
+            f"Warning: the result holds NaN or infinity in {len(report.nonfinite)} tensors: {_some(report.nonfinite)}. "
+            "What was merged overflows its type: use smaller weights or a wider --dtype.",
+            err=True,
+        )
     if as_json:
         typer.echo(json.dumps(report.as_dict()))
         return
@@ -320,12 +353,16 @@ def _print_report(report: Report, as_json: bool) -> None:
         ("Not common to all, left out", report.left_out),
     ):
         if names:
-            typer.echo(f"{what} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")
+            typer.echo(f"{what} ({len(names)}): {_some(names)}")
     if report.errors:
         worst = max(report.errors, key=lambda name: report.errors[name])
         typer.echo(f"Largest truncation error: {report.errors[worst]:.4f} at {worst}")
     if speed and sys.stderr.isatty():
         typer.echo(f"{speed:.2f} GB/s", err=True)
+
+
+def _some(names: list[str]) -> str:
+    return f"{', '.join(names[:10])}{', ...' if len(names) > 10 else ''}"
 
 
 def _print_rules(as_json: bool) -> None:

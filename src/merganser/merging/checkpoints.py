@@ -6,19 +6,20 @@ begins with a dot and is removed by the next merge into the same place.
 
 from __future__ import annotations
 
+import errno
 import glob
 import json
 import os
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeVar
 
-from merganser.errors import InputError, MerganserError, RunError
+from merganser.errors import InputError, RunError
 from merganser.merging.card import model_card
 from merganser.merging.engine import load_kernels, run_jobs
 from merganser.merging.plan import Plan, check_disk, make_plan
@@ -30,6 +31,14 @@ from merganser.merging.storage import TORCH_NAMES
 from merganser.merging.streaming import Job
 
 RECIPE = "merge.yaml"
+
+Result = TypeVar("Result")
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room or choose another disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+    errno.ENOENT: "restore what is missing",
+}
 
 _COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab")
 
@@ -45,6 +54,7 @@ class Report:
         bytes: written.
         seconds: taken.
         compiled: whether the compiled kernels did it.
+        nonfinite: tensors of the result that hold NaN or infinity.
         errors: for adapters, the truncation error per module.
     """
 
@@ -57,6 +67,7 @@ class Report:
     bytes: int = 0
     seconds: float = 0.0
     compiled: bool = False
+    nonfinite: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
@@ -92,11 +103,11 @@ def merge_checkpoints(
     """
     plan = make_plan(recipe)
     target = Path(out).expanduser().resolve()
-    check_target(target, overwrite)
+    check_target(target, overwrite, inputs_of(recipe, plan))
     check_disk(plan, existing_parent(target))
     module = load_kernels(kernels, plan.output_bytes)
     started = time.perf_counter()
-    with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))
+    nonfinite = with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))
     return Report(
         out=str(target),
         tensors=plan.rules,
@@ -107,6 +118,7 @@ def merge_checkpoints(
         bytes=plan.output_bytes,
         seconds=time.perf_counter() - started,
         compiled=module is not None,
+        nonfinite=nonfinite,
     )
 
 
@@ -116,7 +128,8 @@ def _fill(
     kernels: ModuleType | None,
     threads: int | None,
     progress: Callable[[int, int], None] | None,
-) -> None:
+) -> list[str]:
+    """Write the whole folder; gives the tensors that hold NaN or infinity."""
     jobs = _lay_out(plan, folder)
     total = plan.output_bytes
     done = 0
@@ -127,13 +140,14 @@ def _fill(
         if progress is not None:
             progress(done, total)
 
-    run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, note)
+    nonfinite = run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, note)
     _write_index(plan, folder)
     copy_companions(plan.reference.folder, folder, plan.reference.shards)
     if plan.recipe.dtype is not None:
         _note_dtype(folder / "config.json", plan.recipe.dtype)
     write_recipe(folder, plan.recipe)
     (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
+    return nonfinite
 
 
 def available_cpus() -> int:
@@ -200,12 +214,36 @@ def write_recipe(folder: Path, recipe: Recipe) -> None:
 # The folder ---------------------------------------------------------------------------------------------------------
 
 
-def check_target(target: Path, overwrite: bool) -> None:
-    """Refuse a place that is taken.
+def inputs_of(recipe: Recipe, plan: Plan | None = None) -> list[Path]:
+    """Where the inputs of a merge lie: what the recipe names on this disk, then the files that a plan reads."""
+    labels = (*recipe.models, *recipe.extras, *(() if recipe.base is None else (recipe.base,)))
+    named = [path for path in (Path(label).expanduser() for label in labels) if path.exists()]
+    return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
+
+
+def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a place that is taken, or whose replacement would take an input away.
+
+    Args:
+        target: the folder to make, resolved.
+        overwrite: whether a folder may be replaced.
+        inputs: files and folders that are read.
 
     Raises:
-        InputError: it is a file, or a folder that is not empty.
+        InputError: it is a file, a folder that is not empty, a mount point, or holds an input.
     """
+    for path in inputs:
+        # The place itself, and what links lead to: the hub's files are links.
+        places = {path.parent.resolve() / path.name, path.resolve()}
+        if path.is_dir():
+            places |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
+        if any(place.is_relative_to(target) for place in places):
+            raise InputError(
+                f"{target} {'is' if target in places else 'holds'} an input of the merge: {path}.",
+                "Choose another folder: replacing it would remove the input.",
+            )
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mount point, which can't be renamed.", "Choose a folder inside it.")
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() and not (overwrite and target.is_dir()):
@@ -220,8 +258,11 @@ def existing_parent(path: Path) -> Path:
     return Path(path.anchor)
 
 
-def with_folder(target: Path, fill: Callable[[Path], None]) -> None:
+def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
     """Fill a temporary folder beside ``target`` and rename it; on any failure remove it.
+
+    Returns:
+        What ``fill`` returns.
 
     Raises:
         InputError: nothing can be written there, or what ``fill`` raises.
@@ -237,16 +278,16 @@ def with_folder(target: Path, fill: Callable[[Path], None]) -> None:
             f"{target.parent} can't be written: {error.strerror}.", "Choose a folder that you may write to."
         ) from error
     try:
-        fill(temporary)
+        result = fill(temporary)
         _put_in_place(temporary, target)
+        return result
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
+        where = f" at {error.filename}" if error.filename else ""
         raise RunError(
-            f"Writing {target} failed: {error.strerror}.", "Nothing was left behind; make room or choose another disk."
+            f"Writing {target} failed{where}: {error.strerror or error}.",
+            f"Nothing was left behind; {_ADVICE.get(error.errno or 0, 'choose another disk')}.",
         ) from error
-    except MerganserError:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -258,7 +299,12 @@ def _put_in_place(temporary: Path, target: Path) -> None:
     if target.is_dir() and any(target.iterdir()):
         old = target.parent / f"{temporary.name}-old"
         target.rename(old)
-    temporary.rename(target)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if old is not None and not target.exists():
+            old.rename(target)
+        raise
     if old is not None:
         shutil.rmtree(old, ignore_errors=True)
 

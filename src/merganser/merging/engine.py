@@ -20,9 +20,11 @@ from merganser.errors import InputError
 from merganser.merging.combine import Combination, combine
 from merganser.merging.elect import Election
 from merganser.merging.magmax import Largest
-from merganser.merging.safetensors_file import ITEM_SIZE
-from merganser.merging.storage import count_nonfinite, encode, join_pairs, split_pairs
+from merganser.merging.rule import WrongInput
+from merganser.merging.safetensors_file import FLOATING, ITEM_SIZE
+from merganser.merging.storage import count_nonfinite, encode, fits, join_pairs, split_pairs
 from merganser.merging.streaming import STEP, FileInputs, Files, Job, Workspace, read_into, write_from
+from merganser.merging.trim import NONE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -56,6 +58,9 @@ class Engine:
         kernels: :mod:`merganser.merging.kernels`, or ``None`` for the numpy path.
         allow_nonfinite: let NaN and infinity pass.
         progress: called with the bytes written since the last call.
+
+    Attributes:
+        nonfinite: names of the tensors whose result holds NaN or infinity: from inputs that do, or by overflow.
     """
 
     def __init__(
@@ -70,6 +75,7 @@ class Engine:
         self._allow_nonfinite = allow_nonfinite
         self._progress = progress
         self._workspace = Workspace()
+        self.nonfinite: set[str] = set()
         if kernels is None:
             keep_freed_memory()
 
@@ -82,9 +88,14 @@ class Engine:
         """
         if job.target.size == 0:
             return
-        if job.rule is None and job.sources[0].dtype == job.target.dtype:
-            self._copy(job, descriptor)
-            return
+        # What overflows is named at the end; numpy would say it in the middle, without a name.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if job.rule is None and job.sources[0].dtype == job.target.dtype:
+                self._copy(job, descriptor)
+            else:
+                self._merge(job, descriptor)
+
+    def _merge(self, job: Job, descriptor: int) -> None:
         inputs = FileInputs(job, self._files, self._workspace, self._kernels)
         plan: Any = None
         if job.rule is None:
@@ -98,13 +109,16 @@ class Engine:
             self._in_slices(job, inputs, plan, descriptor)
 
     def _copy(self, job: Job, descriptor: int) -> None:
-        """Bytes as they are: what no rule touches is not looked into."""
+        """Bytes as they are."""
         source, target = job.sources[0], job.target
         buffer = self._workspace.rows("copy", 1, 1 << 20, np.uint8)[0]
-        file = self._files.get(source.path)
         for start in range(0, source.nbytes, len(buffer)):
             part = buffer[: min(len(buffer), source.nbytes - start)]
-            read_into(file, part, source.offset + start, source)
+            with self._files.use(source.path) as file:
+                read_into(file, part, source.offset + start, source)
+            if source.dtype in FLOATING:
+                self._check(job, [part])
+                self._note(job, part)
             write_from(descriptor, part, target.offset + start)
             self._progress(len(part))
 
@@ -120,10 +134,12 @@ class Engine:
             stop = min(start + inputs.step, inputs.size)
             raw = inputs.raw(start, stop)
             if compiled is not None:
-                if compiled(inputs.stored(raw), stop - start, start, result):
+                unusual = compiled(inputs.stored(raw), stop - start, start, result)
+                values = result[: stop - start]
+                if unusual:
                     # Infinite results may also come from large but finite inputs, which is no mistake.
                     self._check(job, raw)
-                values = result[: stop - start]
+                    self._note(job, values)
             else:
                 values = self._plain(job, apply, inputs, raw, plan, start)
             write_from(descriptor, values, job.target.offset + start * item)
@@ -138,13 +154,18 @@ class Engine:
         elif (paired := _in_pairs(job, raw, plan)) is not None:
             return paired
         models, base = inputs.decoded(raw)
-        with np.errstate(over="ignore", invalid="ignore"):
+        try:
             values = apply(models, base, plan, start)
-            finite = bool(np.isfinite(values).all())
-            if not finite and isinstance(plan, Combination):
-                # A weighted sum of finite numbers may overflow; of others it is never finite.
-                self._check(job, raw)
-            return encode(values, job.target.dtype, finite)
+        except WrongInput as error:
+            raise InputError(f"{job.target.name} of {job.owners[error.index]} {error.cause}", error.remedy) from error
+        finite = fits(values, job.target.dtype)
+        if not finite and isinstance(plan, Combination):
+            # A weighted sum of finite numbers may overflow; of others it is never finite.
+            self._check(job, raw)
+        stored = encode(values, job.target.dtype, finite)
+        if not finite:
+            self._note(job, stored)
+        return stored
 
     def _whole(self, job: Job, inputs: FileInputs, descriptor: int) -> None:
         assert job.rule is not None
@@ -156,9 +177,10 @@ class Engine:
         arguments = dict(job.arguments or {})
         if not job.rule.random:
             arguments.pop("name", None)
-        with np.errstate(over="ignore", invalid="ignore"):
-            values = encode(np.asarray(job.rule.function(*positional, **arguments)), job.target.dtype)
-        write_from(descriptor, np.ascontiguousarray(values), job.target.offset)
+        values = encode(np.asarray(job.rule.function(*positional, **arguments)), job.target.dtype)
+        values = np.ascontiguousarray(values)
+        self._note(job, values)
+        write_from(descriptor, values, job.target.offset)
         self._progress(job.target.nbytes)
 
     def _check(self, job: Job, raw: list[NDArray[np.uint8]]) -> None:
@@ -172,6 +194,12 @@ class Engine:
                     f"{tensor.name} of {owner} holds NaN or infinity ({bad} in one slice).",
                     "Such a model is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
                 )
+
+    def _note(self, job: Job, stored: NDArray[Any]) -> None:
+        """Remember a result that holds NaN or infinity."""
+        name, dtype = job.target.name, job.target.dtype
+        if name not in self.nonfinite and count_nonfinite(stored.reshape(-1).view(np.uint8), dtype):
+            self.nonfinite.add(name)
 
 
 def _without_name(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -187,7 +215,7 @@ def _apply_of(job: Job) -> Callable[..., NDArray[Any]]:
 
 
 def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
-    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that can't be done or isn't finite."""
+    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that can't be done or overflows."""
     if (
         {tensor.dtype for tensor in (*job.inputs, job.target)} != {"BF16"}
         or len(raw[0]) % 4
@@ -200,7 +228,7 @@ def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDAr
         values = [half[side] for half in halves]
         base = values.pop() if job.base is not None else None
         result = combine(values, base, plan)
-        if not np.isfinite(result).all():
+        if not fits(result, "BF16"):
             return None
         results.append(result)
     return join_pairs(*results)
@@ -221,7 +249,10 @@ def _compiled(kernels: ModuleType, plan: Any) -> Callable[[Any, int, int, Any], 
 
 def _compiled_election(kernels: ModuleType, plan: Election) -> Callable[[Any, int, int, Any], bool]:
     divisor = np.float32(float(np.sum(plan.weights, dtype=np.float64)))
-    cuts = [(s.cut.magnitude if s.cut is not None else -1.0, s.outliers.magnitude) for s in plan.sparsity]
+    cuts = [
+        (s.cut.magnitude if s.cut is not None else -1.0, np.nan if s.outliers is NONE else s.outliers.magnitude)
+        for s in plan.sparsity
+    ]
     ends = [(s.cut.index if s.cut is not None else 0, s.outliers.index) for s in plan.sparsity]
     fixed = (
         plan.weights.astype(np.float32),
@@ -267,11 +298,14 @@ def run_jobs(
     threads: int,
     allow_nonfinite: bool,
     progress: Callable[[int], None],
-) -> None:
+) -> list[str]:
     """Write every job's tensor, the largest first, on some threads.
 
     The result does not depend on their number: a tensor is merged by one thread, in a fixed order. Without the kernels
     one thread does it: numpy's many short steps would only wait for the interpreter's lock.
+
+    Returns:
+        Names of the tensors whose result holds NaN or infinity, in the order of the jobs.
 
     Raises:
         InputError, OSError: the first error of any thread; the others stop after their tensor.
@@ -282,6 +316,7 @@ def run_jobs(
     waiting = sorted(jobs, key=lambda job: job.target.nbytes)
     lock = threading.Lock()
     failures: list[BaseException] = []
+    nonfinite: set[str] = set()
 
     def note(nbytes: int) -> None:
         if failures:
@@ -297,7 +332,9 @@ def run_jobs(
                     if not waiting:
                         return
                     job = waiting.pop()
-                engine.run(job, files.get(job.target.path, os.O_WRONLY))
+                with files.use(job.target.path, os.O_WRONLY) as descriptor:
+                    engine.run(job, descriptor)
+                nonfinite.update(engine.nonfinite)
         except _Stopped:
             return
         except BaseException as error:
@@ -314,6 +351,7 @@ def run_jobs(
         files.close()
     if failures:
         raise failures[0]
+    return [job.target.name for job in jobs if job.target.name in nonfinite]
 
 
 class _Stopped(Exception):

@@ -11,7 +11,7 @@ import numpy as np
 
 from merganser.errors import InputError
 from merganser.merging.combine import in_slices
-from merganser.merging.rule import WEIGHT, Rule, checked_weights
+from merganser.merging.rule import WEIGHT, Rule, WrongInput, checked_weights
 from merganser.merging.tensors import Array, Inputs, gather, like, per_model
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float 
 
 def _plan(count: int, weights: float | Sequence[float]) -> FisherWeights:
     numbers = per_model(weights, count, "weight")
-    checked_weights(numbers, True)
+    checked_weights(numbers, True, always=True)
     total = math.fsum(numbers)
     return FisherWeights(np.array([number / total for number in numbers]))
 
@@ -66,10 +66,14 @@ def apply(
     over = np.zeros(len(models[0]))
     under = np.zeros(len(models[0]))
     mean = np.zeros(len(models[0]))
-    for model, information, weight in zip(models[:count], models[count:], plan.weights, strict=True):
+    for index, (model, information, weight) in enumerate(
+        zip(models[:count], models[count:], plan.weights, strict=True)
+    ):
         if np.any(information < 0):
-            raise InputError(
-                "A Fisher information has a negative entry.", "It is a mean of squared gradients; check the file."
+            raise WrongInput(
+                count + index,
+                "has a negative entry.",
+                "Fisher information is a mean of squared gradients; check the file.",
             )
         importance = information.astype(np.float64) * weight
         over += importance * model

@@ -53,7 +53,7 @@ def prepare(
 ) -> Combination:
     """Plan of :func:`karcher` for one tensor: coefficients of the mean in the models."""
     numbers = per_model(weights, inputs.models, "weight")
-    checked_weights(numbers, True)
+    checked_weights(numbers, True, always=True)
     if inputs.models == 1:
         return Combination(np.ones(1), deltas=False)
     shares = np.array(numbers) / math.fsum(numbers)

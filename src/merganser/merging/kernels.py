@@ -96,6 +96,21 @@ def _alarm(typing_context: Any, alarm: Any, value: Any) -> Any:
     return types.uint32(types.uint32, types.float32), code
 
 
+@intrinsic
+def _alarm_result(typing_context: Any, alarm: Any, value: Any, out: Any) -> Any:
+    """``_alarm_result(alarm, value, out)``: like :func:`_alarm`, for what the value becomes in the array ``out``.
+
+    What is added carries from the smallest float32 on that rounds to infinity there.
+    """
+    carry = {types.float32: 0x00800000, types.uint16: 0x00808000, types.int16: 0x38801000}[out.dtype]
+
+    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        magnitude = builder.and_(builder.bitcast(args[1], _I32), _I32(0x7FFFFFFF))
+        return builder.or_(args[0], builder.add(magnitude, _I32(carry)))
+
+    return types.uint32(types.uint32, types.float32, out), code
+
+
 @numba.njit(nogil=True, forceinline=True, error_model="numpy")
 def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratch: Any) -> bool:
     """:func:`merganser.merging.combine.combine`; with ``deltas`` the last row is the base.
@@ -117,7 +132,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratc
         a, b = rows[0], rows[1]
         for j in range(n):
             value = _decode(a[j]) * first + _decode(b[j]) * second
-            alarm = _alarm(alarm, value)
+            alarm = _alarm_result(alarm, value, out)
             out[j] = _encode(value, out)
         return bool(alarm > np.uint32(0x7FFFFFFF))
     total = scratch[0]
@@ -137,7 +152,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratc
                         total[j] += (_decode(row[j]) - _decode(base[j])) * weight
             for j in range(length):
                 value = total[j] + _decode(base[j])
-                alarm = _alarm(alarm, value)
+                alarm = _alarm_result(alarm, value, out)
                 target[j] = _encode(value, out)
         else:
             for i in range(models):
@@ -150,7 +165,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratc
                     for j in range(length):
                         total[j] += _decode(row[j]) * weight
             for j in range(length):
-                alarm = _alarm(alarm, total[j])
+                alarm = _alarm_result(alarm, total[j], out)
                 target[j] = _encode(total[j], out)
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
@@ -159,7 +174,7 @@ def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratc
 def magmax(rows: Any, n: int, scale: Any, out: Any, scratch: Any) -> bool:
     """:func:`merganser.merging.magmax.apply`; the last row is the base, ``scratch`` float32 of ``2 x PIECE``.
 
-    Returns whether an update is NaN or infinite.
+    Returns whether an update or a result is NaN or infinite.
     """
     models = len(rows) - 1
     alarm = np.uint32(0)
@@ -180,7 +195,9 @@ def magmax(rows: Any, n: int, scale: Any, out: Any, scratch: Any) -> bool:
                 alarm = _alarm(alarm, delta)
                 best[j] = delta if abs(delta) >= abs(best[j]) else best[j]
         for j in range(length):
-            target[j] = _encode(best[j] * scale + origin[j], out)
+            value = best[j] * scale + origin[j]
+            alarm = _alarm_result(alarm, value, out)
+            target[j] = _encode(value, out)
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
 
@@ -232,14 +249,14 @@ def elect(
 ) -> bool:
     """:func:`merganser.merging.elect.elect`; the last row is the base.
 
-    Returns whether an update is NaN or infinite.
+    Returns whether an update or a result is NaN or infinite.
 
     Args:
         rows: storage, ``models + 1 x at least n``.
         n: elements; ``start`` is the index of the first in the tensor.
         weights, factors: float32, one per model.
-        magnitudes, indices: ``models x 2``: the cut below and the cut of outliers; a negative magnitude keeps all,
-            infinity none.
+        magnitudes, indices: ``models x 2``: the cut below, whose negative magnitude keeps all and infinity nothing but
+            NaN; and the cut of outliers, which drops what it would keep, NaN first; NaN stands for none.
         keys, limits: uint64, one per model; a limit of ``2**53`` keeps all.
         signs: elect signs.
         divisor: without election, float32, used when ``normalize``.
@@ -267,13 +284,13 @@ def elect(
                 update[j] = _decode(row[j]) - origin[j]
                 alarm = _alarm(alarm, update[j])
             low, high = magnitudes[i, 0], magnitudes[i, 1]
+            if high == high:
+                # Outliers first: what is zeroed here stays zero below.
+                outliers = min(max(indices[i, 1] - (start + begin), 0), length)
+                _drop_above(update[:outliers], high, False)
+                _drop_above(update[outliers:length], high, True)
             if low >= zero:
                 ties = min(max(indices[i, 0] - (start + begin), 0), length)
-                outliers = min(max(indices[i, 1] - (start + begin), 0), length)
-                if high < np.inf:
-                    # Outliers first: what is zeroed here stays zero below.
-                    _drop_above(update[:outliers], high, False)
-                    _drop_above(update[outliers:length], high, True)
                 _drop_below(update[:ties], low, False)
                 _drop_below(update[ties:length], low, True)
             if limits[i] < everything:
@@ -297,7 +314,9 @@ def elect(
             for j in range(length):
                 total[j] *= scale
         for j in range(length):
-            target[j] = _encode(origin[j] + total[j], out)
+            value = origin[j] + total[j]
+            alarm = _alarm_result(alarm, value, out)
+            target[j] = _encode(value, out)
     return bool(alarm > np.uint32(0x7FFFFFFF))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 from merganser.errors import InputError
 from merganser.merging.recipe import layer_count
 from merganser.merging.rule import Rule
+from merganser.merging.safetensors_file import FLOATING
 from merganser.merging.source import open_checkpoint
 from merganser.merging.table import rule as rule_named
 
@@ -97,10 +98,10 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         raise _inexpressible(where, "the same model twice")
     result: dict[str, Any] = {"rule": rule.name}
     used = _order(method, entries, names, base, where)
-    parameters = [*shared, content.get("parameters") or {}]
+    parameters = [*shared, _parameters(content, where)]
     models: list[dict[str, Any]] = []
     for entry in used:
-        own = [entry.get("parameters") or {}, *parameters]
+        own = [_parameters(entry, f"{where}: {entry['model']}"), *parameters]
         models.append({"model": _name(entry["model"], where), **_per_model(rule, own, where)})
     result["models"] = models
     if rule.base == "required":
@@ -108,7 +109,7 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
             raise InputError(f"{where}: {method} needs base_model.", "Add it.")
         result["base"] = base
     result["options"] = _options(method, rule, parameters, where)
-    _unknown(method, rule, [e.get("parameters") or {} for e in entries] + parameters, notes, where)
+    _unknown(method, rule, [_parameters(entry, where) for entry in entries] + parameters, notes, where)
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype:
         result["dtype"] = str(dtype)
@@ -119,6 +120,13 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
 
 def _inexpressible(where: str, what: str) -> InputError:
     return InputError(f"{where}: {what} can't be expressed here.", "Remove it, or run this merge with mergekit.")
+
+
+def _parameters(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    found = content.get("parameters") or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"{where}: parameters is not a map.", "Write for example {weight: 0.5}.")
+    return found
 
 
 def _name(value: Any, where: str) -> str:
@@ -139,8 +147,8 @@ def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None
     source = content.get("tokenizer_source")
     tokenizer = content.get("tokenizer")
     if isinstance(tokenizer, Mapping):
-        if set(tokenizer) - {"source"}:
-            raise _inexpressible(where, f"tokenizer.{sorted(set(tokenizer) - {'source'})[0]}")
+        if others := sorted(map(str, set(tokenizer) - {"source"})):
+            raise _inexpressible(where, f"tokenizer.{others[0]}")
         source = tokenizer.get("source")
     if source not in (None, "base") and source != base:
         raise _inexpressible(where, f"tokenizer source {source!r} (only the base's is kept, as it is)")
@@ -157,6 +165,8 @@ def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, A
     all layers is for :func:`check_layers`.
     """
     if content.get("models"):
+        if content.get("slices"):
+            raise InputError(f"{where} has models and slices.", "mergekit takes one of them.")
         entries = content["models"]
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise InputError(f"{where}: models is not a list of maps.", "Correct it there.")
@@ -166,15 +176,26 @@ def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, A
         raise InputError(f"{where} has neither models nor slices.", "Add one of them.")
     if len(slices) > 1:
         raise _inexpressible(where, "more than one slice")
+    if not isinstance(slices[0], Mapping):
+        raise InputError(f"{where}: slices[0] is not a map.", "Correct it there.")
     sources = slices[0].get("sources")
     if not isinstance(sources, list) or not sources:
         raise InputError(f"{where}: slices[0] has no sources.", "Correct it there.")
-    ranges = {tuple(source.get("layer_range") or ()) for source in sources}
-    if len(ranges) != 1 or len(only := next(iter(ranges))) != 2 or only[0] != 0:
+    ranges = {_layer_range(source, f"{where}: slices[0].sources[{index}]") for index, source in enumerate(sources)}
+    if len(ranges) != 1 or next(iter(ranges))[0] != 0:
         raise _inexpressible(where, "slices whose layer_range is not [0, number of layers] for every model")
-    if set(slices[0]) - {"sources", "parameters"}:
-        raise _inexpressible(where, f"slices[0].{sorted(set(slices[0]) - {'sources', 'parameters'})[0]}")
-    return list(sources), [slices[0].get("parameters") or {}]
+    if others := sorted(map(str, set(slices[0]) - {"sources", "parameters"})):
+        raise _inexpressible(where, f"slices[0].{others[0]}")
+    return list(sources), [_parameters(slices[0], f"{where}: slices[0]")]
+
+
+def _layer_range(source: Any, where: str) -> tuple[int, int]:
+    if not isinstance(source, Mapping):
+        raise InputError(f"{where} is not a map.", "Write {model: NAME, layer_range: [0, NUMBER]}.")
+    found = source.get("layer_range")
+    if not isinstance(found, list) or len(found) != 2 or not all(type(number) is int for number in found):
+        raise InputError(f"{where}.layer_range is {found!r}.", "Write [0, NUMBER] with the number of layers.")
+    return found[0], found[1]
 
 
 def check_layers(content: Any, label: str, where: str) -> None:
@@ -191,10 +212,39 @@ def check_layers(content: Any, label: str, where: str) -> None:
     slices = content.get("slices") if isinstance(content, Mapping) else None
     if not slices:
         return
-    taken = int(slices[0]["sources"][0]["layer_range"][1])
+    _, taken = _layer_range(slices[0]["sources"][0], where)
     has = layer_count(open_checkpoint(label).tensors)
     if taken != has:
         raise _inexpressible(where, f"a slice of {taken} layers of a model that has {has}")
+
+
+def check_filters(content: Mapping[str, Any], label: str, where: str) -> None:
+    """Refuse filters that leave a tensor without a value which mergekit requires.
+
+    Args:
+        content: what :func:`translate` gave.
+        label: one of the models, whose tensors are looked at.
+        where: the file, for messages.
+
+    Raises:
+        InputError: names the parameter and the tensor.
+    """
+    required = [("weight", model.get("weight")) for model in content["models"]]
+    required.append(("t", content["options"].get("t")))
+    incomplete = [
+        (key, [case["contains"] for case in setting["cases"]])
+        for key, setting in required
+        if isinstance(setting, Mapping) and "cases" in setting and "contains" in setting["cases"][-1]
+    ]
+    if not incomplete:
+        return
+    for name, tensor in open_checkpoint(label).tensors.items():
+        for key, texts in incomplete:
+            if tensor.dtype in FLOATING and not any(text in name for text in texts):
+                raise InputError(
+                    f"{where}: {key} has no value for {name}: it fits no filter.",
+                    "mergekit requires one; add {value: NUMBER} without a filter at the end of the list.",
+                )
 
 
 def _order(
@@ -239,6 +289,8 @@ def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where
                 found[ours] = _setting(given, f"{where}: parameters.{theirs}")
     if method in _RESCALED:
         given = [scope["rescale"] for scope in scopes if "rescale" in scope]
+        if given and not isinstance(given[0], bool):
+            raise InputError(f"{where}: parameters.rescale is {given[0]!r}.", "It is a switch: true or false.")
         found["rescale"] = "l1" if not given or given[0] else "none"
     if method == "slerp" and "t" not in found:
         raise InputError(f"{where}: slerp has no t.", "mergekit requires one; add it under parameters.")

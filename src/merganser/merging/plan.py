@@ -20,6 +20,7 @@ from merganser.merging.rule import Rule
 from merganser.merging.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
 from merganser.merging.source import INDEX, SINGLE, Checkpoint, open_checkpoint
 from merganser.merging.streaming import Files, Job
+from merganser.merging.vocabulary import check_kind, check_vocabulary
 
 _SAMPLE = 1 << 20
 """Elements of one tensor that an estimate of the time merges."""
@@ -85,11 +86,11 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises:
         InputError: a checkpoint that can't be read; names, shapes or vocabularies that differ; a rule without its base;
-            types that can't be merged; an override that matches nothing.
+            types that can't be merged; an override that matches nothing; nothing to merge.
     """
-    models = [open_checkpoint(name) for name in recipe.models]
-    extras = [open_checkpoint(name) for name in recipe.extras]
-    base = None if recipe.base is None else open_checkpoint(recipe.base)
+    models = [_open(name) for name in recipe.models]
+    extras = [_open(name) for name in recipe.extras]
+    base = None if recipe.base is None else _open(recipe.base)
     reference = base or models[0]
     everyone = [*models, *([] if base is None else [base])]
     only_reference, left_out = _differences(reference, everyone, recipe.common_only)
@@ -111,7 +112,36 @@ def make_plan(recipe: Recipe) -> Plan:
             f"Tensors are named like {next(iter(reference.tensors), '?')}; * stands for anything.",
         )
     plan.shards = {shard: tensors for shard, tensors in plan.shards.items() if tensors}
+    if not plan.rules and not plan.kept:
+        raise InputError(
+            f"There is nothing to merge: the models have no floating-point tensor in common with {reference.label}.",
+            "Check the models.",
+        )
+    _refuse_other_kinds(plan, everyone)
     return plan
+
+
+def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
+    """Refuse models that look alike and mean something else: another architecture, or other tokens for the numbers."""
+    size = plan.reference.config.get("vocab_size")
+    by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
+    for other in everyone:
+        if not plan.recipe.common_only:
+            check_kind(plan.reference, other)
+        if by_token and not plan.recipe.ignore_vocabulary:
+            check_vocabulary(plan.reference, other)
+
+
+def _open(label: str) -> Checkpoint:
+    """A checkpoint, refused where two things in its folder claim to be its weights."""
+    checkpoint = open_checkpoint(label)
+    both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
+    if both and SINGLE not in checkpoint.shards and not Path(label).expanduser().is_file():
+        raise InputError(
+            f"{label} has {INDEX} and {SINGLE}, which it does not name: loaders differ in which they take.",
+            "Remove the one that is out of date, or name the file.",
+        )
+    return checkpoint
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -138,10 +168,15 @@ def _job(
     base: Checkpoint | None,
 ) -> Job:
     name = tensor.name
+    if rule is None and base is None:
+        raise InputError(f"An override keeps {name} from the base; there is none.", "Name it: --base.")
     shard = Path(_result_name(plan.reference)(tensor.path.name))
     keep = Job(Tensor(name, tensor.dtype, tensor.shape, shard, 0), (tensor,), (plan.reference.label,))
     if tensor.dtype not in FLOATING:
         _refuse_quantised(tensor, plan.reference.label)
+        for model in [] if alone else models:
+            if model.tensors[name].dtype in FLOATING:
+                raise _of_two_types(tensor, plan.reference, model)
         plan.buffers.append(name)
         return keep
     target = Tensor(name, plan.recipe.dtype or tensor.dtype, tensor.shape, shard, 0)
@@ -156,10 +191,7 @@ def _job(
         sources += [(extra, _extra(extra, tensor, rule.extra)) for extra in extras]
     for checkpoint, source in sources:
         if source.dtype not in FLOATING:
-            raise InputError(
-                f"{name} is {source.dtype} in {checkpoint.label}, {tensor.dtype} in {plan.reference.label}.",
-                "Rules merge floating-point tensors: convert that model first.",
-            )
+            raise _of_two_types(tensor, plan.reference, checkpoint)
     uses_base = rule.base == "required"
     owners = tuple(checkpoint.label for checkpoint, _ in sources)
     return Job(
@@ -169,6 +201,13 @@ def _job(
         base.tensors[name] if uses_base and base is not None else None,
         rule,
         arguments,
+    )
+
+
+def _of_two_types(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> InputError:
+    return InputError(
+        f"{tensor.name} is {other.tensors[tensor.name].dtype} in {other.label}, {tensor.dtype} in {reference.label}.",
+        "Rules merge floating-point tensors: convert that model first.",
     )
 
 
@@ -249,14 +288,14 @@ def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> fl
     files = Files()
     seconds = 0.0
     try:
-        nothing = files.get(Path(os.devnull), os.O_WRONLY)
         engine = Engine(files, kernels, True, lambda nbytes: None)
-        for key, job in largest.items():
-            sample = _sample(job)
-            engine.run(sample, nothing)
-            started = time.perf_counter()
-            engine.run(sample, nothing)
-            seconds += (time.perf_counter() - started) * total[key] / max(sample.target.size, 1)
+        with files.use(Path(os.devnull), os.O_WRONLY) as nothing:
+            for key, job in largest.items():
+                sample = _sample(job)
+                engine.run(sample, nothing)
+                started = time.perf_counter()
+                engine.run(sample, nothing)
+                seconds += (time.perf_counter() - started) * total[key] / max(sample.target.size, 1)
     finally:
         files.close()
     return seconds / max(1, min(threads, len(plan.jobs)))

@@ -2,8 +2,8 @@
 
 A value may be a number for all tensors, change over the layers (``{layers: [0, 0.5, 1]}``: linear between these, from
 the first layer to the last; 0 outside of the layers), or depend on the tensor's name
-(``{cases: [{contains: mlp, value: 0.2}, {value: 0.5}]}``: the first that fits). ``overrides`` change rule, parameters
-or origin for tensors by pattern; later ones win.
+(``{cases: [{contains: mlp, value: 0.2}, {value: 0.5}]}``: the first that fits; where none does, what was said before
+holds). ``overrides`` change rule, parameters (``seed`` too) or origin for tensors by pattern; later ones win.
 """
 
 from __future__ import annotations
@@ -103,45 +103,62 @@ class Recipe:
     dtype: str | None = None
     seed: int = 0
     common_only: bool = False
+    ignore_vocabulary: bool = False
     allow_nonfinite: bool = False
     space: str = "update"
     rank: int | None = None
 
     def resolve(self, place: Place) -> tuple[Rule | None, dict[str, Any]]:
-        """The rule of a tensor (``None``: keep the base's) and the arguments of its function."""
+        """The rule of a tensor (``None``: keep the base's) and the arguments of its function.
+
+        Raises:
+            InputError: a value said for another rule that this tensor's rule does not take.
+        """
         name, keep = self.rule, False
-        settings: dict[str, Setting | tuple[Setting | None, ...]] = {}
+        settings: dict[str, Value | tuple[Value | None, ...] | None] = {}
         for scope in self.scopes:
             if not fnmatchcase(place.name, scope.match):
                 continue
             name = scope.rule or name
             keep = scope.keep_base or (keep and scope.rule is None)
             for key, setting in scope.settings.items():
-                settings[key] = _over(settings.get(key), setting, len(self.models))
+                settings[key] = _over(settings.get(key), _at(setting, place), len(self.models))
         if keep:
             return None, {}
         rule = rule_named(name)
+
+        def checked(parameter: Parameter, value: Value | None) -> Value:
+            # What another rule's scope said need not suit this one.
+            if value is None:
+                return self.seed if parameter.name == "seed" else parameter.default
+            return parameter.check(value, f"{parameter.name} for {place.name}, which {rule.name} merges,")
+
         values: dict[str, Any] = {}
         for parameter in rule.options:
-            setting = settings.get(parameter.name, parameter.default)
-            values[parameter.name] = self.seed if parameter.name == "seed" else _at(setting, parameter, place)
+            value = settings.get(parameter.name)
+            assert not isinstance(value, tuple)
+            values[parameter.name] = checked(parameter, value)
         for parameter in rule.per_model:
-            setting = settings.get(parameter.name, parameter.default)
-            each = setting if isinstance(setting, tuple) else (setting,) * len(self.models)
-            values[parameter.name] = [_at(one, parameter, place) for one in each]
+            value = settings.get(parameter.name)
+            each = value if isinstance(value, tuple) else (value,) * len(self.models)
+            values[parameter.name] = [checked(parameter, one) for one in each]
         arguments = rule.arguments(values)
         if rule.random:
             arguments["name"] = place.name
         return rule, arguments
 
 
-def _at(setting: Any, parameter: Parameter, place: Place) -> Value:
-    value = setting.at(place) if isinstance(setting, Gradient | Cases) else setting
-    return parameter.default if value is None else value
+def _at(setting: Any, place: Place) -> Any:
+    """What a setting says here, per model if it is; ``None`` where no case fits."""
+    if isinstance(setting, tuple):
+        return tuple(_at(one, place) for one in setting)
+    return setting.at(place) if isinstance(setting, Gradient | Cases) else setting
 
 
 def _over(old: Any, new: Any, count: int) -> Any:
-    """A setting over an older one: values per model that are ``None`` leave the older."""
+    """A value over an older one: what is ``None``, whole or for a model, leaves the older."""
+    if new is None:
+        return old
     if not isinstance(new, tuple) or None not in new:
         return new
     before = old if isinstance(old, tuple) else (old,) * count

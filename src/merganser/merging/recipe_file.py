@@ -20,6 +20,7 @@ _KEYS = (
     "dtype",
     "seed",
     "common_only",
+    "ignore_vocabulary",
     "allow_nonfinite",
     "space",
     "rank",
@@ -50,7 +51,7 @@ def parse(content: Any, where: str) -> Recipe:
     if not isinstance(options, Mapping):
         raise InputError(f"{where}: options is not a map.", "Write for example {normalize: false}.")
     general = {
-        key: _settings(rule.parameter(key, f"{where}: options"), value, len(models), f"{where}: options.{key}")
+        key: _settings(rule, str(key), value, len(models), f"{where}: options", f"{where}: options.{key}")
         for key, value in options.items()
         if key != "seed"
     }
@@ -71,6 +72,7 @@ def parse(content: Any, where: str) -> Recipe:
         dtype=dtype_named(content.get("dtype"), f"{where}: dtype"),
         seed=int(Parameter("seed", 0, "").check(content.get("seed", 0), f"{where}: seed")),
         common_only=_switch(content, "common_only", where),
+        ignore_vocabulary=_switch(content, "ignore_vocabulary", where),
         allow_nonfinite=_switch(content, "allow_nonfinite", where),
         space=str(
             Parameter("space", "update", "", choices=("update", "factors")).check(
@@ -144,14 +146,18 @@ def _override(entry: Any, rule: Rule, count: int, where: str) -> Scope:
                 raise InputError(f"{where}.from is {value!r}.", "Only 'base' can be kept.")
             keep = True
             continue
-        settings[str(key)] = _settings(own.parameter(str(key), where), value, count, f"{where}.{key}")
+        settings[str(key)] = _settings(own, str(key), value, count, where, f"{where}.{key}")
     return Scope(match=entry["match"], rule=own.name if "rule" in entry else None, settings=settings, keep_base=keep)
 
 
-def _settings(parameter: Parameter, value: Any, count: int, where: str) -> Any:
-    """One setting, or one per model from a list."""
+def _settings(rule: Rule, key: str, value: Any, count: int, scope: str, where: str) -> Any:
+    """One setting, or one per model from a list for a parameter that models have."""
+    parameter = rule.parameter(key, scope)
     if not isinstance(value, list):
         return _setting(parameter, value, where)
+    if parameter not in rule.per_model:
+        layers = " Over the layers it may change: {layers: [...]}." if isinstance(parameter.default, float) else ""
+        raise InputError(f"{where} is a list.", f"{key} is not said per model: give one value.{layers}")
     if len(value) != count:
         raise InputError(f"{where} has {len(value)} values for {count} models.", "Give one per model, or one for all.")
     return tuple(_setting(parameter, one, f"{where}[{index}]") for index, one in enumerate(value))
@@ -250,7 +256,7 @@ def to_content(recipe: Recipe) -> dict[str, Any]:
     if recipe.dtype:
         content["dtype"] = names[recipe.dtype]
     content["seed"] = recipe.seed
-    for key in ("common_only", "allow_nonfinite"):
+    for key in ("common_only", "ignore_vocabulary", "allow_nonfinite"):
         if getattr(recipe, key):
             content[key] = True
     if recipe.space != "update":

@@ -67,9 +67,14 @@ def _number(value: Any, where: str) -> float:
             value = float(value)
         except ValueError:
             value = None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    try:
+        # An integer may be too long for a float.
+        number = math.nan if isinstance(value, bool) or not isinstance(value, int | float) else float(value)
+    except OverflowError:
+        number = math.inf
+    if not math.isfinite(number):
         raise InputError(f"{where} is not a finite number.", "Write one, for example 0.5.")
-    return float(value)
+    return number
 
 
 WEIGHT = Parameter("weight", 1.0, "how much the model counts")
@@ -77,6 +82,20 @@ DENSITY = Parameter("density", 1.0, "share of the entries of an update that is k
 SCALE = Parameter("scale", 1.0, "factor on the merged update (lambda in papers)")
 NORMALIZE = Parameter("normalize", True, "divide by the sum of the weights")
 SEED = Parameter("seed", 0, "seed of the random masks")
+
+
+class WrongInput(InputError):
+    """An input that a rule cannot take.
+
+    Args:
+        index: which one, counting the models, then their extras.
+        what: is wrong, as it goes on after the name of a tensor.
+        remedy: what the person can do about it.
+    """
+
+    def __init__(self, index: int, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.index = index
 
 
 @dataclass(frozen=True)
@@ -153,14 +172,33 @@ def check_count(name: str, count: int, low: int, high: int | None = None) -> Non
         raise InputError(f"The rule {name} got {count} model(s).", f"It takes {wanted}, besides the base.")
 
 
-def checked_weights(weights: Sequence[float], normalize: bool) -> None:
-    """Refuse weights that cannot be normalised.
+def sum_of(weights: Sequence[float]) -> float:
+    """The sum of the weights, rounded once.
 
     Raises:
-        InputError: they sum to (almost) zero.
+        InputError: it is larger than a number can be.
     """
-    if normalize and abs(math.fsum(weights)) < 1e-8:
+    try:
+        return math.fsum(weights)
+    except OverflowError as error:
+        raise InputError(
+            f"The weights {', '.join(f'{weight:g}' for weight in weights)} have no finite sum.", "Use smaller ones."
+        ) from error
+
+
+def checked_weights(weights: Sequence[float], normalize: bool, always: bool = False) -> None:
+    """Refuse weights that cannot be normalised.
+
+    Args:
+        weights: one per model.
+        normalize: whether they are to be.
+        always: the rule knows nothing else.
+
+    Raises:
+        InputError: they sum to (almost) zero, or to no finite number.
+    """
+    if normalize and abs(sum_of(weights)) < 1e-8:
         raise InputError(
             f"The weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero and can't be normalised.",
-            "Change them, or set normalize: false.",
+            "Change them." if always else "Change them, or set normalize: false.",
         )

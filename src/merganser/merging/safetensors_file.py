@@ -45,6 +45,12 @@ FLOATING = ("F64", "F32", "F16", "BF16")
 HEADER_LIMIT = 100_000_000
 """Longest header accepted, in bytes: the limit of the reference implementation."""
 
+MOST_DIMENSIONS = 64
+"""Of a tensor: what numpy can hold."""
+
+LONGEST_NAME = 1000
+"""Characters of a tensor's name: names are said in messages."""
+
 
 @dataclass(frozen=True)
 class Tensor:
@@ -101,7 +107,26 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _broken(path, "its __metadata__ is not a map of strings")
+    if not all(map(_is_text, (*metadata, *metadata.values()))):
+        raise _broken(path, "its __metadata__ holds half a character (a lone surrogate)")
     return _laid_out(path, header, 8 + header_length, length), metadata
+
+
+def _is_text(value: str) -> bool:
+    """Whether it can be written: JSON's escapes can name half of a character."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def _short(value: Any) -> str:
+    """A value of the file for a message; it may be as long as the file."""
+    if isinstance(value, list | dict) and (len(value) > 20 or any(isinstance(one, list | dict) for one in value)):
+        return f"of {len(value)} entries"
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def _broken(path: Path, what: str) -> InputError:
@@ -142,30 +167,37 @@ def _laid_out(path: Path, header: Mapping[str, Any], start: int, length: int) ->
 
 
 def _entry(path: Path, name: str, entry: Any, start: int, length: int) -> tuple[int, int, Tensor]:
-    what = f"the entry of tensor {name!r}"
+    what = f"the entry of tensor {_short(name)}"
+    if len(name) > LONGEST_NAME:
+        raise _broken(path, f"a tensor's name is {len(name)} characters long, more than {LONGEST_NAME}")
+    if not _is_text(name):
+        raise _broken(path, f"the name of tensor {name!r} holds half a character (a lone surrogate)")
     if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= set(entry):
         raise _broken(path, f"{what} lacks dtype, shape or data_offsets")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
     if not isinstance(dtype, str) or dtype not in ITEM_SIZE:
         raise InputError(
-            f"Tensor {name!r} in {path} has type {dtype!r}.", f"Types that can be read: {', '.join(ITEM_SIZE)}."
+            f"Tensor {name!r} in {path} has type {_short(dtype)}.", f"Types that can be read: {', '.join(ITEM_SIZE)}."
         )
+    if isinstance(shape, list) and len(shape) > MOST_DIMENSIONS:
+        raise _broken(path, f"{what} has {len(shape)} dimensions, more than {MOST_DIMENSIONS}")
     if not _whole_numbers(shape):
-        raise _broken(path, f"{what} has shape {shape!r}")
+        raise _broken(path, f"{what} has shape {_short(shape)}")
     if not _whole_numbers(offsets) or len(offsets) != 2:
-        raise _broken(path, f"{what} has data_offsets {offsets!r}")
+        raise _broken(path, f"{what} has data_offsets {_short(offsets)}")
     begin, end = offsets
     # A product of absurd sizes is compared as a Python integer; nothing is allocated from it.
     if end < begin or end - begin != math.prod(shape) * ITEM_SIZE[dtype]:
-        raise _broken(path, f"{what} has {end - begin} bytes for shape {shape} of {dtype}")
+        raise _broken(path, f"{what} has {end - begin} bytes for shape {_short(shape)} of {dtype}")
     if start + end > length:
         raise _broken(path, f"tensor {name!r} ends at byte {start + end}, the file has {length}")
     return begin, end, Tensor(name, dtype, tuple(shape), path, start + begin)
 
 
 def _whole_numbers(values: Any) -> bool:
+    """Sizes that an array can have; larger integers would make the arithmetic on them slow."""
     return isinstance(values, list) and all(
-        isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values
+        isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 for value in values
     )
 
 

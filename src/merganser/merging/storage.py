@@ -22,6 +22,14 @@ _EXPONENT: dict[str, tuple[type[np.unsignedinteger[Any]], int]] = {
     "BF16": (np.uint16, 0x7F80),
 }
 
+_TOO_LARGE = {
+    "F64": float("inf"),
+    "F32": float.fromhex("0x1.ffffffp127"),
+    "F16": 65520.0,
+    "BF16": float.fromhex("0x1.ffp127"),
+}
+"""The smallest number that rounds to infinity."""
+
 TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """How transformers spells the types in ``config.json`` and people on the command line."""
 
@@ -102,6 +110,12 @@ def join_pairs(even: NDArray[np.float32], odd: NDArray[np.float32]) -> NDArray[n
     rounded[1] &= np.uint32(0xFFFF0000)
     rounded[0] |= rounded[1]
     return rounded[0].view(np.uint16)
+
+
+def fits(values: NDArray[Any], dtype: str) -> bool:
+    """Whether all ``values`` (at least one) are finite numbers and stay finite in a storage type."""
+    limit = _TOO_LARGE[dtype]
+    return bool(-limit < values.min() and values.max() < limit)
 
 
 def count_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int:

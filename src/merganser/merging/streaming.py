@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -55,25 +56,58 @@ class Job:
         return self.sources if self.base is None else (*self.sources, self.base)
 
 
-class Files:
-    """Descriptors of the files of a merge, opened once and shared by the threads."""
+@dataclass
+class _Opened:
+    """A descriptor and how many use it now."""
 
-    def __init__(self) -> None:
-        self._open: dict[tuple[Path, int], int] = {}
+    descriptor: int
+    users: int = 0
+
+
+class Files:
+    """Descriptors of the files of a merge, shared by the threads; those used last stay open.
+
+    Args:
+        limit: how many stay open while nobody uses them. A system may allow few (256 on some).
+    """
+
+    def __init__(self, limit: int = 64) -> None:
+        self._limit = limit
+        self._open: dict[tuple[Path, int], _Opened] = {}
         self._lock = threading.Lock()
 
-    def get(self, path: Path, flags: int = os.O_RDONLY) -> int:
-        """The descriptor of a file."""
+    @contextmanager
+    def use(self, path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
+        """The descriptor of a file, which stays open at least until the end of the block.
+
+        Raises:
+            OSError: it can't be opened.
+        """
         with self._lock:
-            if (path, flags) not in self._open:
-                self._open[path, flags] = os.open(path, flags)
-            return self._open[path, flags]
+            # Taken out and put back: the order of the keys is that of the last use.
+            opened = self._open.pop((path, flags), None) or _Opened(os.open(path, flags))
+            self._open[path, flags] = opened
+            opened.users += 1
+        try:
+            yield opened.descriptor
+        finally:
+            with self._lock:
+                opened.users -= 1
+                if len(self._open) > self._limit:
+                    self._close_one()
+
+    def _close_one(self) -> None:
+        """Close the one used longest ago of those nobody uses."""
+        for key, opened in self._open.items():
+            if opened.users == 0:
+                os.close(self._open.pop(key).descriptor)
+                return
 
     def close(self) -> None:
         """Close all."""
         with self._lock:
-            for descriptor in self._open.values():
-                os.close(descriptor)
+            for opened in self._open.values():
+                os.close(opened.descriptor)
             self._open.clear()
 
 
@@ -130,7 +164,8 @@ class FileInputs:
         for tensor, buffer in zip(self._tensors, buffers, strict=True):
             item = ITEM_SIZE[tensor.dtype]
             part = buffer[: (stop - start) * item]
-            read_into(self._files.get(tensor.path), part, tensor.offset + start * item, tensor)
+            with self._files.use(tensor.path) as descriptor:
+                read_into(descriptor, part, tensor.offset + start * item, tensor)
             found.append(part)
         return found
 
