@@ -39,6 +39,9 @@ def merge(
     seed: Annotated[int | None, typer.Option(help="Seed of the random rules.")] = None,
     space: Annotated[str, typer.Option(help="Adapters: merge the update (exact) or the factors.")] = "update",
     rank: Annotated[int | None, typer.Option(help="Adapters: rank of the result; otherwise the exact one.")] = None,
+    allow_different_bases: Annotated[
+        bool, typer.Option("--allow-different-bases", help="Adapters: accept those that name different base models.")
+    ] = False,
     common_only: Annotated[bool, typer.Option("--common-only", help="Merge what all models have in common.")] = False,
     allow_nonfinite: Annotated[bool, typer.Option("--allow-nonfinite", help="Accept NaN and infinity.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the folder when the merge is done.")] = False,
@@ -68,6 +71,7 @@ def merge(
         "rank": rank,
         "common_only": common_only,
         "allow_nonfinite": allow_nonfinite,
+        "allow_different_bases": allow_different_bases,
     }
     recipe, notes = _recipe(given, config, mergekit)
     for note in notes:
@@ -75,7 +79,7 @@ def merge(
     if out is None and not dry_run:
         raise InputError("There is no --out.", "Name the folder to make.")
     if dry_run:
-        _dry_run(recipe, out, threads, kernels, as_json)
+        _dry_run(recipe, out, threads, kernels, overwrite, as_json)
         return
     assert out is not None
     report = _run(recipe, out, threads, kernels, overwrite)
@@ -105,7 +109,7 @@ def _recipe(given: dict[str, Any], config: Path | None, mergekit: Path | None) -
         for key in ("dtype", "seed", "rank", "base"):
             if given[key] is not None:
                 content[key] = given[key]
-        for key in ("common_only", "allow_nonfinite"):
+        for key in ("common_only", "allow_nonfinite", "allow_different_bases"):
             if given[key]:
                 content[key] = True
         return parse(content, str(path)), notes
@@ -168,6 +172,7 @@ def _content(given: dict[str, Any]) -> dict[str, Any]:
         "seed": given["seed"] if given["seed"] is not None else 0,
         "common_only": given["common_only"],
         "allow_nonfinite": given["allow_nonfinite"],
+        "allow_different_bases": given["allow_different_bases"],
         "space": given["space"],
         "rank": given["rank"],
     }
@@ -202,9 +207,9 @@ def _yaml(path: Path) -> dict[str, Any]:
 
 
 def _is_adapters(recipe: Recipe) -> bool:
-    from merganser.merging.source import is_adapter, locate
+    from merganser.merging.source import adapter_folder, locate
 
-    return any(is_adapter(locate(name)) for name in recipe.models)
+    return any(adapter_folder(locate(name)) is not None for name in recipe.models)
 
 
 def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite: bool) -> Report:
@@ -249,15 +254,18 @@ class _Bar:
             sys.stderr.write("\n")
 
 
-def _dry_run(recipe: Recipe, out: Path | None, threads: int | None, kernels: str, as_json: bool) -> None:
+def _dry_run(
+    recipe: Recipe, out: Path | None, threads: int | None, kernels: str, overwrite: bool, as_json: bool
+) -> None:
     if _is_adapters(recipe):
         from merganser.merging.adapter_files import describe
 
-        _print_map(describe(recipe), as_json)
+        _print_map(describe(recipe, out, overwrite=overwrite), as_json)
         return
     import shutil
 
     from merganser.merging.checkpoints import available_cpus, existing_parent
+    from merganser.merging.companions import left_behind
     from merganser.merging.engine import load_kernels
     from merganser.merging.plan import estimate_seconds, make_plan
 
@@ -275,6 +283,7 @@ def _dry_run(recipe: Recipe, out: Path | None, threads: int | None, kernels: str
             "bytes to read": plan.input_bytes,
             "bytes to write": plan.file_bytes,
             "bytes free": shutil.disk_usage(existing_parent(target)).free,
+            "files not copied": left_behind(plan.reference.folder, plan.reference.shards),
             "shards": {name: len(tensors) for name, tensors in plan.shards.items()},
             "estimated seconds": round(seconds, 1),
             "kernels": "numpy" if module is None else "numba",
@@ -318,6 +327,7 @@ def _print_report(report: Report, as_json: bool) -> None:
         ("Kept from the base", report.kept),
         ("Not common to all, kept", report.only_reference),
         ("Not common to all, left out", report.left_out),
+        ("Files not copied", report.not_copied),
     ):
         if names:
             typer.echo(f"{what} ({len(names)}): {', '.join(names[:10])}{', ...' if len(names) > 10 else ''}")

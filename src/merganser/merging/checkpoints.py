@@ -20,6 +20,7 @@ from typing import Any
 
 from merganser.errors import InputError, MerganserError, RunError
 from merganser.merging.card import model_card
+from merganser.merging.companions import copy_companions, left_behind
 from merganser.merging.engine import load_kernels, run_jobs
 from merganser.merging.plan import Plan, check_disk, make_plan
 from merganser.merging.recipe import Recipe
@@ -30,8 +31,6 @@ from merganser.merging.storage import TORCH_NAMES
 from merganser.merging.streaming import Job
 
 RECIPE = "merge.yaml"
-
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab")
 
 
 @dataclass
@@ -46,6 +45,7 @@ class Report:
         seconds: taken.
         compiled: whether the compiled kernels did it.
         errors: for adapters, the truncation error per module.
+        not_copied: files of the reference, other than weights, that the result lacks (code above all).
     """
 
     out: str
@@ -58,6 +58,7 @@ class Report:
     seconds: float = 0.0
     compiled: bool = False
     errors: dict[str, float] = field(default_factory=dict)
+    not_copied: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -91,6 +92,7 @@ def merge_checkpoints(
         RunError: the disk filled up or failed during the merge. Nothing is left behind.
     """
     plan = make_plan(recipe)
+    not_copied = left_behind(plan.reference.folder, plan.reference.shards)
     target = Path(out).expanduser().resolve()
     check_target(target, overwrite)
     check_disk(plan, existing_parent(target))
@@ -107,6 +109,7 @@ def merge_checkpoints(
         bytes=plan.output_bytes,
         seconds=time.perf_counter() - started,
         compiled=module is not None,
+        not_copied=not_copied,
     )
 
 
@@ -158,17 +161,6 @@ def _write_index(plan: Plan, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_companions(source: Path, folder: Path, shards: tuple[str, ...]) -> None:
-    """Config, tokenizer and generation settings of the base; nothing that holds weights or code."""
-    if not (source / "config.json").is_file():
-        # A single file stands alone; what lies beside it need not belong to it.
-        return
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json") and path.name not in shards
-        if wanted and path.is_file():
-            shutil.copyfile(path, folder / path.name)
-
-
 def _note_dtype(config: Path, dtype: str) -> None:
     """The new type in a copied ``config.json``, under the keys it already has."""
     if not config.is_file():
@@ -181,7 +173,7 @@ def _note_dtype(config: Path, dtype: str) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere."""
+    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere; hub ids as pinned."""
     import yaml
 
     def absolute(name: str) -> str:
