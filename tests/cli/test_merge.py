@@ -176,8 +176,34 @@ def test_adapters_are_merged_with_adapters(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     assert "Largest truncation error: 0.0000 at q" in result.stdout
     dry = run(tmp_path / "x", tmp_path / "y", "--dry-run")
-    assert "modules: 1" in dry.stdout
+    for expected in ("modules: 1", "rules: linear 1", "bytes to write:", "bytes free:", "estimated seconds:"):
+        assert expected in dry.stdout
+    assert "full rank" in refused(tmp_path / "x", tmp_path / "y", "--rule", "ties", "--dry-run")
+    assert "exists" in refused(tmp_path / "x", tmp_path / "y", "--dry-run", "--out", tmp_path / "out")
+    assert run(tmp_path / "x", tmp_path / "y", "--dry-run", "--out", tmp_path / "out", "--overwrite").exit_code == 0
+    assert "is an input" in refused(tmp_path / "x", tmp_path / "y", "--out", tmp_path / "x", "--overwrite")
     assert "is no adapter" in refused(tmp_path / "x", write_folder(tmp_path / "m", example(0)), "--out", tmp_path / "o")
+
+
+def test_adapters_of_different_bases_need_a_word(tmp_path: Path) -> None:
+    for name in ("x", "y"):
+        (tmp_path / name).mkdir()
+        config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": f"owner/{name}"}
+        (tmp_path / name / "adapter_config.json").write_text(json.dumps(config))
+        tensors = {"q.lora_A.weight": np.ones((1, 3), np.float32), "q.lora_B.weight": np.ones((2, 1), np.float32)}
+        write_file(tmp_path / name / "adapter_model.safetensors", tensors)
+    both = (tmp_path / "x" / "adapter_model.safetensors", tmp_path / "y")
+    assert "--allow-different-bases" in refused(*both, "--out", tmp_path / "out")
+    assert run(*both, "--allow-different-bases", "--out", tmp_path / "out").exit_code == 0
+    again = run(tmp_path / "out" / "merge.yaml", "--out", tmp_path / "again")
+    assert again.exit_code == 0, again.output
+
+
+def test_files_that_are_not_copied_are_named(family: dict[str, Path], tmp_path: Path) -> None:
+    (family["a"] / "modeling_x.py").write_text("")
+    assert "files not copied: 1: modeling_x.py" in run(family["a"], family["b"], "--dry-run").stdout
+    result = run(family["a"], family["b"], "--out", tmp_path / "out")
+    assert "Files not copied (1): modeling_x.py" in result.stdout
 
 
 def test_the_list_names_every_rule() -> None:

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from merganser.errors import InputError
-from merganser.merging.adapter_files import merge_adapters, read_adapter, scaling_of
+from merganser.merging.adapter_files import merge_adapters
+from merganser.merging.adapter_source import read_adapter, scaling_of
 from merganser.merging.adapters import Factors, concatenate, decompose, merge_factors, merge_updates, truncate
 from merganser.merging.recipe_file import parse
 from merganser.merging.table import RULES

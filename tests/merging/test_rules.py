@@ -347,3 +347,12 @@ def test_the_table_agrees_with_the_functions(name: str) -> None:
     function = getattr(row.function, "func", row.function)
     assert "Source:" in (function.__doc__ or "")
     assert "Weights:" in (function.__doc__ or "") or "weights" not in accepted
+
+
+@pytest.mark.parametrize("name", sorted(RULES))
+@pytest.mark.parametrize("framework", ["numpy", "torch"])
+def test_a_scalar_stays_a_scalar(name: str, framework: str) -> None:
+    tensor = pytest.importorskip("torch").tensor if framework == "torch" else np.float32
+    models = [tensor(1.0), tensor(3.0)]
+    second = [models] if rule(name).extra else [tensor(0.0)] if rule(name).base == "required" else []
+    assert rule(name).function(models, *second).shape == ()

@@ -41,6 +41,9 @@ def merge(
         str | None, typer.Option(help="Adapters: merge the update (exact) or the factors.", show_default="update")
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Adapters: rank of the result; otherwise the exact one.")] = None,
+    allow_different_bases: Annotated[
+        bool, typer.Option("--allow-different-bases", help="Adapters: accept those that name different base models.")
+    ] = False,
     common_only: Annotated[bool, typer.Option("--common-only", help="Merge what all models have in common.")] = False,
     ignore_vocabulary: Annotated[
         bool, typer.Option("--ignore-vocabulary", help="Merge although the tokenizers' vocabularies differ.")
@@ -74,6 +77,7 @@ def merge(
         "common_only": common_only,
         "ignore_vocabulary": ignore_vocabulary,
         "allow_nonfinite": allow_nonfinite,
+        "allow_different_bases": allow_different_bases,
     }
     recipe, notes = _recipe(given, config, mergekit)
     for note in notes:
@@ -81,7 +85,7 @@ def merge(
     if out is None and not dry_run:
         raise InputError("There is no --out.", "Name the folder to make.")
     if dry_run:
-        _dry_run(recipe, out, overwrite, threads, kernels, as_json)
+        _dry_run(recipe, out, threads, kernels, overwrite, as_json)
         return
     assert out is not None
     try:
@@ -116,7 +120,7 @@ def _recipe(given: dict[str, Any], config: Path | None, mergekit: Path | None) -
         for key in ("dtype", "seed", "rank", "base"):
             if given[key] is not None:
                 content[key] = given[key]
-        for key in ("common_only", "ignore_vocabulary", "allow_nonfinite"):
+        for key in ("common_only", "ignore_vocabulary", "allow_nonfinite", "allow_different_bases"):
             if given[key]:
                 content[key] = True
         return parse(content, str(path)), notes
@@ -177,6 +181,7 @@ def _content(given: dict[str, Any]) -> dict[str, Any]:
         "common_only": given["common_only"],
         "ignore_vocabulary": given["ignore_vocabulary"],
         "allow_nonfinite": given["allow_nonfinite"],
+        "allow_different_bases": given["allow_different_bases"],
         "space": given["space"],
         "rank": given["rank"],
     }
@@ -220,17 +225,15 @@ def _read_yaml(text: str, where: str) -> Any:
 
 
 def _is_adapters(recipe: Recipe) -> bool:
-    from merganser.merging.source import is_adapter, locate
+    from merganser.merging.source import adapter_folder, locate
 
-    return any(is_adapter(locate(name)) for name in recipe.models)
+    return any(adapter_folder(locate(name)) is not None for name in recipe.models)
 
 
 def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite: bool) -> Report:
     if _is_adapters(recipe):
         from merganser.merging.adapter_files import merge_adapters
-        from merganser.merging.checkpoints import check_target, inputs_of
 
-        check_target(out.expanduser().resolve(), overwrite, inputs_of(recipe))
         return merge_adapters(recipe, out, overwrite=overwrite)
     from merganser.merging.checkpoints import merge_checkpoints
 
@@ -270,24 +273,22 @@ class _Bar:
 
 
 def _dry_run(
-    recipe: Recipe, out: Path | None, overwrite: bool, threads: int | None, kernels: str, as_json: bool
+    recipe: Recipe, out: Path | None, threads: int | None, kernels: str, overwrite: bool, as_json: bool
 ) -> None:
-    from merganser.merging.checkpoints import available_cpus, check_target, existing_parent, inputs_of
-
-    target = (out or Path.cwd() / "merged").expanduser().resolve()
     if _is_adapters(recipe):
         from merganser.merging.adapter_files import describe
 
-        if out is not None:
-            check_target(target, overwrite, inputs_of(recipe))
-        _print_map(describe(recipe), as_json)
+        _print_map(describe(recipe, out, overwrite=overwrite), as_json)
         return
     import shutil
 
+    from merganser.merging.checkpoints import available_cpus, check_target, existing_parent, inputs_of
+    from merganser.merging.companions import left_behind
     from merganser.merging.engine import load_kernels
     from merganser.merging.plan import estimate_seconds, make_plan
 
     plan = make_plan(recipe)
+    target = (out or Path.cwd() / "merged").expanduser().resolve()
     if out is not None:
         check_target(target, overwrite, inputs_of(recipe, plan))
     module = load_kernels(kernels, plan.output_bytes)
@@ -302,6 +303,7 @@ def _dry_run(
             "bytes to read": plan.input_bytes,
             "bytes to write": plan.file_bytes,
             "bytes free": shutil.disk_usage(existing_parent(target)).free,
+            "files not copied": left_behind(plan.reference.folder, plan.reference.shards),
             "shards": {name: len(tensors) for name, tensors in plan.shards.items()},
             "estimated seconds": round(seconds, 1),
             "kernels": "numpy" if module is None else "numba",
@@ -351,6 +353,7 @@ def _print_report(report: Report, as_json: bool) -> None:
         ("Kept from the base", report.kept),
         ("Not common to all, kept", report.only_reference),
         ("Not common to all, left out", report.left_out),
+        ("Files not copied", report.not_copied),
     ):
         if names:
             typer.echo(f"{what} ({len(names)}): {_some(names)}")

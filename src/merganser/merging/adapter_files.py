@@ -1,183 +1,216 @@
-"""Adapters of PEFT, read and written without PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""Adapters of PEFT, merged and written without PEFT: planned first, as checkpoints are, then computed."""
 
 from __future__ import annotations
 
 import json
 import math
 import re
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.adapters import Factors, coefficients_of, merge_factors, merge_updates
+from merganser.merging.adapter_source import PREFIX, Adapter, check_bases, read_adapter
+from merganser.merging.adapters import (
+    Factors,
+    check_alike,
+    coefficients_of,
+    fit,
+    merge_factors,
+    merge_updates,
+    result_rank,
+)
 from merganser.merging.card import model_card
-from merganser.merging.checkpoints import Report, check_target, with_folder, write_recipe
-from merganser.merging.recipe import Place, Recipe, positions
+from merganser.merging.checkpoints import Report, check_target, existing_parent, inputs_of, with_folder, write_recipe
+from merganser.merging.companions import copy_companions, left_behind
+from merganser.merging.plan import check_room
+from merganser.merging.recipe import Recipe, positions
 from merganser.merging.rule import Rule
-from merganser.merging.safetensors_file import FLOATING, create, read_header
-from merganser.merging.source import ADAPTER_CONFIG, is_adapter, locate, read_json
-from merganser.merging.storage import count_nonfinite, decode, encode
+from merganser.merging.safetensors_file import ITEM_SIZE, create, header_bytes
+from merganser.merging.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pin
+from merganser.merging.storage import LARGEST, encode
 from merganser.merging.streaming import write_from
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WEIGHTS = "adapter_model.safetensors"
-PREFIX = "base_model.model."
-
-_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?P<weight>\.weight)?")
-_VARIANTS = (
-    "alora_invocation_tokens",
-    "arrow_config",
-    "kasa_config",
-    "layer_replication",
-    "lora_bias",
-    "megatron_config",
-    "monteclora_config",
-    "target_parameters",
-    "trainable_token_indices",
-    "velora_config",
-)
-_CLEAN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_METADATA = {"format": "pt"}
 
 
 @dataclass(frozen=True, eq=False)
-class Adapter:
-    """An adapter as read.
+class AdapterPlan:
+    """What a merge of adapters will do.
 
     Attributes:
-        label: as the user named it.
-        config: its ``adapter_config.json``.
-        modules: module -> factors.
-        kernels: module -> shape of ``a`` behind its rank, where that is not one number (convolutions).
-        embeddings: modules whose factors are those of an embedding.
-        others: full tensors (biases, modules to save) by their name in the file.
-        dtype: of the factors.
+        recipe: what was asked, hub ids at the commits they stand for.
+        adapters: as read.
+        dtype: of the result.
+        modules: module -> the rule that merges it and its arguments. A module kept from the base is left out: there its
+            update is zero.
+        ranks: module -> the rank of the result.
+        others: the same for biases and saved modules, by their name in the file.
+        shapes: every tensor of the result, by its name in the file.
+        seconds: that reading took.
     """
 
-    label: str
-    config: dict[str, Any]
-    modules: dict[str, Factors]
-    kernels: dict[str, tuple[int, ...]]
-    embeddings: frozenset[str]
-    others: dict[str, NDArray[Any]]
+    recipe: Recipe
+    adapters: list[Adapter]
     dtype: str
+    seconds: float
+    modules: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    others: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def parts(self, module: str) -> list[Factors | None]:
+        """What each adapter adds to a module."""
+        return [adapter.modules.get(module) for adapter in self.adapters]
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """How many modules each rule merges."""
+        counts: dict[str, int] = {}
+        for rule, _ in self.modules.values():
+            counts[rule.name] = counts.get(rule.name, 0) + 1
+        return counts
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file of weights: tensors and header."""
+        head, _ = header_bytes(self.laid(), _METADATA)
+        return len(head) + ITEM_SIZE[self.dtype] * sum(math.prod(shape) for shape in self.shapes.values())
+
+    def laid(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, type and shape of every tensor of the result, in order."""
+        return [(name, self.dtype, shape) for name, shape in self.shapes.items()]
 
 
-def read_adapter(label: str, allow_nonfinite: bool = False) -> Adapter:
-    """Read an adapter.
+def plan_adapters(recipe: Recipe) -> AdapterPlan:
+    """Read the adapters and decide what happens to every module, without computing it.
+
+    Args:
+        recipe: its models are adapters, of one base model; it names no base.
 
     Raises:
-        InputError: no adapter there; a pickle; a variant that can't be merged exactly (named); weights that are not
-            finite (named).
+        InputError: see :func:`read_adapter`; a base, or an option that only merging models takes; adapters of different
+            base models; modules whose shapes differ; biases or saved modules that a rule can't merge without the base;
+            no rank for a rule that needs one; an override that matches nothing.
     """
-    folder = locate(label)
-    if not is_adapter(folder):
-        raise InputError(
-            f"{label} is no adapter (it has no {ADAPTER_CONFIG}), others are.",
-            "Adapters are merged with adapters. To merge models, first put the adapters into theirs: merge_and_unload "
-            "of PEFT, or merganser export --merged.",
-        )
-    if not (folder / WEIGHTS).is_file():
-        if (folder / "adapter_model.bin").is_file():
-            raise InputError(
-                f"{folder / 'adapter_model.bin'} is a pickle, which can run code when it is read.",
-                f'Convert it first: python -c "import torch; from safetensors.torch import save_file; '
-                f"save_file(torch.load('{folder / 'adapter_model.bin'}', weights_only=True), '{folder / WEIGHTS}')\"",
-            )
-        raise InputError(f"{label} has no {WEIGHTS}.", "Save the adapter again.")
-    config = read_json(folder / ADAPTER_CONFIG)
-    _refuse_variants(label, config)
-    tensors, dtype = _tensors(folder / WEIGHTS, label, allow_nonfinite)
-    return _sorted_out(label, config, tensors, dtype)
-
-
-def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
-    """Refuse by name what is not plain LoRA on an unchanged base."""
-    if config.get("peft_type") != "LORA":
-        raise InputError(f"{label} is of type {config.get('peft_type')}.", "Only LoRA adapters can be merged.")
-    unknown_uses = [key for key in config if key.startswith("use_") and key != "use_rslora"]
-    for key in (*unknown_uses, *_VARIANTS):
-        if config.get(key):
-            what = "DoRA (use_dora)" if key == "use_dora" else key
-            raise InputError(
-                f"{label} uses {what}, whose update is not scaling * B A.",
-                "Put it into its model first (merge_and_unload of PEFT) and merge the models.",
-            )
-    start = config.get("init_lora_weights")
-    if start not in _CLEAN_STARTS:
-        raise InputError(
-            f"{label} was started with init_lora_weights={start!r}, which changes the base model.",
-            "Convert it to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained).",
-        )
-
-
-def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str]:
-    found: dict[str, NDArray[Any]] = {}
-    dtypes: list[str] = []
-    for tensor in read_header(path)[0]:
-        if tensor.dtype not in FLOATING:
-            raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors are floating-point.")
-        raw = np.fromfile(path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
-        if not allow_nonfinite and count_nonfinite(raw, tensor.dtype):
-            raise InputError(f"{tensor.name} of {label} holds NaN or infinity.", "Such an adapter is broken.")
-        work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
-        found[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
-        dtypes.append(tensor.dtype)
-    if not found:
-        raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
-    return found, dtypes[0]
-
-
-def _sorted_out(label: str, config: dict[str, Any], tensors: Mapping[str, NDArray[Any]], dtype: str) -> Adapter:
-    sides: dict[str, dict[str, NDArray[Any]]] = {}
-    embeddings = set()
-    others = {}
-    for name, tensor in tensors.items():
-        matched = _FACTOR.fullmatch(name)
-        if matched is None:
-            if ".lora_" in name:
-                raise InputError(f"{label} holds {name}, which plain LoRA has not.", "It can't be merged exactly.")
-            others[name] = tensor
+    _refuse_options(recipe)
+    recipe = pin(recipe)
+    started = time.perf_counter()
+    adapters = [read_adapter(name, recipe.allow_nonfinite) for name in recipe.models]
+    plan = AdapterPlan(recipe, adapters, recipe.dtype or adapters[0].dtype, time.perf_counter() - started)
+    if not recipe.allow_different_bases:
+        check_bases(adapters)
+    modules = sorted({module for adapter in adapters for module in adapter.modules})
+    others = sorted({name for adapter in adapters for name in adapter.others})
+    weights = {f"{module}.weight": module for module in modules}
+    places = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
+    _refuse_unmatched(recipe, list(places))
+    for name, module in weights.items():
+        rule, arguments = recipe.resolve(places[name])
+        if rule is None:
             continue
-        module = matched["module"].removeprefix(PREFIX)
-        sides.setdefault(module, {})[matched["side"]] = tensor
-        if matched["embedding"]:
-            embeddings.add(module)
-    modules, kernels = {}, {}
-    for module, pair in sides.items():
-        if set(pair) != {"A", "B"}:
-            raise InputError(f"{label} holds only one factor of {module}.", "Save the adapter again.")
-        a, b = pair["A"], pair["B"]
-        if any(extent != 1 for extent in b.shape[2:]):
-            raise InputError(f"The factors of {module} in {label} have shape {list(b.shape)}.", "They can't be merged.")
-        if a.ndim > 2:
-            kernels[module] = a.shape[1:]
-        a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-        modules[module] = Factors(a, b, scaling_of(config, module, a.shape[0]))
-    return Adapter(label, config, modules, kernels, frozenset(embeddings), others, dtype)
+        if recipe.space == "factors":
+            plan.ranks[module] = check_alike(module, plan.parts(module), rule)
+        else:
+            plan.ranks[module] = result_rank(module, plan.parts(module), rule, arguments, recipe.rank)
+        plan.modules[module] = rule, arguments
+    if not plan.modules:
+        raise InputError("Nothing is left to merge.", "Every module is kept from the base, where its update is zero.")
+    for name in others:
+        plan.others[name] = _mean(name, adapters, *recipe.resolve(places[name.removeprefix(PREFIX)]))
+    for module in plan.modules:
+        plan.shapes.update(zip(_names(plan, module), _shapes(plan, module), strict=True))
+    plan.shapes.update({name: adapters[0].others[name].shape for name in others})
+    return plan
 
 
-def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """``alpha / rank`` or, rank-stabilised, ``alpha / sqrt(rank)``, with the module's own alpha where it has one."""
-    alpha = float(config.get("lora_alpha", 8))
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            alpha = float(own)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def _refuse_options(recipe: Recipe) -> None:
+    if recipe.base is not None:
+        raise InputError(
+            "Adapters are merged with each other; there is a base.",
+            "Leave it out: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
+        )
+    if recipe.common_only:
+        raise InputError(
+            "There is common_only (--common-only), which only merging models takes.",
+            "Leave it out: where an adapter does not touch a module, its update is zero.",
+        )
+    if recipe.space == "factors" and recipe.rank is not None:
+        raise InputError(
+            "There is a rank, and the space of factors, where the rank stays as it is.", "Leave one of them out."
+        )
+
+
+def _refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:
+    for scope in recipe.scopes:
+        if scope.match != "*" and not any(fnmatchcase(name, scope.match) for name in names):
+            raise InputError(
+                f"The override {scope.match!r} matches no tensor.",
+                f"Tensors are named like {names[0]}; * stands for anything.",
+            )
+
+
+def _mean(
+    name: str, adapters: Sequence[Adapter], rule: Rule | None, arguments: dict[str, Any]
+) -> tuple[Rule, dict[str, Any]]:
+    """Biases and saved modules: whole weights, so only a weighted mean of them is a weight again without the base."""
+    what = f"{name} (a bias or a module to save)"
+    missing = [adapter.label for adapter in adapters if name not in adapter.others]
+    if missing:
+        raise InputError(
+            f"{what} is missing in {missing[0]}.",
+            "Without the base's value it can't be merged exactly: train all adapters with the same bias and "
+            "modules_to_save.",
+        )
+    shapes = {adapter.others[name].shape for adapter in adapters}
+    if len(shapes) > 1:
+        raise InputError(f"{name} has shapes {sorted(map(list, shapes))}.", "The adapters belong to different models.")
+    coefficients = None if rule is None else coefficients_of(rule, arguments, len(adapters))
+    if rule is not None and (
+        abs(math.fsum(coefficients) - 1.0) < 1e-9
+        if coefficients is not None
+        else rule.base == "none" and not rule.extra
+    ):
+        return rule, arguments
+    total = "" if coefficients is None else f" with weights that sum to {math.fsum(coefficients):g}"
+    raise InputError(
+        f"{what} can't be merged by {rule.name if rule else 'keeping the base'}{total}.",
+        "That needs the base's value. Give it a weighted mean by an override: "
+        "{match: '*NAME*', rule: linear, normalize: true}.",
+    )
+
+
+def _names(plan: AdapterPlan, module: str) -> tuple[str, str]:
+    """The names of the factors in PEFT's file."""
+    if any(module in adapter.embeddings for adapter in plan.adapters):
+        return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def _shapes(plan: AdapterPlan, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the factors in PEFT's file: matrices, but for convolutions."""
+    part = next(part for part in plan.parts(module) if part is not None)
+    rank, rows, columns = plan.ranks[module], part.b.shape[0], part.a.shape[1]
+    kernel = next((a.kernels[module] for a in plan.adapters if module in a.kernels), None)
+    if kernel is None:
+        return (rank, columns), (rows, rank)
+    return (rank, *kernel), (rows, rank, *([1] * (len(kernel) - 1)))
 
 
 def merge_adapters(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Report:
     """Merge adapters into a new one for PEFT.
 
     Args:
-        recipe: its models are folders of adapters; no base. ``space`` and ``rank`` as in the recipe.
+        recipe: its models are adapters; no base. ``space`` and ``rank`` as in the recipe.
         out: the folder to make.
         overwrite: replace a folder that is already there.
 
@@ -185,151 +218,122 @@ def merge_adapters(recipe: Recipe, out: str | Path, *, overwrite: bool = False) 
         A report with the truncation error of every module.
 
     Raises:
-        InputError: see :func:`read_adapter`; modules whose shapes differ; biases or saved modules that a rule can't
-        merge
-            without the base; no rank for a rule that needs one.
+        InputError: see :func:`plan_adapters`; ``out`` exists or can't be written; no room; a result that is not finite
+            or too large for its type (named).
+        RunError: the disk filled up or failed. Nothing is left behind.
     """
-    _refuse_base(recipe)
     target = Path(out).expanduser().resolve()
-    check_target(target, overwrite)
+    check_target(target, overwrite, inputs_of(recipe))
     started = time.perf_counter()
-    adapters = [read_adapter(name, recipe.allow_nonfinite) for name in recipe.models]
-    merged, errors, counts = _merge_modules(recipe, adapters)
-    others = _merge_others(recipe, adapters)
-    config = _config(adapters, merged)
-    tensors = _named(adapters, merged) | others
-    dtype = recipe.dtype or adapters[0].dtype
-
-    def fill(folder: Path) -> None:
-        laid = create(
-            folder / WEIGHTS, [(name, dtype, value.shape) for name, value in tensors.items()], {"format": "pt"}
-        )
-        with open(folder / WEIGHTS, "r+b") as file:
-            for place in laid:
-                values = np.ascontiguousarray(tensors[place.name])
-                with np.errstate(over="ignore"):
-                    write_from(file.fileno(), encode(values.reshape(-1), dtype), place.offset)
-        (folder / ADAPTER_CONFIG).write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        write_recipe(folder, recipe)
-        (folder / "README.md").write_text(model_card(recipe, adapter=True), encoding="utf-8")
-
-    with_folder(target, fill)
+    plan = plan_adapters(recipe)
+    check_room(plan.file_bytes, existing_parent(target))
+    not_copied = left_behind(plan.adapters[0].folder, (ADAPTER_WEIGHTS,))
+    merged: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    tensors: dict[str, NDArray[Any]] = {}
+    for module in plan.modules:
+        factors, errors[module] = _merge_module(plan, module)
+        merged[module] = factors
+        tensors.update(zip(_names(plan, module), (factors.a, factors.b), strict=True))
+    tensors |= {name: _merge_other(plan, name) for name in plan.others}
+    nonfinite = [name for name, values in tensors.items() if not _fits(plan, name, values)]
+    with_folder(target, lambda folder: _write(plan, folder, merged, tensors))
     return Report(
         out=str(target),
-        tensors=counts,
-        bytes=(target / WEIGHTS).stat().st_size,
+        tensors=plan.rules,
+        bytes=(target / ADAPTER_WEIGHTS).stat().st_size,
         seconds=time.perf_counter() - started,
+        nonfinite=nonfinite,
         errors=errors,
+        not_copied=not_copied,
     )
 
 
-def _refuse_base(recipe: Recipe) -> None:
-    if recipe.base is not None:
-        raise InputError(
-            "Adapters are merged with each other; there is a base.",
-            "Leave it out: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
-        )
-
-
-def describe(recipe: Recipe) -> dict[str, Any]:
-    """What merging the adapters would do: modules, ranks, bytes."""
-    _refuse_base(recipe)
-    adapters = [read_adapter(name, recipe.allow_nonfinite) for name in recipe.models]
-    modules = _modules(adapters)
-    ranks = {sum(a.modules[m].rank for a in adapters if m in a.modules) for m in modules}
-    return {
-        "modules": len(modules),
-        "other tensors": sorted(set().union(*(adapter.others for adapter in adapters))),
-        "ranks": [str(sorted({factors.rank for factors in adapter.modules.values()})) for adapter in adapters],
-        "rank of the result": str(recipe.rank) if recipe.rank is not None else f"exact: {sorted(ranks)}",
-    }
-
-
-def _modules(adapters: Sequence[Adapter]) -> list[str]:
-    return sorted({module for adapter in adapters for module in adapter.modules})
-
-
-def _merge_modules(
-    recipe: Recipe, adapters: Sequence[Adapter]
-) -> tuple[dict[str, Factors], dict[str, float], dict[str, int]]:
-    names = _modules(adapters)
-    places = positions([f"{name}.weight" for name in names])
-    merged: dict[str, Factors] = {}
-    errors: dict[str, float] = {}
-    counts: dict[str, int] = {}
-    for name in names:
-        rule, arguments = recipe.resolve(places[f"{name}.weight"])
-        if rule is None:
-            continue
-        parts = [adapter.modules.get(name) for adapter in adapters]
-        if recipe.space == "factors":
-            merged[name], errors[name] = merge_factors(name, parts, rule, arguments)
+def _merge_module(plan: AdapterPlan, module: str) -> tuple[Factors, float]:
+    rule, arguments = plan.modules[module]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if plan.recipe.space == "factors":
+            merged, error = merge_factors(module, plan.parts(module), rule, arguments)
         else:
-            merged[name], errors[name] = merge_updates(name, parts, rule, arguments, recipe.rank)
-        counts[rule.name] = counts.get(rule.name, 0) + 1
-    if not merged:
-        raise InputError("Nothing is left to merge.", "Every module is kept from the base, where its update is zero.")
-    return merged, errors, counts
+            merged, error = merge_updates(module, plan.parts(module), rule, arguments, plan.recipe.rank)
+    return fit(module, merged, LARGEST[plan.dtype]), error
 
 
-def _merge_others(recipe: Recipe, adapters: Sequence[Adapter]) -> dict[str, NDArray[Any]]:
-    """Biases and saved modules: whole weights, so only a weighted mean of them is a weight again without the base."""
-    merged = {}
-    for name in sorted(set().union(*(adapter.others for adapter in adapters))):
-        missing = [adapter.label for adapter in adapters if name not in adapter.others]
-        if missing:
-            raise InputError(
-                f"{name} (a bias or a module to save) is missing in {missing[0]}.",
-                "Without the base's value it can't be merged exactly: train all adapters with the same bias and "
-                "modules_to_save.",
-            )
-        rule, arguments = recipe.resolve(Place(name.removeprefix(PREFIX), 0.0))
-        tensors = [adapter.others[name] for adapter in adapters]
-        _check_alike(name, tensors)
-        if rule is None or not _keeps_a_mean(rule, arguments, len(tensors)):
-            raise InputError(
-                f"{name} (a bias or a module to save) can't be merged by {rule.name if rule else 'keeping the base'}.",
-                "That needs the base's value. Give it a weighted mean by an override: {match: '*NAME*', rule: linear}.",
-            )
-        if rule.base == "required":
-            # Weights that sum to one: the base's value cancels.
-            merged[name] = rule.function(tensors, tensors[0], **arguments)
-        else:
-            merged[name] = rule.function(tensors, **arguments)
+def _merge_other(plan: AdapterPlan, name: str) -> NDArray[Any]:
+    rule, arguments = plan.others[name]
+    tensors = [adapter.others[name] for adapter in plan.adapters]
+    # The weights sum to one: the base's value cancels.
+    positional: list[Any] = [tensors] if rule.base == "none" else [tensors, tensors[0]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged: NDArray[Any] = rule.function(*positional, **arguments)
     return merged
 
 
-def _keeps_a_mean(rule: Rule, arguments: Mapping[str, Any], count: int) -> bool:
-    """Whether the rule gives a weight from whole weights, without the base."""
-    coefficients = coefficients_of(rule, arguments, count)
-    if rule.base == "none" and not rule.extra:
+def _fits(plan: AdapterPlan, name: str, values: NDArray[Any]) -> bool:
+    """Whether a result is finite in its type; refused where it is not, unless that is allowed."""
+    if bool((np.abs(values) <= LARGEST[plan.dtype]).all()):
         return True
-    return coefficients is not None and abs(math.fsum(coefficients) - 1.0) < 1e-9
+    if plan.recipe.allow_nonfinite:
+        return False
+    raise InputError(
+        f"The merged {name} is not finite, or larger than the type of the result holds ({LARGEST[plan.dtype]:g}).",
+        "Choose a wider type (--dtype float32, dtype: float32 in the file) or smaller weights.",
+    )
 
 
-def _check_alike(name: str, tensors: Sequence[NDArray[Any]]) -> None:
-    shapes = {tensor.shape for tensor in tensors}
-    if len(shapes) > 1:
-        raise InputError(f"{name} has shapes {sorted(map(list, shapes))}.", "The adapters belong to different models.")
+def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tensors: Mapping[str, NDArray[Any]]) -> None:
+    laid = create(folder / ADAPTER_WEIGHTS, plan.laid(), _METADATA)
+    with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
+        for place in laid:
+            values = np.ascontiguousarray(tensors[place.name])
+            with np.errstate(over="ignore"):
+                write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
+    copy_companions(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
+    config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
+    (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
+    write_recipe(folder, plan.recipe)
+    (folder / "README.md").write_text(model_card(plan.recipe, adapter=True), encoding="utf-8")
 
 
-def _named(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[str, NDArray[Any]]:
-    """The factors under PEFT's names, in PEFT's shapes."""
-    embeddings = frozenset().union(*(adapter.embeddings for adapter in adapters))
-    kernels = {module: shape for adapter in adapters for module, shape in adapter.kernels.items()}
-    tensors: dict[str, NDArray[Any]] = {}
-    for module, factors in merged.items():
-        a, b = factors.a, factors.b
-        if module in kernels:
-            a = a.reshape(len(a), *kernels[module])
-            b = b.reshape(*b.shape, *([1] * (len(kernels[module]) - 1)))
-        if module in embeddings:
-            tensors[f"{PREFIX}{module}.lora_embedding_A"] = a
-            tensors[f"{PREFIX}{module}.lora_embedding_B"] = b
-        else:
-            tensors[f"{PREFIX}{module}.lora_A.weight"] = a
-            tensors[f"{PREFIX}{module}.lora_B.weight"] = b
-    return tensors
+def describe(recipe: Recipe, out: str | Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
+    """What merging the adapters would do, after its checks: modules, ranks, bytes, disk, seconds.
+
+    Raises:
+        InputError: see :func:`plan_adapters`; ``out`` exists; no room.
+    """
+    target = Path("merged" if out is None else out).expanduser().resolve()
+    if out is not None:
+        check_target(target, overwrite, inputs_of(recipe))
+    plan = plan_adapters(recipe)
+    check_room(plan.file_bytes, existing_parent(target))
+    ranks = sorted(set(plan.ranks.values()))
+    return {
+        "modules": len(plan.modules),
+        "rules": plan.rules,
+        "other tensors": list(plan.others),
+        "ranks": [str(sorted({factors.rank for factors in adapter.modules.values()})) for adapter in plan.adapters],
+        "rank of the result": f"{'exact: ' if recipe.rank is None else ''}{ranks}",
+        "bytes to read": sum(adapter.bytes for adapter in plan.adapters),
+        "bytes to write": plan.file_bytes,
+        "bytes free": shutil.disk_usage(existing_parent(target)).free,
+        "files not copied": left_behind(plan.adapters[0].folder, (ADAPTER_WEIGHTS,)),
+        "estimated seconds": round(_estimate(plan), 1),
+    }
+
+
+def _estimate(plan: AdapterPlan) -> float:
+    """Seconds of the merge: reading took so long, and the largest module of each rule is merged for trial."""
+    works: dict[str, dict[str, int]] = {}
+    for module, (rule, _) in plan.modules.items():
+        part = next(part for part in plan.parts(module) if part is not None)
+        works.setdefault(rule.name, {})[module] = part.b.shape[0] * part.a.shape[1]
+    seconds = plan.seconds
+    for work in works.values():
+        largest = max(work, key=lambda module: work[module])
+        started = time.perf_counter()
+        _merge_module(plan, largest)
+        seconds += (time.perf_counter() - started) * sum(work.values()) / work[largest]
+    return seconds
 
 
 def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[str, Any]:

@@ -102,9 +102,10 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
         Factors with scaling one, and ``|dW - dW_r| / |dW|`` (0 for a zero update).
 
     Raises:
-        InputError: the rank is below 1.
+        InputError: the rank is below 1, or a value is not finite.
     """
     _check_rank(rank)
+    _check_finite(factors.a, factors.b)
     left, upper_left = np.linalg.qr(factors.b.astype(np.float64) * factors.scaling)
     right, upper_right = np.linalg.qr(factors.a.astype(np.float64).T)
     u, values, v = np.linalg.svd(upper_left @ upper_right.T, full_matrices=False)
@@ -121,9 +122,10 @@ def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
     saving, from the whole decomposition.
 
     Raises:
-        InputError: the rank is below 1.
+        InputError: the rank is below 1, or a value is not finite.
     """
     _check_rank(rank)
+    _check_finite(update)
     matrix = update.astype(np.float64)
     if min(matrix.shape) <= 4 * rank or min(matrix.shape) <= 128:
         u, values, v = np.linalg.svd(matrix, full_matrices=False)
@@ -159,6 +161,14 @@ def inner(first: Factors, second: Factors) -> float:
 def _check_rank(rank: int) -> None:
     if rank < 1:
         raise InputError(f"The rank is {rank}.", "It is at least 1.")
+
+
+def _check_finite(*arrays: NDArray[Any]) -> None:
+    if not all(np.isfinite(array).all() for array in arrays):
+        raise InputError(
+            "An update that holds NaN or infinity can't be cut to a rank.",
+            "Repair the adapter; only weighted sums without a rank pass such numbers on.",
+        )
 
 
 def _relative(rest: NDArray[Any], values: NDArray[Any]) -> float:
@@ -198,25 +208,50 @@ def merge_updates(
     Raises:
         InputError: shapes that differ; no rank for a rule whose result has full rank.
     """
+    result_rank(name, parts, rule, arguments, rank)
     present = [part for part in parts if part is not None]
-    check_factors(name, present)
     weights = coefficients_of(rule, arguments, len(parts))
     if weights is not None:
         return _weighted(parts, weights, rank)
-    if rule.extra:
-        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
     zero = np.zeros((present[0].b.shape[0], present[0].a.shape[1]), np.float32)
     updates = [zero if part is None else part.update().astype(np.float32) for part in parts]
     weights = _depends_on_angles(updates, zero, rule, arguments)
     if weights is not None:
         return _weighted(parts, weights, rank)
+    assert rank is not None
+    positional: list[Any] = [updates] if rule.base == "none" else [updates, zero]
+    return decompose(rule.function(*positional, **arguments), rank)
+
+
+def result_rank(
+    name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any], rank: int | None = None
+) -> int:
+    """The rank that :func:`merge_updates` gives, without computing it.
+
+    Raises:
+        InputError: what :func:`merge_updates` refuses.
+    """
+    present = [part for part in parts if part is not None]
+    check_factors(name, present)
+    if rule.extra:
+        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+    limits = [present[0].b.shape[0], present[0].a.shape[1]]
+    if _is_sum(rule, arguments, len(parts)):
+        stacked = sum(part.rank for part in present)
+        return stacked if rank is None or stacked <= rank else min(rank, *limits)
     if rank is None:
         raise InputError(
             f"The rule {rule.name} gives {name} an update of full rank.",
             "Say which rank to keep: --rank, rank: in the file.",
         )
-    positional: list[Any] = [updates] if rule.base == "none" else [updates, zero]
-    return decompose(rule.function(*positional, **arguments), rank)
+    return min(rank, *limits)
+
+
+def _is_sum(rule: Rule, arguments: Mapping[str, Any], count: int) -> bool:
+    """Whether the rule is a weighted sum, whatever its coefficients depend on."""
+    nothing = np.zeros((1, 1), np.float32)
+    found = _depends_on_angles([nothing] * count, nothing, rule, arguments)
+    return rule.linear or found is not None
 
 
 def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
@@ -238,13 +273,42 @@ def _depends_on_angles(
     return None if plan is None else [float(coefficient) for coefficient in plan.coefficients]
 
 
-def merge_factors(
-    name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any]
-) -> tuple[Factors, float]:
-    """Merge A and B apart: for adapters that share one trajectory.
+def fit(name: str, factors: Factors, largest: float) -> Factors:
+    """Factors whose numbers a storage type can hold: where one would overflow, ``a`` and ``b`` share the scale.
+
+    A column of ``b`` is divided, and its row of ``a`` multiplied, by a power of two, which changes no digit of their
+    product. Columns that fit stay as they are, and so does what is not finite.
+
+    Args:
+        name: of the module, for messages.
+        factors: ``scaling * b @ a``.
+        largest: number of the type.
 
     Raises:
-        InputError: an adapter does not touch the module, or ranks or scalings differ.
+        InputError: they don't fit even so; names the module.
+    """
+    tops = [np.abs(factors.b).max(axis=0), np.abs(factors.a).max(axis=1)]
+    b, a = (top.astype(np.float64) for top in tops)
+    over = (np.maximum(a, b) > largest) & np.isfinite(a) & np.isfinite(b)
+    if not over.any():
+        return factors
+    # A row of zeros takes any scale.
+    b, a = np.maximum(b[over], 2.0**-500), np.maximum(a[over], 2.0**-500)
+    if (np.sqrt(a) * np.sqrt(b) > largest / 2).any():
+        raise InputError(
+            f"The factors of {name} are larger than {largest:g}, which the type of the result holds.",
+            "Choose a wider one: --dtype float32, dtype: float32 in the file.",
+        )
+    scale = np.ones(factors.rank)
+    scale[over] = np.exp2(np.rint((np.log2(b) - np.log2(a)) / 2))
+    return replace(factors, a=factors.a * scale[:, None], b=factors.b / scale)
+
+
+def check_alike(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
+    """Refuse what :func:`merge_factors` can't merge; the rank that all have.
+
+    Raises:
+        InputError: an adapter does not touch the module, ranks or scalings differ, or the rule needs a second tensor.
     """
     present = [part for part in parts if part is not None]
     if len(present) != len(parts):
@@ -255,6 +319,19 @@ def merge_factors(
         raise InputError(f"The factors of {name} differ: {listed}.", "Merge in the space of updates: space: update.")
     if rule.extra:
         raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+    return present[0].rank
+
+
+def merge_factors(
+    name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any]
+) -> tuple[Factors, float]:
+    """Merge A and B apart: for adapters that share one trajectory.
+
+    Raises:
+        InputError: see :func:`check_alike`.
+    """
+    check_alike(name, parts, rule)
+    present = [part for part in parts if part is not None]
 
     def merged(tensors: list[NDArray[Any]]) -> NDArray[Any]:
         positional: list[Any] = [tensors] if rule.base == "none" else [tensors, np.zeros_like(tensors[0])]

@@ -25,9 +25,9 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
         "library_name": "peft" if adapter else "transformers",
         "tags": ["merge", "merganser"],
     }
-    from_hub = [name for name in parents if not Path(name).expanduser().exists()]
+    from_hub = [name.partition("@")[0] for name in parents if not Path(name).expanduser().exists()]
     if from_hub:
-        head["base_model"] = from_hub
+        head["base_model"] = list(dict.fromkeys(from_hub))
     rows = "\n".join(f"| {index} | `{name}` |" for index, name in enumerate(recipe.models, start=1))
     base = f"\n| base | `{recipe.base}` |" if recipe.base else ""
     content = yaml.safe_dump(to_content(recipe), sort_keys=False, allow_unicode=True)

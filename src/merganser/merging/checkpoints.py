@@ -21,6 +21,7 @@ from typing import Any, TypeVar
 
 from merganser.errors import InputError, RunError
 from merganser.merging.card import model_card
+from merganser.merging.companions import copy_companions, left_behind
 from merganser.merging.engine import load_kernels, run_jobs
 from merganser.merging.plan import Plan, check_disk, make_plan
 from merganser.merging.recipe import Recipe
@@ -40,8 +41,6 @@ _ADVICE = {
     errno.ENOENT: "restore what is missing",
 }
 
-_COPIED = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".spm", ".vocab")
-
 
 @dataclass
 class Report:
@@ -56,6 +55,7 @@ class Report:
         compiled: whether the compiled kernels did it.
         nonfinite: tensors of the result that hold NaN or infinity.
         errors: for adapters, the truncation error per module.
+        not_copied: files of the reference, other than weights, that the result lacks (code above all).
     """
 
     out: str
@@ -69,6 +69,7 @@ class Report:
     compiled: bool = False
     nonfinite: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
+    not_copied: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """For JSON."""
@@ -102,6 +103,7 @@ def merge_checkpoints(
         RunError: the disk filled up or failed during the merge. Nothing is left behind.
     """
     plan = make_plan(recipe)
+    not_copied = left_behind(plan.reference.folder, plan.reference.shards)
     target = Path(out).expanduser().resolve()
     check_target(target, overwrite, inputs_of(recipe, plan))
     check_disk(plan, existing_parent(target))
@@ -119,6 +121,7 @@ def merge_checkpoints(
         seconds=time.perf_counter() - started,
         compiled=module is not None,
         nonfinite=nonfinite,
+        not_copied=not_copied,
     )
 
 
@@ -172,17 +175,6 @@ def _write_index(plan: Plan, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def copy_companions(source: Path, folder: Path, shards: tuple[str, ...]) -> None:
-    """Config, tokenizer and generation settings of the base; nothing that holds weights or code."""
-    if not (source / "config.json").is_file():
-        # A single file stands alone; what lies beside it need not belong to it.
-        return
-    for path in sorted(source.iterdir()):
-        wanted = path.suffix in _COPIED and not path.name.endswith(".index.json") and path.name not in shards
-        if wanted and path.is_file():
-            shutil.copyfile(path, folder / path.name)
-
-
 def _note_dtype(config: Path, dtype: str) -> None:
     """The new type in a copied ``config.json``, under the keys it already has."""
     if not config.is_file():
@@ -195,7 +187,7 @@ def _note_dtype(config: Path, dtype: str) -> None:
 
 
 def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere."""
+    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere; hub ids as pinned."""
     import yaml
 
     def absolute(name: str) -> str:

@@ -18,7 +18,7 @@ from merganser.merging.engine import Engine
 from merganser.merging.recipe import Recipe, positions
 from merganser.merging.rule import Rule
 from merganser.merging.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
-from merganser.merging.source import INDEX, SINGLE, Checkpoint, open_checkpoint
+from merganser.merging.source import INDEX, SINGLE, Checkpoint, open_checkpoint, pin
 from merganser.merging.streaming import Files, Job
 from merganser.merging.vocabulary import check_kind, check_vocabulary
 
@@ -31,7 +31,7 @@ class Plan:
     """Everything a merge needs to know beforehand.
 
     Attributes:
-        recipe: what was asked.
+        recipe: what was asked, hub ids at the commits they stand for.
         reference: the base, or the first model without one: its shards, types, config and tokenizer are the result's.
         jobs: one per tensor, its target naming the shard by file name.
         shards: shard name -> its tensors ``(name, dtype, shape)`` in order.
@@ -86,8 +86,11 @@ def make_plan(recipe: Recipe) -> Plan:
 
     Raises:
         InputError: a checkpoint that can't be read; names, shapes or vocabularies that differ; a rule without its base;
-            types that can't be merged; an override that matches nothing; nothing to merge.
+            types that can't be merged; an override that matches nothing; nothing to merge; an option that only adapters
+            take.
     """
+    _refuse_adapter_options(recipe)
+    recipe = pin(recipe)
     models = [_open(name) for name in recipe.models]
     extras = [_open(name) for name in recipe.extras]
     base = None if recipe.base is None else _open(recipe.base)
@@ -142,6 +145,20 @@ def _open(label: str) -> Checkpoint:
             "Remove the one that is out of date, or name the file.",
         )
     return checkpoint
+
+
+def _refuse_adapter_options(recipe: Recipe) -> None:
+    """Refuse what has a meaning for adapters only."""
+    given = {
+        "rank": recipe.rank is not None,
+        "space": recipe.space != "update",
+        "allow_different_bases": recipe.allow_different_bases,
+    }
+    for key, present in given.items():
+        if present:
+            raise InputError(
+                f"There is {key} (--{key.replace('_', '-')}), which only merging adapters takes.", "Leave it out."
+            )
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -268,11 +285,19 @@ def check_disk(plan: Plan, folder: Path) -> None:
     Raises:
         InputError: the bytes needed and free.
     """
+    check_room(plan.file_bytes, folder)
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """Refuse to write more bytes than the disk of a folder has free.
+
+    Raises:
+        InputError: the bytes needed and free.
+    """
     free = shutil.disk_usage(folder).free
-    if plan.file_bytes > free:
+    if needed > free:
         raise InputError(
-            f"The result needs {plan.file_bytes:,} bytes; {folder} has {free:,} free.",
-            "Make room, or choose another disk.",
+            f"The result needs {needed:,} bytes; {folder} has {free:,} free.", "Make room, or choose another disk."
         )
 
 

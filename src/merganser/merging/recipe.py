@@ -93,6 +93,7 @@ class Recipe:
         allow_nonfinite: accept NaN and infinity.
         space: for adapters, ``update`` (exact) or ``factors``.
         rank: for adapters, the rank of the result; ``None`` keeps the exact one.
+        allow_different_bases: accept adapters whose configs name different base models.
     """
 
     models: tuple[str, ...]
@@ -107,6 +108,7 @@ class Recipe:
     allow_nonfinite: bool = False
     space: str = "update"
     rank: int | None = None
+    allow_different_bases: bool = False
 
     def resolve(self, place: Place) -> tuple[Rule | None, dict[str, Any]]:
         """The rule of a tensor (``None``: keep the base's) and the arguments of its function.

@@ -24,6 +24,7 @@ _KEYS = (
     "allow_nonfinite",
     "space",
     "rank",
+    "allow_different_bases",
 )
 
 
@@ -82,6 +83,7 @@ def parse(content: Any, where: str) -> Recipe:
         rank=None
         if content.get("rank") is None
         else int(Parameter("rank", 1, "", low=1).check(content["rank"], f"{where}: rank")),
+        allow_different_bases=_switch(content, "allow_different_bases", where),
     )
     check(recipe)
     return recipe
@@ -256,7 +258,7 @@ def to_content(recipe: Recipe) -> dict[str, Any]:
     if recipe.dtype:
         content["dtype"] = names[recipe.dtype]
     content["seed"] = recipe.seed
-    for key in ("common_only", "ignore_vocabulary", "allow_nonfinite"):
+    for key in ("common_only", "ignore_vocabulary", "allow_nonfinite", "allow_different_bases"):
         if getattr(recipe, key):
             content[key] = True
     if recipe.space != "update":

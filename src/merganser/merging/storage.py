@@ -33,6 +33,14 @@ _TOO_LARGE = {
 TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """How transformers spells the types in ``config.json`` and people on the command line."""
 
+LARGEST = {
+    "F64": float(np.finfo(np.float64).max),
+    "F32": float(np.finfo(np.float32).max),
+    "F16": float(np.finfo(np.float16).max),
+    "BF16": float.fromhex("0x1.fep127"),
+}
+"""The largest number of each type."""
+
 SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 
 

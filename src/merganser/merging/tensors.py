@@ -99,13 +99,14 @@ def to_work(value: Array) -> NDArray[Any]:
 
 
 def like(result: NDArray[Any], model: Array) -> Array:
-    """``result`` in the type (and, for torch, on the device) of ``model``: the one rounding of a merge."""
+    """``result`` in the shape, the type (and, for torch, on the device) of ``model``: the one rounding of a merge."""
+    result = result.reshape(np.shape(model))
     if isinstance(model, np.ndarray):
         return result.astype(model.dtype, copy=False)
     if type(model).__module__.split(".")[0] == "torch":
         import torch
 
-        return torch.from_numpy(np.ascontiguousarray(result)).to(dtype=model.dtype, device=model.device)
+        return torch.from_numpy(np.require(result, requirements="C")).to(dtype=model.dtype, device=model.device)
     return result
 
 
@@ -128,6 +129,7 @@ def gather(models: Sequence[Array], base: Array | None = None) -> tuple[list[NDA
                 "Only tensors of equal shape can be merged.",
             )
     work = np.float64 if any(array.dtype == np.float64 for array in everything) else np.float32
+    # A scalar becomes a vector of one, which rules can index; :func:`like` makes it a scalar again.
     everything = [np.ascontiguousarray(array, dtype=work) for array in everything]
     if base is None:
         return everything, None
