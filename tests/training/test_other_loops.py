@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -19,6 +20,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 
 from merganser import AimMerging, MergeController
@@ -129,6 +131,24 @@ def test_resumed_by_the_trainers_own_mechanism_it_ends_in_the_same_bits(more: di
     held = json.loads((last / "aim_merging.json").read_text())
     assert set(held) == {"format", "step", "size", "values"}
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("stop", [0, 13])
+def test_training_that_starts_over_is_that_of_a_fresh_instance(stop: int, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    whole[0].train()
+    used = trainer, aim = make(tmp_path / "used", stop)
+    with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+        trainer.train()
+    before = aim.merges
+    kept = list(before)
+    trainer.remove_callback(Stop)
+    trainer.model.load_state_dict(Noisy().state_dict())
+    trainer.optimizer = trainer.lr_scheduler = None
+    set_seed(trainer.args.seed)
+    trainer.train()
+    same(whole, used)
+    assert before == kept  # whoever holds the records of the training before keeps them
 
 
 def test_from_a_checkpoint_elsewhere(tmp_path: Path) -> None:

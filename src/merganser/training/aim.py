@@ -97,6 +97,8 @@ class AimMerging(TrainerCallback):
         task, task_index: written into the records.
         listener: is told about every merge.
 
+    Training that starts at the first step finds an instance that was used before as it was before its first training.
+
     Attributes:
         merges: one :class:`~merganser.runs.record.MergeRecord` per merge.
         probes: step -> (probe loss or ``None``, planned interval, threshold or ``None``).
@@ -172,6 +174,11 @@ class AimMerging(TrainerCallback):
         self.task = task
         self.task_index = task_index
         self.listener = listener
+        self._fresh: dict[str, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hold what a fresh instance holds."""
         self.merges: list[MergeRecord] = []
         self.probes: dict[int, tuple[float | None, int, float | None]] = {}
         self.cost = CostRecord()
@@ -182,6 +189,11 @@ class AimMerging(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
+        if self._fresh is None:
+            self._fresh = self.controller.state_dict()
+        elif state.global_step == 0:  # the trainer starts over, or another one starts
+            self.controller.load_state_dict(self._fresh)
+            self._begin()
         default = args.per_device_train_batch_size * processes.count()
         size = check_batch("batch_size", self.batch_size, default, len(self.memory))
         probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
