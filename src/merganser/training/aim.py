@@ -212,11 +212,14 @@ class AimMerging(TrainerCallback):
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
         if self.checkpoints and state.global_step > 0:
             folders = where_to_look(self.resume_from, args, state)
-            self.load_task_state(read_state(folders, state.global_step, self._weights.l1()))
+            size = self._weights.l1()
+            self.load_task_state(read_state(folders, state.global_step, size, self._weights.sharded))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.checkpoints and state.is_world_process_zero:
-            write_state(checkpoint_folder(args, state), state.global_step, self._weights.l1(), self.task_state())
+        if self.checkpoints:
+            size = self._weights.l1()  # in every process: each may hold a part
+            folder = checkpoint_folder(args, state)
+            write_state(folder, state.global_step, size, self.task_state(), self._weights.sharded)
 
     def task_state(self) -> TaskState:
         """What it holds after a step: decisions, draws, records, and the weights after the last merge."""

@@ -1,7 +1,8 @@
 """What AimMerging adds to the checkpoints of a trainer that knows nothing of it.
 
 Two files in ``checkpoint-N`` beside those of ``transformers.Trainer``: ``aim_merging.safetensors`` (weights after the
-last merge) and ``aim_merging.json`` (decisions, draws, records). The Trainer's own way for callbacks, exportable state
+last merge) and ``aim_merging.json`` (decisions, draws, records). Where processes share the weights out (FSDP2), each
+writes its own part, ``aim_merging.process-K.safetensors``, and only as many can go on from it. The Trainer's own way for callbacks, exportable state
 in ``trainer_state.json``, makes a callback anew from JSON values; neither weights nor a memory of examples fit there.
 """
 
@@ -15,6 +16,7 @@ from pathlib import Path
 from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
+from merganser import processes
 from merganser.errors import InputError, RunError
 from merganser.runs.atomic import PARTIAL, full_disk_is_an_error, write_json
 from merganser.training.state import TaskState
@@ -41,41 +43,65 @@ def where_to_look(given: str | Path | None, args: TrainingArguments, state: Trai
     return [*([Path(named)] if isinstance(named, str) else []), checkpoint_folder(args, state)]
 
 
-def write_state(folder: Path, step: int, size: float, state: TaskState) -> None:
-    """Add the state to a checkpoint.
+def _tensors_file(sharded: bool) -> str:
+    """The file of tensors that this process writes and reads."""
+    return f"aim_merging.process-{processes.rank()}.safetensors" if sharded else TENSORS
+
+
+def write_state(folder: Path, step: int, size: float, state: TaskState, sharded: bool = False) -> None:
+    """Add the state to a checkpoint; called in every process.
 
     Args:
         folder: the checkpoint, written by the trainer just before.
         step: its step.
         size: sum of the absolute values of the trainable weights, by which :func:`read_state` knows them again.
+        sharded: whether the tensors are this process's shards; else those of process 0 are all there is.
 
     Raises:
         RunError: the trainer put its checkpoint elsewhere, or the disk is full.
     """
     from safetensors.torch import save_file
 
-    if not folder.is_dir():
-        raise RunError(
-            f"the trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
-            "Use one that saves to output_dir/checkpoint-STEP, or AimMerging(checkpoints=False) without resuming.",
-        )
-    unfinished = folder / (TENSORS + PARTIAL)
-    with full_disk_is_an_error(folder / TENSORS):
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in state.tensors.items()}, unfinished)
-        unfinished.replace(folder / TENSORS)
-    # Last: where this file is, the other one is complete.
-    write_json(folder / VALUES, {"format": FORMAT, "step": step, "size": size, "values": state.values})
+    def begin() -> None:
+        if not folder.is_dir():
+            raise RunError(
+                f"the trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
+                "Use one that saves to output_dir/checkpoint-STEP, or AimMerging(checkpoints=False) without resuming.",
+            )
+
+    def add() -> None:
+        name = _tensors_file(sharded)
+        unfinished = folder / (name + PARTIAL)
+        with full_disk_is_an_error(folder / name):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}, unfinished)
+            unfinished.replace(folder / name)
+
+    described = {"format": FORMAT, "step": step, "size": size, "values": state.values}
+    if sharded:
+        described["processes"] = processes.count()
+    processes.on_main(begin)
+    if sharded:
+        processes.agree(add)
+    else:
+        processes.on_main(add)
+    # Last: where this file is, the others are complete.
+    processes.on_main(lambda: write_json(folder / VALUES, described))
 
 
-def read_state(folders: Sequence[Path], step: int, size: float) -> TaskState:
-    """The state in the first of these folders that has one.
+def read_state(folders: Sequence[Path], step: int, size: float, sharded: bool = False) -> TaskState:
+    """The state in the first of these folders that has one; called in every process.
 
     Args:
-        step, size: of the weights that training goes on with; as for :func:`write_state`.
+        step, size, sharded: of the weights that training goes on with; as for :func:`write_state`.
 
     Raises:
-        InputError: no folder has one, or it is damaged, of another version, or of other weights.
+        InputError: no folder has one, or it is damaged, of another version, of other weights, or of weights that were
+            shared out differently.
     """
+    return processes.agree(lambda: _read_state(folders, step, size, sharded))
+
+
+def _read_state(folders: Sequence[Path], step: int, size: float, sharded: bool) -> TaskState:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -90,7 +116,8 @@ def read_state(folders: Sequence[Path], step: int, size: float) -> TaskState:
     try:
         described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
         form, found, values = described["format"], (described["step"], described["size"]), described["values"]
-        tensors = load_file(folder / TENSORS)
+        wrote, now = described.get("processes"), processes.count() if sharded else None
+        tensors = load_file(folder / _tensors_file(sharded)) if wrote == now else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"the state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
@@ -100,6 +127,11 @@ def read_state(folders: Sequence[Path], step: int, size: float) -> TaskState:
             f"the state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
             "Go on with the version that wrote it, or start over.",
         )
+    if wrote != now:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
+            "Go on in the same way, or start over.",
+        )
     if found[0] != step or not math.isclose(found[1], size, rel_tol=SAME_SIZE):
         raise InputError(
             f"the state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
@@ -107,3 +139,9 @@ def read_state(folders: Sequence[Path], step: int, size: float) -> TaskState:
             "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
         )
     return TaskState(values, tensors)
+
+
+def _sharing(count: int | None) -> str:
+    if count is None:
+        return "a process that holds all weights"
+    return f"{count} process{'' if count == 1 else 'es'} that share the weights out"
