@@ -15,7 +15,7 @@ from transformers import TrainerControl
 
 from merganser import AimMerging, processes
 from merganser.errors import InputError, RunError
-from merganser.training.aim_checkpoint import read_state
+from merganser.training.aim_checkpoint import Identity, read_state
 from merganser.training.distributed import reshard, sharded_copy
 from merganser.weights import Weights
 from tests.cli.spawner import Spawner
@@ -134,9 +134,9 @@ def test_training_goes_on_from_a_checkpoint_in_the_same_bits(spawner: Spawner, t
     assert sorted(file.name for file in folder.iterdir()) == names
     size = json.loads((tmp_path / "size.json").read_text())
     with pytest.raises(InputError, match="by 2 processes that share the weights out; now it is a process that holds"):
-        read_state([folder], SAVED, size)
-    with pytest.raises(InputError, match="by 2 processes .*; now it is 1 process that"):
-        read_state([folder], SAVED, size, sharded=True)
+        read_state([folder], Identity(SAVED, size, False, {}))
+    with pytest.raises(InputError, match=r"by 2 processes .*; now it is 1 process that"):
+        read_state([folder], Identity(SAVED, size, True, {}))
 
 
 def test_what_one_process_cannot_read_or_write_is_an_error_in_both(spawner: Spawner, tmp_path: Path) -> None:
