@@ -84,6 +84,11 @@ class Weights(Mapping[str, Tensor]):
         return list(self._tensors.values())
 
     @property
+    def sharded(self) -> bool:
+        """Whether any of these are this process's shards of larger ones."""
+        return bool(self._sharded)
+
+    @property
     def numel(self) -> int:
         """Number of entries in this process."""
         return sum(tensor.numel() for tensor in self._tensors.values())

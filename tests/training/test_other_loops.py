@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import math
@@ -19,6 +20,7 @@ from transformers import (
     Trainer,
     TrainerCallback,
     TrainingArguments,
+    set_seed,
 )
 
 from merganser import AimMerging, MergeController
@@ -127,8 +129,26 @@ def test_resumed_by_the_trainers_own_mechanism_it_ends_in_the_same_bits(more: di
             same(whole, again)
     last = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)[-1]
     held = json.loads((last / "aim_merging.json").read_text())
-    assert set(held) == {"format", "step", "size", "values"}
+    assert set(held) == {"format", "step", "size", "options", "values"}
     assert not list((tmp_path / "run").rglob("*.partial"))
+
+
+@pytest.mark.parametrize("stop", [0, 13])
+def test_training_that_starts_over_is_that_of_a_fresh_instance(stop: int, tmp_path: Path) -> None:
+    whole = make(tmp_path / "whole")
+    whole[0].train()
+    used = trainer, aim = make(tmp_path / "used", stop)
+    with pytest.raises(KeyboardInterrupt) if stop else contextlib.nullcontext():
+        trainer.train()
+    before = aim.merges
+    kept = list(before)
+    trainer.remove_callback(Stop)
+    trainer.model.load_state_dict(Noisy().state_dict())
+    trainer.optimizer = trainer.lr_scheduler = None
+    set_seed(trainer.args.seed)
+    trainer.train()
+    same(whole, used)
+    assert before == kept  # whoever holds the records of the training before keeps them
 
 
 def test_from_a_checkpoint_elsewhere(tmp_path: Path) -> None:
@@ -148,35 +168,44 @@ def test_from_a_checkpoint_elsewhere(tmp_path: Path) -> None:
     same(whole, named)
 
 
-def test_a_state_that_cannot_be_used_is_an_error_before_any_step(tmp_path: Path) -> None:
-    interrupted(tmp_path / "run", 13)
-    checkpoint = tmp_path / "run" / "checkpoint-10"
-    values, tensors = checkpoint / "aim_merging.json", checkpoint / "aim_merging.safetensors"
-    kept = values.read_text(), tensors.read_bytes()
+class Enough(TrainerCallback):
+    """Stops training at a step, in an event of the trainer's."""
 
-    def refused(match: str) -> None:
-        trainer, aim = make(tmp_path / "run")
-        with pytest.raises(InputError, match=match):
-            trainer.train(resume_from_checkpoint=True)
-        assert aim.probes == {}
-        values.write_text(kept[0])
-        tensors.write_bytes(kept[1])
+    def __init__(self, event: str, step: int = 10) -> None:
+        def stop(args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+            control.should_training_stop = state.global_step >= step
 
-    tensors.write_bytes(kept[1][:-1])
-    refused("is damaged")
-    tensors.unlink()
-    refused("is damaged")
-    values.write_text(kept[0][:-9])
-    refused("is damaged")
-    values.write_text(json.dumps({**json.loads(kept[0]), "format": 2}))
-    refused("has format 2; this version knows 1")
-    values.write_text((tmp_path / "run/checkpoint-5/aim_merging.json").read_text())
-    refused("of other weights than those training goes on with at step 10")
-    held = json.loads(kept[0])
-    values.write_text(json.dumps({**held, "size": held["size"] * 1.01}))
-    refused("of other weights")
-    values.unlink()
-    refused("there is no aim_merging.json in")
+        setattr(self, event, stop)
+
+
+def stopped(folder: Path, where: str, **more: Any) -> tuple[Trainer, AimMerging]:
+    aim = AimMerging(OLD, controller())
+    event, _, place = where.partition(", ")
+    callbacks = [Enough(event), aim] if place == "before" else [aim, Enough(event)]
+    given = arguments(folder, eval_strategy="steps", eval_steps=5, **more)
+    trainer = Trainer(
+        Regression(), given, train_dataset=NEW, eval_dataset=OLD, data_collator=collate, callbacks=callbacks
+    )
+    trainer.train()
+    return trainer, aim
+
+
+def test_training_that_is_stopped_early_is_merged_at_its_end(tmp_path: Path) -> None:
+    at_once = stopped(tmp_path / "0", "on_step_end, before")
+    assert at_once[0].state.global_step == 10
+    assert [(merge.step, merge.cause) for merge in at_once[1].merges][-1] == (10, "end")
+    assert at_once[1].merges[-1].size_old > 0
+    for place, where in enumerate(("on_step_end, after", "on_evaluate, after", "on_evaluate, before"), 1):
+        later = stopped(tmp_path / str(place), where)
+        assert later[0].state.global_step == 10
+        same(at_once, later)
+
+
+def test_best_weights_put_back_after_an_early_stop_are_not_merged(tmp_path: Path) -> None:
+    trainer, aim = stopped(tmp_path, "on_evaluate, after", load_best_model_at_end=True)
+    assert "end" not in {merge.cause for merge in aim.merges}
+    losses = {log["step"]: log["eval_loss"] for log in trainer.state.log_history if "eval_loss" in log}
+    assert trainer.evaluate()["eval_loss"] == pytest.approx(min(losses.values()), rel=1e-6)
 
 
 def test_without_checkpoints_nothing_is_written_and_one_put_elsewhere_is_an_error(tmp_path: Path) -> None:
@@ -335,6 +364,8 @@ def test_trl_sft_trainer(tmp_path: Path) -> None:
 
     memory = learned(tmp_path / "first", []).train_dataset
 
+    with pytest.raises(InputError, match=r"no batch can be made of the memory's examples: they have no .*input_ids"):
+        learned(tmp_path / "raw", [often(rows[:4]), Stop(0)])
     merging = often(memory)
     whole = learned(tmp_path / "whole", [merging, Stop(0)])
     assert merging.merges

@@ -9,7 +9,8 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +21,24 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from merganser import processes
 from merganser.control import Merge, MergeController
-from merganser.errors import InputError, MerganserError, RunError
+from merganser.errors import MerganserError, RunError
 from merganser.events import Listener, Merged, silent
-from merganser.merging.importance import important, merge_by_importance
-from merganser.merging.trajectory import merge_two_phases
 from merganser.runs.record import CostRecord, MergeRecord
-from merganser.training.aim_checkpoint import checkpoint_folder, read_state, where_to_look, write_state
+from merganser.training.aim_arguments import check_arguments, collator_of, new_examples
+from merganser.training.aim_checkpoint import (
+    Identity,
+    checkpoint_folder,
+    options_of,
+    read_state,
+    where_to_look,
+    write_state,
+)
 from merganser.training.distributed import Share, shifts_labels
+from merganser.training.fusing import fuse
 from merganser.training.guard import Losses, OptimizerCopy, refusal
 from merganser.training.importance import Importance
 from merganser.training.options import (
-    DRAWS,
-    FUSIONS,
     GUARD_FACTOR,
-    PROBE_SETS,
     Draws,
     Fusion,
     ProbeSet,
@@ -83,7 +88,9 @@ class AimMerging(TrainerCallback):
         measure_merges: measure losses on the new task and on the memory before and after every merge, for the ledger
             (three more forward passes per merge: the probe at the merge, if there was one without dropout, is the loss
             on the memory before it).
-        merge_at_end: merge once more after the last step of the task.
+        merge_at_end: merge once more after the last step of the task, or where training is stopped before it; not
+            where the trainer has put the best weights back by then (``load_best_model_at_end`` with an evaluation that
+            stops training).
         fusion: ``trajectory``: the updates are weighted as the controller says; ``importance_masks``: every weight goes
             the way of the phase that it is important to (see :func:`merganser.merging.importance.merge_by_importance`).
         important_share, importance_smoothing: for ``importance_masks``: the share of weights that are important, and
@@ -97,15 +104,17 @@ class AimMerging(TrainerCallback):
         task, task_index: written into the records.
         listener: is told about every merge.
 
+    Training that starts at the first step finds an instance that was used before as it was before its first training.
+
     Attributes:
         merges: one :class:`~merganser.runs.record.MergeRecord` per merge.
         probes: step -> (probe loss or ``None``, planned interval, threshold or ``None``).
         cost: seconds and examples spent.
 
     Raises:
-        InputError: the memory is empty or smaller than a batch (when training begins), an unknown ``probe_set`` or
-            ``rehearsal_draws``, or groups that are not one per example; the trainer goes on from a checkpoint that has
-            no state to go on from.
+        InputError: the memory is empty or smaller than a batch, an argument is impossible, or groups are not one per
+            example; when training begins: the memory has not the form of the training data, which is a stream while
+            merges are to be measured on it, or the checkpoint has no state to go on from, or one of other arguments.
         RunError: while training, a loss or the weights are not finite, and not because of a merge.
     """
 
@@ -135,21 +144,17 @@ class AimMerging(TrainerCallback):
         task_index: int = 1,
         listener: Listener = silent,
     ) -> None:
-        if len(memory) == 0:
-            raise InputError(
-                "the rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks."
-            )
-        if rehearsal_draws not in DRAWS:
-            raise InputError(f"there is no rehearsal_draws '{rehearsal_draws}'.", f"Known: {', '.join(DRAWS)}.")
-        if probe_set not in PROBE_SETS:
-            raise InputError(f"there is no probe_set '{probe_set}'.", f"Known: {', '.join(PROBE_SETS)}.")
-        if fusion not in FUSIONS:
-            raise InputError(f"there is no fusion '{fusion}'.", f"Known: {', '.join(FUSIONS)}.")
-        if probe_groups and len(probe_groups) != len(memory):
-            raise InputError(
-                f"probe_groups names {len(probe_groups)} groups for {len(memory)} examples of the memory.",
-                "Give one group per example, or none.",
-            )
+        check_arguments(
+            memory,
+            {"batch_size": batch_size, "probe_batch_size": probe_batch_size},
+            rehearsal_draws=rehearsal_draws,
+            probe_set=probe_set,
+            probe_groups=probe_groups,
+            fusion=fusion,
+            important_share=important_share,
+            importance_smoothing=importance_smoothing,
+            guard_factor=guard_factor,
+        )
         self.memory = memory
         self.controller = controller or MergeController(rehearsal_steps=4, probes_per_interval=2, weight_old=1.0)
         self.batch_size = batch_size
@@ -172,6 +177,11 @@ class AimMerging(TrainerCallback):
         self.task = task
         self.task_index = task_index
         self.listener = listener
+        self._fresh: dict[str, Any] | None = None
+        self._begin()
+
+    def _begin(self) -> None:
+        """Hold what a fresh instance holds."""
         self.merges: list[MergeRecord] = []
         self.probes: dict[int, tuple[float | None, int, float | None]] = {}
         self.cost = CostRecord()
@@ -182,15 +192,19 @@ class AimMerging(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
+        if self._fresh is None:
+            self._fresh = self.controller.state_dict()
+        elif state.global_step == 0:  # the trainer starts over, or another one starts
+            self.controller.load_state_dict(self._fresh)
+            self._begin()
         default = args.per_device_train_batch_size * processes.count()
         size = check_batch("batch_size", self.batch_size, default, len(self.memory))
         probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
         seed = args.seed if self.seed is None else self.seed
         self._rehearsal = MemoryBatches(self.memory, size, seed, self.rehearsal_draws)
-        self._new = loader.dataset
-        self._new_batch_size = min(probe, len(self._new))
+        self._new = new_examples(loader, self.measure_merges)
         self._seed = seed
-        self._collate = self.collator or _collator_of(loader)
+        self._collate = self.collator or collator_of(loader, self.memory)
         self._device = next(model.parameters()).device
         self._shifts_labels = shifts_labels(model)
         self._weights = Weights.of(model)
@@ -200,11 +214,16 @@ class AimMerging(TrainerCallback):
         self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
         if self.checkpoints and state.global_step > 0:
             folders = where_to_look(self.resume_from, args, state)
-            self.load_task_state(read_state(folders, state.global_step, self._weights.l1()))
+            self.load_task_state(read_state(folders, self._identity(state)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.checkpoints and state.is_world_process_zero:
-            write_state(checkpoint_folder(args, state), state.global_step, self._weights.l1(), self.task_state())
+        if self.checkpoints:
+            write_state(checkpoint_folder(args, state), self._identity(state), self.task_state())
+
+    def _identity(self, state: TrainerState) -> Identity:
+        """Called in every process: each may hold a part of the weights."""
+        options = options_of(self.controller, self.fusion)
+        return Identity(state.global_step, self._weights.l1(), self._weights.sharded, options)
 
     def task_state(self) -> TaskState:
         """What it holds after a step: decisions, draws, records, and the weights after the last merge."""
@@ -281,11 +300,21 @@ class AimMerging(TrainerCallback):
                 raise self._diverged(f"the loss on the memory became {probe} after step {step}")
         decision = self.controller.observe(step, probe)
         self.probes[step] = (probe, self.controller.interval, self.controller.threshold)
-        if decision is None and self.merge_at_end and step >= state.max_steps:
+        if decision is None and self.merge_at_end and (step >= state.max_steps or control.should_training_stop):
             decision = self.controller.finish(step)
         if decision is not None:
             self._merge(decision, model, kwargs["optimizer"], args.max_grad_norm, probe)
         self.cost.bookkeeping_seconds += time.perf_counter() - began - (self._spent() - spent)
+
+    def on_train_end(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        # Stopped after a step was over, by an evaluation for example: its updates are not merged yet. Weights that the
+        # trainer has put back are not those at the end of these updates.
+        put_back = args.load_best_model_at_end and state.best_model_checkpoint is not None
+        decision = self.controller.finish(state.global_step) if self.merge_at_end and not put_back else None
+        if decision is not None:
+            self._merge(decision, kwargs["model"], kwargs["optimizer"], args.max_grad_norm, None)
 
     def _merge(
         self,
@@ -314,7 +343,7 @@ class AimMerging(TrainerCallback):
             raise self._diverged(f"the weights are not finite at the merge after step {decision.step}")
         with self._timed("merging_seconds"):
             optimizer_before = OptimizerCopy(optimizer)
-            scores_new = None if self._importance is None else self._begin_phase(self._importance)
+            scores_new = None if self._importance is None else self._importance.end_phase()
         rehearsal_steps = decision.rehearsal_steps
         if decision.cause == "end" and not any(group["lr"] for group in optimizer.param_groups):
             rehearsal_steps = 0  # a schedule that has come to 0 would move nothing
@@ -329,7 +358,11 @@ class AimMerging(TrainerCallback):
             change_old = self._weights.minus(after_new)
             size_new, size_old = change_new.l2(), change_old.l2()
             cosine = change_new.cosine(change_old) if math.isfinite(size_old) else None
-            weight_new, weight_old = self._fuse(decision, after_new, scores_new)
+            scores = None
+            if self._importance is not None and scores_new is not None:
+                scores = scores_new, self._importance.end_phase()
+            weights = self._weights, self._start, after_new
+            weight_new, weight_old = fuse(decision, *weights, scores, self.important_share)
             finite = math.isfinite(size_old) and self._weights.is_finite()
         after = self._losses(model, decision.step) if finite else (None, None)
         reason = refusal(before, after, finite, self.guard_factor)
@@ -339,69 +372,33 @@ class AimMerging(TrainerCallback):
                 optimizer_before.put_back()
             self._start.copy_(self._weights)
         next_interval = self.controller.record(learning_signal)
-        self.merges.append(
-            MergeRecord(
-                task=self.task,
-                task_index=self.task_index,
-                merge=len(self.merges) + 1,
-                step=decision.step,
-                cause=decision.cause,
-                status="applied" if reason is None else "refused",
-                reason=reason,
-                alarms=decision.alarms,
-                interval=decision.interval,
-                next_interval=next_interval,
-                threshold=decision.threshold,
-                learning_signal=learning_signal,
-                forgetting_signal=decision.probe_loss,
-                rehearsal_steps=rehearsal_steps,
-                weight_new=weight_new,
-                weight_old=weight_old,
-                size_new=size_new,
-                size_old=_finite(size_old),
-                cosine=cosine,
-                loss_new_before=before[0],
-                loss_new_after=_finite(after[0]),
-                loss_old_before=before[1],
-                loss_old_after=_finite(after[1]),
-            )
+        record = MergeRecord(
+            task=self.task,
+            task_index=self.task_index,
+            merge=len(self.merges) + 1,
+            step=decision.step,
+            cause=decision.cause,
+            status="applied" if reason is None else "refused",
+            reason=reason,
+            alarms=decision.alarms,
+            interval=decision.interval,
+            next_interval=next_interval,
+            threshold=decision.threshold,
+            learning_signal=learning_signal,
+            forgetting_signal=decision.probe_loss,
+            rehearsal_steps=rehearsal_steps,
+            weight_new=weight_new,
+            weight_old=weight_old,
+            size_new=size_new,
+            size_old=_finite(size_old),
+            cosine=cosine,
+            loss_new_before=before[0],
+            loss_new_after=_finite(after[0]),
+            loss_old_before=before[1],
+            loss_old_after=_finite(after[1]),
         )
-        self.listener(
-            Merged(
-                self.task,
-                decision.step,
-                decision.cause,
-                weight_new,
-                weight_old,
-                rehearsal_steps,
-                decision.interval,
-                next_interval,
-                reason,
-            )
-        )
-
-    @staticmethod
-    def _begin_phase(importance: Importance) -> Weights:
-        """The scores of the phase that ends."""
-        scores = importance.scores()
-        importance.reset()
-        return scores
-
-    def _fuse(self, decision: Merge, after_new: Weights, scores_new: Weights | None) -> tuple[float, float]:
-        """Merge, in place; the weights of the two updates, with masks their means over all parameters."""
-        if self._importance is None or scores_new is None:
-            merge_two_phases(
-                self._weights,
-                self._start,
-                after_new,
-                weight_new=decision.weight_new,
-                weight_old=decision.weight_old,
-            )
-            return decision.weight_new, decision.weight_old
-        scores_old = self._begin_phase(self._importance)
-        masks = [important(scores, self.important_share) for scores in (scores_new, scores_old)]
-        share = merge_by_importance(self._weights, self._start, after_new, *masks)
-        return share, 1.0 - share
+        self.merges.append(record)
+        self.listener(Merged(**{item.name: getattr(record, item.name) for item in fields(Merged)}))
 
     def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> Losses:
         """Losses on a batch of the new task and on the probe's batch, dropout off; the same batches at one step.
@@ -409,10 +406,11 @@ class AimMerging(TrainerCallback):
         Args:
             loss_old: the second loss, where it is known already.
         """
-        if not self.measure_merges:
+        if not self.measure_merges or self._new is None:
             return None, None
         generator = np.random.default_rng([self._seed, 3, step])
-        chosen = generator.choice(len(self._new), self._new_batch_size, replace=False)
+        size = min(self._probing.batch_size, len(self._new))
+        chosen = generator.choice(len(self._new), size, replace=False)
         new_batch = self._batch([self._new[int(index)] for index in chosen])
         old_batch = self._probing.batch(step) if loss_old is None else None
         with self._timed("explaining_seconds"):
@@ -423,13 +421,3 @@ class AimMerging(TrainerCallback):
 def _finite(value: float | None) -> float | None:
     """The value, as far as it can be written down."""
     return value if value is not None and math.isfinite(value) else None
-
-
-def _collator_of(loader: Any) -> Collator:
-    """The collator of a training data loader, given only the columns that the training examples have."""
-    columns = set(loader.dataset[0])
-
-    def collate(examples: list[Any]) -> Mapping[str, Any]:
-        return loader.collate_fn([{key: value for key, value in item.items() if key in columns} for item in examples])
-
-    return collate

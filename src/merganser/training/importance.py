@@ -52,6 +52,12 @@ class Importance:
         """Average times uncertainty, in memory of its own."""
         return self.average.like({name: self.average[name] * self.uncertainty[name] for name in self.average})
 
+    def end_phase(self) -> Weights:
+        """The scores of the phase that ends; another one begins."""
+        scores = self.scores()
+        self.reset()
+        return scores
+
     def reset(self) -> None:
         """Begin a phase."""
         torch._foreach_zero_([*self.average.tensors, *self.uncertainty.tensors])

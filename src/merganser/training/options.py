@@ -92,10 +92,12 @@ def check_batch(key: str, asked: int | None, default: int, memory_examples: int)
         memory_examples: size of the memory, at least 1.
 
     Raises:
-        InputError: the size that was asked for is larger than the memory.
+        InputError: the size that was asked for is larger than the memory, or less than 1.
     """
     if asked is None:
         return min(default, memory_examples)
+    if asked < 1:
+        raise InputError(f"{key} is {asked}; it counts examples.", f"Use at least 1, or leave {key} out.")
     if asked > memory_examples:
         raise InputError(
             f"{key} is {asked}, but the memory holds {memory_examples} examples.",

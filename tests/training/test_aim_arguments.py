@@ -1,0 +1,79 @@
+"""What AimMerging refuses before any work, and what it makes do with."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import Trainer
+
+from merganser import AimMerging
+from merganser.errors import InputError
+from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, controller, train
+
+
+@pytest.mark.parametrize(
+    ("given", "match"),
+    [
+        ({"batch_size": 0}, "batch_size is 0; it counts examples. Use at least 1"),
+        ({"batch_size": 13}, "batch_size is 13, but the memory holds 12"),
+        ({"probe_batch_size": 0}, "probe_batch_size is 0"),
+        ({"probe_batch_size": -1, "probe_set": "fresh"}, "probe_batch_size is -1"),
+        ({"guard_factor": 0.5}, "guard_factor is 0.5"),
+        ({"guard_factor": 1.0}, "guard_factor is 1.0"),
+        ({"guard_factor": math.inf}, "guard_factor is inf.*or None"),
+        ({"guard_factor": math.nan}, "guard_factor is nan"),
+        ({"important_share": 0.0}, "important_share is 0.0"),
+        ({"important_share": 1.5}, "important_share is 1.5"),
+        ({"importance_smoothing": 1.0}, "importance_smoothing is 1.0"),
+        ({"importance_smoothing": math.nan}, "importance_smoothing is nan"),
+        ({"fusion": "mean"}, "no fusion 'mean'"),
+        ({"rehearsal_draws": "all"}, "no rehearsal_draws 'all'"),
+    ],
+)
+def test_impossible_arguments_are_refused_at_once(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(InputError, match=match):
+        AimMerging(OLD, **given)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    """Training examples one after the other, without a length."""
+
+    def __iter__(self) -> Any:
+        return iter(NEW)
+
+
+def test_a_stream_of_training_data_does_where_merges_are_not_measured_on_it(tmp_path: Path) -> None:
+    def trained(data: Any, **more: Any) -> tuple[AimMerging, Regression]:
+        model, callback = Regression(), AimMerging(OLD, controller(), **more)
+        given = arguments(tmp_path, max_steps=20)
+        Trainer(model, given, train_dataset=data, data_collator=collate, callbacks=[callback]).train()
+        return callback, model
+
+    with pytest.raises(InputError, match=r"is a stream.*measure_merges=False"):
+        trained(Stream())
+    streamed, listed = trained(Stream(), measure_merges=False), trained(NEW, measure_merges=False)
+    assert streamed[0].merges
+    assert streamed[0].merges == listed[0].merges
+    for left, right in zip(streamed[1].parameters(), listed[1].parameters(), strict=True):
+        assert torch.equal(left, right)
+
+
+def test_a_memory_in_another_form_is_refused_before_any_step(tmp_path: Path) -> None:
+    callback = AimMerging([{"prompt": "a text", "y": torch.tensor(1.0)}] * 12, controller(), probe_set="fresh")
+    with pytest.raises(InputError, match=r"they have no x\. Give them in the form of the training data"):
+        train(tmp_path, callback)
+    assert callback.probes == {}
+    with pytest.raises(InputError, match=r"they have no x, y\."):
+        train(tmp_path, AimMerging(["a text"] * 12, controller()))
+
+
+def test_a_memory_may_lack_columns_that_the_collator_does_not_need(tmp_path: Path) -> None:
+    callback = AimMerging(OLD, controller())
+    new = [{**item, "source": "a new task"} for item in NEW]
+    given = arguments(tmp_path, max_steps=12)
+    Trainer(Regression(), given, train_dataset=new, data_collator=collate, callbacks=[callback]).train()
+    assert callback.merges
