@@ -15,7 +15,7 @@ from merganser.report.replay import NEEDS_TRAINING, REPLAYABLE, Paces, replay, r
 from merganser.runs import read_run
 from merganser.runs.record import MergeRecord, SignalRecord
 from merganser.streams.loading import load_stream
-from tests.learner.toys import Command, contents, copy_of_trained, settings, write_config, write_stream
+from tests.learner.toys import Command, contents, copy_of_trained, read_json, settings, write_config, write_stream
 
 CASES: dict[str, dict[str, Any]] = {
     "sparse": {"interval": 4, "cold_start": 0, "probe_every": 2, "threshold_factor": 1.01},
@@ -90,14 +90,21 @@ def test_what_it_refuses(arguments: list[str], message: str, merganser: Command,
     assert message in done.error
 
 
+def emptied(row: Path, name: str) -> None:
+    """A row of a run that never had lines in this file."""
+    (row / f"{name}.jsonl").write_text("")
+    content = read_json(row / "row.json")
+    content["lines"][name] = 0
+    (row / "row.json").write_text(json.dumps(content))
+
+
 def test_runs_that_cannot_be_replayed(merganser: Command, tmp_path: Path) -> None:
     assert "there is no run" in merganser("replay", tmp_path / "absent").error
     run = copy_of_trained(tmp_path / "a")
-    for row in (run / "tasks").glob("*-*"):
-        (row / "merges.jsonl").write_text("") if (row / "merges.jsonl").exists() else None
+    emptied(run / "tasks/02-topic", "merges")
     assert "made no merge, so that nothing tells how fast" in merganser("replay", run).error
     run = copy_of_trained(tmp_path / "b")
-    (run / "tasks/02-topic/signals.jsonl").write_text("")
+    emptied(run / "tasks/02-topic", "signals")
     assert "there are no signals of task 'topic'" in merganser("replay", run).error
     run = copy_of_trained(tmp_path / "c")
     file = run / "run.yaml"

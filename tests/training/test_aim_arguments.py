@@ -39,6 +39,16 @@ def test_impossible_arguments_are_refused_at_once(given: dict[str, Any], match: 
         AimMerging(OLD, **given)
 
 
+@pytest.mark.parametrize(("mark", "what"), [("ds_id", "DeepSpeed ZeRO-3"), ("_is_flat_param", "FSDP version 1")])
+def test_weights_shared_out_in_disguise_are_refused(mark: str, what: str, tmp_path: Path) -> None:
+    model = Regression()
+    setattr(next(model.parameters()), mark, 7)  # as these libraries mark theirs
+    trainer = Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[AimMerging(OLD)])
+    with pytest.raises(InputError, match=f"{what} shares the weights out"):
+        trainer.train()
+    assert trainer.state.global_step == 0
+
+
 class Stream(torch.utils.data.IterableDataset):
     """Training examples one after the other, without a length."""
 

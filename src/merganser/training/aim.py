@@ -24,7 +24,7 @@ from merganser.control import Merge, MergeController
 from merganser.errors import MerganserError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.runs.record import CostRecord, MergeRecord
-from merganser.training.aim_arguments import check_arguments, collator_of, new_examples
+from merganser.training.aim_arguments import check_arguments, check_sharing, collator_of, new_examples
 from merganser.training.aim_checkpoint import (
     Identity,
     checkpoint_folder,
@@ -192,6 +192,7 @@ class AimMerging(TrainerCallback):
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
+        check_sharing(model)
         if self._fresh is None:
             self._fresh = self.controller.state_dict()
         elif state.global_step == 0:  # the trainer starts over, or another one starts

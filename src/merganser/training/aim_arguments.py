@@ -6,6 +6,7 @@ import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
+from torch import nn
 from torch.utils.data import IterableDataset
 
 from merganser.errors import InputError
@@ -56,6 +57,19 @@ def check_arguments(
             f"guard_factor is {guard_factor}; it says how many times what it was a loss may be after a merge.",
             "Give a finite number above 1, or None to refuse only what is not finite.",
         )
+
+
+def check_sharing(model: nn.Module) -> None:
+    """InputError where weights are shared out in a way that looks like whole ones: signals and merges would be wrong.
+
+    FSDP version 2 is fine: its shards are distributed tensors.
+    """
+    for mark, what in (("ds_id", "DeepSpeed ZeRO-3"), ("_is_flat_param", "FSDP version 1")):
+        if any(hasattr(parameter, mark) for parameter in model.parameters()):
+            raise InputError(
+                f"{what} shares the weights out in a way that AimMerging cannot read.",
+                "Use FSDP version 2 (fsdp_version: 2), DDP, or ZeRO-1 or 2.",
+            )
 
 
 def new_examples(loader: Any, needed: bool) -> Dataset | None:
