@@ -1,4 +1,4 @@
-"""Tiny models for tests: real architectures of a few thousand weights with a tokenizer trained on the spot.
+"""Tiny models for tests: real architectures of a few thousand weights with a tokenizer made on the spot.
 
 Each function writes one folder that ``from_pretrained`` reads and returns its path. Weights depend on ``seed`` only and
 the global random state is left as it was. ``texts`` is what the vocabulary is trained on; the byte-level tokenizers of
@@ -8,6 +8,7 @@ T5 and Llama read any other text too, the WordPiece one of BERT falls back to le
 from __future__ import annotations
 
 import string
+from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -119,18 +120,19 @@ def tiny_llama(
 
 def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path:
     """A BERT encoder of 2 layers, width 32, lower-case WordPiece, at most 128 positions."""
-    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
 
     specials = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    raw = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    raw.normalizer = normalizers.BertNormalizer(lowercase=True)
-    raw.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    raw.train_from_iterator(
-        [*texts, " ".join(string.ascii_lowercase), string.ascii_lowercase],
-        trainers.WordPieceTrainer(vocab_size=400, special_tokens=specials, show_progress=False),
-    )
+    normalizer, splitter = normalizers.BertNormalizer(lowercase=True), pre_tokenizers.BertPreTokenizer()
+    words = Counter(word for text in texts for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text)))
+    letters = sorted({*string.ascii_lowercase, *(letter for word in words for letter in word)})
+    # Not trained: the trainer of WordPiece numbers its pieces in another order every time.
+    ranked = sorted(words, key=lambda word: (-words[word], word))
+    pieces = dict.fromkeys([*specials, *letters, *(f"##{letter}" for letter in letters), *ranked])
+    raw = Tokenizer(models.WordPiece({piece: i for i, piece in enumerate(list(pieces)[:400])}, unk_token="[UNK]"))
+    raw.normalizer, raw.pre_tokenizer = normalizer, splitter
     raw.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
     tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=raw,
