@@ -25,7 +25,7 @@ class StrictOptions(BaseModel):
                 type="value_error",
                 loc=(key,),
                 input=value,
-                ctx={"error": ValueError(f"{str(value).lower()} is not meant here")},
+                ctx={"error": ValueError("true is not meant here" if value else "false is not meant here; zero is 0")},
             )
             for key, value in given
             if isinstance(value, bool) and key in known and not _takes_truth(known[key])

@@ -233,6 +233,30 @@ def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path)
     assert results(run) == results(whole)
 
 
+def test_a_checkpoint_that_says_less_of_what_it_is_of(whole: Path, tmp_path: Path) -> None:
+    """As one that was written before the memory was looked at."""
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 5))
+    for file in (run / "checkpoint").glob("*/checkpoint.json"):
+        described = read_json(file)
+        del described["identity"]["memory"]
+        file.write_text(json.dumps(described))
+    assert started(learn(run)).step == 4
+    assert results(run) == results(whole)
+
+
+def test_a_memory_that_was_changed_in_between(tmp_path: Path) -> None:
+    run = stream_of(tmp_path, {})
+    learn(run, at("topic", 5))
+    memory = run / "tasks" / "01-mood" / "memory.jsonl"
+    lines = [json.loads(line) for line in memory.read_text().splitlines()]
+    lines[0]["input"] = "something else"
+    memory.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    told = learn(run, at("topic", 1))
+    assert any("as learned with other data" in text for text in notices(told))
+    assert started(told).step == 0
+
+
 @pytest.mark.parametrize("file", ["checkpoint.json", "tensors.safetensors", "trainer_state.json"])
 def test_a_half_deleted_checkpoint_is_not_used(file: str, whole: Path, tmp_path: Path) -> None:
     run = stream_of(tmp_path, {})

@@ -100,6 +100,7 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
         ("owner/M", "owner/M/", True),
         ("/data/M", "owner/M", True),
         ("/home/me/.cache/huggingface/hub/models--owner--M/snapshots/0123", "owner/M", True),
+        ("owner/M", "other/m", True),
         ("owner/M", "owner/N", False),
         (".", str(Path.cwd()), True),
     ],

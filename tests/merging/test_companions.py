@@ -28,15 +28,16 @@ TOKENIZER = (
 def test_tokenizers_are_copied_and_the_rest_is_named(tmp_path: Path) -> None:
     first = write_folder(tmp_path / "a", example(0), shards=2)
     (first / "additional_chat_templates").mkdir()
-    for name in (*TOKENIZER, "modeling_x.py", "LICENSE", "README.md", "optimizer.pt", ".gitattributes"):
+    training = ("optimizer.pt", "trainer_state.json", "aim_merging.json")
+    for name in (*TOKENIZER, *training, "modeling_x.py", "LICENSE", "README.md", "labels.json", ".gitattributes"):
         (first / name).write_text("x")
     second = write_folder(tmp_path / "b", example(1))
     recipe = parse({"rule": "linear", "models": [str(first), str(second)]}, "test")
     report = merge_checkpoints(recipe, tmp_path / "out")
     for name in TOKENIZER:
         assert (tmp_path / "out" / name).read_text() == "x"
-    assert report.not_copied == ["LICENSE", "modeling_x.py"]
-    assert not any((tmp_path / "out" / name).exists() for name in (*report.not_copied, "optimizer.pt"))
+    assert report.not_copied == ["LICENSE", "labels.json", "modeling_x.py"]
+    assert not any((tmp_path / "out" / name).exists() for name in (*report.not_copied, *training))
 
 
 def test_code_that_a_config_asks_for_is_named(tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_defaults_are_those_of_mergekit() -> None:
         text.replace("METHOD", "dare_ties").replace("models", "parameters: {rescale: false}, models")
     )
     assert arguments["rescale"] == "none"
+    # As programs write it.
+    _, (_, arguments) = resolved(
+        text.replace("METHOD", "dare_ties").replace("models", "parameters: {rescale: 1.0, normalize: 0.0}, models")
+    )
+    assert (arguments["rescale"], arguments["normalize"]) == ("l1", False)
 
 
 SLERP = """
@@ -138,6 +143,7 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"parameters": [1]}, "parameters is not a map"),
         ({"models": [{"model": "a", "parameters": [1]}]}, "parameters is not a map"),
         ({"merge_method": "dare_ties", "parameters": {"rescale": [1]}}, "rescale is"),
+        ({"parameters": {"weight": 1, "normalize": 2}}, "parameters.normalize is 2"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(change: dict[str, Any], message: str) -> None:

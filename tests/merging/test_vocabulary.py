@@ -25,7 +25,7 @@ def tokenizer(vocab: Any, added: dict[str, int] | None = None, **more: Any) -> s
 def models(root: Path, files: list[dict[str, str]], vocab_size: int = 4) -> list[str]:
     """Models that have these files beside their weights."""
     made = []
-    for name, texts in zip("ab", files, strict=True):
+    for name, texts in zip("abc", files, strict=False):
         tensors = {"embed": np.ones((4, 2), np.float32), "norm": np.ones(2, np.float32)}
         folder = write_folder(root / name, tensors)
         (folder / "tokenizer.json").unlink()
@@ -68,6 +68,13 @@ def test_tokenizers(first: str, second: str, message: str, tmp_path: Path) -> No
     said = refusal(models(tmp_path, [{"tokenizer.json": first}, {"tokenizer.json": second}]))
     assert re.search(message, said) if message else not said
     assert "\n" not in said
+
+
+def test_two_models_that_agree_with_the_base_may_contradict_each_other(tmp_path: Path) -> None:
+    given = [tokenizer(AB, {"<x>": 2}), tokenizer(AB, {"<y>": 2}), tokenizer(AB)]
+    names = models(tmp_path, [{"tokenizer.json": text} for text in given])
+    assert "'<x>' is 2 in" in refusal(names[:2], base=names[2], rule="task_arithmetic")
+    assert refusal(names[:1], base=names[2], rule="task_arithmetic") == ""
 
 
 def test_older_files_of_vocabularies(tmp_path: Path) -> None:

@@ -236,8 +236,12 @@ def test_a_built_in_set_reads_a_folder(tmp_path: Path) -> None:
 def test_grey_of_sixteen_bits_keeps_its_shades(mode: str, tmp_path: Path) -> None:
     shades = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
     Image.fromarray(shades).save(tmp_path / "deep.png")
-    pixels = np.asarray(Picture("deep", path=tmp_path / "deep.png").decode(mode)).reshape(8, 8, -1)[..., 0]
-    np.testing.assert_array_equal(pixels, np.round(shades / 257))
+    (tmp_path / "deep.pgm").write_bytes(b"P5\n8 8\n65535\n" + shades.astype(">u2").tobytes())
+    for name in ("deep.png", "deep.pgm"):
+        picture = Picture(name, path=tmp_path / name)
+        picture.check()
+        pixels = np.asarray(picture.decode(mode)).reshape(8, 8, -1)[..., 0]
+        np.testing.assert_array_equal(pixels, np.round(shades / 257))
 
 
 def test_pixels_of_unknown_range_are_refused(tmp_path: Path) -> None:

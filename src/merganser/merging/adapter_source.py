@@ -229,6 +229,6 @@ def same_base(one: str, other: str) -> bool:
     first, second = (
         _IN_CACHE.sub(lambda found: found["id"].replace("--", "/"), text.strip().rstrip("/")) for text in (one, other)
     )
-    if first.rpartition("/")[2] == second.rpartition("/")[2]:
+    if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub knows no case either
         return True
     return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()

@@ -12,8 +12,9 @@ from merganser.merging.source import ADAPTER_CONFIG, COMPANIONS, PICKLES, read_j
 
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
-_NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json")
-_REPLACED = ("README.md", "merge.yaml", "trainer_state.json", ADAPTER_CONFIG)
+_NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
+"""Of these, training's states are of one model's past, and the labels of a matcher need their vectors beside them."""
+_REPLACED = ("README.md", "merge.yaml", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 

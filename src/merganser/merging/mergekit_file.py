@@ -281,20 +281,27 @@ def _per_model(rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> d
 
 def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     known = {parameter.name for parameter in rule.options}
-    found = {}
+    found: dict[str, Any] = {}
     for theirs, ours in PARAMETERS.items():
         if ours in known:
             given = [scope[theirs] for scope in scopes if theirs in scope]
-            if given:
+            if given and ours == "normalize" and not isinstance(given[0], list | Mapping):
+                found[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
+            elif given:
                 found[ours] = _setting(given, f"{where}: parameters.{theirs}")
     if method in _RESCALED:
         given = [scope["rescale"] for scope in scopes if "rescale" in scope]
-        if given and not isinstance(given[0], bool):
-            raise InputError(f"{where}: parameters.rescale is {given[0]!r}.", "It is a switch: true or false.")
-        found["rescale"] = "l1" if not given or given[0] else "none"
+        found["rescale"] = "l1" if not given or _switch(given[0], f"{where}: parameters.rescale") else "none"
     if method == "slerp" and "t" not in found:
         raise InputError(f"{where}: slerp has no t.", "mergekit requires one; add it under parameters.")
     return found
+
+
+def _switch(value: Any, where: str) -> bool:
+    """True or false; programs that write such files may write 1.0 and 0.0."""
+    if value not in (0, 1):
+        raise InputError(f"{where} is {value!r}.", "It is a switch: true or false.")
+    return bool(value)
 
 
 def _setting(given: Sequence[Any], where: str) -> Any:

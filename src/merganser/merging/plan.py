@@ -7,6 +7,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -128,11 +129,12 @@ def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
     """Refuse models that look alike and mean something else: another architecture, or other tokens for the numbers."""
     size = plan.reference.config.get("vocab_size")
     by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
-    for other in everyone:
+    # Every one with every other: two may each agree with the base, and contradict one another.
+    for first, second in combinations([plan.reference, *(one for one in everyone if one is not plan.reference)], 2):
         if not plan.recipe.common_only:
-            check_kind(plan.reference, other)
+            check_kind(first, second)
         if by_token and not plan.recipe.ignore_vocabulary:
-            check_vocabulary(plan.reference, other)
+            check_vocabulary(first, second)
 
 
 def _open(label: str) -> Checkpoint:

@@ -185,7 +185,8 @@ class CheckpointFolder:
             if form != FORMAT:
                 raise Unusable(f"was written by another version (format {form}; this version knows {FORMAT})")
             identity, step, values = described["identity"], int(described["step"]), described["values"]
-            if identity != self.identity:
+            # One of an earlier version may not say all of it.
+            if identity != {key: value for key, value in self.identity.items() if key in identity}:
                 names = " + ".join(identity["tasks"])
                 raise Unusable(f"is of '{names}' as learned with other data, settings or tasks before it")
             count, sharded = int(described["processes"]), bool(described["sharded"])

@@ -85,8 +85,9 @@ class Picture:
         from PIL import Image, ImageOps
 
         try:
-            image = ImageOps.exif_transpose(Image.open(io.BytesIO(self.read())))
-            return (_in_eight_bits(image) if image.mode.startswith("I;16") else image).convert(mode)
+            opened = Image.open(io.BytesIO(self.read()))
+            image = ImageOps.exif_transpose(opened)
+            return (_in_eight_bits(image) if _has_sixteen_bits(opened) else image).convert(mode)
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
 
@@ -100,7 +101,7 @@ class Picture:
 
         try:
             with Image.open(io.BytesIO(self.read())) as image:
-                deep = image.mode in ("I", "F")
+                deep = image.mode in ("I", "F") and not _has_sixteen_bits(image)
                 image.verify()
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise self._unreadable(error) from error
@@ -114,6 +115,11 @@ class Picture:
         # Pillow names the buffer it was given, which tells nobody anything.
         why = str(error).split("<_io")[0].strip() or type(error).__name__
         return InputError(f"{self.name} is not an image that can be read: {why}.", "Replace the file, or remove it.")
+
+
+def _has_sixteen_bits(image: Image) -> bool:
+    """Whether its greys go from 0 to 65535; Pillow calls those of some formats integers, which have no more there."""
+    return image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PPM", "PNG"))
 
 
 def _in_eight_bits(image: Image) -> Image:
