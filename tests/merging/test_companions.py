@@ -29,7 +29,16 @@ def test_tokenizers_are_copied_and_the_rest_is_named(tmp_path: Path) -> None:
     first = write_folder(tmp_path / "a", example(0), shards=2)
     (first / "additional_chat_templates").mkdir()
     training = ("optimizer.pt", "trainer_state.json", "aim_merging.json")
-    for name in (*TOKENIZER, *training, "modeling_x.py", "LICENSE", "README.md", "labels.json", ".gitattributes"):
+    for name in (
+        *TOKENIZER,
+        *training,
+        "modeling_x.py",
+        "LICENSE",
+        "README.md",
+        "ROW",
+        "labels.json",
+        ".gitattributes",
+    ):
         (first / name).write_text("x")
     second = write_folder(tmp_path / "b", example(1))
     recipe = parse({"rule": "linear", "models": [str(first), str(second)]}, "test")

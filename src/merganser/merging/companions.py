@@ -14,7 +14,8 @@ _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
 _NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
 """Of these, training's states are of one model's past, and the labels of a matcher need their vectors beside them."""
-_REPLACED = ("README.md", "merge.yaml", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
+_REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
+"""Written anew, or (``ROW``: which task's weights a run's ``model/`` has) of no meaning elsewhere."""
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 

@@ -80,7 +80,8 @@ def locate(label: str) -> Path:
 
 
 def _reason(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first if first.endswith(".") else f"{first}."
 
 
 def _refuse_without_weights(label: str, name: str, revision: str | None, folder: Path) -> None:
