@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import platform
 import shutil
@@ -27,26 +28,38 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint import write
+from checkpoint import VOCABULARY, write
 
 # The command by its function, so that it is the same wherever this file is.
 OURS = [sys.executable, "-c", "import typer; from merganser.cli.merge import merge; typer.run(merge)"]
 KINDS = ("numba", "numpy", "mergekit", "cp")
 DENSITY = 0.3
+DENSE = ("ties", "dare_ties", "breadcrumbs_ties")
+"""Rules that are given it."""
 
 
-def models(work: Path, layers: int) -> list[Path]:
+def models(work: Path, layers: int, vocabulary: int) -> list[Path]:
     """Base and two fine-tuned models, generated where they are not there."""
-    base = work / f"base-{layers}"
+    name = f"{layers}" if vocabulary == VOCABULARY else f"{layers}-{vocabulary}"
+    base = work / f"base-{name}"
     if not base.exists():
-        write(base, layers=layers, seed=0)
+        _write_apart(base, layers=layers, seed=0, vocabulary=vocabulary)
     found = [base]
     for seed in (1, 2):
-        tuned = work / f"tuned-{layers}-{seed}"
+        tuned = work / f"tuned-{name}-{seed}"
         if not tuned.exists():
-            write(tuned, layers=layers, seed=seed, origin=base)
+            _write_apart(tuned, layers=layers, seed=seed, origin=base, vocabulary=vocabulary)
         found.append(tuned)
     return found
+
+
+def _write_apart(out: Path, **how: Any) -> None:
+    """In a process of its own: the peak memory of a process counts what the one that started it held."""
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=(out,), kwargs=how)
+    writer.start()
+    writer.join()
+    if writer.exitcode != 0:
+        raise SystemExit(f"{out} could not be written")
 
 
 def command(kind: str, rule: str, paths: list[Path], out: Path, mergekit: str | None) -> list[str] | None:
@@ -59,12 +72,12 @@ def command(kind: str, rule: str, paths: list[Path], out: Path, mergekit: str | 
         arguments = ["--rule", rule, "--kernels", kind, "--out", str(out)]
         arguments += ["--base", str(base)] if needs_base else []
         arguments += ["--weights", ".5,.5"] if rule != "magmax" else []
-        arguments += ["--density", str(DENSITY)] if rule in ("ties", "dare_ties") else []
+        arguments += ["--density", str(DENSITY)] if rule in DENSE else []
         return [*OURS, *map(str, tuned), *arguments]
     if mergekit is None or rule == "magmax":
         return None
     parameters: dict[str, Any] = {"weight": 0.5}
-    if rule in ("ties", "dare_ties"):
+    if rule in DENSE:
         parameters["density"] = DENSITY
     config: dict[str, Any] = {
         "merge_method": rule,
@@ -95,7 +108,7 @@ def measure(arguments: list[str]) -> dict[str, float]:
 
 def run(given: argparse.Namespace) -> None:
     """Measure in turn and append."""
-    paths = models(given.work, given.layers)
+    paths = models(given.work, given.layers, given.vocabulary)
     out = given.work / f"out-{os.getpid()}"
     kinds = given.kinds.split(",")
     for rule in given.rules.split(","):
@@ -114,7 +127,8 @@ def run(given: argparse.Namespace) -> None:
                 # What was written last is on its way to the disk; wait, so that nobody pays for another's writing.
                 os.sync()
                 load = os.getloadavg()[0]
-                row = {"rule": rule, "kind": kind, "layers": given.layers, "load": load, **measure(arguments)}
+                size = {"layers": given.layers, "vocabulary": given.vocabulary}
+                row = {"rule": rule, "kind": kind, **size, "load": load, **measure(arguments)}
                 with open(given.work / "measured.jsonl", "a") as file:
                     file.write(json.dumps(row) + "\n")
     shutil.rmtree(out, ignore_errors=True)
@@ -172,6 +186,7 @@ def main() -> None:
     parser.add_argument("--mergekit-python")
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows of the two largest tensors")
     parser.add_argument("--rules", default="linear,magmax,ties,dare_ties")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which of them to run, by default all")
     parser.add_argument("--print-only", action="store_true")
@@ -180,6 +195,7 @@ def main() -> None:
     if not given.print_only:
         run(given)
     rows = [json.loads(line) for line in (given.work / "measured.jsonl").read_text().splitlines()]
+    rows = [row for row in rows if row.get("vocabulary", VOCABULARY) == given.vocabulary]
     print(versions(given.mergekit_python) + "\n")
     print(table(rows, given.layers))
 

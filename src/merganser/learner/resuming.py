@@ -35,8 +35,7 @@ def _digest(examples: Sequence[tuple[str, Example]]) -> str:
     """SHA-256 of examples as they are read: with others than before, a task would not end as it began."""
     digest = hashlib.sha256()
     for task, example in examples:
-        read = example.input if example.image is None else example.image.sha256
-        digest.update("\0".join((task, read, example.output, "")).encode())
+        digest.update("\0".join((task, example.identity, example.output, "")).encode())
     return digest.hexdigest()
 
 

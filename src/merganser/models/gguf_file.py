@@ -84,6 +84,9 @@ def read(file: Path) -> tuple[Any, Any]:
             loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             loaded = loader.from_pretrained(file.parent, dtype=torch.float32, **where)
             tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
+    # The reader of transformers has no error of its own: a file cut short is an IndexError or OSError, a missing field
+    # a KeyError, an unknown architecture or quantisation a ValueError or NotImplementedError, shapes that don't fit a
+    # RuntimeError. Each becomes one that names the file, with its reason.
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"The file {file} could not be read as a GGUF model: {error}",

@@ -18,10 +18,9 @@ from merganser.streams.task import AnswerMode, MetricName
 _NAME = re.compile(r"\w[\w.-]*")
 NAME_BYTES = 100
 
-# strict: `limit: true` in YAML is a mistake, not the number 1.
-Count = Annotated[int, Field(ge=1, strict=True)]
-Seed = Annotated[int, Field(ge=0, strict=True)]
-Share = Annotated[float | None, Field(gt=0, lt=1, strict=True)]
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+Share = Annotated[float | None, Field(gt=0, lt=1)]
 LabelSet = list[str] | dict[str, str] | Literal["auto", "train"] | None
 
 
@@ -336,15 +335,14 @@ class MemoryOptions(Options):
         default=None,
         description=f"share of each task's training texts that is kept, above 0 and at most 1; {DEFAULT_SHARE} when "
         "neither share nor number is given",
-        strict=True,
     )
-    number: int | None = Field(default=None, description="instead of share: texts kept per task", strict=True)
+    number: int | None = Field(default=None, description="instead of share: texts kept per task")
     sampler: Sampler = Field(
         default="per_label",
         description="per_label: as evenly over the labels as possible, within the budget; uniform: any texts, within "
         "the budget; reference: as AimMerging's released code, which keeps at least one text per distinct output",
     )
-    minimum_per_label: Annotated[int, Field(ge=0, strict=True)] = Field(
+    minimum_per_label: Annotated[int, Field(ge=0)] = Field(
         default=0,
         description="per_label: keep at least so many texts of every label even if that exceeds share or number",
     )
@@ -352,7 +350,6 @@ class MemoryOptions(Options):
         default=False,
         description="reference: let the sampler keep more than share or number, as the released code does on free "
         "text; refused otherwise",
-        strict=True,
     )
 
     @model_validator(mode="before")

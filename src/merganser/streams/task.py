@@ -32,6 +32,11 @@ class Example:
         return self.input if self.image is None else self.image
 
     @property
+    def identity(self) -> str:
+        """The text that the model reads, or the SHA-256 of the image: it is what its bytes are, wherever it lies."""
+        return self.input if self.image is None else self.image.sha256
+
+    @property
     def nbytes(self) -> int:
         """Bytes that keeping it takes: the input's (UTF-8), the output's, and those of an encoded image."""
         text = len(self.input.encode()) + len(self.output.encode())
@@ -80,9 +85,7 @@ class Task:
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")
             for example in split:
-                # An image is what its bytes are, wherever it lies and whatever it is called.
-                read = example.input if example.image is None else example.image.sha256
-                digest.update(read.encode() + b"\0" + example.output.encode() + b"\0")
+                digest.update(example.identity.encode() + b"\0" + example.output.encode() + b"\0")
         return digest.hexdigest()
 
     @property
