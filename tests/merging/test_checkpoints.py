@@ -241,10 +241,10 @@ def test_a_file_cut_off_during_the_merge_is_an_error(
 ) -> None:
     shard = family["b"] / "model.safetensors"
 
-    def after_the_plan(plan: Any, folder: Path) -> None:
+    def after_the_plan(needed: int, folder: Path) -> None:
         shard.write_bytes(shard.read_bytes()[:600])
 
-    monkeypatch.setattr(checkpoints, "check_disk", after_the_plan)
+    monkeypatch.setattr(checkpoints, "check_room", after_the_plan)
     with pytest.raises(InputError, match="changed during the merge"):
         merge_checkpoints(recipe(family), tmp_path / "out")
     assert not (tmp_path / "out").exists()

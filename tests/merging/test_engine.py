@@ -17,10 +17,8 @@ from merganser.errors import InputError
 from merganser.merging.checkpoints import merge_checkpoints
 from merganser.merging.recipe_file import parse
 from merganser.merging.streaming import Files
-from tests.merging.conftest import example, family, write_folder
+from tests.merging.conftest import example, write_folder
 from tests.merging.test_checkpoints import load
-
-__all__ = ["family"]
 
 KERNELS = ["numpy", "numba"]
 

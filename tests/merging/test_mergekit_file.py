@@ -67,6 +67,8 @@ def test_defaults_are_those_of_mergekit() -> None:
         text.replace("METHOD", "dare_ties").replace("models", "parameters: {rescale: 1.0, normalize: 0.0}, models")
     )
     assert (arguments["rescale"], arguments["normalize"]) == ("l1", False)
+    text = text.replace("models: [", "parameters: {filter_wise: 1.0}, models: [{model: b}, ")
+    assert resolved(text.replace("METHOD", "model_stock"))[1][1]["filter_wise"] is True
 
 
 SLERP = """

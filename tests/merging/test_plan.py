@@ -15,9 +15,7 @@ from merganser.errors import InputError
 from merganser.merging.checkpoints import check_target, merge_checkpoints, with_folder
 from merganser.merging.plan import make_plan
 from merganser.merging.recipe_file import parse
-from tests.merging.conftest import example, family, write_file
-
-__all__ = ["family"]
+from tests.merging.conftest import example, write_file
 
 
 def recipe(names: list[Any], **more: Any) -> Any:

@@ -77,6 +77,15 @@ def test_two_models_that_agree_with_the_base_may_contradict_each_other(tmp_path:
     assert refusal(names[:1], base=names[2], rule="task_arithmetic") == ""
 
 
+def test_no_file_is_parsed_twice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = [tokenizer(AB, truncation={"max_length": length}) for length in (1, 2, 3)]
+    names = models(tmp_path, [{"tokenizer.json": text} for text in given])
+    parsed, read_json = [], vocabulary.read_json
+    monkeypatch.setattr(vocabulary, "read_json", lambda path: parsed.append(path) or read_json(path))
+    assert refusal(names) == ""
+    assert len(parsed) == len(set(parsed)) == 3
+
+
 def test_older_files_of_vocabularies(tmp_path: Path) -> None:
     said = refusal(models(tmp_path / "json", [{"vocab.json": json.dumps(AB)}, {"vocab.json": json.dumps(BA)}]))
     assert "'a' is 0" in said

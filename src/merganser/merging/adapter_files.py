@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,8 +29,8 @@ from merganser.merging.card import model_card
 from merganser.merging.checkpoints import Report, check_target, existing_parent, inputs_of, with_folder, write_recipe
 from merganser.merging.companions import copy_companions, left_behind
 from merganser.merging.plan import check_room
-from merganser.merging.recipe import Recipe, positions
-from merganser.merging.rule import Rule
+from merganser.merging.recipe import Recipe, positions, refuse_unmatched
+from merganser.merging.rule import Rule, sum_of
 from merganser.merging.safetensors_file import ITEM_SIZE, create, header_bytes
 from merganser.merging.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pin
 from merganser.merging.storage import LARGEST, encode
@@ -54,7 +53,7 @@ class AdapterPlan:
         modules: module -> the rule that merges it and its arguments. A module kept from the base is left out: there its
             update is zero.
         ranks: module -> the rank of the result.
-        others: the same for biases and saved modules, by their name in the file.
+        others: name in the file -> rule and arguments, for biases and saved modules.
         shapes: every tensor of the result, by its name in the file.
         seconds: that reading took.
     """
@@ -113,7 +112,7 @@ def plan_adapters(recipe: Recipe) -> AdapterPlan:
     others = sorted({name for adapter in adapters for name in adapter.others})
     weights = {f"{module}.weight": module for module in modules}
     places = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
-    _refuse_unmatched(recipe, list(places))
+    refuse_unmatched(recipe, list(places))
     for name, module in weights.items():
         rule, arguments = recipe.resolve(places[name])
         if rule is None:
@@ -139,6 +138,10 @@ def _refuse_options(recipe: Recipe) -> None:
             "Adapters are merged with each other; there is a base.",
             "Leave it out: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
         )
+    if recipe.ignore_vocabulary:
+        raise InputError(
+            "There is ignore_vocabulary (--ignore-vocabulary), which only merging models takes.", "Leave it out."
+        )
     if recipe.common_only:
         raise InputError(
             "There is common_only (--common-only), which only merging models takes.",
@@ -148,15 +151,6 @@ def _refuse_options(recipe: Recipe) -> None:
         raise InputError(
             "There is a rank, and the space of factors, where the rank stays as it is.", "Leave one of them out."
         )
-
-
-def _refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:
-    for scope in recipe.scopes:
-        if scope.match != "*" and not any(fnmatchcase(name, scope.match) for name in names):
-            raise InputError(
-                f"The override {scope.match!r} matches no tensor.",
-                f"Tensors are named like {names[0]}; * stands for anything.",
-            )
 
 
 def _mean(
@@ -174,16 +168,13 @@ def _mean(
     shapes = {adapter.others[name].shape for adapter in adapters}
     if len(shapes) > 1:
         raise InputError(f"{name} has shapes {sorted(map(list, shapes))}.", "The adapters belong to different models.")
-    coefficients = None if rule is None else coefficients_of(rule, arguments, len(adapters))
-    if rule is not None and (
-        abs(math.fsum(coefficients) - 1.0) < 1e-9
-        if coefficients is not None
-        else rule.base == "none" and not rule.extra
-    ):
+    weights = None if rule is None else coefficients_of(rule, arguments, len(adapters))
+    total = None if weights is None else sum_of(weights)
+    if rule is not None and (abs(total - 1.0) < 1e-9 if total is not None else rule.base == "none" and not rule.extra):
         return rule, arguments
-    total = "" if coefficients is None else f" with weights that sum to {math.fsum(coefficients):g}"
+    said = "" if total is None else f" with weights that sum to {total:g}"
     raise InputError(
-        f"{what} can't be merged by {rule.name if rule else 'keeping the base'}{total}.",
+        f"{what} can't be merged by {rule.name if rule else 'keeping the base'}{said}.",
         "That needs the base's value. Give it a weighted mean by an override: "
         "{match: '*NAME*', rule: linear, normalize: true}.",
     )
@@ -241,7 +232,7 @@ def merge_adapters(recipe: Recipe, out: str | Path, *, overwrite: bool = False) 
     return Report(
         out=str(target),
         tensors=plan.rules,
-        bytes=(target / ADAPTER_WEIGHTS).stat().st_size,
+        bytes=plan.file_bytes,
         seconds=time.perf_counter() - started,
         nonfinite=nonfinite,
         errors=errors,
@@ -286,8 +277,7 @@ def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tenso
     with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
         for place in laid:
             values = np.ascontiguousarray(tensors[place.name])
-            with np.errstate(over="ignore"):
-                write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
+            write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
     copy_companions(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
     config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")

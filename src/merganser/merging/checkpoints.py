@@ -23,7 +23,7 @@ from merganser.errors import InputError, RunError
 from merganser.merging.card import model_card
 from merganser.merging.companions import copy_companions, left_behind
 from merganser.merging.engine import load_kernels, run_jobs
-from merganser.merging.plan import Plan, check_disk, make_plan
+from merganser.merging.plan import Plan, check_room, make_plan
 from merganser.merging.recipe import Recipe
 from merganser.merging.recipe_file import to_content
 from merganser.merging.safetensors_file import create
@@ -48,9 +48,9 @@ class Report:
 
     Attributes:
         out: the folder.
-        tensors: how many were merged, by rule.
+        tensors: how many tensors (of adapters: modules) were merged, by rule.
         buffers, kept, only_reference, left_out: see :class:`merganser.merging.plan.Plan`.
-        bytes: written.
+        bytes: of the tensors written; of adapters, of their file.
         seconds: taken.
         compiled: whether the compiled kernels did it.
         nonfinite: tensors of the result that hold NaN or infinity.
@@ -106,7 +106,7 @@ def merge_checkpoints(
     not_copied = left_behind(plan.reference.folder, plan.reference.shards)
     target = Path(out).expanduser().resolve()
     check_target(target, overwrite, inputs_of(recipe, plan))
-    check_disk(plan, existing_parent(target))
+    check_room(plan.file_bytes, existing_parent(target))
     module = load_kernels(kernels, plan.output_bytes)
     started = time.perf_counter()
     nonfinite = with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))

@@ -157,7 +157,7 @@ class Engine:
         try:
             values = apply(models, base, plan, start)
         except WrongInput as error:
-            raise InputError(f"{job.target.name} of {job.owners[error.index]} {error.cause}", error.remedy) from error
+            raise InputError(f"{job.target.name} of {job.owners[error.index]} {error.what}", error.remedy) from error
         finite = fits(values, job.target.dtype)
         if not finite and isinstance(plan, Combination):
             # A weighted sum of finite numbers may overflow; of others it is never finite.

@@ -280,12 +280,12 @@ def _per_model(rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> d
 
 
 def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
-    known = {parameter.name for parameter in rule.options}
+    known = {parameter.name: parameter for parameter in rule.options}
     found: dict[str, Any] = {}
     for theirs, ours in PARAMETERS.items():
         if ours in known:
             given = [scope[theirs] for scope in scopes if theirs in scope]
-            if given and ours == "normalize" and not isinstance(given[0], list | Mapping):
+            if given and isinstance(known[ours].default, bool) and not isinstance(given[0], list | Mapping):
                 found[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
             elif given:
                 found[ours] = _setting(given, f"{where}: parameters.{theirs}")

@@ -16,12 +16,12 @@ import numpy as np
 
 from merganser.errors import InputError
 from merganser.merging.engine import Engine
-from merganser.merging.recipe import Recipe, positions
+from merganser.merging.recipe import Recipe, positions, refuse_unmatched
 from merganser.merging.rule import Rule
 from merganser.merging.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
 from merganser.merging.source import INDEX, SINGLE, Checkpoint, open_checkpoint, pin
 from merganser.merging.streaming import Files, Job
-from merganser.merging.vocabulary import check_kind, check_vocabulary
+from merganser.merging.vocabulary import check_kind, check_vocabularies
 
 _SAMPLE = 1 << 20
 """Elements of one tensor that an estimate of the time merges."""
@@ -102,19 +102,12 @@ def make_plan(recipe: Recipe) -> Plan:
     plan.shards = {shard: [] for shard in map(_result_name(reference), reference.shards)}
     alone = set(only_reference)
     places = positions(list(reference.tensors))
-    unmatched = {scope.match for scope in recipe.scopes if scope.match != "*"}
     for name, tensor in reference.tensors.items():
-        unmatched = {pattern for pattern in unmatched if not _matches(name, pattern)}
         rule, arguments = recipe.resolve(places[name])
         job = _job(tensor, rule, arguments, name in alone, plan, models, extras, base)
-        shard = _result_name(reference)(tensor.path.name)
-        plan.shards[shard].append((name, job.target.dtype, tensor.shape))
+        plan.shards[job.target.path.name].append((name, job.target.dtype, tensor.shape))
         plan.jobs.append(job)
-    if unmatched:
-        raise InputError(
-            f"The override {sorted(unmatched)[0]!r} matches no tensor.",
-            f"Tensors are named like {next(iter(reference.tensors), '?')}; * stands for anything.",
-        )
+    refuse_unmatched(recipe, list(reference.tensors))
     plan.shards = {shard: tensors for shard, tensors in plan.shards.items() if tensors}
     if not plan.rules and not plan.kept:
         raise InputError(
@@ -129,12 +122,12 @@ def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
     """Refuse models that look alike and mean something else: another architecture, or other tokens for the numbers."""
     size = plan.reference.config.get("vocab_size")
     by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
-    # Every one with every other: two may each agree with the base, and contradict one another.
-    for first, second in combinations([plan.reference, *(one for one in everyone if one is not plan.reference)], 2):
-        if not plan.recipe.common_only:
+    together = [plan.reference, *(one for one in everyone if one is not plan.reference)]
+    if not plan.recipe.common_only:
+        for first, second in combinations(together, 2):
             check_kind(first, second)
-        if by_token and not plan.recipe.ignore_vocabulary:
-            check_vocabulary(first, second)
+    if by_token and not plan.recipe.ignore_vocabulary:
+        check_vocabularies(together)
 
 
 def _open(label: str) -> Checkpoint:
@@ -161,12 +154,6 @@ def _refuse_adapter_options(recipe: Recipe) -> None:
             raise InputError(
                 f"There is {key} (--{key.replace('_', '-')}), which only merging adapters takes.", "Leave it out."
             )
-
-
-def _matches(name: str, pattern: str) -> bool:
-    from fnmatch import fnmatchcase
-
-    return fnmatchcase(name, pattern)
 
 
 def _result_name(reference: Checkpoint) -> Any:
@@ -279,15 +266,6 @@ def _differences(
     if len(only) == len(reference.tensors):
         raise InputError(f"{reference.label} has no tensor in common with the others.", "Check the models.")
     return sorted(only), sorted(lacking)
-
-
-def check_disk(plan: Plan, folder: Path) -> None:
-    """Refuse a merge whose result does not fit the disk.
-
-    Raises:
-        InputError: the bytes needed and free.
-    """
-    check_room(plan.file_bytes, folder)
 
 
 def check_room(needed: int, folder: Path) -> None:

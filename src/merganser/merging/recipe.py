@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from merganser.errors import InputError
 from merganser.merging.rule import Parameter, Rule, Value
 from merganser.merging.table import rule as rule_named
 
@@ -90,6 +91,7 @@ class Recipe:
         dtype: of the result (``F32`` ...), or ``None`` for that of each tensor.
         seed: of random rules.
         common_only: merge what all models have in equal shape, and list the rest.
+        ignore_vocabulary: merge although tokenizers give one number to different tokens.
         allow_nonfinite: accept NaN and infinity.
         space: for adapters, ``update`` (exact) or ``factors``.
         rank: for adapters, the rank of the result; ``None`` keeps the exact one.
@@ -182,3 +184,17 @@ def layer_count(names: Iterable[str]) -> int:
 
 def _layers(names: Iterable[str]) -> dict[str, int]:
     return {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
+
+
+def refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:
+    """Refuse an override that matches no tensor.
+
+    Raises:
+        InputError: names the pattern, and a tensor.
+    """
+    for scope in recipe.scopes:
+        if scope.match != "*" and not any(fnmatchcase(name, scope.match) for name in names):
+            raise InputError(
+                f"The override {scope.match!r} matches no tensor.",
+                f"Tensors are named like {next(iter(names), '?')}; * stands for anything.",
+            )

@@ -94,8 +94,8 @@ class WrongInput(InputError):
     """
 
     def __init__(self, index: int, what: str, remedy: str) -> None:
-        super().__init__(what, remedy)
-        self.index = index
+        super().__init__(f"An input {what}", remedy)
+        self.index, self.what = index, what
 
 
 @dataclass(frozen=True)

@@ -77,10 +77,10 @@ def encode(values: NDArray[Any], dtype: str, finite: bool = False) -> NDArray[An
         dtype: ``F64``, ``F32``, ``F16`` or ``BF16`` (which comes as ``uint16``).
         finite: the caller knows that none is NaN.
     """
-    if dtype != "BF16":
-        with np.errstate(over="ignore"):
+    with np.errstate(over="ignore"):
+        if dtype != "BF16":
             return values.astype(_NATIVE[dtype], copy=False)
-    single = np.ascontiguousarray(values, dtype=np.float32)
+        single = np.ascontiguousarray(values, dtype=np.float32)
     bits = single.view(np.uint32)
     # Half a unit of the last place, less one where the upper half is even, in place of what will be cut off.
     rounded = bits >> np.uint32(16)

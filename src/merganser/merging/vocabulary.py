@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +45,29 @@ def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
         )
 
 
-def check_vocabulary(reference: Checkpoint, other: Checkpoint) -> None:
+def check_vocabularies(checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models whose tokenizers give one number to two tokens.
 
-    Looked at are the first of ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have; files that
-    are equal byte by byte are not parsed. Without such files the vocabularies are unknown, and nothing is refused.
+    Every one is compared with every other: two may each agree with the base, and contradict one another. Looked at are
+    the first of ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have; files that are equal byte
+    by byte are not parsed, others once, however many models there are. Without such files the vocabularies are
+    unknown, and nothing is refused.
 
     Raises:
         InputError: the first tokens that differ, and the sizes of both vocabularies.
     """
+    digest = cache(lambda path: hashlib.sha256(_bytes(path)).digest())
+    read = cache(_read)
+    for first, second in combinations(checkpoints, 2):
+        _compare(first, second, digest, read)
+
+
+def _compare(
+    reference: Checkpoint,
+    other: Checkpoint,
+    digest: Callable[[Path], bytes],
+    read: Callable[[Path], Vocabulary | None],
+) -> None:
     if not reference.config or not other.config or reference.folder == other.folder:
         # A single file stands alone; what lies beside it need not belong to it.
         return
@@ -58,9 +75,9 @@ def check_vocabulary(reference: Checkpoint, other: Checkpoint) -> None:
         paths = [checkpoint.folder / name for checkpoint in (reference, other)]
         if not all(path.is_file() for path in paths):
             continue
-        if _bytes(paths[0]) == _bytes(paths[1]):
+        if digest(paths[0]) == digest(paths[1]):
             return
-        first, second = (_read(path) for path in paths)
+        first, second = (read(path) for path in paths)
         if first is None or second is None:
             continue
         found = _differences(first, second)
