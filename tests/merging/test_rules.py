@@ -189,7 +189,7 @@ def test_fisher_of_tiny_entries_does_not_underflow() -> None:
 
 
 def test_fisher_refuses_negative_information() -> None:
-    with pytest.raises(InputError, match="^An input has a negative entry"):
+    with pytest.raises(InputError, match=r"^An input has a negative entry"):
         fisher.fisher([array(1)], [array(-1)])
 
 
