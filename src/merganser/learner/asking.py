@@ -34,7 +34,8 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
     elif task in known:
         chosen = known[task]
     else:
-        raise InputError(f"there is no task '{task}'. {nearest(task, known)}", f"Learned tasks: {', '.join(known)}.")
+        hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
+        raise InputError(f"there is no task '{task}'.", hint)
     session.use_task(chosen.name)
     if session.config.model.candidates == "seen" and not session.method.several_models:
         chosen = with_candidates(chosen, known.values())
