@@ -14,9 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
-from merganser.merging.safetensors_file import create, read_header
-from merganser.merging.storage import decode, encode
-from merganser.merging.streaming import write_from
+from merganser.checkpoints.dtypes import decode, encode
+from merganser.checkpoints.streaming import write_from
+from merganser.files.safetensors_file import create, read_header
 
 HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 2048, 5632, 32, 4, 32_000
 

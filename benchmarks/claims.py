@@ -198,7 +198,7 @@ class Onset:
     _curve: list[tuple[int, float]] = field(default_factory=list)
 
     def __call__(self, event: Event) -> None:
-        if self.learner is None or self.learner.session.method.together:
+        if self.learner is None or self.learner.session.method.joint:
             return
         weights = Weights.of(self.learner.session.backbone.module)
         if isinstance(event, TaskStarted) and event.index > 1:
@@ -296,7 +296,7 @@ def run(config: dict[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
     return {
         "method": config["method"],
         "OP": found["OP"],
-        "forgetting": found[FORGETTING] if not learner.session.method.together else None,
+        "forgetting": found[FORGETTING] if not learner.session.method.joint else None,
         "learned": found["learning accuracy"],
         "zero_shot": found["zero-shot"],
         "seconds": time.process_time() - began,

@@ -39,7 +39,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "dropout while probing": {**LEAN, "probe_dropout": True},
     "half the rehearsal": {**LEAN, "rehearsal_steps": 4},
     "full rehearsal": {**LEAN, "rehearsal_steps": 8},
-    "random rehearsal batches": {**LEAN, "rehearsal_draws": "random"},
+    "random rehearsal batches": {**LEAN, "rehearsal_sampling": "iid"},
     "no merge at the end": {**LEAN, "merge_at_end": False},
 }
 

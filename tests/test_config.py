@@ -232,7 +232,7 @@ def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
     asked = {**base, "method": {"name": "aim", "compat": "reference", "interval": 5}, "memory": {"share": 0.1}}
     config = check_config(asked, "f.yaml")
     assert isinstance(config.method, AimOptions)
-    assert (config.method.probe_dropout, config.method.rehearsal_draws) == (True, "random")
+    assert (config.method.probe_dropout, config.method.rehearsal_sampling) == (True, "iid")
     assert (config.method.interval, config.method.minimum_rehearsal_steps) == (5, 0)
     assert (config.memory.sampler, config.memory.allow_excess, config.memory.share) == ("reference", True, 0.1)
     assert check_config(config.model_dump(mode="json"), "run.yaml") == config

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from merganser.metrics import ScoreMatrix
     from merganser.runs import read_run
     from merganser.streams.task import Example, Stream, Task
-    from merganser.training.aim import AimMerging
+    from merganser.training.aim.callback import AimMerging
     from merganser.weights import Weights
 
 _HOMES = {
-    "AimMerging": "merganser.training.aim",
+    "AimMerging": "merganser.training.aim.callback",
     "Example": "merganser.streams.task",
     "Learner": "merganser.learner",
     "Merge": "merganser.control",

@@ -116,7 +116,7 @@ def _device(group: Any) -> str:
     return "cpu" if "cpu" in str(group.get_backend_config()) else "cuda"
 
 
-def add_up(values: Sequence[float]) -> list[float]:
+def all_reduce_sum(values: Sequence[float]) -> list[float]:
     """Sums over the processes, number by number, in double precision; the same bits in every process."""
     group = _group()
     if group is None or not values:
@@ -134,7 +134,7 @@ def _sum(values: Sequence[float]) -> float:
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
-def gather(value: Any) -> list[Any]:
+def all_gather_object(value: Any) -> list[Any]:
     """A JSON value of every process, in the order of the processes."""
     group = _group()
     if group is None:
@@ -179,7 +179,7 @@ def on_main(work: Callable[[], T]) -> T:
             failure, told = error, _describe(error)
         finally:
             _alone = False
-    told = gather(told)[0]
+    told = all_gather_object(told)[0]
     if failure is not None:
         raise failure
     if "error" in told:
@@ -198,7 +198,7 @@ def main_only(method: Callable[P, T]) -> Callable[P, T]:
     return shared
 
 
-def agree(work: Callable[[], T]) -> T:
+def run_collectively(work: Callable[[], T]) -> T:
     """Do something in every process; where it fails in one of them, all raise that error.
 
     Args:
@@ -215,7 +215,7 @@ def agree(work: Callable[[], T]) -> T:
         result = work()
     except MerganserError as error:
         failure = error
-    told = gather(None if failure is None else _describe(failure))
+    told = all_gather_object(None if failure is None else _describe(failure))
     first = next((number for number, each in enumerate(told) if each is not None), None)
     if first is None:
         return result
@@ -224,7 +224,7 @@ def agree(work: Callable[[], T]) -> T:
     raise _rebuild(told[first])
 
 
-def alike(error: MerganserError) -> MerganserError:
+def mark_collective(error: MerganserError) -> MerganserError:
     """An error that every process raises at the same place, since all of them know the same; process 0 says it."""
     error.told = not is_main()
     return error

@@ -153,7 +153,7 @@ class Weights(Mapping[str, Tensor]):
         if not self._sharded:
             return math.fsum(parts.values())
         whole = math.fsum(value for name, value in parts.items() if name not in self._sharded)
-        return whole + processes.add_up([math.fsum(parts[name] for name in sorted(self._sharded))])[0]
+        return whole + processes.all_reduce_sum([math.fsum(parts[name] for name in sorted(self._sharded))])[0]
 
     def l1(self) -> float:
         """Sum of absolute values; tensors are added up in double precision."""

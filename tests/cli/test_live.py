@@ -10,7 +10,7 @@ from rich.console import Console
 
 from merganser.cli.live import LiveView, score_table, show_result, watching
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
-from merganser.report.words import size
+from merganser.report.formatting import size
 from merganser.runs import read_run
 from tests.learner import toys
 

@@ -16,8 +16,8 @@ from typer.testing import CliRunner, Result
 from merganser.cli.merge import merge
 from merganser.errors import InputError
 from merganser.merging.table import RULES
-from tests.merging.conftest import example, family, write_file, write_folder
-from tests.merging.test_checkpoints import load
+from tests.checkpoints.conftest import example, family, write_file, write_folder
+from tests.checkpoints.test_merge import load
 
 __all__ = ["family"]
 
@@ -138,7 +138,7 @@ def test_interrupted_it_says_what_is_left(
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("merganser.merging.checkpoints.run_jobs", stop)
+    monkeypatch.setattr("merganser.checkpoints.merge.run_jobs", stop)
     result = run(family["a"], family["b"], "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert "Nothing was left behind" in result.stderr

@@ -131,7 +131,7 @@ def test_every_option_can_be_changed_or_says_why_not() -> None:
 
 def made(step: int, interval: int, signal: float, merge: int = 1, **more: Any) -> MergeRecord:
     values: dict[str, Any] = {"cause": "due", "next_interval": interval, "rehearsal_steps": interval}
-    values |= {"weight_new": 0.6, "weight_old": 0.4, "size_new": 1.0, "size_old": 1.0, "alarms": 0}
+    values |= {"weight_new": 0.6, "weight_old": 0.4, "norm_new": 1.0, "norm_old": 1.0, "alarms": 0}
     return MergeRecord(
         task="t", task_index=2, merge=merge, step=step, interval=interval, learning_signal=signal, **{**values, **more}
     )

@@ -17,7 +17,7 @@ from PIL import Image
 from merganser.config import load_config
 from merganser.errors import InputError
 from merganser.learner import Learner
-from merganser.learner.keeping import IMAGES, PROTOTYPES
+from merganser.learner.example_store import IMAGES, PROTOTYPES
 from merganser.models.vision import image_vectors
 from merganser.runs.directory import RunDirectory
 from merganser.streams.loading import load_stream

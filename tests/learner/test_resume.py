@@ -17,6 +17,7 @@ from merganser.errors import DiskFullError, RunError
 from merganser.events import Evaluating, Event, Merged, Notice, StepDone, TaskStarted
 from merganser.learner import Learner
 from merganser.streams.loading import load_stream
+from merganser.training.aim import callback
 from tests.learner.toys import contents, model_folder, read_json, results, settings, write_config, write_stream
 
 
@@ -166,12 +167,11 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from merganser.training import aim
 
     merges = [json.loads(line)["step"] for line in (whole / "ledger.jsonl").read_text().splitlines()]
     run = stream_of(tmp_path, {})
     calls = 0
-    rehearse = aim.rehearse_step
+    rehearse = callback.rehearse_step
 
     def breaks_off(*given: Any) -> float:
         nonlocal calls
@@ -180,7 +180,7 @@ def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
             raise Stop
         return rehearse(*given)
 
-    monkeypatch.setattr(aim, "rehearse_step", breaks_off)
+    monkeypatch.setattr(callback, "rehearse_step", breaks_off)
     learn(run)
     assert calls == 2
     monkeypatch.undo()

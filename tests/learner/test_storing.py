@@ -76,7 +76,7 @@ def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Pa
 
     memory = [json.loads(line) for row in rows[1:] for line in (row / "memory.jsonl").open(encoding="utf-8")]
     assert said.pop("memory") == sum(len((line["input"] + line["output"]).encode()) for line in memory)
-    assert (memory != []) == (method.uses_memory or method.keeps_everything)
+    assert (memory != []) == (method.uses_memory or method.full_memory)
     own = file_bytes(rows[-1] / "trained")
     assert (own > 0) == (method.start == "trained")
     assert said.pop("weights") == sum(file_bytes(rows[row] / "adapter") for row in answering) + own

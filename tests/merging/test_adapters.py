@@ -9,14 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merganser.checkpoints.adapter_files import merge_adapters
+from merganser.checkpoints.adapter_source import read_adapter, scaling_of
+from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
-from merganser.merging.adapter_files import merge_adapters
-from merganser.merging.adapter_source import read_adapter, scaling_of
 from merganser.merging.adapters import Factors, concatenate, decompose, merge_factors, merge_updates, truncate
-from merganser.merging.recipe_file import parse
 from merganser.merging.table import RULES
 from merganser.merging.ties import ties
-from tests.merging.conftest import write_file
+from tests.checkpoints.conftest import write_file
 
 P = "base_model.model."
 

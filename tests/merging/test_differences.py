@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merganser.checkpoints.dtypes import decode, encode
 from merganser.merging.dare import dare
 from merganser.merging.linear import linear
-from merganser.merging.storage import decode, encode
 from merganser.merging.table import RULES
 from merganser.merging.ties import ties
 from tests.merging.mergekit_cases import CASES, COLUMNS, ROWS, Case, inputs, mergekit_result

@@ -12,7 +12,7 @@ from hypothesis.extra.numpy import arrays
 
 from merganser.merging.masks import keep_only, put_where
 from merganser.merging.tensors import BLOCK
-from merganser.merging.trim import draw_limit, draws, lucky
+from merganser.merging.trim import bernoulli_mask, mask_threshold, random_bits
 
 KINDS = (np.float32, np.float64)
 
@@ -52,18 +52,18 @@ def splitmix(key: int, index: int) -> int:
 
 @given(key=st.integers(0, 2**64 - 1), start=st.integers(0, 2**40), length=st.integers(0, 30))
 def test_draws_are_splitmix_wherever_a_slice_begins(key: int, start: int, length: int) -> None:
-    found = draws(key, start, start + length)
+    found = random_bits(key, start, start + length)
     assert found.tolist() == [splitmix(key, index) for index in range(start, start + length)]
-    limit = draw_limit(0.4)
-    assert lucky(key, start, start + length, limit).tolist() == [draw < limit for draw in found.tolist()]
+    limit = mask_threshold(0.4)
+    assert bernoulli_mask(key, start, start + length, limit).tolist() == [draw < limit for draw in found.tolist()]
 
 
 def test_draws_over_several_blocks() -> None:
     start, stop = 7, 7 + 2 * BLOCK + 5
-    found = draws(3, start, stop)
+    found = random_bits(3, start, stop)
     for index in (start, start + BLOCK - 1, start + BLOCK, start + 2 * BLOCK, stop - 1):
         assert int(found[index - start]) == splitmix(3, index)
     for probability in (0.0, 0.3, 1.0):
-        kept = lucky(3, start, stop, draw_limit(probability))
-        assert np.array_equal(kept, found < np.uint64(draw_limit(probability)))
+        kept = bernoulli_mask(3, start, stop, mask_threshold(probability))
+        assert np.array_equal(kept, found < np.uint64(mask_threshold(probability)))
         assert abs(kept.mean() - probability) < 0.005

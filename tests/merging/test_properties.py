@@ -16,7 +16,7 @@ from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.table import RULES
 from merganser.merging.tensors import BLOCK, ArrayInputs, Inputs
-from merganser.merging.trim import Cut, cut_of, cuts
+from merganser.merging.trim import TopKThreshold, top_k_threshold, top_k_thresholds
 
 numbers = st.floats(-100, 100, width=32).filter(lambda value: value == 0 or abs(value) > 1e-3)
 tensors = hnp.arrays(np.float32, (3, 4, 5), elements=numbers)
@@ -99,7 +99,7 @@ def test_scale_zero_is_the_base(name: str, models: np.ndarray, base: np.ndarray)
 )
 def test_a_cut_keeps_exactly_k_the_largest_first_and_ties_by_index(values: np.ndarray, share: float) -> None:
     k = round(share * len(values))
-    kept = cut_of(values, k).kept(values, 0)
+    kept = top_k_threshold(values, k).kept(values, 0)
     order = sorted(range(len(values)), key=lambda index: (-values[index], index))
     assert sorted(np.flatnonzero(kept)) == sorted(order[:k])
 
@@ -125,7 +125,7 @@ def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) ->
         "two sizes": np.where(np.arange(size) < size // 2, 1e-6, 1.0) * values,
     }[kind].astype(np.float32)
     k = round(density * size)
-    (found,) = cuts(Sliced([values], None), [(0, k)])
+    (found,) = top_k_thresholds(Sliced([values], None), [(0, k)])
     magnitudes = np.abs(values)
     expected = np.zeros(size, bool)
     expected[np.argsort(-magnitudes, kind="stable")[:k]] = True
@@ -142,7 +142,7 @@ def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: 
     collected = []
     from_scan = trim._from_scan
 
-    def watched(inputs: Inputs, scan: Any, limit: int) -> Cut | None:
+    def watched(inputs: Inputs, scan: Any, limit: int) -> TopKThreshold | None:
         collected.append(sum(map(len, scan.values)))
         return from_scan(inputs, scan, limit)
 
@@ -153,16 +153,16 @@ def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: 
     if kind == "two sizes":
         models[1] *= np.where(np.arange(size) < size // 2, 1e-6, 1.0).astype(np.float32)
     wanted = [(0, size // 3), (1, size // 2), (2, size // 5)]
-    found = cuts(Sliced(models, None), wanted)
-    assert found == [cut_of(np.abs(models[model]), k) for model, k in wanted]
+    found = top_k_thresholds(Sliced(models, None), wanted)
+    assert found == [top_k_threshold(np.abs(models[model]), k) for model, k in wanted]
     assert 0 < sum(collected) <= 1 << 15
 
 
 def test_nan_counts_as_the_largest_magnitude() -> None:
     values = np.array([1.0, np.nan, 3.0], np.float32)
-    assert list(cut_of(values, 1).kept(values, 0)) == [False, True, False]
-    assert list(cut_of(values, 2).kept(values, 0)) == [False, True, True]
-    assert list(Cut(-1.0, 0).kept(values, 0)) == [True, True, True]
+    assert list(top_k_threshold(values, 1).kept(values, 0)) == [False, True, False]
+    assert list(top_k_threshold(values, 2).kept(values, 0)) == [False, True, True]
+    assert list(TopKThreshold(-1.0, 0).kept(values, 0)) == [True, True, True]
 
 
 # A running merge over a stream equals the merge of all at once.

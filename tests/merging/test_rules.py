@@ -274,18 +274,18 @@ def test_dare_can_keep_the_norm_instead() -> None:
 
 def test_masks_depend_on_seed_name_and_model_only() -> None:
     def mask(seed: int, name: str, model: int) -> np.ndarray:
-        return trim.draws(trim.mask_key(seed, name, model), 0, 256) < np.uint64(trim.draw_limit(0.5))
+        return trim.random_bits(trim.mask_key(seed, name, model), 0, 256) < np.uint64(trim.mask_threshold(0.5))
 
     for other in ((1, "a", 0), (0, "b", 0), (0, "a", 1)):
         assert 64 < np.count_nonzero(mask(0, "a", 0) != mask(*other)) < 192
     key = trim.mask_key(0, "a", 0)
-    np.testing.assert_array_equal(trim.draws(key, 100, 200), trim.draws(key, 0, 256)[100:200])
+    np.testing.assert_array_equal(trim.random_bits(key, 100, 200), trim.random_bits(key, 0, 256)[100:200])
 
 
 def test_draws_are_those_of_splitmix64() -> None:
     # The published first outputs of the generator for seed 0, shifted to 53 bits.
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert [int(value) for value in trim.draws(0, 0, 3)] == [value >> 11 for value in expected]
+    assert [int(value) for value in trim.random_bits(0, 0, 3)] == [value >> 11 for value in expected]
 
 
 def test_della_keeps_large_entries_more_often() -> None:

@@ -27,7 +27,7 @@ def subspace() -> Subspace:
 
 def put(subspace: Subspace, alpha: Tensor) -> Weights:
     target = subspace.origin.snapshot()
-    subspace.put(alpha, target)
+    subspace.materialize_(alpha, target)
     return target
 
 
@@ -78,7 +78,7 @@ def test_a_group_that_did_not_move_stays() -> None:
     assert len(subspace.mixing["rest"]) == 0
     moved = put(subspace, subspace.start(0.7) + 0.1)
     assert torch.equal(moved["head"], subspace.origin["head"])
-    gradient = subspace.pull(weights(5))
+    gradient = subspace.project_gradient(weights(5))
     assert len(gradient) == subspace.size == 4
 
 
@@ -117,9 +117,9 @@ def test_the_gradient_of_the_coefficients_is_autograd_s() -> None:
 
     loss = nn.functional.cross_entropy(functional_call(model, merged(), (x,)), y)
     (expected,) = torch.autograd.grad(loss, alpha)
-    subspace.put(alpha.detach(), Weights.of(model))
+    subspace.materialize_(alpha.detach(), Weights.of(model))
     nn.functional.cross_entropy(model(x), y).backward()
-    found = subspace.pull(Weights({n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
+    found = subspace.project_gradient(Weights({n: p.grad for n, p in model.named_parameters() if p.grad is not None}))
     assert torch.allclose(found, expected, rtol=1e-6, atol=1e-9)
 
 
@@ -130,7 +130,7 @@ def descend(subspace: Subspace) -> Weights:
     optimizer = torch.optim.Adam([alpha], lr=0.03)
     for _ in range(30):
         here = put(subspace, alpha.detach())
-        alpha.grad = subspace.pull(here.minus(aim)) + (alpha.detach() - start)
+        alpha.grad = subspace.project_gradient(here.minus(aim)) + (alpha.detach() - start)
         optimizer.step()
     return put(subspace, alpha.detach())
 

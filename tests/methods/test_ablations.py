@@ -17,7 +17,7 @@ from transformers.trainer_utils import SchedulerType
 from merganser.methods import TaskContext
 from merganser.methods.aim import Aim, AimOptions
 from merganser.runs.record import MergeRecord
-from merganser.training.aim import AimMerging
+from merganser.training.aim.callback import AimMerging
 from merganser.training.options import TrainingOptions
 from tests.training.test_aim import NEW, OLD, STEPS, Regression, arguments, collate
 
@@ -87,7 +87,7 @@ def fixed_weights(callback: AimMerging) -> bool:
 
 
 def no_rehearsal(callback: AimMerging) -> bool:
-    nothing = {(m.rehearsal_steps, m.size_old, m.cosine) for m in callback.merges} == {(0, 0.0, None)}
+    nothing = {(m.rehearsal_steps, m.norm_old, m.cosine) for m in callback.merges} == {(0, 0.0, None)}
     return nothing and callback.cost.examples_rehearsed == 0
 
 

@@ -19,7 +19,7 @@ from merganser.merging.opcm import opcm
 from merganser.merging.tunable_magmax import tunable_magmax
 from merganser.methods import METHODS, make_method
 from merganser.methods.pm import draw_sign
-from merganser.methods.preferences import by_label_overlap, by_similarity
+from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity
 from merganser.training.determinism import derive_seed
 from merganser.weights import Weights
 from tests.methods.stream import Stream, draw_features, draw_weights, exact_fisher
@@ -67,7 +67,7 @@ def test_magmax_gives_ties_to_the_later_task_and_says_how_much_it_supplied(tmp_p
     (record,) = run.method.records.merges
     assert record.cause == "end"
     assert (record.weight_new, record.weight_old) == (pytest.approx(0.5 * 12 / 15), pytest.approx(0.5 * 3 / 15))
-    assert record.size_new == pytest.approx((12 + 3 / 4) ** 0.5)
+    assert record.norm_new == pytest.approx((12 + 3 / 4) ** 0.5)
     # From the first task's own weights to the second's: 12 entries by 2, 3 by 1/2, in 4 steps.
     assert record.learning_signal == pytest.approx((24 + 1.5) / 4)
 
@@ -137,7 +137,7 @@ def test_coma_is_the_moving_average_of_all_models(alpha: float, tmp_path: Path) 
     assert (record.task, record.merge, record.step, record.interval) == ("task3", 1, 4, 4)
     assert (record.weight_new, record.weight_old) == (alpha, 1 - alpha)
     before = Weights(dict(run.deployed[2])).minus(run.pretrained)
-    assert record.size_old == pytest.approx(before.l2())
+    assert record.norm_old == pytest.approx(before.l2())
     assert record.cosine == pytest.approx(before.cosine(Weights(THETAS[2]).minus(run.pretrained)))
     assert record.learning_signal == pytest.approx(Weights(THETAS[2]).minus(run.deployed[2]).l1() / 4)
 
@@ -197,7 +197,7 @@ def test_opcm_over_a_stream_is_the_rule_for_all_models(tmp_path: Path) -> None:
         }
         close(run.deployed[count], expected, 1e-4)
     (record,) = run.method.records.merges
-    assert record.size_new == pytest.approx(Weights(THETAS[2]).minus(run.pretrained).l2(), rel=1e-5)
+    assert record.norm_new == pytest.approx(Weights(THETAS[2]).minus(run.pretrained).l2(), rel=1e-5)
     assert record.cosine == pytest.approx(
         Weights(THETAS[2]).minus(run.pretrained).cosine(run.deployed[2].minus(run.pretrained)), rel=1e-4
     )

@@ -81,6 +81,6 @@ def test_the_model_is_the_mean_of_all_tasks() -> None:
             (merge,) = method.records.merges
             assert (merge.cause, merge.step, merge.weight_new) == ("end", 10, pytest.approx(1 / index))
             assert merge.weight_new + merge.weight_old == pytest.approx(1)
-            assert merge.size_new == pytest.approx(Weights(trained).minus(Weights(origin)).l2())
-            assert merge.size_old == pytest.approx(Weights(rows[-2]).minus(Weights(origin)).l2())
+            assert merge.norm_new == pytest.approx(Weights(trained).minus(Weights(origin)).l2())
+            assert merge.norm_old == pytest.approx(Weights(rows[-2]).minus(Weights(origin)).l2())
             assert merge.learning_signal == pytest.approx(Weights(trained).minus(Weights(rows[-2])).l1() / 10)

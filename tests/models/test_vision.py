@@ -49,10 +49,10 @@ def load(folder: Path, **changes: Any) -> Any:
 
 def test_prototypes_are_the_mean_directions_of_the_pretrained_encoder(folders: dict[str, Path]) -> None:
     backbone = load(folders["vit"])
-    backbone.meet(examples(), SPEC)
+    backbone.prepare_labels(examples(), SPEC)
     dark = [example.image for example in examples() if example.output == "dark"]
     with torch.no_grad():
-        hidden = backbone._pristine()(pixel_values=backbone.tokenizer.pixels(dark)).last_hidden_state.mean(1)
+        hidden = backbone._load_pretrained()(pixel_values=backbone.tokenizer.pixels(dark)).last_hidden_state.mean(1)
     unit = hidden / hidden.norm(dim=1, keepdim=True)
     mean = unit.mean(0)
     torch.testing.assert_close(backbone.label_vectors(SPEC)[1], mean / mean.norm())
@@ -61,7 +61,7 @@ def test_prototypes_are_the_mean_directions_of_the_pretrained_encoder(folders: d
     with torch.no_grad():
         for parameter in backbone.trainable().values():
             parameter.add_(0.1)
-    backbone.meet(examples(3), SPEC)
+    backbone.prepare_labels(examples(3), SPEC)
     assert torch.equal(backbone.label_vectors(SPEC), before)
     again = load(folders["vit"])
     again.load_prototypes(backbone.prototypes(["light", "dark"]))
@@ -73,15 +73,15 @@ def test_all_weights_training_makes_prototypes_with_the_pretrained_ones(folders:
     with torch.no_grad():
         for parameter in backbone.trainable().values():
             parameter.mul_(2.0)
-    backbone.meet(examples(), SPEC)
-    lora.meet(examples(), SPEC)
+    backbone.prepare_labels(examples(), SPEC)
+    lora.prepare_labels(examples(), SPEC)
     assert torch.equal(backbone.label_vectors(SPEC), lora.label_vectors(SPEC))
     assert not any("pooler" in name for name in backbone.trainable())
 
 
 def test_a_clip_reads_labels_with_its_frozen_text_encoder(folders: dict[str, Path]) -> None:
     backbone = load(folders["clip"], label_prompt="a photo of a {label}", lora=None)
-    clip = backbone._pristine()
+    clip = backbone._load_pretrained()
     ids = backbone.tokenizer.tokenizer("a photo of a dark", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         wanted = torch.nn.functional.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=-1)[0]
@@ -99,7 +99,7 @@ def test_a_batch_has_the_models_pixels_and_mixes_label_sets(folders: dict[str, P
     backbone = load(folders[kind])
     other = AnswerSpec(labels=("light", "dark", "bright"))
     many = [*examples(2), Example("b", "bright", image=picture(100, size=12))]
-    backbone.meet(many, other)
+    backbone.prepare_labels(many, other)
     batch = backbone.collate(backbone.features(examples(2), SPEC) + backbone.features(many, other))
     channels = 1 if kind == "vit" else 3
     assert batch["pixel_values"].shape == (9, channels, 8, 8)
@@ -112,7 +112,7 @@ def test_a_batch_has_the_models_pixels_and_mixes_label_sets(folders: dict[str, P
 
 def test_a_path_and_the_image_get_the_same_answer(folders: dict[str, Path], tmp_path: Path) -> None:
     backbone = load(folders["vit"])
-    backbone.meet(examples(), SPEC)
+    backbone.prepare_labels(examples(), SPEC)
     images = [picture(200, 9), picture(10, 9)]
     paths = []
     for i, image in enumerate(images):
@@ -157,7 +157,7 @@ def test_the_card_of_an_export_gives_the_same_answers(
     with torch.no_grad():
         for name, parameter in backbone.trainable().items():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
-    backbone.meet(examples(), SPEC)
+    backbone.prepare_labels(examples(), SPEC)
     backbone.export(tmp_path / "out", {"tone": SPEC}, merged)
     images = [picture(value, 3) for value in (5, 60, 120, 230)]
     for name, image in zip(("an-image.png", "another.png"), (images[0], images[-1]), strict=True):

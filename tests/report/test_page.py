@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from merganser.errors import InputError, RunError
+from merganser.files import atomic
 from merganser.report.page import embedded_json, render, write_report
 from merganser.report.sections import standfirst
-from merganser.runs import atomic
 from merganser.runs.record import RunRecord, ScoresFile
 from tests.report.conftest import TOPICS, make_run, one_score
 

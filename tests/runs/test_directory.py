@@ -38,8 +38,8 @@ def merge(task: str, step: int) -> MergeRecord:
         rehearsal_steps=8,
         weight_new=0.5,
         weight_old=0.5,
-        size_new=1.0,
-        size_old=1.0,
+        norm_new=1.0,
+        norm_old=1.0,
     )
 
 
@@ -228,7 +228,7 @@ texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=20)
 def test_any_text_survives_a_json_lines_file(
     tmp_path_factory: pytest.TempPathFactory, values: list[tuple[str, str]]
 ) -> None:
-    from merganser.runs.atomic import write_json_lines
+    from merganser.files.atomic import write_json_lines
 
     path = tmp_path_factory.mktemp("lines") / "memory.jsonl"
     kept = [KeptExample(task="t", input=a, output=b) for a, b in values]

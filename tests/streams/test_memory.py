@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from merganser.errors import InputError
 from merganser.runs.record import MemoryRecord
-from merganser.streams.draws import generator, spread
 from merganser.streams.memory import MemorySummary, budget, memory_bytes, sample_memory, summarise_memory
 from merganser.streams.options import MemoryOptions
+from merganser.streams.sampling import generator, spread
 from merganser.streams.task import Example
 
 SUPERNI = Path(__file__).parents[2].parent / "shared" / "data" / "data_superni" / "train"

@@ -181,8 +181,8 @@ def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: 
     assert callback.merges
     for number, merge in enumerate(callback.merges, 1):
         assert (merge.task, merge.task_index, merge.merge) == ("second", 2, number)
-        assert merge.size_new > 0
-        assert merge.size_old > 0
+        assert merge.norm_new > 0
+        assert merge.norm_old > 0
         assert merge.cosine is not None
         assert -1 <= merge.cosine <= 1
         losses = (merge.loss_new_before, merge.loss_new_after, merge.loss_old_before, merge.loss_old_after)
@@ -249,7 +249,7 @@ def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Pa
     callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100))
     merged = train(tmp_path, callback)
     (merge,) = callback.merges
-    assert (merge.cause, merge.rehearsal_steps, merge.size_old) == ("end", 0, 0.0)
+    assert (merge.cause, merge.rehearsal_steps, merge.norm_old) == ("end", 0, 0.0)
     assert callback.cost.examples_rehearsed == 0
     plain = Regression()
     Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()

@@ -31,7 +31,7 @@ from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, co
         ({"importance_smoothing": 1.0}, "importance_smoothing is 1.0"),
         ({"importance_smoothing": math.nan}, "importance_smoothing is nan"),
         ({"fusion": "mean"}, "no fusion 'mean'"),
-        ({"rehearsal_draws": "all"}, "no rehearsal_draws 'all'"),
+        ({"rehearsal_sampling": "all"}, "no rehearsal_sampling 'all'"),
     ],
 )
 def test_impossible_arguments_are_refused_at_once(given: dict[str, Any], match: str) -> None:

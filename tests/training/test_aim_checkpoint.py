@@ -15,7 +15,7 @@ from transformers import Trainer
 from merganser import AimMerging, MergeController
 from merganser.control import WeightTable
 from merganser.errors import InputError
-from merganser.training.aim_checkpoint import options_of
+from merganser.training.aim.checkpoint import options_of
 from tests.training.test_aim import NEW, OLD, collate, controller
 from tests.training.test_other_loops import Noisy, arguments, interrupted, make
 

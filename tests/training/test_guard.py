@@ -17,7 +17,7 @@ from merganser import AimMerging as WithDefaults
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged
 from merganser.methods.aim import AimOptions
-from merganser.training.guard import FLOOR, OptimizerCopy, refusal
+from merganser.training.aim.guard import FLOOR, OptimizerCopy, refusal
 from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, controller, examples, train
 
 AimMerging = functools.partial(WithDefaults, probe_set="fresh", merge_at_end=False)
@@ -92,9 +92,9 @@ def test_one_refused_merge_puts_back_weights_and_optimizer(tmp_path: Path) -> No
         ]
         assert same == ([True, True] if event.reason else [False, False])
     refused = callback.merges[1]
-    assert (refused.size_old, refused.loss_new_after, refused.cosine) == (None, None, None)
+    assert (refused.norm_old, refused.loss_new_after, refused.cosine) == (None, None, None)
     assert refused.loss_new_before is not None
-    assert callback.merges[2].size_new > 0
+    assert callback.merges[2].norm_new > 0
     assert all(bool(p.isfinite().all()) for p in model.parameters())
 
 
@@ -194,7 +194,7 @@ def test_a_learning_signal_of_0(tmp_path: Path) -> None:
     trainer.train()
     assert len(callback.merges) >= 3
     assert {(m.learning_signal, m.interval, m.next_interval) for m in callback.merges} == {(0.0, 4, 4)}
-    assert {(m.status, m.size_new, m.size_old, m.cosine) for m in callback.merges} == {("applied", 0.0, 0.0, None)}
+    assert {(m.status, m.norm_new, m.norm_old, m.cosine) for m in callback.merges} == {("applied", 0.0, 0.0, None)}
     for left, right in zip(model.parameters(), Regression().parameters(), strict=True):
         assert torch.allclose(left, right, atol=1e-6)
 

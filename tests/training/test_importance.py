@@ -12,7 +12,6 @@ from transformers import Trainer
 from merganser import AimMerging
 from merganser.events import Event, Merged
 from merganser.methods.aim import AimOptions
-from merganser.training import aim
 from merganser.training.rehearsal import MemoryBatches
 from tests.training.test_aim import BATCH, CLIP, NEW, OLD, RATE, STEPS, Regression, arguments, collate, train
 
@@ -102,7 +101,7 @@ def test_nothing_is_scored_that_nothing_reads(tmp_path: Path, monkeypatch: pytes
     def never(*given: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr(aim, "Importance", never)
+    monkeypatch.setattr("merganser.training.aim.callback.Importance", never)
     callback = AimMerging(OLD, OPTIONS.controller())
     train(tmp_path, callback)
     assert callback.merges

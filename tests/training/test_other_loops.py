@@ -194,7 +194,7 @@ def test_training_that_is_stopped_early_is_merged_at_its_end(tmp_path: Path) -> 
     at_once = stopped(tmp_path / "0", "on_step_end, before")
     assert at_once[0].state.global_step == 10
     assert [(merge.step, merge.cause) for merge in at_once[1].merges][-1] == (10, "end")
-    assert at_once[1].merges[-1].size_old > 0
+    assert at_once[1].merges[-1].norm_old > 0
     for place, where in enumerate(("on_step_end, after", "on_evaluate, after", "on_evaluate, before"), 1):
         later = stopped(tmp_path / str(place), where)
         assert later[0].state.global_step == 10
@@ -280,7 +280,7 @@ def test_a_causal_model_with_lora(way: str, tmp_path: Path) -> None:
     Trainer(model, given, train_dataset=data[6:], data_collator=collator, callbacks=[aim]).train()
     assert set(aim.probes) == set(range(1, 9))
     assert aim.merges
-    assert all(merge.size_new > 0 and merge.size_old > 0 for merge in aim.merges)
+    assert all(merge.norm_new > 0 and merge.norm_old > 0 for merge in aim.merges)
     assert all(math.isfinite(loss) for loss, _, _ in aim.probes.values() if loss is not None)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
 
@@ -369,7 +369,7 @@ def test_trl_sft_trainer(tmp_path: Path) -> None:
     merging = often(memory)
     whole = learned(tmp_path / "whole", [merging, Stop(0)])
     assert merging.merges
-    assert all(merge.size_old > 0 for merge in merging.merges if merge.step < 8)  # where the rate is 0
+    assert all(merge.norm_old > 0 for merge in merging.merges if merge.step < 8)  # where the rate is 0
     learned(tmp_path / "run", [often(memory), Stop(7)])
     again = often(memory)
     same((whole, merging), (learned(tmp_path / "run", [again, Stop(0)], resume=True), again))

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merganser.models.base import IGNORED, AnswerSpec
-from merganser.training.predictions import MatcherPredictor, Predictions
+from merganser.training.trm.predictions import MatcherPredictor, Predictions
 
 SCORES = torch.tensor([[2.0, 0.5, -1.0, 0.3], [0.1, 1.0, 0.4, -0.7], [0.0, 0.2, 3.0, 1.0]], dtype=torch.float64)
 """Of three inputs, for each of four labels; the label of row i of the bank is called str(i)."""

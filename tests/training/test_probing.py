@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merganser.training.probing import Probes, spread_over_groups
+from merganser.training.aim.probing import Probes, spread_over_groups
 from merganser.training.rehearsal import MemoryBatches
 
 

@@ -43,7 +43,7 @@ def test_draws_depend_on_seed_and_counter_alone() -> None:
 
 
 def test_random_draws_are_batches_of_their_own() -> None:
-    batches = MemoryBatches(list(range(12)), 4, 3, "random")
+    batches = MemoryBatches(list(range(12)), 4, 3, "iid")
     drawn = [batches.rehearsal(draw) for draw in range(6)]
     assert drawn == [batches.rehearsal(draw) for draw in range(6)]
     assert all(len(set(batch)) == 4 for batch in drawn)

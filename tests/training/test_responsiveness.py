@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from merganser.training.responsiveness import FLOOR, Responsiveness
+from merganser.training.trm.responsiveness import FLOOR, Responsiveness
 
 X, V = torch.tensor([1.0, 2.0, -1.0], dtype=torch.float64), torch.tensor([0.5, -1.0, 2.0], dtype=torch.float64)
 

@@ -15,7 +15,7 @@ from transformers import TrainerControl
 
 from merganser import AimMerging, processes
 from merganser.errors import InputError, RunError
-from merganser.training.aim_checkpoint import Identity, read_state
+from merganser.training.aim.checkpoint import Identity, read_state
 from merganser.training.distributed import reshard, sharded_copy
 from merganser.weights import Weights
 from tests.cli.spawner import Spawner

@@ -17,12 +17,12 @@ from merganser.models.base import AnswerSpec, Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
 from merganser.streams.task import Example
-from merganser.training import subspace_merge
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import MemoryBatches
-from merganser.training.responsiveness import Responsiveness
-from merganser.training.subspace_merge import MergeReport, SubspaceMerge, Trajectory
-from merganser.training.subspace_options import SubspaceOptions
+from merganser.training.trm import subspace_merge
+from merganser.training.trm.options import SubspaceOptions
+from merganser.training.trm.responsiveness import Responsiveness
+from merganser.training.trm.subspace_merge import MergeReport, SubspaceMerge, Trajectory
 from merganser.weights import Weights
 from tests.learner import toys
 

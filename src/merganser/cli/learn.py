@@ -72,7 +72,7 @@ def learn(
         )
     options.update(name=task, train=train, input=input_field, output=output_field)
     checked = explain_options(TaskOptions, options, "the task")
-    learned = processes.agree(lambda: load_task(checked, Path.cwd()))
+    learned = processes.run_collectively(lambda: load_task(checked, Path.cwd()))
     learn_one(
         run, learned, None if config is None else load_config(config), model, f"merganser learn {run} --task {task}"
     )

@@ -19,7 +19,7 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
             "source": method.paper,
             "idea": method.idea,
             "starts_from": method.start,
-            "old_examples": "all" if method.keeps_everything else "a small memory" if method.uses_memory else "none",
+            "old_examples": "all" if method.full_memory else "a small memory" if method.uses_memory else "none",
             "stores": method.stores,
             "grows_with_tasks": method.grows or method.uses_memory,
             "options": sorted(set(method.Options.model_fields) - {"name"}),

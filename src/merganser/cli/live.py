@@ -175,8 +175,8 @@ def show_result(console: Console, record: RunRecord, baseline: RunRecord | None 
 
 def stored(record: RunRecord) -> str:
     """What a run keeps for the tasks to come, part by part and in all; empty before the first task."""
+    from merganser.report.formatting import size
     from merganser.report.sections import stored_over_time
-    from merganser.report.words import size
 
     last = max(record.tasks, key=lambda task: task.index, default=None)
     if last is None or not last.method_bytes:

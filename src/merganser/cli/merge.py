@@ -13,9 +13,9 @@ import typer
 from merganser.errors import InputError
 
 if TYPE_CHECKING:
-    from merganser.merging.checkpoints import Report
-    from merganser.merging.plan import Plan
-    from merganser.merging.recipe import Recipe
+    from merganser.checkpoints.merge import Report
+    from merganser.checkpoints.plan import Plan
+    from merganser.checkpoints.recipe import Recipe
 
 
 def merge(
@@ -98,7 +98,7 @@ def merge(
 
 def _recipe(given: dict[str, Any], config: Path | None, mergekit: Path | None) -> tuple[Recipe, list[str]]:
     """The recipe from a file or from the command line, and what to tell about it."""
-    from merganser.merging.recipe_file import parse
+    from merganser.checkpoints.recipe_file import parse
 
     models = given["models"]
     if config is None and mergekit is None and len(models) == 1 and models[0].endswith((".yaml", ".yml")):
@@ -109,7 +109,7 @@ def _recipe(given: dict[str, Any], config: Path | None, mergekit: Path | None) -
         assert path is not None
         content = _yaml(path)
         if mergekit is not None:
-            from merganser.merging.mergekit_file import check_filters, check_layers, translate
+            from merganser.checkpoints.mergekit_file import check_filters, check_layers, translate
 
             theirs = content
             content, notes = translate(theirs, str(path))
@@ -225,17 +225,17 @@ def _read_yaml(text: str, where: str) -> Any:
 
 
 def _is_adapters(recipe: Recipe) -> bool:
-    from merganser.merging.source import adapter_folder, locate
+    from merganser.checkpoints.source import adapter_folder, locate
 
     return any(adapter_folder(locate(name)) is not None for name in recipe.models)
 
 
 def _run(recipe: Recipe, out: Path, threads: int | None, kernels: str, overwrite: bool) -> Report:
     if _is_adapters(recipe):
-        from merganser.merging.adapter_files import merge_adapters
+        from merganser.checkpoints.adapter_files import merge_adapters
 
         return merge_adapters(recipe, out, overwrite=overwrite)
-    from merganser.merging.checkpoints import merge_checkpoints
+    from merganser.checkpoints.merge import merge_checkpoints
 
     bar = _Bar() if sys.stderr.isatty() else None
     try:
@@ -276,16 +276,16 @@ def _dry_run(
     recipe: Recipe, out: Path | None, threads: int | None, kernels: str, overwrite: bool, as_json: bool
 ) -> None:
     if _is_adapters(recipe):
-        from merganser.merging.adapter_files import describe
+        from merganser.checkpoints.adapter_files import describe
 
         _print_map(describe(recipe, out, overwrite=overwrite), as_json)
         return
     import shutil
 
-    from merganser.merging.checkpoints import available_cpus, check_target, existing_parent, inputs_of
-    from merganser.merging.companions import left_behind
-    from merganser.merging.engine import load_kernels
-    from merganser.merging.plan import estimate_seconds, make_plan
+    from merganser.checkpoints.engine import load_kernels
+    from merganser.checkpoints.merge import available_cpus, check_target, existing_parent, inputs_of
+    from merganser.checkpoints.plan import estimate_seconds, make_plan
+    from merganser.checkpoints.sidecar_files import uncopied_files
 
     plan = make_plan(recipe)
     target = (out or Path.cwd() / "merged").expanduser().resolve()
@@ -303,7 +303,7 @@ def _dry_run(
             "bytes to read": plan.input_bytes,
             "bytes to write": plan.file_bytes,
             "bytes free": shutil.disk_usage(existing_parent(target)).free,
-            "files not copied": left_behind(plan.reference.folder, plan.reference.shards),
+            "files not copied": uncopied_files(plan.reference.folder, plan.reference.shards),
             "shards": {name: len(tensors) for name, tensors in plan.shards.items()},
             "estimated seconds": round(seconds, 1),
             "kernels": "numpy" if module is None else "numba",
@@ -314,7 +314,7 @@ def _dry_run(
 
 
 def _warn_memory(plan: Plan) -> None:
-    from merganser.merging.plan import largest_whole_tensor
+    from merganser.checkpoints.plan import largest_whole_tensor
 
     needed = largest_whole_tensor(plan)
     if needed:

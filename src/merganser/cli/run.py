@@ -41,7 +41,7 @@ def run(
     from merganser.cli.live import learn_stream
 
     changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
-    config, tasks = processes.agree(lambda: _read(stream, changes))
+    config, tasks = processes.run_collectively(lambda: _read(stream, changes))
     command = f"merganser run {stream} --out {out}"
     command += "".join(f" --{key} {value}" for key, value in changes.items()) + (" --fwt" if fwt else "")
     learn_stream(out, config, tasks, command=command, fwt=fwt)

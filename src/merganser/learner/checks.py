@@ -32,7 +32,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.directory.rows() for task in row.tasks]
     kept = len(session.memory())
-    if session.method.several_models and session.config.model.candidates == "seen":
+    if session.method.per_task_models and session.config.model.candidates == "seen":
         text = (
             f"{session.method.title} is told each text's task: an answer is sought among that task's labels, not all."
         )
@@ -57,7 +57,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
                     "Restore the files, or use another folder for a new run.",
                 )
             continue
-        if not session.method.together:
+        if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
 
@@ -95,7 +95,7 @@ def check_processes(session: Session) -> None:
 
 def memory_options(session: Session) -> MemoryOptions:
     """How much of a task the method keeps."""
-    return EVERYTHING if session.method.keeps_everything else session.config.memory
+    return EVERYTHING if session.method.full_memory else session.config.memory
 
 
 def sample(session: Session, task: Task) -> list[Example]:

@@ -16,13 +16,13 @@ from merganser import processes
 from merganser.errors import InputError
 from merganser.evaluation import KnownTask
 from merganser.events import Notice, StepDone, TaskStarted
+from merganser.files.atomic import write_json
 from merganser.learner.session import Session
-from merganser.runs.atomic import write_json
 from merganser.runs.record import Score
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
-from merganser.training.narrator import Narrator
 from merganser.training.options import MAY_CHANGE
+from merganser.training.progress_callback import ProgressCallback
 from merganser.training.trainer import StepLog, planned_steps, train_task
 
 
@@ -69,7 +69,7 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
     for number, task in enumerate(tasks, 1):
         if not task.test or task.name in references:
             continue
-        row = number if session.method.together else position.get(task.name, number)
+        row = number if session.method.joint else position.get(task.name, number)
         seed = derive_seed(session.config.seed, "task", row)
         cached = cache_folder() / f"{_key(session, task, seed)}.json"
         found = _kept(cached)
@@ -97,7 +97,7 @@ def _keep(file: Path, score: Score) -> None:
 
 def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:
     known = KnownTask.of_task(task)
-    session.backbone.meet(task.train, known.spec)
+    session.backbone.prepare_labels(task.train, known.spec)
     features = session.backbone.features(task.train, known.spec)
     steps = planned_steps(len(features), session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
@@ -109,7 +109,7 @@ def _train_alone(session: Session, task: Task, number: int, seed: int, start: Pa
         if isinstance(event, StepDone):
             session.listener(event)
 
-    narrator = Narrator(tell, f"{task.name} (alone)", log, lambda step: (None, None))
+    progress_callback = ProgressCallback(tell, f"{task.name} (alone)", log, lambda step: (None, None))
     train_task(
         session.backbone.module,
         features,
@@ -118,7 +118,7 @@ def _train_alone(session: Session, task: Task, number: int, seed: int, start: Pa
         task=task.name,
         seed=seed,
         precision=session.backbone.precision,
-        callbacks=[narrator],
+        callbacks=[progress_callback],
         log=log,
     )
     return session.score([known], {})[task.name]

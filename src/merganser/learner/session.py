@@ -9,7 +9,7 @@ from merganser.config import RunConfig
 from merganser.errors import InputError
 from merganser.evaluation import KnownTask, score_tasks, with_candidates
 from merganser.events import Listener
-from merganser.learner.keeping import read_prototypes, restored
+from merganser.learner.example_store import read_prototypes, restored
 from merganser.methods import make_method
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
@@ -36,7 +36,7 @@ class Session:
         self.backbone = backbone
         self.listener = listener
         self.method = make_method(config.method)
-        self.foreseen: list[Task] = []
+        self.future_tasks: list[Task] = []
         self._at: str | None = None  # name of the row whose weights are in the model; None: of no row
 
     def restore(self) -> None:

@@ -1,1 +1,1 @@
-
+"""Merging rules and their mathematics: arrays in, arrays out. One file per rule."""

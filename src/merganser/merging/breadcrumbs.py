@@ -12,7 +12,7 @@ from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model, share
-from merganser.merging.trim import count_kept, cuts
+from merganser.merging.trim import count_kept, top_k_thresholds
 
 
 def breadcrumbs(
@@ -81,7 +81,7 @@ def prepare(
         kept = count_kept(kept_share, size)
         outliers = min(count_kept(outlier_share, size), size - kept)
         wanted += [(index, kept + outliers), (index, outliers)]
-    found = cuts(inputs, wanted)
+    found = top_k_thresholds(inputs, wanted)
     return Election(
         weights=np.array(per_model(weights, inputs.models, "weight")),
         sparsity=tuple(Sparsity(cut=found[2 * i], outliers=found[2 * i + 1]) for i in range(inputs.models)),

@@ -14,7 +14,7 @@ from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, elect, random_sparsity
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, blocks, gather, like, per_model, share
-from merganser.merging.trim import draw_limit, lucky, mask_key
+from merganser.merging.trim import bernoulli_mask, mask_key, mask_threshold
 
 RESCALE = ("density", "l1", "none")
 
@@ -35,7 +35,7 @@ def dare(
     """``theta_0 + scale * sum_i w_i drop(tau_i)``; ``drop`` keeps each entry with probability ``density`` and rescales.
 
     Source: Yu et al. 2024, Language models are super Mario, arXiv 2311.03099. The mask of an entry depends on ``seed``,
-    ``name``, the model's place and the entry's index only (:func:`merganser.merging.trim.draws`).
+    ``name``, the model's place and the entry's index only (:func:`merganser.merging.trim.random_bits`).
     Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
     updates as TIES does.
     ``rescale``: ``density`` divides by the density (the paper; PEFT); ``l1`` gives what is left the L1 norm of the
@@ -111,7 +111,7 @@ def _l1_factors(inputs: Inputs, keys: list[int], shares: list[float]) -> list[fl
     for start, models, base in blocks(inputs):
         for index, model in enumerate(models):
             magnitudes: Any = np.abs(model - base).astype(np.float64)
-            keep = lucky(keys[index], start, start + len(magnitudes), draw_limit(shares[index]))
+            keep = bernoulli_mask(keys[index], start, start + len(magnitudes), mask_threshold(shares[index]))
             whole[index] += np.add.reduce(magnitudes)
             kept[index] += np.add.reduce(np.where(keep, magnitudes, 0.0))
     return [float(a / b) if a >= 1e-7 and b >= 1e-7 else 1.0 for a, b in zip(whole, kept, strict=True)]

@@ -13,7 +13,7 @@ from merganser.errors import InputError
 from merganser.merging.elect import resolve
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import Array, gather, like, per_model, share
-from merganser.merging.trim import draws, mask_key
+from merganser.merging.trim import mask_key, random_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -101,9 +101,9 @@ def _pruned(delta: NDArray[Any], density: float, epsilon: float, rescale: str, k
         ranks[np.argsort(magnitudes, kind="stable")] = np.arange(length)
         probability = density - epsilon + ranks * (2.0 * epsilon / steps)
         start = index * length
-        lucky = draws(key, start, start + length).astype(np.float64) * 2.0**-53 < probability
-        chosen = row[lucky]
-        result[index, lucky] = chosen / probability[lucky] if rescale == "probability" else chosen
+        bernoulli_mask = random_bits(key, start, start + length).astype(np.float64) * 2.0**-53 < probability
+        chosen = row[bernoulli_mask]
+        result[index, bernoulli_mask] = chosen / probability[bernoulli_mask] if rescale == "probability" else chosen
         if rescale == "l1":
             whole += float(np.add.reduce(magnitudes, dtype=np.float64))
             kept += float(np.add.reduce(np.abs(chosen), dtype=np.float64))

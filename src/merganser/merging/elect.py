@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.merging.masks import keep_only
-from merganser.merging.trim import NONE, Cut, draw_limit, lucky
+from merganser.merging.trim import NONE, TopKThreshold, bernoulli_mask, mask_threshold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -31,8 +31,8 @@ class Sparsity:
         factor: on what is kept (the rescaling of DARE).
     """
 
-    cut: Cut | None = None
-    outliers: Cut = NONE
+    cut: TopKThreshold | None = None
+    outliers: TopKThreshold = NONE
     key: int = 0
     limit: int | None = None
     factor: float = 1.0
@@ -51,7 +51,7 @@ class Election:
 
 def random_sparsity(key: int, probability: float, factor: float) -> Sparsity:
     """Keeps each entry with ``probability``, independently."""
-    return Sparsity(key=key, limit=draw_limit(probability), factor=factor)
+    return Sparsity(key=key, limit=mask_threshold(probability), factor=factor)
 
 
 def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
@@ -63,7 +63,7 @@ def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[A
         if sparsity.outliers is not NONE:
             keep &= ~sparsity.outliers.kept(magnitudes, start)
     if sparsity.limit is not None:
-        drawn = lucky(sparsity.key, start, start + len(delta), sparsity.limit)
+        drawn = bernoulli_mask(sparsity.key, start, start + len(delta), sparsity.limit)
         keep = drawn if keep is None else keep & drawn
     if keep is not None:
         keep_only(delta, keep)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Largest:
+class MagMaxPlan:
     """Plan of MagMax: the factor on the winning update."""
 
     scale: float
@@ -43,7 +43,7 @@ def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array
         InputError: shapes differ.
     """
     arrays, base_array = gather(models, base)
-    return like(in_slices(arrays, base_array, apply, Largest(scale)), models[0])
+    return like(in_slices(arrays, base_array, apply, MagMaxPlan(scale)), models[0])
 
 
 def fold(largest: Array, update: Array) -> Array:
@@ -58,7 +58,7 @@ def fold(largest: Array, update: Array) -> Array:
     return like(np.where(np.abs(new) >= np.abs(old), new, old), largest)
 
 
-def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Largest, start: int = 0) -> NDArray[Any]:
+def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: MagMaxPlan, start: int = 0) -> NDArray[Any]:
     """MagMax over a slice."""
     assert base is not None
     best = np.subtract(models[0], base)
@@ -70,9 +70,9 @@ def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Large
     return best
 
 
-def prepare(inputs: Inputs, *, scale: float = 0.5) -> Largest:
+def prepare(inputs: Inputs, *, scale: float = 0.5) -> MagMaxPlan:
     """Plan of :func:`magmax`."""
-    return Largest(scale)
+    return MagMaxPlan(scale)
 
 
 RULE = Rule(

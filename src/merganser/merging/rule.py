@@ -88,7 +88,7 @@ class WrongInput(InputError):
     """An input that a rule cannot take.
 
     Args:
-        index: which one, counting the models, then their extras.
+        index: which one, counting the models, then their fishers.
         what: is wrong, as it goes on after the name of a tensor.
         remedy: what the person can do about it.
     """

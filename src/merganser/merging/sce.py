@@ -8,7 +8,7 @@ import numpy as np
 
 from merganser.merging.rule import Parameter, Rule
 from merganser.merging.tensors import Array, gather, like, share
-from merganser.merging.trim import ALL, count_kept, cut_of
+from merganser.merging.trim import ALL, count_kept, top_k_threshold
 
 
 def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
@@ -46,7 +46,7 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
         variance = np.zeros_like(mean)
         for update in updates:
             variance += (update - mean) ** 2
-        cut = cut_of(variance, count_kept(kept_share, int(np.count_nonzero(variance))))
+        cut = top_k_threshold(variance, count_kept(kept_share, int(np.count_nonzero(variance))))
         if cut is not ALL:
             dropped = ~cut.kept(variance, 0)
             for update in updates:

@@ -145,7 +145,7 @@ class Subspace:
         return dict(zip(self.mixing, parts, strict=True))
 
     @torch.no_grad()
-    def put(self, alpha: Tensor, target: Weights) -> None:
+    def materialize_(self, alpha: Tensor, target: Weights) -> None:
         r"""Write :math:`m(\alpha)` into ``target``, in place."""
         target.copy_(self.origin)
         for group, part in self.split(alpha).items():
@@ -156,7 +156,7 @@ class Subspace:
                         [target[name] for name in names], [direction[name] for name in names], alpha=coefficient
                     )
 
-    def pull(self, gradient: Weights) -> Tensor:
+    def project_gradient(self, gradient: Weights) -> Tensor:
         r"""The gradient with respect to :math:`\alpha` from the one with respect to the weights at :math:`m(\alpha)`.
 
         Inner products with the rows: no graph through the merge, and nothing is allocated.

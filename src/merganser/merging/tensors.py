@@ -4,8 +4,9 @@ A rule is written for numpy arrays. Torch tensors are taken as views of their me
 torch tensor of the first model's type, on its device; torch is imported only when somebody passes one.
 
 A tensor is never needed whole by the rules that can be cut into slices: they read it through :class:`Inputs`, in memory
-here, from files in :mod:`merganser.merging.engine`. Sums over a tensor are taken over blocks of :data:`BLOCK` elements
-in double precision and added in order, so that they do not depend on the length of a slice or on the number of threads.
+here, from files in :mod:`merganser.checkpoints.engine`. Sums over a tensor are taken over blocks of :data:`BLOCK`
+elements in double precision and added in order, so that they depend neither on the length of a slice nor on the number
+of threads.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Rule
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model, share
-from merganser.merging.trim import count_kept, cuts
+from merganser.merging.trim import count_kept, top_k_thresholds
 
 
 def ties(
@@ -62,7 +62,7 @@ def prepare(
 ) -> Election:
     """Plan of :func:`ties` for one tensor: the cuts."""
     shares = share(density, inputs.models, "density")
-    found = cuts(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(shares)])
+    found = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(shares)])
     return Election(
         weights=np.array(per_model(weights, inputs.models, "weight")),
         sparsity=tuple(Sparsity(cut=cut) for cut in found),

@@ -35,7 +35,7 @@ ROOM = 1 << 23
 
 
 @dataclass(frozen=True)
-class Cut:
+class TopKThreshold:
     """Keeps an entry of magnitude m at index j when ``m > magnitude``, or ``m == magnitude`` and ``j < index``."""
 
     magnitude: float
@@ -51,8 +51,8 @@ class Cut:
         return keep
 
 
-ALL = Cut(-1.0, 0)
-NONE = Cut(np.inf, 0)
+ALL = TopKThreshold(-1.0, 0)
+NONE = TopKThreshold(np.inf, 0)
 
 
 def count_kept(density: float, size: int) -> int:
@@ -67,13 +67,13 @@ def update_magnitudes(inputs: Inputs, model: int, start: int, stop: int) -> NDAr
     return np.abs(delta)
 
 
-def cuts(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[Cut]:
+def top_k_thresholds(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[TopKThreshold]:
     """For each ``(model, k)``: the cut that keeps exactly the k largest magnitudes of the model's update.
 
     Entries of equal magnitude are kept in the order of their index. The update is the difference from the base, or the
     model itself where there is no base.
     """
-    found: dict[int, Cut] = {}
+    found: dict[int, TopKThreshold] = {}
     open_: list[int] = []
     for index, (_, k) in enumerate(wanted):
         if k >= inputs.size:
@@ -95,24 +95,24 @@ def cuts(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[Cut]:
     return [found[index] for index in range(len(wanted))]
 
 
-def cut_of(magnitudes: NDArray[Any], k: int) -> Cut:
+def top_k_threshold(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
     """The cut that keeps exactly the k largest of magnitudes in memory, equal ones in the order of their index."""
     if k >= len(magnitudes):
         return ALL
     return NONE if k <= 0 else _by_partition(magnitudes, k)
 
 
-def _by_partition(magnitudes: NDArray[Any], k: int) -> Cut:
+def _by_partition(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
     magnitude = np.partition(magnitudes, len(magnitudes) - k)[len(magnitudes) - k]
     if np.isnan(magnitude):
-        return Cut(np.inf, 0)
+        return TopKThreshold(np.inf, 0)
     ties = k - int(np.count_nonzero(~(magnitudes <= magnitude)))
     index = int(np.flatnonzero(magnitudes == magnitude)[ties - 1]) + 1 if ties > 0 else 0
-    return Cut(float(magnitude), index)
+    return TopKThreshold(float(magnitude), index)
 
 
 @dataclass
-class _Bracket:
+class _BracketScan:
     """One pass over an update: how much lies above a bracket of magnitudes, and what lies inside."""
 
     model: int
@@ -127,7 +127,7 @@ class _Bracket:
     collected: int = 0
 
 
-def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_Bracket]:
+def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_BracketScan]:
     """Magnitudes that probably enclose the k-th largest, and the likeliest one: from runs spread over the tensor."""
     margin = min(_MARGIN, 0.4 * ROOM / (len(wanted) * inputs.size))
     # A narrow bracket is hit as surely when it comes from more samples, in proportion to the square.
@@ -147,11 +147,11 @@ def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list
         position = (1.0 - k / inputs.size) * (length - 1)
         places = (position - margin * length, position, position + margin * length)
         low, middle, high = (float(samples[model][int(min(max(place, 0), length - 1))]) for place in places)
-        brackets.append(_Bracket(model, k, low, middle, high))
+        brackets.append(_BracketScan(model, k, low, middle, high))
     return brackets
 
 
-def _scan(inputs: Inputs, scans: list[_Bracket], limit: int) -> None:
+def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
     """Fill the brackets in one pass over the tensor, per block, in order; none collects more than ``limit`` entries."""
     fast = getattr(inputs, "scan_slice", None)
     step = _step(inputs)
@@ -177,7 +177,7 @@ def _step(inputs: Inputs) -> int:
     return int(getattr(inputs, "step", BLOCK))
 
 
-def _note(scan: _Bracket, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
+def _note(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
     scan.above += above
     scan.at_middle.append(ties)
     scan.collected += len(values)
@@ -186,7 +186,7 @@ def _note(scan: _Bracket, above: int, ties: int, values: Any, indices: Any, limi
         scan.indices.append(indices)
 
 
-def _from_scan(inputs: Inputs, scan: _Bracket, limit: int) -> Cut | None:
+def _from_scan(inputs: Inputs, scan: _BracketScan, limit: int) -> TopKThreshold | None:
     """The cut, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)
@@ -195,13 +195,13 @@ def _from_scan(inputs: Inputs, scan: _Bracket, limit: int) -> Cut | None:
     values = np.concatenate(scan.values)
     higher = int(np.count_nonzero(values > scan.middle))
     if higher < need <= higher + middle:
-        return Cut(scan.middle, _index_of_tie(inputs, scan.model, scan.middle, need - higher, scan.at_middle))
+        return TopKThreshold(scan.middle, _index_of_tie(inputs, scan.model, scan.middle, need - higher, scan.at_middle))
     indices = np.concatenate(scan.indices)
     if need > higher:
         need -= higher + middle
         keep = values < scan.middle
         values, indices = values[keep], indices[keep]
-    return Cut(*_within(values, indices, need))
+    return TopKThreshold(*_within(values, indices, need))
 
 
 def _within(values: NDArray[Any], indices: NDArray[np.int64], need: int) -> tuple[float, int]:
@@ -223,7 +223,7 @@ def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_b
     raise AssertionError("more ties than were counted")
 
 
-def _by_histogram(inputs: Inputs, model: int, k: int) -> Cut:
+def _by_histogram(inputs: Inputs, model: int, k: int) -> TopKThreshold:
     """The cut from two histograms of the bits of the magnitude: three passes, whatever the values.
 
     The bits of non-negative floats order like the floats. NaN lies above infinity and is kept first.
@@ -235,13 +235,13 @@ def _by_histogram(inputs: Inputs, model: int, k: int) -> Cut:
     ties = k - taken - more
     magnitude = float(np.array([high << 16 | low], dtype=np.uint32).view(np.float32)[0])
     if np.isnan(magnitude):
-        return Cut(np.inf, 0)
+        return TopKThreshold(np.inf, 0)
     per_block = []
     step = _step(inputs)
     for start in range(0, inputs.size, step):
         magnitudes = update_magnitudes(inputs, model, start, min(start + step, inputs.size))
         per_block.append(int(np.count_nonzero(magnitudes == magnitude)))
-    return Cut(magnitude, _index_of_tie(inputs, model, magnitude, ties, per_block))
+    return TopKThreshold(magnitude, _index_of_tie(inputs, model, magnitude, ties, per_block))
 
 
 def _histogram(inputs: Inputs, model: int, upper: int | None) -> NDArray[np.int64]:
@@ -288,7 +288,7 @@ def mask_key(seed: int, name: str, model: int) -> int:
     return int.from_bytes(digest, "little")
 
 
-def draws(key: int, start: int, stop: int) -> NDArray[np.uint64]:
+def random_bits(key: int, start: int, stop: int) -> NDArray[np.uint64]:
     """Draw number j of a stream for j in ``[start, stop)``: uniform over ``0 .. 2**53 - 1``.
 
     A counter-based generator (the output function of SplitMix64, Steele, Lea and Flood, OOPSLA 2014): any slice of the
@@ -300,8 +300,8 @@ def draws(key: int, start: int, stop: int) -> NDArray[np.uint64]:
     return drawn
 
 
-def lucky(key: int, start: int, stop: int, limit: int) -> NDArray[np.bool_]:
-    """Which of the draws of a slice (:func:`draws`) are below a limit (:func:`draw_limit`)."""
+def bernoulli_mask(key: int, start: int, stop: int, limit: int) -> NDArray[np.bool_]:
+    """Which of the draws of a slice (:func:`draws`) are below a limit (:func:`mask_threshold`)."""
     found = np.empty(stop - start, np.bool_)
     for first in range(0, len(found), BLOCK):
         part = found[first : first + BLOCK]
@@ -321,6 +321,6 @@ def _draw(key: int, start: int, out: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return out
 
 
-def draw_limit(probability: float) -> int:
+def mask_threshold(probability: float) -> int:
     """An entry is kept when its draw is below this: probability 1 keeps all, 0 none."""
     return round(probability * 2.0**53)

@@ -13,7 +13,7 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.merging.rule import SCALE, SEED, WEIGHT, Rule
 from merganser.merging.tensors import Array, gather, like, per_model
-from merganser.merging.trim import draws, mask_key
+from merganser.merging.trim import mask_key, random_bits
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -115,7 +115,7 @@ def _surplus(chosen: NDArray[np.int32], task: int, quota: int, seed: int, name: 
     surplus = len(mine) - quota
     if surplus <= 0:
         return mine[:0]
-    lots = draws(mask_key(seed, name, task), 0, len(chosen))[mine]
+    lots = random_bits(mask_key(seed, name, task), 0, len(chosen))[mine]
     return mine[np.argsort(lots, kind="stable")[:surplus]]
 
 

@@ -22,9 +22,9 @@ from merganser.methods.pm import Pm
 from merganser.methods.replay import Replay
 from merganser.methods.running_average import RunningAverage
 from merganser.methods.sequential import Sequential
+from merganser.methods.shared.method_table import MethodTable
 from merganser.methods.single import Single
 from merganser.methods.slao import Slao
-from merganser.methods.table import MethodTable
 from merganser.methods.tasl import Tasl
 from merganser.methods.trm import Trm
 from merganser.methods.tunable_magmax import TunableMagMax

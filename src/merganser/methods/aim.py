@@ -10,19 +10,19 @@ from pydantic import Field, model_validator
 from merganser.control import MergeController, WeightTable
 from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
 from merganser.training.determinism import derive_seed
-from merganser.training.options import GUARD_FACTOR, Draws, Fusion, ProbeSet, TrainingOptions, check_batch
+from merganser.training.options import GUARD_FACTOR, Fusion, ProbeSet, RehearsalSampling, TrainingOptions, check_batch
 from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from merganser.training.aim import AimMerging
+    from merganser.training.aim.callback import AimMerging
 
 
 COMPAT: dict[str, dict[str, Any]] = {
     "reference": {
         "minimum_rehearsal_steps": 0,
-        "rehearsal_draws": "random",
+        "rehearsal_sampling": "iid",
         "probe_batch": None,
         "probe_every": 1,
         "probes_per_interval": None,
@@ -92,9 +92,9 @@ class AimOptions(MethodOptions):
     minimum_rehearsal_steps: int = Field(
         1, ge=0, description="memory steps at least, where the ratio would leave fewer (unless rehearsal_steps is 0)"
     )
-    rehearsal_draws: Draws = Field(
-        "walk",
-        description="walk: rehearsal batches from an endless shuffled walk over the memory; random: each drawn afresh",
+    rehearsal_sampling: RehearsalSampling = Field(
+        "epoch",
+        description="epoch: every example once per pass over the memory, in a new order; iid: independent draws",
     )
     adapt_interval: bool = Field(True, description="false: fixed interval (ablation without the learning signal)")
     watch_forgetting: bool = Field(
@@ -256,7 +256,7 @@ class Aim(Method[AimOptions]):
         size = self.rehearsal_batch(context.training, len(context.memory))
         if size is None:
             return []
-        from merganser.training.aim import AimMerging
+        from merganser.training.aim.callback import AimMerging
 
         self._callback = AimMerging(
             memory=context.memory,
@@ -265,7 +265,7 @@ class Aim(Method[AimOptions]):
             probe_batch_size=self.options.probe_batch,
             seed=derive_seed(context.seed, "aim"),
             collator=context.backbone.collate,
-            rehearsal_draws=self.options.rehearsal_draws,
+            rehearsal_sampling=self.options.rehearsal_sampling,
             probe_set=self.options.probe_set,
             probe_groups=context.memory_groups,
             probe_dropout=self.options.probe_dropout,

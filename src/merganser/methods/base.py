@@ -111,9 +111,9 @@ class Method(Generic[OptionsT]):
         start: where a task starts: from the weights in use (*deployed*), from the last task's own weights before any
             merge (*trained*), or from the model as it came (*pretrained*).
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
-        keeps_everything: the memory is all training data (an upper bound, not a continual learner).
+        full_memory: the memory is all training data (an upper bound, not a continual learner).
         together: all tasks at hand are learned at once, with everything kept from earlier ones.
-        several_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
+        per_task_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
         lora_only: works on the factors of an adapter, not on whole weights.
         selects_best: a task's best weights can take the place of its last ones before :meth:`after_task`; false where
             that looks at the way to the last ones.
@@ -128,9 +128,9 @@ class Method(Generic[OptionsT]):
     grows: ClassVar[bool] = False
     start: ClassVar[Start] = "deployed"
     uses_memory: ClassVar[bool] = False
-    keeps_everything: ClassVar[bool] = False
-    together: ClassVar[bool] = False
-    several_models: ClassVar[bool] = False
+    full_memory: ClassVar[bool] = False
+    joint: ClassVar[bool] = False
+    per_task_models: ClassVar[bool] = False
     lora_only: ClassVar[bool] = False
     selects_best: ClassVar[bool] = True
     several_processes: ClassVar[bool] = False

@@ -10,9 +10,9 @@ import numpy as np
 from pydantic import Field
 
 from merganser.methods.base import Method, TaskContext, TaskState
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.information import FisherOptions
-from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.methods.shared.fisher_options import FisherOptions
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import beside, read_weights, write_weights
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class Became(Method[BecameOptions]):
     :math:`\hat\theta`, deployment of :math:`(1 - l) \theta_a + l \hat\theta`.
 
     With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F
-    the new one's, ``l`` is (:func:`merganser.merging.line.best_share`)
+    the new one's, ``l`` is (:func:`merganser.merging.line_search.optimal_interpolation`)
 
     .. math:: l = \frac{\delta' F \delta - (\theta_a - m_{t-1})' \Lambda \delta}{\delta' (\Lambda + F) \delta}
 
@@ -109,19 +109,19 @@ class Became(Method[BecameOptions]):
             self._extend(context)
 
     def _merge(self, context: TaskContext, current: Weights, past: Weights, information: Weights) -> None:
-        from merganser.merging.line import best_share
+        from merganser.merging.line_search import optimal_interpolation
 
         assert self._projection is not None
         assert self._projection.reached is not None
         assert context.deployed is not None
         before, spared, trained = context.deployed(context.index - 1), self._projection.reached, current.snapshot()
         with timed_merge(self.records):
-            share = best_share(
+            share = optimal_interpolation(
                 (trained[name] - at, past[name] * (at - before[name]), past[name], information[name])
                 for name, at in spared.items()
             )
             current.combine_(share, [(1 - share, spared)])
-        note_merge(
+        record_merge(
             self.records,
             context,
             trained=trained,

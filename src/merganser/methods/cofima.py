@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.information import FisherOptions
-from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.methods.shared.fisher_options import FisherOptions
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import beside, read_weights, write_weights
 
 if TYPE_CHECKING:
     from merganser.weights import Weights
@@ -63,7 +63,7 @@ class Cofima(Method[CofimaOptions]):
         if self._fisher is not None and context.deployed is not None:
             earlier, before = beside(self._fisher, information), context.deployed(context.index - 1)
             share = mean_share(information, earlier, alpha)
-            note_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
+            record_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
             with timed_merge(self.records):
                 for name, value in current.items():
                     both = [earlier[name], information[name]]

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.shared.merge_records import record_merge, timed_merge
 
 
 class ComaOptions(MethodOptions):
@@ -39,7 +39,7 @@ class Coma(Method[ComaOptions]):
             return
         current, alpha = Weights.of(context.backbone.module), self.options.alpha
         before = context.deployed(context.index - 1)
-        note_merge(self.records, context, trained=current, before=before, weight_new=alpha, weight_old=1 - alpha)
+        record_merge(self.records, context, trained=current, before=before, weight_new=alpha, weight_old=1 - alpha)
         with timed_merge(self.records):
             for name, value in current.items():
                 value.copy_(ema_step(before[name], value, alpha=alpha))

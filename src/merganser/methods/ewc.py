@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.methods.shared.method_state import beside, read_weights, write_weights
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:

@@ -22,6 +22,6 @@ class Joint(Method[JointOptions]):
     idea = "Train once on the data of all tasks together, from the pretrained model."
     start = "pretrained"
     uses_memory = True
-    keeps_everything = True
-    together = True
+    full_memory = True
+    joint = True
     several_processes = True

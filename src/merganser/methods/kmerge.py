@@ -11,7 +11,7 @@ from pydantic import Field
 
 from merganser.errors import InputError
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.shared.merge_records import record_merge, timed_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,7 +73,7 @@ class KMerge(Method[KMergeOptions]):
     idea = "Keep at most K adapters: merge a new one into the most similar; each task has the adapter that holds it."
     stores = "at most K sets of weights (K P) and the pretrained weights (P)"
     start = "pretrained"
-    several_models = True
+    per_task_models = True
 
     def __init__(self, options: KMergeOptions) -> None:
         super().__init__(options)
@@ -94,7 +94,7 @@ class KMerge(Method[KMergeOptions]):
             best = max(range(len(kept)), key=lambda i: likeness[i])
             self.slots[best].append(context.index)
             share = 1 / len(self.slots[best])
-        note_merge(
+        record_merge(
             self.records,
             context,
             trained=current,

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import beside, read_weights, write_weights
 
 if TYPE_CHECKING:
     from merganser.weights import Weights
@@ -66,7 +66,7 @@ class MagMax(Method[MagMaxOptions]):
         share = won / changed if changed else 0.0
         before = origin if context.index == 1 or context.deployed is None else context.deployed(context.index - 1)
         start = origin if context.index == 1 or context.trained is None else context.trained(context.index - 1)
-        note_merge(
+        record_merge(
             self.records,
             context,
             trained=trained,

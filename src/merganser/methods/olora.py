@@ -45,11 +45,11 @@ class OLora(Method[OLoraOptions]):
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         if context.index > 1:
-            context.backbone.grow(derive_seed(context.seed, "olora"))
+            context.backbone.stack_adapter(derive_seed(context.seed, "olora"))
         return []
 
     def penalty(self, context: TaskContext) -> Penalty | None:
-        from merganser.models.growing import earlier_and_trained
+        from merganser.models.stacking import earlier_and_trained
 
         pairs = earlier_and_trained(context.backbone.module)
         if not pairs:

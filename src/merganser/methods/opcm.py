@@ -12,8 +12,8 @@ from pydantic import Field
 from merganser.errors import InputError
 from merganser.events import Notice
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.kept import read_weights, write_weights
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import read_weights, write_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -88,8 +88,8 @@ class Opcm(Method[OpcmOptions]):
             text = f"OPCM after '{context.task}': the adapter's rank leaves out up to {lost:.1%} of a merged update."
             context.listener(Notice(text))
         scales = {name: numbers[0] for name, numbers in self._numbers.items()}
-        size_new, size_old = math.sqrt(new[0]), math.sqrt(new[1])
-        note_merge(
+        norm_new, norm_old = math.sqrt(new[0]), math.sqrt(new[1])
+        record_merge(
             self.records,
             context,
             trained=trained,
@@ -97,7 +97,7 @@ class Opcm(Method[OpcmOptions]):
             weight_new=sum(1 / scale for scale in scales.values()) / len(scales),
             weight_old=sum(last[name] / scale for name, scale in scales.items()) / len(scales),
             start=origin,
-            sizes=(size_new, size_old, new[2] / (size_new * size_old) if size_new * size_old > 0 else None),
+            sizes=(norm_new, norm_old, new[2] / (norm_new * norm_old) if norm_new * norm_old > 0 else None),
         )
 
     def _merged(self, index: int, name: str, update: object) -> Merged | None:
@@ -147,7 +147,7 @@ class Opcm(Method[OpcmOptions]):
         return (inner(own, own), inner(old, old), inner(own, old)), error
 
     def save(self, folder: Path) -> None:
-        from merganser.runs.atomic import write_json
+        from merganser.files.atomic import write_json
 
         write_json(folder / NUMBERS, self._numbers)
         if self._factors:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.shared.merge_records import record_merge, timed_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -113,6 +113,8 @@ class Pam(Method[PamOptions]):
         if self._merged is None:
             return
         current, share = Weights.of(context.backbone.module), 1 / context.index
-        note_merge(self.records, context, trained=current, before=self._merged, weight_new=share, weight_old=1 - share)
+        record_merge(
+            self.records, context, trained=current, before=self._merged, weight_new=share, weight_old=1 - share
+        )
         with timed_merge(self.records):
             current.combine_(share, [(1 - share, self._merged)])

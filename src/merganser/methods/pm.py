@@ -9,9 +9,9 @@ import numpy as np
 from pydantic import Field
 
 from merganser.methods.base import Method, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.information import FisherOptions
-from merganser.methods.kept import beside, read_weights, write_weights
+from merganser.methods.shared.fisher_options import FisherOptions
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import beside, read_weights, write_weights
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def draw_sign(seed: int, step: int, probability: float) -> int:
 class Pm(Method[PmOptions]):
     r"""Deploys :math:`m_t = m_{t-1} + a^* (\theta_t - m_{t-1})`, :math:`a^*` being the share of the way at which the
     sum of all tasks' losses, each a parabola from its diagonal Fisher information, is least
-    (:func:`merganser.merging.line.best_share`).
+    (:func:`merganser.merging.line_search.optimal_interpolation`).
 
     A merge costs the new task about :math:`(1 - a)^2 \tau' H \tau / 2`, where :math:`\tau = \theta - m_{t-1}`. So while
     it is trained its steps take their gradients at :math:`\theta + s e \tau` with s = 1 or -1 with probability p each
@@ -95,7 +95,7 @@ class Pm(Method[PmOptions]):
         return [Perturbing()]
 
     def after_task(self, context: TaskContext) -> None:
-        from merganser.merging.line import best_share
+        from merganser.merging.line_search import optimal_interpolation
         from merganser.weights import Weights
 
         assert context.pretrained is not None
@@ -110,7 +110,7 @@ class Pm(Method[PmOptions]):
         past, centre = beside(self._past, information), beside(self._centre, own)
         before = context.deployed(context.index - 1)
         with timed_merge(self.records):
-            share = best_share(
+            share = optimal_interpolation(
                 (
                     trained[name] - start,
                     past[name] * (start - origin[name]) - centre[name],
@@ -122,7 +122,7 @@ class Pm(Method[PmOptions]):
             current.combine_(share, [(1 - share, before)])
             self._past = past.combine_(1, [(1, information)])
             self._centre = centre.combine_(1, [(1, own)])
-        note_merge(self.records, context, trained=trained, before=before, weight_new=share, weight_old=1 - share)
+        record_merge(self.records, context, trained=trained, before=before, weight_new=share, weight_old=1 - share)
 
     def keeps_pretrained(self, lora: bool) -> bool:
         return True

@@ -56,7 +56,7 @@ class Replay(Method[ReplayOptions]):
         return check_batch("method.batch", self.options.batch, training.batch, memory_examples)
 
     def penalty(self, context: TaskContext) -> Penalty | None:
-        from merganser.training.distributed import Share
+        from merganser.training.distributed import LocalBatch
         from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
 
         size = self.rehearsal_batch(context.training, len(context.memory))
@@ -70,7 +70,7 @@ class Replay(Method[ReplayOptions]):
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
             started = time.perf_counter()
-            share = Share.of(batches.rehearsal(self._draws), context.backbone.collate)
+            share = LocalBatch.of(batches.rehearsal(self._draws), context.backbone.collate)
             self._draws += 1
             loss = self.options.weight * share.weight * model_loss(model, to_device(share.batch, device))
             self.records.cost.examples_rehearsed += size

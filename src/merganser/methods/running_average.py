@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Literal
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.shared.merge_records import record_merge, timed_merge
 
 
 class RunningAverageOptions(MethodOptions):
@@ -34,7 +34,7 @@ class RunningAverage(Method[RunningAverageOptions]):
             return
         current, share = Weights.of(context.backbone.module), 1 / context.index
         before = context.deployed(context.index - 1)
-        note_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
+        record_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
         with timed_merge(self.records):
             for name, value in current.items():
                 value.copy_(mean_step(before[name], value, count=context.index))

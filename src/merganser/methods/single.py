@@ -24,7 +24,7 @@ class Single(Method[SingleOptions]):
     stores = "the weights of every task (T P) and the pretrained weights (P)"
     grows = True
     start = "pretrained"
-    several_models = True
+    per_task_models = True
     several_processes = True
 
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:

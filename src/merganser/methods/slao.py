@@ -6,7 +6,7 @@ import math
 from typing import TYPE_CHECKING, Literal
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
+from merganser.methods.shared.merge_records import record_merge, timed_merge
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -75,7 +75,7 @@ class Slao(Method[SlaoOptions]):
             return
         current, share = Weights.of(context.backbone.module), 1 / math.sqrt(context.index)
         merged = context.deployed(context.index - 1)
-        note_merge(
+        record_merge(
             self.records,
             context,
             trained=current,

@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext, TaskState
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.kept import read_weights, write_weights
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import read_weights, write_weights
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -127,7 +127,7 @@ class Tasl(Method[TaslOptions]):
             return
         shares = self.weights_of_new(now)
         mean = sum(shares[name] * value.numel() for name, value in current.items()) / current.numel
-        note_merge(self.records, context, trained=current, before=self._before, weight_new=mean, weight_old=1 - mean)
+        record_merge(self.records, context, trained=current, before=self._before, weight_new=mean, weight_old=1 - mean)
         with timed_merge(self.records):
             for name, value in current.items():
                 value.mul_(shares[name]).add_(self._before[name], alpha=1 - shares[name])

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from merganser.events import Merged
+from merganser.files.atomic import write_json
 from merganser.methods.base import Method, MethodOptions, TaskContext, TaskState
-from merganser.runs.atomic import write_json
 from merganser.runs.record import MergeRecord
 from merganser.training.determinism import derive_seed
-from merganser.training.subspace_options import SubspaceOptions
+from merganser.training.trm.options import SubspaceOptions
 
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from merganser.training.path import TrajectoryPoints
-    from merganser.training.subspace_merge import MergeReport
+    from merganser.training.trm.path import TrajectoryPoints
+    from merganser.training.trm.subspace_merge import MergeReport
     from merganser.weights import Weights
 
 
@@ -51,7 +51,7 @@ class Trm(Method[TrmOptions]):
         return context.index > 1 or self.options.merge_first
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
-        from merganser.training.path import TrajectoryPoints
+        from merganser.training.trm.path import TrajectoryPoints
         from merganser.weights import Weights
 
         self._path, self._report = None, None
@@ -70,7 +70,7 @@ class Trm(Method[TrmOptions]):
             self._path.load_state_tensors(state.tensors)
 
     def after_task(self, context: TaskContext) -> None:
-        from merganser.training.subspace_merge import SubspaceMerge, Trajectory
+        from merganser.training.trm.subspace_merge import SubspaceMerge, Trajectory
         from merganser.weights import Weights
 
         weights = Weights.of(context.backbone.module)
@@ -87,11 +87,11 @@ class Trm(Method[TrmOptions]):
             context.training.batch,
             derive_seed(context.seed, "trm"),
         )
-        with self._timed("explaining_seconds"):
+        with self._timed("merge_eval_seconds"):
             before = merging.task_loss()
         with self._timed("merging_seconds"):
             self._report = merging.merge(trajectory)
-        with self._timed("explaining_seconds"):
+        with self._timed("merge_eval_seconds"):
             after = merging.task_loss()
         self._path = self._start = None
         self._note(context, self._report, before, after)
@@ -119,8 +119,8 @@ class Trm(Method[TrmOptions]):
                 rehearsal_steps=0,
                 weight_new=weight,
                 weight_old=1 - weight,
-                size_new=report.displacement,
-                size_old=report.correction,
+                norm_new=report.displacement,
+                norm_old=report.correction,
                 cosine=report.cosine,
                 loss_new_before=before,
                 loss_new_after=after,

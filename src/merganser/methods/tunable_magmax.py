@@ -11,8 +11,8 @@ from pydantic import Field, model_validator
 
 from merganser.errors import InputError, nearest
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.ending import note_merge, timed_merge
-from merganser.methods.kept import read_weights, write_weights
+from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import read_weights, write_weights
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
                 value.copy_(merged)
         self._earlier = (count - 1) * trained.nbytes
         share = preference[-1] / math.fsum(preference)
-        note_merge(
+        record_merge(
             self.records,
             context,
             trained=trained,
@@ -136,7 +136,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
 
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
         """One number per task so far, in the order of learning."""
-        from merganser.methods.preferences import by_label_overlap, by_similarity, mean_feature
+        from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
 
         given = self.options.preference
         if isinstance(given, list):

@@ -114,14 +114,14 @@ class Loaded:
         model: the pretrained model, wrapped by PEFT when ``options.lora``.
         tokenizer: the model's own; of a model that reads images, what reads them.
         options, lengths: as asked.
-        pristine: reads a fresh copy of the pretrained model; for all-weights training only.
+        load_pretrained: reads a fresh copy of the pretrained model; for all-weights training only.
     """
 
     model: nn.Module
     tokenizer: Any
     options: ModelOptions
     lengths: Lengths
-    pristine: Callable[[], nn.Module]
+    load_pretrained: Callable[[], nn.Module]
 
 
 class Backbone(ABC):
@@ -146,7 +146,7 @@ class Backbone(ABC):
         self.options = loaded.options
         self.lengths = loaded.lengths
         self.precision = resolve_precision(loaded.options.precision)
-        self._pristine = loaded.pristine
+        self._load_pretrained = loaded.load_pretrained
 
     @property
     def module(self) -> nn.Module:
@@ -171,14 +171,14 @@ class Backbone(ABC):
                 "Choose an image encoder (kind 'matcher': CLIP, SigLIP, ViT, DeiT, DINOv2 ...).",
             )
 
-    def meet(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
+    def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
         """See a task's training examples before it is scored or learned for the first time.
 
         An image encoder without a text encoder makes its class prototypes here; nobody else has anything to do.
         """
 
     def prototypes(self, labels: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Label -> frozen vector (width), fp32, of what :meth:`meet` made and nothing can make again later."""
+        """Label -> frozen vector (width), fp32, made by :meth:`prepare_labels`; nothing can make them again later."""
         return {}
 
     def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
@@ -251,7 +251,7 @@ class Backbone(ABC):
                     on_progress(len(turn))
         if turns > 1:
             mine = [[i, answer.text, answer.score] for i, answer in answers.items()]
-            answers = {i: Answer(text, score) for each in processes.gather(mine) for i, text, score in each}
+            answers = {i: Answer(text, score) for each in processes.all_gather_object(mine) for i, text, score in each}
         return [answers[i] for i in range(len(texts))]
 
     # -- weights ---------------------------------------------------------------------------------------------------
@@ -284,15 +284,15 @@ class Backbone(ABC):
 
     def reset(self, seed: int) -> None:
         """Back to the pretrained start: fresh factors drawn from ``seed`` (LoRA), or the pretrained weights."""
-        from merganser.models import growing, lora, storage
+        from merganser.models import lora, stacking, storage
 
         if self.options.lora is not None:
-            growing.put_earlier(self.model, None)
+            stacking.put_earlier(self.model, None)
             lora.initialise(self.model, seed)
         else:
-            storage.copy_weights(self._pristine(), self.model)
+            storage.copy_weights(self._load_pretrained(), self.model)
 
-    def grow(self, seed: int) -> None:
+    def stack_adapter(self, seed: int) -> None:
         """Freeze what the adapter has learned, and train fresh factors, drawn from ``seed``, beside it.
 
         The answers stay as they are. The rank of the adapter grows by that of the options; :meth:`save_weights` writes
@@ -301,11 +301,11 @@ class Backbone(ABC):
         Raises:
             InputError: all weights are trained.
         """
-        from merganser.models import growing, lora
+        from merganser.models import lora, stacking
 
         if self.options.lora is None:
             raise InputError("there is no adapter to grow: all weights are trained.", "Use model.lora.")
-        growing.put_earlier(self.model, growing.joined(self.model)[0])
+        stacking.put_earlier(self.model, stacking.joined(self.model)[0])
         lora.initialise(self.model, seed)
 
     def export(self, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:

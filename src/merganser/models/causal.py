@@ -10,13 +10,13 @@ import torch
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORED, AnswerSpec, Feature, mask, pad
-from merganser.models.textual import RANK_ROWS, TextBackbone, summed_log_probability
+from merganser.models.generative import RANK_ROWS, GenerativeBackbone, summed_log_probability
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
 
 
-class Causal(TextBackbone):
+class Causal(GenerativeBackbone):
     """Prompt and answer are tokenised apart, so the model reads exactly the same prompt in training and when asked.
 
     The answer is written as it would be behind the prompt: after a space unless the prompt ends with a line break or

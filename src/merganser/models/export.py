@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from merganser.errors import RunError
 from merganser.models import storage
 from merganser.models.base import AnswerSpec, Backbone
-from merganser.models.growing import rank_of
 from merganser.models.quiet import quiet
+from merganser.models.stacking import rank_of
 
 if TYPE_CHECKING:
     from merganser.models.causal import Causal

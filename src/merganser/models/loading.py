@@ -56,7 +56,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         images = reads_images(config)
         tokenizer = _image_reader(source, options, config) if images else _tokenizer(source, options)
 
-        def pristine() -> nn.Module:
+        def load_pretrained() -> nn.Module:
             with quiet(), torch.random.fork_rng():
                 torch.manual_seed(seed)
                 return _model(source, options)
@@ -66,7 +66,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
             model = add_lora(model, options.lora, options.kind, options.name, seed)
         classes: dict[Kind, Callable[[Loaded], Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
         make = VisionMatcher if images else classes[options.kind]
-        return make(Loaded(model.to(_device()), tokenizer, options, lengths, pristine))
+        return make(Loaded(model.to(_device()), tokenizer, options, lengths, load_pretrained))
 
 
 def _device() -> str:

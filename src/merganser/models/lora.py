@@ -140,7 +140,7 @@ def initialise(model: nn.Module, seed: int) -> None:
     import torch
     from torch import nn
 
-    from merganser.models.growing import TRAINED
+    from merganser.models.stacking import TRAINED
 
     generator = torch.Generator().manual_seed(seed)
     factors = sorted(

@@ -18,9 +18,9 @@ from torch.nn import functional
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Feature, Loaded, evaluating, mask, pad
-from merganser.models.growing import without_adapter
 from merganser.models.options import Pooling
 from merganser.models.precision import autocast
+from merganser.models.stacking import without_adapter
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
@@ -197,7 +197,7 @@ class LabelMatcher(Backbone):
             model, context = self.model, without_adapter(self.model)
         else:
             # The weights themselves have moved; the pretrained ones are read again and dropped afterwards.
-            model, context = self._pristine().to(self.device), contextlib.nullcontext()
+            model, context = self._load_pretrained().to(self.device), contextlib.nullcontext()
         with context, evaluating(model), torch.no_grad(), autocast(self.device, "fp32"):
             yield model
 

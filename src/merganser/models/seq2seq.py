@@ -9,13 +9,13 @@ import torch
 from transformers.modeling_outputs import BaseModelOutput
 
 from merganser.models.base import IGNORED, AnswerSpec, Feature, mask, pad
-from merganser.models.textual import RANK_ROWS, TextBackbone, summed_log_probability
+from merganser.models.generative import RANK_ROWS, GenerativeBackbone, summed_log_probability
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
 
 
-class Seq2Seq(TextBackbone):
+class Seq2Seq(GenerativeBackbone):
     """Loss on the decoder's tokens, which are the answer and the end of text."""
 
     kind = "seq2seq"

@@ -33,7 +33,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``; earlier and trained factors as one adapter."""
     from safetensors.torch import save_file
 
-    from merganser.models.growing import joined
+    from merganser.models.stacking import joined
 
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -54,14 +54,14 @@ def load_adapter(model: Any, folder: Path) -> None:
     """Reads an adapter into the existing factors, in place; refused as a whole unless everything fits.
 
     One of a higher rank and the same scaling has grown: its last ranks go into the factors, the others become frozen
-    ones beside them (see :mod:`merganser.models.growing`).
+    ones beside them (see :mod:`merganser.models.stacking`).
     """
     import torch
     from peft import LoraConfig
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from merganser.models import growing
+    from merganser.models import stacking
 
     folder = Path(folder)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -82,13 +82,13 @@ def load_adapter(model: Any, folder: Path) -> None:
                 f"The adapter in {folder} has {key} = {there}, the model has {key} = {here}.",
                 "Load the model with the LoRA options of the adapter.",
             )
-    own = growing.tensors_of(model, growing.TRAINED)
+    own = stacking.tensors_of(model, stacking.TRAINED)
     earlier = None
     if extra and all(".lora_" in name and tensor.ndim == 2 for name, tensor in tensors.items()):
-        earlier, tensors = growing.parted(tensors, extra)
+        earlier, tensors = stacking.parted(tensors, extra)
     _require_same(own, tensors, f"The adapter in {folder}")
-    if earlier is not None or growing.EARLIER in model.peft_config:
-        growing.put_earlier(model, earlier)
+    if earlier is not None or stacking.EARLIER in model.peft_config:
+        stacking.put_earlier(model, earlier)
     with torch.no_grad():
         for name, tensor in own.items():
             tensor.copy_(tensors[name])

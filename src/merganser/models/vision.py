@@ -99,8 +99,8 @@ class VisionModule(LabelBank):
 class VisionMatcher(LabelMatcher):
     """Backbone of kind ``matcher`` for images; ``tokenizer`` is an :class:`ImageReader`.
 
-    Label vectors come from the text encoder, or from :meth:`meet`. Prototypes must be kept for as long as the model is
-    used: they grow with the number of classes.
+    Label vectors come from the text encoder, or from :meth:`prepare_labels`. Prototypes must be kept for as long as the
+    model is used: they grow with the number of classes.
     """
 
     reads: ClassVar[Literal["text", "image"]] = "image"
@@ -130,7 +130,7 @@ class VisionMatcher(LabelMatcher):
                 "Give it images, or remove the label.",
             )
 
-    def meet(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
+    def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
         if self.reads_labels:
             return
         pictures: dict[str, list[Picture]] = {

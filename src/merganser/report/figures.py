@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.report.files import make_folder, write_whole
+from merganser.report.formatting import CAUSE_LETTER, CAUSE_MEANING, MISSING, finite, score
 from merganser.report.series import chart_data, learned_before, own_rows
-from merganser.report.words import CAUSE_LETTER, CAUSE_MEANING, MISSING, finite, score
 from merganser.runs.record import RunRecord
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser.errors import InputError
-from merganser.runs.atomic import write_bytes
+from merganser.files.atomic import write_bytes
 
 
 def make_folder(folder: Path) -> Path:

@@ -16,8 +16,8 @@ from markupsafe import Markup
 from merganser.errors import InputError
 from merganser.report import sections
 from merganser.report.files import write_whole
+from merganser.report.formatting import CAUSE_LETTER, CAUSE_MEANING
 from merganser.report.series import POINTS, chart_data
-from merganser.report.words import CAUSE_LETTER, CAUSE_MEANING
 from merganser.runs.record import RunRecord
 
 

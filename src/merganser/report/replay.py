@@ -27,7 +27,7 @@ from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 NEEDS_TRAINING: dict[str, str] = {
     "name": "another method leaves other signals",
     "compat": "it sets options that change the signals; set the ones you mean",
-    "rehearsal_draws": "rehearsal with other examples leaves other weights",
+    "rehearsal_sampling": "rehearsal with other examples leaves other weights",
     "batch": "rehearsal with other batches leaves other weights",
     "probe_batch": "probes of another size have other losses",
     "probe_set": "other probes have other losses",

@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from merganser.report.series import learned_before, merges_in_order, own_rows
-from merganser.report.words import (
+from merganser.report.formatting import (
     CAUSE_LETTER,
     MISSING,
+    describe_merge,
     finite,
     percent,
     plural,
@@ -16,8 +16,8 @@ from merganser.report.words import (
     seconds,
     significant,
     size,
-    tell,
 )
+from merganser.report.series import learned_before, merges_in_order, own_rows
 from merganser.runs.record import CostRecord, RunRecord, Score
 
 COST_KINDS: dict[str, tuple[str, str]] = {
@@ -25,13 +25,13 @@ COST_KINDS: dict[str, tuple[str, str]] = {
     "probing_seconds": ("probing", "forward passes on the memory that yield the forgetting signal"),
     "rehearsal_seconds": ("rehearsal", "optimizer steps on the memory"),
     "merging_seconds": ("merging", "arithmetic on the weights: snapshots, differences, merging"),
-    "explaining_seconds": ("explaining", "forward passes that measure losses before and after a merge"),
+    "merge_eval_seconds": ("explaining", "forward passes that measure losses before and after a merge"),
     "bookkeeping_seconds": ("bookkeeping", "deciding, drawing batches, writing records"),
     "evaluating_seconds": ("evaluating", "answering the test examples"),
 }
 """Parts of a task's time: field of the cost record -> (short name, what it is)."""
 
-MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "explaining_seconds")
+MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "merge_eval_seconds")
 """What plain fine-tuning would not have spent: the cost of merging as a whole."""
 
 
@@ -227,7 +227,7 @@ def ledger(run: RunRecord) -> list[dict[str, str]]:
             "alarms": str(merge.alarms),
             "interval": f"{merge.interval} → {merge.next_interval}",
             "weights": f"{significant(merge.weight_new)} / {significant(merge.weight_old)}",
-            "story": tell(merge),
+            "story": describe_merge(merge),
         }
         for merge in merges_in_order(run)
     ]
@@ -278,8 +278,8 @@ def standfirst(run: RunRecord) -> str:
     # A model seen before it learned anything is a run as well: only its first row exists.
     if not run.tasks:
         return f"{model} has not learned any task of this run yet."
-    together = len({task.row for task in run.tasks}) == 1 and len(run.tasks) > 1
-    manner = " together" if together else (", one after another" if len(run.tasks) > 1 else "")
+    joint = len({task.row for task in run.tasks}) == 1 and len(run.tasks) > 1
+    manner = " together" if joint else (", one after another" if len(run.tasks) > 1 else "")
     text = f"{model} learned {plural(len(run.tasks), 'task')}{manner}, with the method “{method_name(run)}”"
     text += f" in {seconds(sum(task.cost.seconds for task in run.tasks))}."
     refused = len(run.merges) - merges

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from merganser.report.words import CAUSE_LETTER, finite
+from merganser.report.formatting import CAUSE_LETTER, finite
 from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 
 POINTS = 240

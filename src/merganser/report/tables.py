@@ -8,9 +8,9 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from merganser.report.files import make_folder, write_whole
+from merganser.report.formatting import finite
 from merganser.report.sections import merging_share, other_seconds
 from merganser.report.series import learned_before, own_rows, task_order
-from merganser.report.words import finite
 from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord
 
 Cells = Sequence[str | int | float | None]

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser.runs.atomic import PARTIAL, full_disk_is_an_error, replace_folder, sync_tree
+from merganser.files.atomic import PARTIAL, full_disk_is_an_error, replace_folder, sync_tree
 
 if TYPE_CHECKING:
     from torch import Tensor

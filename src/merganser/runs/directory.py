@@ -18,9 +18,7 @@ from pydantic import ValidationError
 
 from merganser import processes
 from merganser.errors import InputError, MerganserError
-from merganser.metrics.continual import summary
-from merganser.metrics.matrix import ScoreMatrix
-from merganser.runs.atomic import (
+from merganser.files.atomic import (
     FULL,
     PARTIAL,
     full_disk_is_an_error,
@@ -30,6 +28,8 @@ from merganser.runs.atomic import (
     write_json_lines,
     write_yaml,
 )
+from merganser.metrics.continual import summary
+from merganser.metrics.matrix import ScoreMatrix
 from merganser.runs.checkpoint import clear, folder_of, sweep
 from merganser.runs.lock import RunLock
 from merganser.runs.reading import damaged, problem, read_record, read_row_lines, read_text

@@ -9,7 +9,7 @@ from types import TracebackType
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.runs.atomic import full_disk_is_an_error
+from merganser.files.atomic import full_disk_is_an_error
 
 
 class RunLock:

@@ -69,10 +69,10 @@ class MergeRecord(Record):
     rehearsal_steps: int = Field(description="optimizer steps on the memory before merging")
     weight_new: float
     weight_old: float
-    size_new: float = Field(
+    norm_new: float = Field(
         description="L2 norm of the change made by the inner steps; 'end': of the task's update as a whole"
     )
-    size_old: float | None = Field(
+    norm_old: float | None = Field(
         None,
         description="L2 norm of the change made by the rehearsal steps; 'end': of the update of the model so far; None "
         "when it is not finite",
@@ -116,7 +116,7 @@ class CostRecord(Record):
     probing_seconds: float = Field(0.0, description="forward passes on the memory that yield the forgetting signal")
     rehearsal_seconds: float = Field(0.0, description="optimizer steps on the memory")
     merging_seconds: float = Field(0.0, description="arithmetic on the weights: differences, Fishers, merging")
-    explaining_seconds: float = Field(0.0, description="forward passes that measure losses before and after a merge")
+    merge_eval_seconds: float = Field(0.0, description="forward passes that measure losses before and after a merge")
     bookkeeping_seconds: float = Field(0.0, description="deciding, drawing batches, writing records")
     evaluating_seconds: float = 0.0
     steps: int = Field(0, description="inner optimizer steps")

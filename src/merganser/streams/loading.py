@@ -10,12 +10,12 @@ from pathlib import Path
 from merganser.errors import InputError, nearest
 from merganser.streams.builtin import BUILTIN, DEMO, task_kind
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.draws import draw_limited, generator
 from merganser.streams.formats import HUB, Table, read_table
 from merganser.streams.image_sets import IMAGE_SETS
 from merganser.streams.images import IMAGE_FIELD, LABEL_FIELD, Picture, is_image_source, picture_of, read_images
 from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
 from merganser.streams.prompts import fill_prompt, prompt_fields
+from merganser.streams.sampling import draw_limited, generator
 from merganser.streams.splits import class_order, groups, hold_out
 from merganser.streams.task import Example, MetricName, Stream, Task
 

@@ -22,8 +22,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from merganser.errors import InputError
-from merganser.streams.draws import generator, pick, positions_by_output, spread
 from merganser.streams.options import MemoryOptions
+from merganser.streams.sampling import generator, pick, positions_by_output, spread
 from merganser.streams.task import Example
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from merganser.errors import InputError, nearest
-from merganser.streams.draws import generator as make_generator
-from merganser.streams.draws import pick, positions_by_output
 from merganser.streams.formats import missing_file
 from merganser.streams.options import SplitOptions
+from merganser.streams.sampling import generator as make_generator
+from merganser.streams.sampling import pick, positions_by_output
 from merganser.streams.task import Example
 
 

@@ -126,7 +126,7 @@ class TaskCheckpoints(TrainerCallback):
         text, step, folder = json.dumps(asdict(state)), state.global_step, self.folder
         with folder.unfinished(step):
             processes.on_main(lambda: folder.begin(step))
-            processes.agree(lambda: folder.add(step, own, tensors))
+            processes.run_collectively(lambda: folder.add(step, own, tensors))
             processes.on_main(lambda: folder.finish(step, values, text))
         self._written = time.perf_counter()
 

@@ -23,7 +23,7 @@ from merganser.models.base import IGNORED
 
 
 @dataclass(frozen=True)
-class Share:
+class LocalBatch:
     """This process's part of a batch.
 
     Attributes:
@@ -37,7 +37,7 @@ class Share:
     @classmethod
     def of(
         cls, examples: Sequence[Any], collate: Callable[[list[Any]], Mapping[str, Any]], shifted: bool = False
-    ) -> Share:
+    ) -> LocalBatch:
         """The part of a batch that is the same list of examples in every process.
 
         Args:
@@ -46,14 +46,14 @@ class Share:
         """
         part, counts = processes.part_of(examples)
         batch = collate(part)
-        return cls(batch, weight_of(counted(batch, shifted) if counts else 0))
+        return cls(batch, weight_of(num_loss_items(batch, shifted) if counts else 0))
 
     def mean(self, loss: float) -> float:
         """The loss of the whole batch, from the mean loss of this part; the same bits in every process."""
         return mean_over_processes(self.weight * loss)
 
 
-def counted(batch: Mapping[str, Any], shifted: bool = False) -> int:
+def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
     """Over how many items the loss of a batch is a mean: labels that are not ignored, or examples without labels.
 
     Args:
@@ -79,16 +79,16 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def weight_of(items: int) -> float:
-    """The weight of a mean over ``items`` items of this process, see :class:`Share`."""
+    """The weight of a mean over ``items`` items of this process, see :class:`LocalBatch`."""
     if processes.count() == 1:
         return 1.0
-    everywhere = processes.add_up([items])[0]
+    everywhere = processes.all_reduce_sum([items])[0]
     return processes.count() * items / everywhere if everywhere else 0.0
 
 
 def mean_over_processes(value: float) -> float:
     """The mean of a number over the processes; the same bits in each."""
-    return processes.add_up([value])[0] / processes.count()
+    return processes.all_reduce_sum([value])[0] / processes.count()
 
 
 def average_gradients(model: nn.Module) -> None:

@@ -12,11 +12,11 @@ from merganser.options import StrictOptions
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 """Options that change no result, and may differ when a run is continued."""
 
-Draws = Literal["walk", "random"]
+RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
 
 ProbeSet = Literal["fresh", "fixed"]
-"""Which examples are probed, see :class:`merganser.training.probing.Probes`."""
+"""Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
 
 Fusion = Literal["trajectory", "importance_masks"]
 """How AimMerging merges the updates of its two phases."""
@@ -24,7 +24,7 @@ Fusion = Literal["trajectory", "importance_masks"]
 GUARD_FACTOR = 10.0
 """A merge that leaves a loss this many times what it was did harm; ordinary ones change losses by far less."""
 
-DRAWS: tuple[str, ...] = get_args(Draws)
+REHEARSAL_SAMPLINGS: tuple[str, ...] = get_args(RehearsalSampling)
 PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
 FUSIONS: tuple[str, ...] = get_args(Fusion)
 

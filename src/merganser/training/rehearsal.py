@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from merganser.errors import InputError
 from merganser.training.distributed import average_gradients, reshard
-from merganser.training.options import Draws, check_batch
+from merganser.training.options import RehearsalSampling, check_batch
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
 LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
@@ -37,21 +37,21 @@ class MemoryBatches:
         dataset: tokenised examples.
         batch_size: examples per batch.
         seed: together with a counter it decides every draw.
-        draws: how rehearsal batches are drawn. ``walk``: an endless walk, every example once per pass, each pass
-            shuffled anew; ``random``: a random batch each time, whatever was drawn before.
+        sampling: how rehearsal batches are drawn. ``epoch``: every example once per pass, each pass
+            shuffled anew; ``iid``: every batch drawn independently.
 
     Raises:
         InputError: the memory is empty, or smaller than one batch.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, draws: Draws = "walk") -> None:
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, sampling: RehearsalSampling = "epoch") -> None:
         if len(dataset) == 0:
             raise InputError("the rehearsal memory is empty", "Give it at least one example.")
         check_batch("the rehearsal batch", batch_size, batch_size, len(dataset))
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed
-        self.draws = draws
+        self.sampling = sampling
 
     def _take(self, indices: Sequence[int]) -> list[Any]:
         return [self.dataset[int(index)] for index in indices]
@@ -59,7 +59,7 @@ class MemoryBatches:
     def rehearsal(self, draw: int) -> list[Any]:
         """The ``draw``-th rehearsal batch, from 0."""
         size = len(self.dataset)
-        if self.draws == "random":
+        if self.sampling == "iid":
             generator = np.random.default_rng([self.seed, 5, draw])
             return self._take(generator.choice(size, self.batch_size, replace=False).tolist())
         positions = range(draw * self.batch_size, (draw + 1) * self.batch_size)

@@ -23,8 +23,8 @@ from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     PartBatches,
-    counted,
     mean_over_processes,
+    num_loss_items,
     rows,
     shared_out,
     shifts_labels,
@@ -76,7 +76,7 @@ class FeatureList(torch.utils.data.Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         """An example; a negative index gives one that stands in, see :class:`PartBatches`."""
-        return self.features[index] if index >= 0 else {**self.features[-1 - index], "stands_in": True}
+        return self.features[index] if index >= 0 else {**self.features[-1 - index], "is_padding": True}
 
 
 class EpochOrder(torch.utils.data.Sampler[int]):
@@ -154,20 +154,20 @@ class TaskTrainer(Trainer):
         return torch.utils.data.DataLoader(
             self.train_dataset,
             batch_sampler=PartBatches(order, self.batch),
-            collate_fn=ignoring_stand_ins(self.data_collator),
+            collate_fn=ignoring_padding(self.data_collator),
             pin_memory=self.args.dataloader_pin_memory,
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
         """The batches of one optimizer step, and over how many items its loss is a mean, over all processes."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
-        items = processes.add_up([sum(counted(batch, self._shifted) for batch in batches)])[0]
+        items = processes.all_reduce_sum([sum(num_loss_items(batch, self._shifted) for batch in batches)])[0]
         return batches, int(items)
 
     def compute_loss(
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
-        items = counted(inputs, self._shifted)
+        items = num_loss_items(inputs, self._shifted)
         if items == 0 and "labels" in inputs:  # nothing but a stand-in, and the mean over no label is not a number
             inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
         wanted = return_outputs or self.penalty is not None
@@ -181,11 +181,11 @@ class TaskTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.examples_seen += rows(inputs) if counted(inputs) else 0
+        self.examples_seen += rows(inputs) if num_loss_items(inputs) else 0
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = mean_over_processes(float(loss))
         if not math.isfinite(value):
-            raise processes.alike(
+            raise processes.mark_collective(
                 RunError(
                     f"the training loss of task '{self.task_name}' became {value} at step "
                     f"{self.state.global_step + 1}.",
@@ -222,13 +222,13 @@ class TaskTrainer(Trainer):
         super()._run_epoch(*args, **kwargs)
 
 
-def ignoring_stand_ins(collate: Collator) -> Collator:
+def ignoring_padding(collate: Collator) -> Collator:
     """``collate``, with the labels of examples that stand in for others ignored."""
 
     def collated(features: list[Any]) -> dict[str, Any]:
         batch = dict(collate(features))
         for row, feature in enumerate(features):
-            if feature.get("stands_in"):
+            if feature.get("is_padding"):
                 batch["labels"][row] = IGNORED
         return batch
 
@@ -336,5 +336,5 @@ def train_task(
         found = None if checkpoints is None else checkpoints.found
         trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
     seconds = time.perf_counter() - started if checkpoints is None else checkpoints.seconds
-    examples = int(processes.add_up([trainer.examples_seen])[0])
+    examples = int(processes.all_reduce_sum([trainer.examples_seen])[0])
     return Outcome(log, trainer.state.global_step, examples, seconds)

@@ -1,0 +1,353 @@
+"""Adapters of PEFT, merged and written without PEFT: planned first, as checkpoints are, then computed."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.checkpoints.adapter_source import PREFIX, Adapter, check_bases, read_adapter
+from merganser.checkpoints.card import model_card
+from merganser.checkpoints.dtypes import LARGEST, encode
+from merganser.checkpoints.merge import Report, check_target, existing_parent, inputs_of, with_folder, write_recipe
+from merganser.checkpoints.plan import check_room
+from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
+from merganser.checkpoints.sidecar_files import copy_companions, uncopied_files
+from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pin
+from merganser.checkpoints.streaming import write_from
+from merganser.errors import InputError
+from merganser.files.safetensors_file import ITEM_SIZE, create, header_bytes
+from merganser.merging.adapters import (
+    Factors,
+    check_alike,
+    coefficients_of,
+    fit,
+    merge_factors,
+    merge_updates,
+    result_rank,
+)
+from merganser.merging.rule import Rule, sum_of
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+_METADATA = {"format": "pt"}
+
+
+@dataclass(frozen=True, eq=False)
+class AdapterPlan:
+    """What a merge of adapters will do.
+
+    Attributes:
+        recipe: what was asked, hub ids at the commits they stand for.
+        adapters: as read.
+        dtype: of the result.
+        modules: module -> the rule that merges it and its arguments. A module kept from the base is left out: there its
+            update is zero.
+        ranks: module -> the rank of the result.
+        others: name in the file -> rule and arguments, for biases and saved modules.
+        shapes: every tensor of the result, by its name in the file.
+        seconds: that reading took.
+    """
+
+    recipe: Recipe
+    adapters: list[Adapter]
+    dtype: str
+    seconds: float
+    modules: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
+    ranks: dict[str, int] = field(default_factory=dict)
+    others: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+
+    def parts(self, module: str) -> list[Factors | None]:
+        """What each adapter adds to a module."""
+        return [adapter.modules.get(module) for adapter in self.adapters]
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """How many modules each rule merges."""
+        counts: dict[str, int] = {}
+        for rule, _ in self.modules.values():
+            counts[rule.name] = counts.get(rule.name, 0) + 1
+        return counts
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the file of weights: tensors and header."""
+        head, _ = header_bytes(self.laid(), _METADATA)
+        return len(head) + ITEM_SIZE[self.dtype] * sum(math.prod(shape) for shape in self.shapes.values())
+
+    def laid(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """Name, type and shape of every tensor of the result, in order."""
+        return [(name, self.dtype, shape) for name, shape in self.shapes.items()]
+
+
+def plan_adapters(recipe: Recipe) -> AdapterPlan:
+    """Read the adapters and decide what happens to every module, without computing it.
+
+    Args:
+        recipe: its models are adapters, of one base model; it names no base.
+
+    Raises:
+        InputError: see :func:`read_adapter`; a base, or an option that only merging models takes; adapters of different
+            base models; modules whose shapes differ; biases or saved modules that a rule can't merge without the base;
+            no rank for a rule that needs one; an override that matches nothing.
+    """
+    _refuse_options(recipe)
+    recipe = pin(recipe)
+    started = time.perf_counter()
+    adapters = [read_adapter(name, recipe.allow_nonfinite) for name in recipe.models]
+    plan = AdapterPlan(recipe, adapters, recipe.dtype or adapters[0].dtype, time.perf_counter() - started)
+    if not recipe.allow_different_bases:
+        check_bases(adapters)
+    modules = sorted({module for adapter in adapters for module in adapter.modules})
+    others = sorted({name for adapter in adapters for name in adapter.others})
+    weights = {f"{module}.weight": module for module in modules}
+    places = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
+    refuse_unmatched(recipe, list(places))
+    for name, module in weights.items():
+        rule, arguments = recipe.resolve(places[name])
+        if rule is None:
+            continue
+        if recipe.space == "factors":
+            plan.ranks[module] = check_alike(module, plan.parts(module), rule)
+        else:
+            plan.ranks[module] = result_rank(module, plan.parts(module), rule, arguments, recipe.rank)
+        plan.modules[module] = rule, arguments
+    if not plan.modules:
+        raise InputError("Nothing is left to merge.", "Every module is kept from the base, where its update is zero.")
+    for name in others:
+        plan.others[name] = _mean(name, adapters, *recipe.resolve(places[name.removeprefix(PREFIX)]))
+    for module in plan.modules:
+        plan.shapes.update(zip(_names(plan, module), _shapes(plan, module), strict=True))
+    plan.shapes.update({name: adapters[0].others[name].shape for name in others})
+    return plan
+
+
+def _refuse_options(recipe: Recipe) -> None:
+    if recipe.base is not None:
+        raise InputError(
+            "Adapters are merged with each other; there is a base.",
+            "Leave it out: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
+        )
+    if recipe.ignore_vocabulary:
+        raise InputError(
+            "There is ignore_vocabulary (--ignore-vocabulary), which only merging models takes.", "Leave it out."
+        )
+    if recipe.common_only:
+        raise InputError(
+            "There is common_only (--common-only), which only merging models takes.",
+            "Leave it out: where an adapter does not touch a module, its update is zero.",
+        )
+    if recipe.space == "factors" and recipe.rank is not None:
+        raise InputError(
+            "There is a rank, and the space of factors, where the rank stays as it is.", "Leave one of them out."
+        )
+
+
+def _mean(
+    name: str, adapters: Sequence[Adapter], rule: Rule | None, arguments: dict[str, Any]
+) -> tuple[Rule, dict[str, Any]]:
+    """Biases and saved modules: whole weights, so only a weighted mean of them is a weight again without the base."""
+    what = f"{name} (a bias or a module to save)"
+    missing = [adapter.label for adapter in adapters if name not in adapter.others]
+    if missing:
+        raise InputError(
+            f"{what} is missing in {missing[0]}.",
+            "Without the base's value it can't be merged exactly: train all adapters with the same bias and "
+            "modules_to_save.",
+        )
+    shapes = {adapter.others[name].shape for adapter in adapters}
+    if len(shapes) > 1:
+        raise InputError(f"{name} has shapes {sorted(map(list, shapes))}.", "The adapters belong to different models.")
+    weights = None if rule is None else coefficients_of(rule, arguments, len(adapters))
+    total = None if weights is None else sum_of(weights)
+    if rule is not None and (abs(total - 1.0) < 1e-9 if total is not None else rule.base == "none" and not rule.extra):
+        return rule, arguments
+    said = "" if total is None else f" with weights that sum to {total:g}"
+    raise InputError(
+        f"{what} can't be merged by {rule.name if rule else 'keeping the base'}{said}.",
+        "That needs the base's value. Give it a weighted mean by an override: "
+        "{match: '*NAME*', rule: linear, normalize: true}.",
+    )
+
+
+def _names(plan: AdapterPlan, module: str) -> tuple[str, str]:
+    """The names of the factors in PEFT's file."""
+    if any(module in adapter.embeddings for adapter in plan.adapters):
+        return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
+    return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
+
+
+def _shapes(plan: AdapterPlan, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The shapes of the factors in PEFT's file: matrices, but for convolutions."""
+    part = next(part for part in plan.parts(module) if part is not None)
+    rank, rows, columns = plan.ranks[module], part.b.shape[0], part.a.shape[1]
+    kernel = next((a.kernels[module] for a in plan.adapters if module in a.kernels), None)
+    if kernel is None:
+        return (rank, columns), (rows, rank)
+    return (rank, *kernel), (rows, rank, *([1] * (len(kernel) - 1)))
+
+
+def merge_adapters(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Report:
+    """Merge adapters into a new one for PEFT.
+
+    Args:
+        recipe: its models are adapters; no base. ``space`` and ``rank`` as in the recipe.
+        out: the folder to make.
+        overwrite: replace a folder that is already there.
+
+    Returns:
+        A report with the truncation error of every module.
+
+    Raises:
+        InputError: see :func:`plan_adapters`; ``out`` exists or can't be written; no room; a result that is not finite
+            or too large for its type (named).
+        RunError: the disk filled up or failed. Nothing is left behind.
+    """
+    target = Path(out).expanduser().resolve()
+    check_target(target, overwrite, inputs_of(recipe))
+    started = time.perf_counter()
+    plan = plan_adapters(recipe)
+    check_room(plan.file_bytes, existing_parent(target))
+    not_copied = uncopied_files(plan.adapters[0].folder, (ADAPTER_WEIGHTS,))
+    merged: dict[str, Factors] = {}
+    errors: dict[str, float] = {}
+    tensors: dict[str, NDArray[Any]] = {}
+    for module in plan.modules:
+        factors, errors[module] = _merge_module(plan, module)
+        merged[module] = factors
+        tensors.update(zip(_names(plan, module), (factors.a, factors.b), strict=True))
+    tensors |= {name: _merge_other(plan, name) for name in plan.others}
+    nonfinite = [name for name, values in tensors.items() if not _fits(plan, name, values)]
+    with_folder(target, lambda folder: _write(plan, folder, merged, tensors))
+    return Report(
+        out=str(target),
+        tensors=plan.rules,
+        bytes=plan.file_bytes,
+        seconds=time.perf_counter() - started,
+        nonfinite=nonfinite,
+        errors=errors,
+        not_copied=not_copied,
+    )
+
+
+def _merge_module(plan: AdapterPlan, module: str) -> tuple[Factors, float]:
+    rule, arguments = plan.modules[module]
+    with np.errstate(over="ignore", invalid="ignore"):
+        if plan.recipe.space == "factors":
+            merged, error = merge_factors(module, plan.parts(module), rule, arguments)
+        else:
+            merged, error = merge_updates(module, plan.parts(module), rule, arguments, plan.recipe.rank)
+    return fit(module, merged, LARGEST[plan.dtype]), error
+
+
+def _merge_other(plan: AdapterPlan, name: str) -> NDArray[Any]:
+    rule, arguments = plan.others[name]
+    tensors = [adapter.others[name] for adapter in plan.adapters]
+    # The weights sum to one: the base's value cancels.
+    positional: list[Any] = [tensors] if rule.base == "none" else [tensors, tensors[0]]
+    with np.errstate(over="ignore", invalid="ignore"):
+        merged: NDArray[Any] = rule.function(*positional, **arguments)
+    return merged
+
+
+def _fits(plan: AdapterPlan, name: str, values: NDArray[Any]) -> bool:
+    """Whether a result is finite in its type; refused where it is not, unless that is allowed."""
+    if bool((np.abs(values) <= LARGEST[plan.dtype]).all()):
+        return True
+    if plan.recipe.allow_nonfinite:
+        return False
+    raise InputError(
+        f"The merged {name} is not finite, or larger than the type of the result holds ({LARGEST[plan.dtype]:g}).",
+        "Choose a wider type (--dtype float32, dtype: float32 in the file) or smaller weights.",
+    )
+
+
+def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tensors: Mapping[str, NDArray[Any]]) -> None:
+    laid = create(folder / ADAPTER_WEIGHTS, plan.laid(), _METADATA)
+    with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
+        for place in laid:
+            values = np.ascontiguousarray(tensors[place.name])
+            write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
+    copy_companions(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
+    config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
+    (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
+    write_recipe(folder, plan.recipe)
+    (folder / "README.md").write_text(model_card(plan.recipe, adapter=True), encoding="utf-8")
+
+
+def describe(recipe: Recipe, out: str | Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
+    """What merging the adapters would do, after its checks: modules, ranks, bytes, disk, seconds.
+
+    Raises:
+        InputError: see :func:`plan_adapters`; ``out`` exists; no room.
+    """
+    target = Path("merged" if out is None else out).expanduser().resolve()
+    if out is not None:
+        check_target(target, overwrite, inputs_of(recipe))
+    plan = plan_adapters(recipe)
+    check_room(plan.file_bytes, existing_parent(target))
+    ranks = sorted(set(plan.ranks.values()))
+    return {
+        "modules": len(plan.modules),
+        "rules": plan.rules,
+        "other tensors": list(plan.others),
+        "ranks": [str(sorted({factors.rank for factors in adapter.modules.values()})) for adapter in plan.adapters],
+        "rank of the result": f"{'exact: ' if recipe.rank is None else ''}{ranks}",
+        "bytes to read": sum(adapter.bytes for adapter in plan.adapters),
+        "bytes to write": plan.file_bytes,
+        "bytes free": shutil.disk_usage(existing_parent(target)).free,
+        "files not copied": uncopied_files(plan.adapters[0].folder, (ADAPTER_WEIGHTS,)),
+        "estimated seconds": round(_estimate(plan), 1),
+    }
+
+
+def _estimate(plan: AdapterPlan) -> float:
+    """Seconds of the merge: reading took so long, and the largest module of each rule is merged for trial."""
+    works: dict[str, dict[str, int]] = {}
+    for module, (rule, _) in plan.modules.items():
+        part = next(part for part in plan.parts(module) if part is not None)
+        works.setdefault(rule.name, {})[module] = part.b.shape[0] * part.a.shape[1]
+    seconds = plan.seconds
+    for work in works.values():
+        largest = max(work, key=lambda module: work[module])
+        started = time.perf_counter()
+        _merge_module(plan, largest)
+        seconds += (time.perf_counter() - started) * sum(work.values()) / work[largest]
+    return seconds
+
+
+def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[str, Any]:
+    """The first adapter's config with the ranks and scalings of the result, and its modules by their full names."""
+    config = dict(adapters[0].config)
+    ranks = {module: factors.rank for module, factors in merged.items()}
+    common = max(ranks.values(), key=lambda rank: (list(ranks.values()).count(rank), rank))
+    alphas = {module: factors.scaling * factors.rank for module, factors in merged.items()}
+    alpha = alphas[next(module for module, rank in ranks.items() if rank == common)]
+    config |= {
+        "r": common,
+        "lora_alpha": _whole(alpha),
+        "use_rslora": False,
+        "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != common},
+        "alpha_pattern": {re.escape(module): _whole(own) for module, own in alphas.items() if own != alpha},
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+    alike = all(adapter.config.get("target_modules") == config.get("target_modules") for adapter in adapters)
+    if not alike or any(set(adapter.modules) != set(merged) for adapter in adapters):
+        config |= {"target_modules": sorted(merged), "exclude_modules": None}
+        config |= {"layers_to_transform": None, "layers_pattern": None}
+    return config
+
+
+def _whole(number: float) -> float | int:
+    return int(number) if number == int(number) else number

@@ -1,0 +1,241 @@
+"""Adapters of PEFT, read without PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.checkpoints.dtypes import count_nonfinite, decode
+from merganser.checkpoints.source import (
+    ADAPTER_CONFIG,
+    ADAPTER_WEIGHTS,
+    adapter_folder,
+    locate,
+    read_json,
+    refuse_pickle,
+)
+from merganser.errors import InputError
+from merganser.files.safetensors_file import FLOATING, read_header
+from merganser.merging.adapters import Factors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+PREFIX = "base_model.model."
+
+_FACTOR = re.compile(r"(?P<module>.+)\.lora_(?P<embedding>embedding_)?(?P<side>[AB])(?P<weight>\.weight)?")
+_VARIANTS = (
+    "alora_invocation_tokens",
+    "arrow_config",
+    "kasa_config",
+    "layer_replication",
+    "lora_bias",
+    "megatron_config",
+    "monteclora_config",
+    "target_parameters",
+    "trainable_token_indices",
+    "velora_config",
+)
+_CLEAN_STARTS = (None, True, False, "gaussian", "eva", "orthogonal")
+_IN_CACHE = re.compile(r"models--(?P<id>[^/]+)/snapshots/[^/]+$")
+
+
+@dataclass(frozen=True, eq=False)
+class Adapter:
+    """An adapter as read.
+
+    Attributes:
+        label: as the user named it.
+        folder: where it is.
+        config: its ``adapter_config.json``.
+        modules: module -> factors.
+        kernels: module -> shape of ``a`` behind its rank, where that is not one number (convolutions).
+        embeddings: modules whose factors are those of an embedding.
+        others: full tensors (biases, modules to save) by their name in the file.
+        dtype: of the factors.
+        bytes: of all tensors.
+    """
+
+    label: str
+    folder: Path
+    config: dict[str, Any]
+    modules: dict[str, Factors]
+    kernels: dict[str, tuple[int, ...]]
+    embeddings: frozenset[str]
+    others: dict[str, NDArray[Any]]
+    dtype: str
+    bytes: int
+
+
+def read_adapter(label: str, allow_nonfinite: bool = False) -> Adapter:
+    """Read an adapter: its folder, or the file of its weights with the config beside it.
+
+    Raises:
+        InputError: no adapter there; a pickle; a variant that can't be merged exactly (named); a config or factors
+            that are broken (file and key are named); weights that are not finite (named).
+    """
+    folder = adapter_folder(locate(label))
+    if folder is None:
+        raise InputError(
+            f"{label} is no adapter (it has no {ADAPTER_CONFIG}), others are.",
+            "Adapters are merged with adapters. To merge models, first put the adapters into theirs: merge_and_unload "
+            "of PEFT, or merganser export --merged.",
+        )
+    if not (folder / ADAPTER_WEIGHTS).is_file():
+        if (folder / "adapter_model.bin").is_file():
+            refuse_pickle(folder / "adapter_model.bin")
+        raise InputError(f"{label} has no {ADAPTER_WEIGHTS}.", "Save the adapter again.")
+    config = read_json(folder / ADAPTER_CONFIG)
+    _refuse_variants(label, config)
+    check_alphas(config, folder / ADAPTER_CONFIG)
+    tensors, dtype, nbytes = _tensors(folder / ADAPTER_WEIGHTS, label, allow_nonfinite)
+    return _sorted_out(label, folder / ADAPTER_WEIGHTS, config, tensors, dtype, nbytes)
+
+
+def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
+    """Refuse by name what is not plain LoRA on an unchanged base."""
+    if config.get("peft_type") != "LORA":
+        raise InputError(f"{label} is of type {config.get('peft_type')}.", "Only LoRA adapters can be merged.")
+    unknown_uses = [key for key in config if key.startswith("use_") and key != "use_rslora"]
+    for key in (*unknown_uses, *_VARIANTS):
+        if config.get(key):
+            what = "DoRA (use_dora)" if key == "use_dora" else key
+            raise InputError(
+                f"{label} uses {what}, whose update is not scaling * B A.",
+                "Put it into its model first (merge_and_unload of PEFT) and merge the models.",
+            )
+    start = config.get("init_lora_weights")
+    if start not in _CLEAN_STARTS:
+        raise InputError(
+            f"{label} was started with init_lora_weights={start!r}, which changes the base model.",
+            "Convert it to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained).",
+        )
+
+
+def check_alphas(config: Mapping[str, Any], path: Path) -> None:
+    """Refuse scalings that can't be read.
+
+    Raises:
+        InputError: ``lora_alpha`` or a value of ``alpha_pattern`` is no finite number, or a pattern is no regular
+            expression; names the file and the key.
+    """
+    patterns = config.get("alpha_pattern") or {}
+    if not isinstance(patterns, Mapping):
+        raise InputError(f"{path}: alpha_pattern is {patterns!r}.", "It is a map from patterns to numbers.")
+    alphas = {"lora_alpha": config.get("lora_alpha", 8)}
+    for pattern, alpha in patterns.items():
+        alphas[f"alpha_pattern[{pattern!r}]"] = alpha
+        try:
+            re.compile(_whole_module(pattern))
+        except re.error as error:
+            raise InputError(
+                f"{path}: the pattern {pattern!r} of alpha_pattern is no regular expression: {error}.", "Correct it."
+            ) from error
+    for key, alpha in alphas.items():
+        if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
+            raise InputError(f"{path}: {key} is {alpha!r}.", "It is a finite number.")
+
+
+def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str, int]:
+    """The tensors by name, the type of the first, and the bytes of all."""
+    found: dict[str, NDArray[Any]] = {}
+    laid = read_header(path)[0]
+    for tensor in laid:
+        if tensor.dtype not in FLOATING:
+            raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors are floating-point.")
+        raw = np.fromfile(path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+        if not allow_nonfinite and count_nonfinite(raw, tensor.dtype):
+            raise InputError(
+                f"{tensor.name} of {label} holds NaN or infinity.",
+                "Such an adapter is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
+            )
+        work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
+        found[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
+    if not found:
+        raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
+    return found, laid[0].dtype, sum(tensor.nbytes for tensor in laid)
+
+
+def _sorted_out(
+    label: str, path: Path, config: dict[str, Any], tensors: Mapping[str, NDArray[Any]], dtype: str, nbytes: int
+) -> Adapter:
+    sides: dict[str, dict[str, NDArray[Any]]] = {}
+    embeddings = set()
+    others = {}
+    for name, tensor in tensors.items():
+        matched = _FACTOR.fullmatch(name)
+        if matched is None:
+            if ".lora_" in name:
+                raise InputError(f"{label} holds {name}, which plain LoRA has not.", "It can't be merged exactly.")
+            others[name] = tensor
+            continue
+        if tensor.ndim < 2 or 0 in tensor.shape:
+            raise InputError(
+                f"{path}: {name} has shape {list(tensor.shape)}.", "A factor is a matrix, its rank at least 1."
+            )
+        module = matched["module"].removeprefix(PREFIX)
+        sides.setdefault(module, {})[matched["side"]] = tensor
+        if matched["embedding"]:
+            embeddings.add(module)
+    modules, kernels = {}, {}
+    for module, pair in sides.items():
+        if set(pair) != {"A", "B"}:
+            raise InputError(f"{label} holds only one factor of {module}.", "Save the adapter again.")
+        a, b = pair["A"], pair["B"]
+        if any(extent != 1 for extent in b.shape[2:]):
+            raise InputError(f"The factors of {module} in {label} have shape {list(b.shape)}.", "They can't be merged.")
+        if a.ndim > 2:
+            kernels[module] = a.shape[1:]
+        a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
+        modules[module] = Factors(a, b, scaling_of(config, module, a.shape[0]))
+    return Adapter(label, path.parent, config, modules, kernels, frozenset(embeddings), others, dtype, nbytes)
+
+
+def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
+    """``alpha / rank`` or, rank-stabilised, ``alpha / sqrt(rank)``, with the module's own alpha where it has one."""
+    alpha = float(config.get("lora_alpha", 8))
+    for pattern, own in (config.get("alpha_pattern") or {}).items():
+        if re.match(_whole_module(pattern), module):
+            alpha = float(own)
+            break
+    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+
+
+def _whole_module(pattern: str) -> str:
+    """How PEFT reads a key of its patterns: the end of a module's name, from a dot on."""
+    return rf"(.*\.)?({pattern})$"
+
+
+def check_bases(adapters: Sequence[Adapter]) -> None:
+    """Refuse adapters of different base models; an adapter that names none may belong to any.
+
+    Raises:
+        InputError: two bases that are neither the same text, nor the same place, nor called alike; names both.
+    """
+    known = [(adapter, adapter.config.get("base_model_name_or_path")) for adapter in adapters]
+    named = [(adapter, base) for adapter, base in known if isinstance(base, str) and base.strip("/ ")]
+    for adapter, base in named[1:]:
+        first, other = named[0]
+        if not same_base(base, other):
+            raise InputError(
+                f"{first.label} was trained on {other}, {adapter.label} on {base} (base_model_name_or_path).",
+                "Updates of different models can't be merged. If both are the same model, pass "
+                "--allow-different-bases (allow_different_bases: true in the file).",
+            )
+
+
+def same_base(one: str, other: str) -> bool:
+    """Whether two ``base_model_name_or_path`` may mean one model: a folder and the hub id of the same name do."""
+    first, second = (
+        _IN_CACHE.sub(lambda found: found["id"].replace("--", "/"), text.strip().rstrip("/")) for text in (one, other)
+    )
+    if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub knows no case either
+        return True
+    return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()

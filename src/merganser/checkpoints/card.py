@@ -1,0 +1,43 @@
+"""The model card of a merge: what went in, by which rule, and how to repeat it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.recipe import Recipe
+from merganser.checkpoints.recipe_file import to_content
+from merganser.merging.table import rule as rule_named
+
+
+def model_card(recipe: Recipe, adapter: bool = False) -> str:
+    """Markdown with the metadata that the hub reads.
+
+    Args:
+        recipe: the merge.
+        adapter: the result is a PEFT adapter.
+    """
+    import yaml
+
+    rule = rule_named(recipe.rule)
+    parents = list(recipe.models) + ([recipe.base] if recipe.base else [])
+    head: dict[str, Any] = {
+        "library_name": "peft" if adapter else "transformers",
+        "tags": ["merge", "merganser"],
+    }
+    from_hub = [name.partition("@")[0] for name in parents if not Path(name).expanduser().exists()]
+    if from_hub:
+        head["base_model"] = list(dict.fromkeys(from_hub))
+    rows = "\n".join(f"| {index} | `{name}` |" for index, name in enumerate(recipe.models, start=1))
+    base = f"\n| base | `{recipe.base}` |" if recipe.base else ""
+    content = yaml.safe_dump(to_content(recipe), sort_keys=False, allow_unicode=True)
+    return (
+        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"# Merged {'adapter' if adapter else 'model'}\n\n"
+        f"Made with Merganser by the rule `{rule.name}`: {rule.summary} "
+        f"({rule.source}).\n\n"
+        f"| model | path or hub id |\n| --- | --- |\n{rows}{base}\n\n"
+        f"Arithmetic in float32, rounded once. The same merge again:\n\n"
+        f"```sh\nmerganser merge --config merge.yaml --out FOLDER\n```\n\n"
+        f"```yaml\n{content}```\n"
+    )

@@ -1,0 +1,358 @@
+"""Streams checkpoints through a rule: slices in, slices out, in place, on as many threads as wanted.
+
+Memory does not grow with the model; only rules that need a tensor whole hold one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.checkpoints.dtypes import count_nonfinite, encode, fits, join_pairs, split_pairs
+from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Workspace, read_into, write_from
+from merganser.errors import InputError
+from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
+from merganser.merging.combine import Combination, combine
+from merganser.merging.elect import Election
+from merganser.merging.magmax import MagMaxPlan
+from merganser.merging.rule import WrongInput
+from merganser.merging.trim import NONE
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+WORTH_COMPILED = 64_000_000
+"""Bytes of output from which loading the compiled kernels pays."""
+
+_EVERYTHING = 1 << 53
+
+
+def keep_freed_memory() -> None:
+    """Let the C library keep what numpy frees from slice to slice, up to 64 MB.
+
+    By default glibc gives it back to the system, and asking for it again, page by page, takes longer than the
+    arithmetic. Elsewhere nothing happens.
+    """
+    if sys.platform != "linux":
+        return
+    with contextlib.suppress(OSError, AttributeError):  # another C library: as it was
+        library = ctypes.CDLL(None)
+        trim_threshold, mmap_threshold = -1, -3
+        library.mallopt(trim_threshold, 64 << 20)
+        library.mallopt(mmap_threshold, 16 << 20)
+
+
+class Engine:
+    """Merges one tensor at a time; one per thread.
+
+    Args:
+        files: shared by the threads.
+        kernels: :mod:`merganser.checkpoints.kernels`, or ``None`` for the numpy path.
+        allow_nonfinite: let NaN and infinity pass.
+        progress: called with the bytes written since the last call.
+
+    Attributes:
+        nonfinite: names of the tensors whose result holds NaN or infinity: from inputs that do, or by overflow.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        kernels: ModuleType | None,
+        allow_nonfinite: bool,
+        progress: Callable[[int], None],
+    ) -> None:
+        self._files = files
+        self._kernels = kernels
+        self._allow_nonfinite = allow_nonfinite
+        self._progress = progress
+        self._workspace = Workspace()
+        self.nonfinite: set[str] = set()
+        if kernels is None:
+            keep_freed_memory()
+
+    def run(self, job: Job, descriptor: int) -> None:
+        """Write one tensor of the result.
+
+        Raises:
+            InputError: a NaN or an infinity in an input, unless allowed, or an input that can't be read.
+            OSError: the result can't be written.
+        """
+        if job.target.size == 0:
+            return
+        # What overflows is named at the end; numpy would say it in the middle, without a name.
+        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+            if job.rule is None and job.sources[0].dtype == job.target.dtype:
+                self._copy(job, descriptor)
+            else:
+                self._merge(job, descriptor)
+
+    def _merge(self, job: Job, descriptor: int) -> None:
+        inputs = FileInputs(job, self._files, self._workspace, self._kernels)
+        plan: Any = None
+        if job.rule is None:
+            # A copy into another type is the weighted sum of one model.
+            plan = Combination(np.ones(1), deltas=False)
+        elif job.rule.prepare is not None:
+            plan = job.rule.prepare(inputs, **_without_name(job.arguments))
+        if plan is None:
+            self._whole(job, inputs, descriptor)
+        else:
+            self._in_slices(job, inputs, plan, descriptor)
+
+    def _copy(self, job: Job, descriptor: int) -> None:
+        """Bytes as they are."""
+        source, target = job.sources[0], job.target
+        buffer = self._workspace.rows("copy", 1, 1 << 20, np.uint8)[0]
+        for start in range(0, source.nbytes, len(buffer)):
+            part = buffer[: min(len(buffer), source.nbytes - start)]
+            with self._files.use(source.path) as file:
+                read_into(file, part, source.offset + start, source)
+            if source.dtype in FLOATING:
+                self._check(job, [part])
+                self._note(job, part)
+            write_from(descriptor, part, target.offset + start)
+            self._progress(len(part))
+
+    def _in_slices(self, job: Job, inputs: FileInputs, plan: Any, descriptor: int) -> None:
+        item = ITEM_SIZE[job.target.dtype]
+        compiled = None if inputs.kernels is None else _compiled(inputs.kernels, plan)
+        result: Any = None
+        if compiled is not None and inputs.kernels is not None:
+            kind = inputs.kernels.STORAGE[job.target.dtype]
+            result = self._workspace.rows("result", 1, STEP, kind)[0]
+        apply = _apply_of(job)
+        for start in range(0, inputs.size, inputs.step):
+            stop = min(start + inputs.step, inputs.size)
+            raw = inputs.raw(start, stop)
+            if compiled is not None:
+                unusual = compiled(inputs.stored(raw), stop - start, start, result)
+                values = result[: stop - start]
+                if unusual:
+                    # Infinite results may also come from large but finite inputs, which is no mistake.
+                    self._check(job, raw)
+                    self._note(job, values)
+            else:
+                values = self._plain(job, apply, inputs, raw, plan, start)
+            write_from(descriptor, values, job.target.offset + start * item)
+            self._progress((stop - start) * item)
+
+    def _plain(
+        self, job: Job, apply: Callable[..., NDArray[Any]], inputs: FileInputs, raw: Any, plan: Any, start: int
+    ) -> NDArray[Any]:
+        """A slice in numpy, rounded to the storage type."""
+        if not isinstance(plan, Combination):
+            self._check(job, raw)
+        elif (paired := _in_pairs(job, raw, plan)) is not None:
+            return paired
+        models, base = inputs.decoded(raw)
+        try:
+            values = apply(models, base, plan, start)
+        except WrongInput as error:
+            raise InputError(f"{job.target.name} of {job.owners[error.index]} {error.what}", error.remedy) from error
+        finite = fits(values, job.target.dtype)
+        if not finite and isinstance(plan, Combination):
+            # A weighted sum of finite numbers may overflow; of others it is never finite.
+            self._check(job, raw)
+        stored = encode(values, job.target.dtype, finite)
+        if not finite:
+            self._note(job, stored)
+        return stored
+
+    def _whole(self, job: Job, inputs: FileInputs, descriptor: int) -> None:
+        assert job.rule is not None
+        raw = inputs.raw(0, inputs.size)
+        self._check(job, raw)
+        models, base = inputs.decoded(raw)
+        shaped = [model.reshape(job.target.shape) for model in models]
+        positional = [shaped] if base is None else [shaped, base.reshape(job.target.shape)]
+        arguments = dict(job.arguments or {})
+        if not job.rule.random:
+            arguments.pop("name", None)
+        values = encode(np.asarray(job.rule.function(*positional, **arguments)), job.target.dtype)
+        values = np.ascontiguousarray(values)
+        self._note(job, values)
+        write_from(descriptor, values, job.target.offset)
+        self._progress(job.target.nbytes)
+
+    def _check(self, job: Job, raw: list[NDArray[np.uint8]]) -> None:
+        """Refuse NaN and infinity, naming the tensor and the model."""
+        if self._allow_nonfinite:
+            return
+        for tensor, owner, part in zip(job.inputs, job.owners, raw, strict=True):
+            bad = count_nonfinite(part, tensor.dtype)
+            if bad:
+                raise InputError(
+                    f"{tensor.name} of {owner} holds NaN or infinity ({bad} in one slice).",
+                    "Such a model is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
+                )
+
+    def _note(self, job: Job, stored: NDArray[Any]) -> None:
+        """Remember a result that holds NaN or infinity."""
+        name, dtype = job.target.name, job.target.dtype
+        if name not in self.nonfinite and count_nonfinite(stored.reshape(-1).view(np.uint8), dtype):
+            self.nonfinite.add(name)
+
+
+def _without_name(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Arguments of ``prepare``, which takes the name from the inputs."""
+    return {key: value for key, value in (arguments or {}).items() if key != "name"}
+
+
+def _apply_of(job: Job) -> Callable[..., NDArray[Any]]:
+    if job.rule is None:
+        return combine
+    assert job.rule.apply is not None
+    return job.rule.apply
+
+
+def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
+    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that can't be done or overflows."""
+    if (
+        {tensor.dtype for tensor in (*job.inputs, job.target)} != {"BF16"}
+        or len(raw[0]) % 4
+        or sys.byteorder != "little"
+    ):
+        return None
+    halves = [split_pairs(part) for part in raw]
+    results = []
+    for side in (0, 1):
+        values = [half[side] for half in halves]
+        base = values.pop() if job.base is not None else None
+        result = combine(values, base, plan)
+        if not fits(result, "BF16"):
+            return None
+        results.append(result)
+    return join_pairs(*results)
+
+
+def _compiled(kernels: ModuleType, plan: Any) -> Callable[[Any, int, int, Any], bool] | None:
+    """The kernel that does what a plan's ``apply`` does, as ``call(rows, n, start, out)``; ``None`` without one."""
+    if isinstance(plan, Combination):
+        coefficients = plan.coefficients.astype(np.float32)
+        return lambda rows, n, start, out: kernels.combine(rows, n, coefficients, plan.deltas, out)
+    if isinstance(plan, MagMaxPlan):
+        scale = np.float32(plan.scale)
+        return lambda rows, n, start, out: kernels.magmax(rows, n, scale, out)
+    if isinstance(plan, Election):
+        return _compiled_election(kernels, plan)
+    return None
+
+
+def _compiled_election(kernels: ModuleType, plan: Election) -> Callable[[Any, int, int, Any], bool]:
+    divisor = np.float32(float(np.sum(plan.weights, dtype=np.float64)))
+    cuts = [
+        (s.cut.magnitude if s.cut is not None else -1.0, np.nan if s.outliers is NONE else s.outliers.magnitude)
+        for s in plan.sparsity
+    ]
+    ends = [(s.cut.index if s.cut is not None else 0, s.outliers.index) for s in plan.sparsity]
+    fixed = (
+        plan.weights.astype(np.float32),
+        np.array([s.factor for s in plan.sparsity], dtype=np.float32),
+        np.array(cuts, dtype=np.float32),
+        np.array(ends, dtype=np.int64),
+        np.array([s.key for s in plan.sparsity], dtype=np.uint64),
+        np.array([_EVERYTHING if s.limit is None else s.limit for s in plan.sparsity], dtype=np.uint64),
+        plan.elect,
+        divisor,
+        plan.normalize and (plan.elect or abs(float(divisor)) >= 1e-8),
+        np.float32(plan.scale),
+    )
+    return lambda rows, n, start, out: kernels.elect(rows, n, start, *fixed, out)
+
+
+def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
+    """The compiled kernels, where they are installed and worth loading.
+
+    Args:
+        choice: ``auto``, ``numba`` or ``numpy``.
+        nbytes: size of the result.
+
+    Raises:
+        InputError: ``numba`` is asked for and not installed.
+    """
+    if choice == "numpy" or (choice == "auto" and nbytes < WORTH_COMPILED):
+        return None
+    try:
+        from merganser.checkpoints import compiled
+    except ImportError as error:
+        if choice == "numba":
+            raise InputError(
+                f"numba can't be imported: {error}.", "Install it with: pip install 'merganser[speed]'"
+            ) from error
+        return None
+    return compiled
+
+
+def run_jobs(
+    jobs: Sequence[Job],
+    kernels: ModuleType | None,
+    threads: int,
+    allow_nonfinite: bool,
+    progress: Callable[[int], None],
+) -> list[str]:
+    """Write every job's tensor, the largest first, on some threads.
+
+    The result does not depend on their number: a tensor is merged by one thread, in a fixed order. Without the kernels
+    one thread does it: numpy's many short steps would only wait for the interpreter's lock.
+
+    Returns:
+        Names of the tensors whose result holds NaN or infinity, in the order of the jobs.
+
+    Raises:
+        InputError, OSError: the first error of any thread; the others stop after their tensor.
+    """
+    if kernels is None:
+        threads = 1
+    files = Files()
+    waiting = sorted(jobs, key=lambda job: job.target.nbytes)
+    lock = threading.Lock()
+    failures: list[BaseException] = []
+    nonfinite: set[str] = set()
+
+    def note(nbytes: int) -> None:
+        if failures:
+            raise _Stopped
+        with lock:
+            progress(nbytes)
+
+    def work() -> None:
+        engine = Engine(files, kernels, allow_nonfinite, note)
+        try:
+            while not failures:
+                with lock:
+                    if not waiting:
+                        return
+                    job = waiting.pop()
+                with files.use(job.target.path, os.O_WRONLY) as descriptor:
+                    engine.run(job, descriptor)
+                nonfinite.update(engine.nonfinite)
+        except _Stopped:
+            return
+        except BaseException as error:
+            failures.append(error)
+
+    others = [threading.Thread(target=work, daemon=True) for _ in range(max(1, min(threads, len(jobs))) - 1)]
+    try:
+        for thread in others:
+            thread.start()
+        work()
+    finally:
+        for thread in others:
+            thread.join()
+        files.close()
+    if failures:
+        raise failures[0]
+    return [job.target.name for job in jobs if job.target.name in nonfinite]
+
+
+class _Stopped(Exception):
+    """Another thread failed."""

@@ -1,0 +1,327 @@
+"""Merging checkpoints on disk: into a temporary folder that gets its name when it is complete.
+
+A merge that is interrupted, at whatever moment, leaves no folder that looks finished; what it leaves has a name that
+begins with a dot and is removed by the next merge into the same place.
+"""
+
+from __future__ import annotations
+
+import errno
+import glob
+import json
+import os
+import shutil
+import socket
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from types import ModuleType
+from typing import Any, TypeVar
+
+from merganser.checkpoints.card import model_card
+from merganser.checkpoints.dtypes import TORCH_NAMES
+from merganser.checkpoints.engine import load_kernels, run_jobs
+from merganser.checkpoints.plan import Plan, check_room, make_plan
+from merganser.checkpoints.recipe import Recipe
+from merganser.checkpoints.recipe_file import to_content
+from merganser.checkpoints.sidecar_files import copy_companions, uncopied_files
+from merganser.checkpoints.source import INDEX, SINGLE, read_json
+from merganser.checkpoints.streaming import Job
+from merganser.errors import InputError, RunError
+from merganser.files.safetensors_file import create
+
+RECIPE = "merge.yaml"
+
+Result = TypeVar("Result")
+
+_ADVICE = {
+    **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room or choose another disk"),
+    **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
+    errno.ENOENT: "restore what is missing",
+}
+
+
+@dataclass
+class Report:
+    """What a merge did.
+
+    Attributes:
+        out: the folder.
+        tensors: how many tensors (of adapters: modules) were merged, by rule.
+        buffers, kept, only_reference, left_out: see :class:`merganser.checkpoints.plan.Plan`.
+        bytes: of the tensors written; of adapters, of their file.
+        seconds: taken.
+        compiled: whether the compiled kernels did it.
+        nonfinite: tensors of the result that hold NaN or infinity.
+        errors: for adapters, the truncation error per module.
+        not_copied: files of the reference, other than weights, that the result lacks (code above all).
+    """
+
+    out: str
+    tensors: dict[str, int]
+    buffers: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    only_reference: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    bytes: int = 0
+    seconds: float = 0.0
+    compiled: bool = False
+    nonfinite: list[str] = field(default_factory=list)
+    errors: dict[str, float] = field(default_factory=dict)
+    not_copied: list[str] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return asdict(self)
+
+
+def merge_checkpoints(
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    threads: int | None = None,
+    kernels: str = "auto",
+    overwrite: bool = False,
+    progress: Callable[[int, int], None] | None = None,
+) -> Report:
+    """Merge checkpoints into a new folder in Hugging Face layout.
+
+    The folder has the shards, config and tokenizer of the base (of the first model without one), ``merge.yaml`` that
+    repeats the merge, and a model card.
+
+    Args:
+        recipe: what to merge and how.
+        out: the folder to make.
+        threads: how many; by default as many as there are processors. The result does not depend on it.
+        kernels: ``auto``, ``numba`` or ``numpy``. The result does not depend on it.
+        overwrite: replace a folder that is already there, once the new one is complete.
+        progress: called with bytes written and bytes to write.
+
+    Raises:
+        InputError: see :func:`merganser.checkpoints.plan.make_plan`; ``out`` exists or can't be written; no room; NaN.
+        RunError: the disk filled up or failed during the merge. Nothing is left behind.
+    """
+    plan = make_plan(recipe)
+    not_copied = uncopied_files(plan.reference.folder, plan.reference.shards)
+    target = Path(out).expanduser().resolve()
+    check_target(target, overwrite, inputs_of(recipe, plan))
+    check_room(plan.file_bytes, existing_parent(target))
+    module = load_kernels(kernels, plan.output_bytes)
+    started = time.perf_counter()
+    nonfinite = with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))
+    return Report(
+        out=str(target),
+        tensors=plan.rules,
+        buffers=plan.buffers,
+        kept=plan.kept,
+        only_reference=plan.only_reference,
+        left_out=plan.left_out,
+        bytes=plan.output_bytes,
+        seconds=time.perf_counter() - started,
+        compiled=module is not None,
+        nonfinite=nonfinite,
+        not_copied=not_copied,
+    )
+
+
+def _fill(
+    plan: Plan,
+    folder: Path,
+    kernels: ModuleType | None,
+    threads: int | None,
+    progress: Callable[[int, int], None] | None,
+) -> list[str]:
+    """Write the whole folder; gives the tensors that hold NaN or infinity."""
+    jobs = _lay_out(plan, folder)
+    total = plan.output_bytes
+    done = 0
+
+    def note(nbytes: int) -> None:
+        nonlocal done
+        done += nbytes
+        if progress is not None:
+            progress(done, total)
+
+    nonfinite = run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, note)
+    _write_index(plan, folder)
+    copy_companions(plan.reference.folder, folder, plan.reference.shards)
+    if plan.recipe.dtype is not None:
+        _note_dtype(folder / "config.json", plan.recipe.dtype)
+    write_recipe(folder, plan.recipe)
+    (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
+    return nonfinite
+
+
+def available_cpus() -> int:
+    """Processors this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _lay_out(plan: Plan, folder: Path) -> list[Job]:
+    """Create the shards, headers written and space reserved, and aim every job at its place."""
+    places = {}
+    for shard, tensors in plan.shards.items():
+        for place in create(folder / shard, tensors, plan.metadata):
+            places[place.name] = place
+    return [replace(job, target=places[job.target.name]) for job in plan.jobs]
+
+
+def _write_index(plan: Plan, folder: Path) -> None:
+    if list(plan.shards) == [SINGLE]:
+        return
+    placed = {name: shard for shard, tensors in plan.shards.items() for name, _, _ in tensors}
+    index = {"metadata": {"total_size": plan.output_bytes}, "weight_map": dict(sorted(placed.items()))}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _note_dtype(config: Path, dtype: str) -> None:
+    """The new type in a copied ``config.json``, under the keys it already has."""
+    if not config.is_file():
+        return
+    content = read_json(config)
+    names = {stored: name for name, stored in TORCH_NAMES.items()}
+    keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
+    content.update(dict.fromkeys(keys, names[dtype]))
+    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+
+
+def write_recipe(folder: Path, recipe: Recipe) -> None:
+    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere; hub ids as pinned."""
+    import yaml
+
+    def absolute(name: str) -> str:
+        return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+
+    known = replace(
+        recipe,
+        models=tuple(absolute(name) for name in recipe.models),
+        fishers=tuple(absolute(name) for name in recipe.fishers),
+        base=None if recipe.base is None else absolute(recipe.base),
+    )
+    text = yaml.safe_dump(to_content(known), sort_keys=False, allow_unicode=True)
+    (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
+
+
+# The folder ---------------------------------------------------------------------------------------------------------
+
+
+def inputs_of(recipe: Recipe, plan: Plan | None = None) -> list[Path]:
+    """Where the inputs of a merge lie: what the recipe names on this disk, then the files that a plan reads."""
+    labels = (*recipe.models, *recipe.fishers, *(() if recipe.base is None else (recipe.base,)))
+    named = [path for path in (Path(label).expanduser() for label in labels) if path.exists()]
+    return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
+
+
+def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+    """Refuse a place that is taken, or whose replacement would take an input away.
+
+    Args:
+        target: the folder to make, resolved.
+        overwrite: whether a folder may be replaced.
+        inputs: files and folders that are read.
+
+    Raises:
+        InputError: it is a file, a folder that is not empty, a mount point, or holds an input.
+    """
+    for path in inputs:
+        # The place itself, and what links lead to: the hub's files are links.
+        places = {path.parent.resolve() / path.name, path.resolve()}
+        if path.is_dir():
+            places |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
+        if any(place.is_relative_to(target) for place in places):
+            raise InputError(
+                f"{target} {'is' if target in places else 'holds'} an input of the merge: {path}.",
+                "Choose another folder: replacing it would remove the input.",
+            )
+    if os.path.ismount(target):
+        raise InputError(f"{target} is a mount point, which can't be renamed.", "Choose a folder inside it.")
+    if target.is_dir() and not any(target.iterdir()):
+        return
+    if target.exists() and not (overwrite and target.is_dir()):
+        raise InputError(f"{target} exists.", "Choose another folder, or pass --overwrite to replace it.")
+
+
+def existing_parent(path: Path) -> Path:
+    """The nearest folder above that exists."""
+    for parent in path.parents:
+        if parent.is_dir():
+            return parent
+    return Path(path.anchor)
+
+
+def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
+    """Fill a temporary folder beside ``target`` and rename it; on any failure remove it.
+
+    Returns:
+        What ``fill`` returns.
+
+    Raises:
+        InputError: nothing can be written there, or what ``fill`` raises.
+        RunError: the disk failed or filled up.
+    """
+    temporary = target.parent / f".{target.name}.merging-{socket.gethostname()}-{os.getpid()}"
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
+        temporary.mkdir()
+    except OSError as error:
+        raise InputError(
+            f"{target.parent} can't be written: {error.strerror}.", "Choose a folder that you may write to."
+        ) from error
+    try:
+        result = fill(temporary)
+        _put_in_place(temporary, target)
+        return result
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        where = f" at {error.filename}" if error.filename else ""
+        raise RunError(
+            f"Writing {target} failed{where}: {error.strerror or error}.",
+            f"Nothing was left behind; {_ADVICE.get(error.errno or 0, 'choose another disk')}.",
+        ) from error
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def _put_in_place(temporary: Path, target: Path) -> None:
+    """Rename the complete folder; an old one is moved aside first and removed last."""
+    old = None
+    if target.is_dir() and any(target.iterdir()):
+        old = target.parent / f"{temporary.name}-old"
+        target.rename(old)
+    try:
+        temporary.rename(target)
+    except BaseException:
+        if old is not None and not target.exists():
+            old.rename(target)
+        raise
+    if old is not None:
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(target: Path) -> None:
+    """Remove what merges into the same place left when they were killed, on this machine."""
+    prefix = f".{target.name}.merging-{socket.gethostname()}-"
+    for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):
+        number = path.name.removeprefix(prefix).removesuffix("-old")
+        if not path.name.startswith(prefix) or not number.isdigit() or _alive(int(number)):
+            continue
+        if path.name.endswith("-old") and not target.exists():
+            # Killed between the two renames: the old folder was complete, give it its name back.
+            path.rename(target)
+        else:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

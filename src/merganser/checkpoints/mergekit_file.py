@@ -1,0 +1,352 @@
+"""Reads a configuration of mergekit as a recipe, for the rules that both know.
+
+Defaults are mergekit's where they differ (``dare`` rescales to equal L1 norm, ``della`` too). Arithmetic is float32
+whatever ``dtype`` says, which is the type of the result here; and the trimming rules keep ``round(density * n)``
+entries instead of ``int(density * n)``. What cannot be expressed is refused by name: nothing is silently left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from merganser.checkpoints.recipe import layer_count
+from merganser.checkpoints.source import open_checkpoint
+from merganser.errors import InputError
+from merganser.files.safetensors_file import FLOATING
+from merganser.merging.rule import Rule
+from merganser.merging.table import rule as rule_named
+
+NAMES = {
+    "linear": "linear",
+    "task_arithmetic": "task_arithmetic",
+    "slerp": "slerp",
+    "karcher": "karcher",
+    "ties": "ties",
+    "dare_linear": "dare_linear",
+    "dare_ties": "dare_ties",
+    "della": "della",
+    "della_linear": "della_linear",
+    "breadcrumbs": "breadcrumbs",
+    "breadcrumbs_ties": "breadcrumbs_ties",
+    "sce": "sce",
+    "model_stock": "model_stock",
+}
+"""mergekit's ``merge_method`` -> the rule here."""
+
+PARAMETERS = {
+    "weight": "weight",
+    "density": "density",
+    "gamma": "gamma",
+    "epsilon": "epsilon",
+    "normalize": "normalize",
+    "lambda": "scale",
+    "t": "t",
+    "max_iter": "max_iter",
+    "tol": "tol",
+    "select_topk": "select",
+    "filter_wise": "filter_wise",
+}
+
+_TOP = {
+    "merge_method",
+    "models",
+    "slices",
+    "base_model",
+    "parameters",
+    "dtype",
+    "out_dtype",
+    "tokenizer_source",
+    "tokenizer",
+    "chat_template",
+    "modules",
+}
+_RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
+
+
+def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
+    """The content of a ``merge.yaml`` that does what a mergekit configuration says.
+
+    Args:
+        content: what the YAML reader gave.
+        where: the file, for messages.
+
+    Returns:
+        The content for :func:`merganser.checkpoints.recipe_file.parse`, and notes for the user (settings that have no
+        effect here).
+
+    Raises:
+        InputError: something that can't be expressed, by its name in the file.
+    """
+    if not isinstance(content, Mapping) or "merge_method" not in content:
+        raise InputError(f"{where} has no merge_method.", "Pass a configuration of mergekit-yaml.")
+    for key in content:
+        if key not in _TOP:
+            raise _inexpressible(where, str(key))
+    method = str(content["merge_method"])
+    if method not in NAMES:
+        raise InputError(
+            f"{where}: merge_method {method!r} has no counterpart here.", f"Known to both: {', '.join(NAMES)}."
+        )
+    notes: list[str] = []
+    rule = rule_named(NAMES[method])
+    base = _name(content.get("base_model"), f"{where}: base_model") if content.get("base_model") else None
+    _tokenizer(content, base, where)
+    entries, shared = _inputs(content, where)
+    names = [_name(entry.get("model"), f"{where}: model") for entry in entries]
+    if len(set(names)) != len(names):
+        raise _inexpressible(where, "the same model twice")
+    result: dict[str, Any] = {"rule": rule.name}
+    used = _order(method, entries, names, base, where)
+    parameters = [*shared, _parameters(content, where)]
+    models: list[dict[str, Any]] = []
+    for entry in used:
+        own = [_parameters(entry, f"{where}: {entry['model']}"), *parameters]
+        models.append({"model": _name(entry["model"], where), **_per_model(rule, own, where)})
+    result["models"] = models
+    if rule.base == "required":
+        if base is None:
+            raise InputError(f"{where}: {method} needs base_model.", "Add it.")
+        result["base"] = base
+    result["options"] = _options(method, rule, parameters, where)
+    _unknown(method, rule, [_parameters(entry, where) for entry in entries] + parameters, notes, where)
+    dtype = content.get("out_dtype") or content.get("dtype")
+    if dtype:
+        result["dtype"] = str(dtype)
+    if content.get("dtype"):
+        notes.append("dtype: arithmetic is float32 here; it is taken as the type of the result.")
+    return result, notes
+
+
+def _inexpressible(where: str, what: str) -> InputError:
+    return InputError(f"{where}: {what} can't be expressed here.", "Remove it, or run this merge with mergekit.")
+
+
+def _parameters(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
+    found = content.get("parameters") or {}
+    if not isinstance(found, Mapping):
+        raise InputError(f"{where}: parameters is not a map.", "Write for example {weight: 0.5}.")
+    return found
+
+
+def _name(value: Any, where: str) -> str:
+    """A model's path or hub id, with its revision."""
+    if isinstance(value, str):
+        if "+" in value and not value.startswith((".", "/")):
+            raise _inexpressible(where, f"model+adapter ({value})")
+        return value
+    if isinstance(value, Mapping) and isinstance(value.get("model"), Mapping) and not value.get("lora"):
+        inner = value["model"]
+        if isinstance(inner.get("path"), str):
+            return inner["path"] + (f"@{inner['revision']}" if inner.get("revision") else "")
+    raise _inexpressible(where, f"the model reference {value!r}")
+
+
+def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None:
+    """Only the base's tokenizer, as it is."""
+    source = content.get("tokenizer_source")
+    tokenizer = content.get("tokenizer")
+    if isinstance(tokenizer, Mapping):
+        if others := sorted(map(str, set(tokenizer) - {"source"})):
+            raise _inexpressible(where, f"tokenizer.{others[0]}")
+        source = tokenizer.get("source")
+    if source not in (None, "base") and source != base:
+        raise _inexpressible(where, f"tokenizer source {source!r} (only the base's is kept, as it is)")
+    if content.get("chat_template"):
+        raise _inexpressible(where, "chat_template")
+    if content.get("modules"):
+        raise _inexpressible(where, "modules")
+
+
+def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
+    """The models with their parameters, and the parameters that slices add.
+
+    One slice that takes the same layers of every model, from the first on, is the same as ``models``. Whether these are
+    all layers is for :func:`check_layers`.
+    """
+    if content.get("models"):
+        if content.get("slices"):
+            raise InputError(f"{where} has models and slices.", "mergekit takes one of them.")
+        entries = content["models"]
+        if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
+            raise InputError(f"{where}: models is not a list of maps.", "Correct it there.")
+        return list(entries), []
+    slices = content.get("slices")
+    if not isinstance(slices, list) or not slices:
+        raise InputError(f"{where} has neither models nor slices.", "Add one of them.")
+    if len(slices) > 1:
+        raise _inexpressible(where, "more than one slice")
+    if not isinstance(slices[0], Mapping):
+        raise InputError(f"{where}: slices[0] is not a map.", "Correct it there.")
+    sources = slices[0].get("sources")
+    if not isinstance(sources, list) or not sources:
+        raise InputError(f"{where}: slices[0] has no sources.", "Correct it there.")
+    ranges = {_layer_range(source, f"{where}: slices[0].sources[{index}]") for index, source in enumerate(sources)}
+    if len(ranges) != 1 or next(iter(ranges))[0] != 0:
+        raise _inexpressible(where, "slices whose layer_range is not [0, number of layers] for every model")
+    if others := sorted(map(str, set(slices[0]) - {"sources", "parameters"})):
+        raise _inexpressible(where, f"slices[0].{others[0]}")
+    return list(sources), [_parameters(slices[0], f"{where}: slices[0]")]
+
+
+def _layer_range(source: Any, where: str) -> tuple[int, int]:
+    if not isinstance(source, Mapping):
+        raise InputError(f"{where} is not a map.", "Write {model: NAME, layer_range: [0, NUMBER]}.")
+    found = source.get("layer_range")
+    if not isinstance(found, list) or len(found) != 2 or not all(type(number) is int for number in found):
+        raise InputError(f"{where}.layer_range is {found!r}.", "Write [0, NUMBER] with the number of layers.")
+    return found[0], found[1]
+
+
+def check_layers(content: Any, label: str, where: str) -> None:
+    """Refuse a slice that takes fewer layers than the model has: the result would be another architecture.
+
+    Args:
+        content: the configuration.
+        label: one of its models, whose tensors are looked at.
+        where: the file, for messages.
+
+    Raises:
+        InputError: the numbers of layers.
+    """
+    slices = content.get("slices") if isinstance(content, Mapping) else None
+    if not slices:
+        return
+    _, taken = _layer_range(slices[0]["sources"][0], where)
+    has = layer_count(open_checkpoint(label).tensors)
+    if taken != has:
+        raise _inexpressible(where, f"a slice of {taken} layers of a model that has {has}")
+
+
+def check_filters(content: Mapping[str, Any], label: str, where: str) -> None:
+    """Refuse filters that leave a tensor without a value which mergekit requires.
+
+    Args:
+        content: what :func:`translate` gave.
+        label: one of the models, whose tensors are looked at.
+        where: the file, for messages.
+
+    Raises:
+        InputError: names the parameter and the tensor.
+    """
+    required = [("weight", model.get("weight")) for model in content["models"]]
+    required.append(("t", content["options"].get("t")))
+    incomplete = [
+        (key, [case["contains"] for case in setting["cases"]])
+        for key, setting in required
+        if isinstance(setting, Mapping) and "cases" in setting and "contains" in setting["cases"][-1]
+    ]
+    if not incomplete:
+        return
+    for name, tensor in open_checkpoint(label).tensors.items():
+        for key, texts in incomplete:
+            if tensor.dtype in FLOATING and not any(text in name for text in texts):
+                raise InputError(
+                    f"{where}: {key} has no value for {name}: it fits no filter.",
+                    "mergekit requires one; add {value: NUMBER} without a filter at the end of the list.",
+                )
+
+
+def _order(
+    method: str, entries: Sequence[Mapping[str, Any]], names: Sequence[str], base: str | None, where: str
+) -> list[Mapping[str, Any]]:
+    """The models as the rule takes them: without the base, or with the base first (slerp)."""
+    others = [entry for entry, name in zip(entries, names, strict=True) if name != base]
+    if method == "slerp":
+        if base is None or len(others) != 1:
+            raise InputError(f"{where}: slerp needs base_model and one other model.", "Correct it there.")
+        first = [entry for entry, name in zip(entries, names, strict=True) if name == base] or [{"model": base}]
+        return [*first, *others]
+    if method in ("linear", "karcher"):
+        missing = base is not None and base not in names
+        return [*entries, {"model": base}] if missing else list(entries)
+    return others
+
+
+def _per_model(rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    """Settings of one model: its own before the slice's before the general."""
+    found: dict[str, Any] = {}
+    if rule.name == "karcher":
+        return found
+    for theirs, ours in PARAMETERS.items():
+        if ours not in {parameter.name for parameter in rule.per_model}:
+            continue
+        given = [scope[theirs] for scope in scopes if theirs in scope]
+        if given:
+            found[ours] = _setting(given, f"{where}: parameters.{theirs}")
+        elif ours == "weight":
+            raise InputError(f"{where}: a model has no weight.", "mergekit requires one; add it.")
+    return found
+
+
+def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
+    known = {parameter.name: parameter for parameter in rule.options}
+    found: dict[str, Any] = {}
+    for theirs, ours in PARAMETERS.items():
+        if ours in known:
+            given = [scope[theirs] for scope in scopes if theirs in scope]
+            if given and isinstance(known[ours].default, bool) and not isinstance(given[0], list | Mapping):
+                found[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
+            elif given:
+                found[ours] = _setting(given, f"{where}: parameters.{theirs}")
+    if method in _RESCALED:
+        given = [scope["rescale"] for scope in scopes if "rescale" in scope]
+        found["rescale"] = "l1" if not given or _switch(given[0], f"{where}: parameters.rescale") else "none"
+    if method == "slerp" and "t" not in found:
+        raise InputError(f"{where}: slerp has no t.", "mergekit requires one; add it under parameters.")
+    return found
+
+
+def _switch(value: Any, where: str) -> bool:
+    """True or false; programs that write such files may write 1.0 and 0.0."""
+    if value not in (0, 1):
+        raise InputError(f"{where} is {value!r}.", "It is a switch: true or false.")
+    return bool(value)
+
+
+def _setting(given: Sequence[Any], where: str) -> Any:
+    """A value, a gradient or conditions; where no condition fits, the next scope's setting."""
+    cases: list[dict[str, Any]] = []
+    for setting in given:
+        if isinstance(setting, Mapping):
+            setting = [setting]
+        if isinstance(setting, list) and setting and all(isinstance(one, Mapping) for one in setting):
+            for one in setting:
+                case = {"value": _value(one.get("value"), where)}
+                if one.get("filter") not in (None, "*"):
+                    case["contains"] = str(one["filter"])
+                cases.append(case)
+        else:
+            cases.append({"value": _value(setting, where)})
+        if "contains" not in cases[-1]:
+            break
+    return cases[0]["value"] if "contains" not in cases[0] else {"cases": cases}
+
+
+def _value(value: Any, where: str) -> Any:
+    if isinstance(value, list):
+        return {"layers": list(value)}
+    if isinstance(value, bool | int | float | str):
+        return value
+    raise InputError(f"{where} is {value!r}.", "It is a value, a list over the layers, or a list of filters.")
+
+
+def _unknown(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], notes: list[str], where: str) -> None:
+    """Name parameters that mean nothing here, and refuse those that would change the numbers."""
+    known = {parameter.name for parameter in (*rule.per_model, *rule.options)}
+    if method == "karcher":
+        known.discard("weight")
+    for scope in scopes:
+        for key, value in scope.items():
+            if PARAMETERS.get(key) in known or (key == "rescale" and method in _RESCALED):
+                continue
+            if key == "int8_mask":
+                note = "int8_mask: only saves memory in mergekit; it has no effect here."
+            elif key == "rescale" and not value:
+                continue
+            elif key == "rescale" and method not in ("task_arithmetic",):
+                raise _inexpressible(where, f"rescale with {method}")
+            else:
+                note = f"{key}: {method} takes no such parameter; it has no effect in mergekit either."
+            if note not in notes:
+                notes.append(note)

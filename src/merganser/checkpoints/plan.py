@@ -1,0 +1,335 @@
+"""What a merge will do, tensor by tensor, before anything is written."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import combinations
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+from merganser.checkpoints.engine import Engine
+from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
+from merganser.checkpoints.source import INDEX, SINGLE, Checkpoint, open_checkpoint, pin
+from merganser.checkpoints.streaming import Files, Job
+from merganser.checkpoints.vocabulary import check_kind, check_vocabularies
+from merganser.errors import InputError
+from merganser.files.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
+from merganser.merging.rule import Rule
+
+_SAMPLE = 1 << 20
+"""Elements of one tensor that an estimate of the time merges."""
+
+
+@dataclass
+class Plan:
+    """Everything a merge needs to know beforehand.
+
+    Attributes:
+        recipe: what was asked, hub ids at the commits they stand for.
+        reference: the base, or the first model without one: its shards, types, config and tokenizer are the result's.
+        jobs: one per tensor, its target naming the shard by file name.
+        shards: shard name -> its tensors ``(name, dtype, shape)`` in order.
+        buffers: tensors that are not floating-point, copied from the reference.
+        kept: tensors copied from the reference because the recipe says so.
+        only_reference: with ``common_only``: tensors that not all models have in equal shape, kept from the reference.
+        left_out: with ``common_only``: tensors that the reference lacks.
+    """
+
+    recipe: Recipe
+    reference: Checkpoint
+    jobs: list[Job]
+    shards: dict[str, list[tuple[str, str, tuple[int, ...]]]]
+    buffers: list[str] = field(default_factory=list)
+    kept: list[str] = field(default_factory=list)
+    only_reference: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+
+    @property
+    def metadata(self) -> dict[str, str]:
+        """Of every shard written."""
+        return {"format": "pt", **self.reference.metadata}
+
+    @property
+    def output_bytes(self) -> int:
+        """Bytes of all tensors written."""
+        return sum(job.target.nbytes for job in self.jobs)
+
+    @property
+    def input_bytes(self) -> int:
+        """Bytes of all tensors read, each once."""
+        return sum(tensor.nbytes for job in self.jobs for tensor in job.inputs)
+
+    @property
+    def file_bytes(self) -> int:
+        """Bytes of the files written: tensors and headers."""
+        heads = [header_bytes(tensors, self.metadata)[0] for tensors in self.shards.values()]
+        return self.output_bytes + sum(len(head) for head in heads)
+
+    @property
+    def rules(self) -> dict[str, int]:
+        """How many tensors each rule merges."""
+        counts: dict[str, int] = {}
+        for job in self.jobs:
+            if job.rule is not None:
+                counts[job.rule.name] = counts.get(job.rule.name, 0) + 1
+        return counts
+
+
+def make_plan(recipe: Recipe) -> Plan:
+    """Open every checkpoint and decide what happens to every tensor.
+
+    Raises:
+        InputError: a checkpoint that can't be read; names, shapes or vocabularies that differ; a rule without its base;
+            types that can't be merged; an override that matches nothing; nothing to merge; an option that only adapters
+            take.
+    """
+    _refuse_adapter_options(recipe)
+    recipe = pin(recipe)
+    models = [_open(name) for name in recipe.models]
+    fishers = [_open(name) for name in recipe.fishers]
+    base = None if recipe.base is None else _open(recipe.base)
+    reference = base or models[0]
+    everyone = [*models, *([] if base is None else [base])]
+    only_reference, left_out = _differences(reference, everyone, recipe.common_only)
+    plan = Plan(recipe, reference, [], {}, only_reference=only_reference, left_out=left_out)
+    plan.shards = {shard: [] for shard in map(_result_name(reference), reference.shards)}
+    alone = set(only_reference)
+    places = positions(list(reference.tensors))
+    for name, tensor in reference.tensors.items():
+        rule, arguments = recipe.resolve(places[name])
+        job = _job(tensor, rule, arguments, name in alone, plan, models, fishers, base)
+        plan.shards[job.target.path.name].append((name, job.target.dtype, tensor.shape))
+        plan.jobs.append(job)
+    refuse_unmatched(recipe, list(reference.tensors))
+    plan.shards = {shard: tensors for shard, tensors in plan.shards.items() if tensors}
+    if not plan.rules and not plan.kept:
+        raise InputError(
+            f"There is nothing to merge: the models have no floating-point tensor in common with {reference.label}.",
+            "Check the models.",
+        )
+    _refuse_other_kinds(plan, everyone)
+    return plan
+
+
+def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
+    """Refuse models that look alike and mean something else: another architecture, or other tokens for the numbers."""
+    size = plan.reference.config.get("vocab_size")
+    by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
+    everything = [plan.reference, *(one for one in everyone if one is not plan.reference)]
+    if not plan.recipe.common_only:
+        for first, second in combinations(everything, 2):
+            check_kind(first, second)
+    if by_token and not plan.recipe.ignore_vocabulary:
+        check_vocabularies(everything)
+
+
+def _open(label: str) -> Checkpoint:
+    """A checkpoint, refused where two things in its folder claim to be its weights."""
+    checkpoint = open_checkpoint(label)
+    both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
+    if both and SINGLE not in checkpoint.shards and not Path(label).expanduser().is_file():
+        raise InputError(
+            f"{label} has {INDEX} and {SINGLE}, which it does not name: loaders differ in which they take.",
+            "Remove the one that is out of date, or name the file.",
+        )
+    return checkpoint
+
+
+def _refuse_adapter_options(recipe: Recipe) -> None:
+    """Refuse what has a meaning for adapters only."""
+    given = {
+        "rank": recipe.rank is not None,
+        "space": recipe.space != "update",
+        "allow_different_bases": recipe.allow_different_bases,
+    }
+    for key, present in given.items():
+        if present:
+            raise InputError(
+                f"There is {key} (--{key.replace('_', '-')}), which only merging adapters takes.", "Leave it out."
+            )
+
+
+def _result_name(reference: Checkpoint) -> Any:
+    """Names of the result's shards: those of the reference; a single file gets the name that loaders look for."""
+    if len(reference.shards) == 1 and not (reference.folder / INDEX).is_file():
+        return lambda shard: SINGLE
+    return lambda shard: shard
+
+
+def _job(
+    tensor: Tensor,
+    rule: Rule | None,
+    arguments: dict[str, Any],
+    alone: bool,
+    plan: Plan,
+    models: Sequence[Checkpoint],
+    fishers: Sequence[Checkpoint],
+    base: Checkpoint | None,
+) -> Job:
+    name = tensor.name
+    if rule is None and base is None:
+        raise InputError(f"An override keeps {name} from the base; there is none.", "Name it: --base.")
+    shard = Path(_result_name(plan.reference)(tensor.path.name))
+    keep = Job(Tensor(name, tensor.dtype, tensor.shape, shard, 0), (tensor,), (plan.reference.label,))
+    if tensor.dtype not in FLOATING:
+        _refuse_quantised(tensor, plan.reference.label)
+        for model in [] if alone else models:
+            if model.tensors[name].dtype in FLOATING:
+                raise _of_two_types(tensor, plan.reference, model)
+        plan.buffers.append(name)
+        return keep
+    target = Tensor(name, plan.recipe.dtype or tensor.dtype, tensor.shape, shard, 0)
+    if alone or rule is None:
+        if not alone:
+            plan.kept.append(name)
+        return replace(keep, target=target)
+    if rule.base == "required" and base is None:
+        raise InputError(f"The rule {rule.name} needs a base.", "Name the model that all of them started from: --base.")
+    sources = [(model, model.tensors[name]) for model in models]
+    if rule.extra:
+        sources += [(extra, _extra(extra, tensor, rule.extra)) for extra in fishers]
+    for checkpoint, source in sources:
+        if source.dtype not in FLOATING:
+            raise _of_two_types(tensor, plan.reference, checkpoint)
+    uses_base = rule.base == "required"
+    owners = tuple(checkpoint.label for checkpoint, _ in sources)
+    return Job(
+        target,
+        tuple(source for _, source in sources),
+        (*owners, base.label) if uses_base and base is not None else owners,
+        base.tensors[name] if uses_base and base is not None else None,
+        rule,
+        arguments,
+    )
+
+
+def _of_two_types(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> InputError:
+    return InputError(
+        f"{tensor.name} is {other.tensors[tensor.name].dtype} in {other.label}, {tensor.dtype} in {reference.label}.",
+        "Rules merge floating-point tensors: convert that model first.",
+    )
+
+
+def _refuse_quantised(tensor: Tensor, label: str) -> None:
+    if tensor.dtype.startswith("F8") or tensor.dtype == "C64":
+        raise InputError(
+            f"{tensor.name} of {label} is {tensor.dtype}, which can't be merged.",
+            "Convert the model to bfloat16 or float32 first.",
+        )
+
+
+def _extra(extra: Checkpoint, tensor: Tensor, what: str) -> Tensor:
+    found = extra.tensors.get(tensor.name)
+    if found is None or found.shape != tensor.shape:
+        shape = "missing" if found is None else str(list(found.shape))
+        raise InputError(
+            f"The {what} file {extra.label} has {tensor.name} {shape}, the models {list(tensor.shape)}.",
+            f"A {what} file has the names and shapes of its model.",
+        )
+    return found
+
+
+def _differences(
+    reference: Checkpoint, everyone: Sequence[Checkpoint], common_only: bool
+) -> tuple[list[str], list[str]]:
+    """Tensors of the reference that not all have alike, and tensors that it lacks; refused unless ``common_only``."""
+    only: dict[str, str] = {}
+    lacking: dict[str, str] = {}
+    for checkpoint in everyone:
+        for name, tensor in reference.tensors.items():
+            other = checkpoint.tensors.get(name)
+            if other is None:
+                only.setdefault(name, f"{name} is missing in {checkpoint.label}")
+            elif other.shape != tensor.shape:
+                only.setdefault(
+                    name,
+                    f"{name} is {list(tensor.shape)} in {reference.label}, {list(other.shape)} in {checkpoint.label}",
+                )
+        for name in checkpoint.tensors:
+            if name not in reference.tensors:
+                lacking.setdefault(name, f"{name} is in {checkpoint.label}, not in {reference.label}")
+    found = [*only.values(), *lacking.values()]
+    if found and not common_only:
+        listed = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+        raise InputError(
+            f"The models differ: {listed}.",
+            "Models of one architecture and vocabulary can be merged; to merge what they have in common and keep the "
+            "rest of the first (or the base), use --common-only.",
+        )
+    if len(only) == len(reference.tensors):
+        raise InputError(f"{reference.label} has no tensor in common with the others.", "Check the models.")
+    return sorted(only), sorted(lacking)
+
+
+def check_room(needed: int, folder: Path) -> None:
+    """Refuse to write more bytes than the disk of a folder has free.
+
+    Raises:
+        InputError: the bytes needed and free.
+    """
+    free = shutil.disk_usage(folder).free
+    if needed > free:
+        raise InputError(
+            f"The result needs {needed:,} bytes; {folder} has {free:,} free.", "Make room, or choose another disk."
+        )
+
+
+def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> float:
+    """Seconds the merge will take, from merging a sample of the largest tensor of each rule into nothing."""
+    largest: dict[str, Job] = {}
+    total: dict[str, int] = {}
+    for job in plan.jobs:
+        key = job.rule.name if job.rule is not None else ""
+        total[key] = total.get(key, 0) + job.target.size
+        if key not in largest or job.target.size > largest[key].target.size:
+            largest[key] = job
+    files = Files()
+    seconds = 0.0
+    try:
+        engine = Engine(files, kernels, True, lambda nbytes: None)
+        with files.use(Path(os.devnull), os.O_WRONLY) as nothing:
+            for key, job in largest.items():
+                sample = _sample(job)
+                engine.run(sample, nothing)
+                started = time.perf_counter()
+                engine.run(sample, nothing)
+                seconds += (time.perf_counter() - started) * total[key] / max(sample.target.size, 1)
+    finally:
+        files.close()
+    return seconds / max(1, min(threads, len(plan.jobs)))
+
+
+def _sample(job: Job) -> Job:
+    """The job over the first rows of its tensor."""
+    shape = job.target.shape
+    row = int(np.prod(shape[1:])) if len(shape) > 1 else 1
+    if not shape or job.target.size <= _SAMPLE:
+        return job
+    cut = (max(1, _SAMPLE // max(row, 1)), *shape[1:])
+
+    def shortened(tensor: Tensor) -> Tensor:
+        return replace(tensor, shape=cut)
+
+    return replace(
+        job,
+        target=shortened(job.target),
+        sources=tuple(shortened(source) for source in job.sources),
+        base=None if job.base is None else shortened(job.base),
+    )
+
+
+def largest_whole_tensor(plan: Plan) -> int:
+    """Bytes that the largest tensor needs which a rule can't take in slices (0: all can)."""
+    needs = [
+        sum(tensor.size * (ITEM_SIZE[tensor.dtype] + 4) for tensor in job.inputs)
+        for job in plan.jobs
+        if job.rule is not None and job.rule.prepare is None
+    ]
+    return max(needs, default=0)

@@ -1,0 +1,79 @@
+"""What lies beside the weights of a model: config, tokenizer and settings are copied; the rest is named."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.source import ADAPTER_CONFIG, COMPANIONS, PICKLES, read_json
+
+_TEMPLATES = "additional_chat_templates"
+_WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
+_NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
+"""Of these, training's states are of one model's past, and the labels of a matcher need their vectors beside them."""
+_REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
+"""Written anew, or (``ROW``: which task's weights a run's ``model/`` has) of no meaning elsewhere."""
+_NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
+
+
+def copy_companions(source: Path, folder: Path, shards: Sequence[str]) -> None:
+    """Copy config, tokenizer and generation settings; nothing that holds weights or code.
+
+    Args:
+        source: folder of a model or an adapter. Without a config nothing is copied: what lies beside a single file need
+            not belong to it.
+        folder: where to.
+        shards: names of the model's safetensors files.
+    """
+    if not _is_whole(source):
+        return
+    for path in sorted(source.iterdir()):
+        if path.is_file() and _is_companion(path, shards):
+            shutil.copyfile(path, folder / path.name)
+    templates = sorted((source / _TEMPLATES).glob("*.jinja"))
+    if templates:
+        (folder / _TEMPLATES).mkdir()
+    for path in templates:
+        shutil.copyfile(path, folder / _TEMPLATES / path.name)
+
+
+def _is_whole(source: Path) -> bool:
+    return any((source / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
+
+
+def _is_companion(path: Path, shards: Sequence[str]) -> bool:
+    known = any(fnmatchcase(path.name, pattern) for pattern in COMPANIONS)
+    return known and not path.name.endswith(_NOT_COPIED) and path.name not in shards
+
+
+def uncopied_files(source: Path, shards: Sequence[str]) -> list[str]:
+    """Files of a model, other than weights, that :func:`copy_companions` leaves, and code that a config asks for.
+
+    A config whose ``auto_map`` names a file loads only when that file is put beside it (or, by ``owner/name--file``,
+    comes from the hub).
+
+    Raises:
+        InputError: one of the configs is not JSON.
+    """
+    if not _is_whole(source):
+        return []
+    code: dict[str, str] = {}
+    for name in _NAMING_CODE:
+        if (source / name).is_file():
+            for file in _code_of(read_json(source / name)):
+                code.setdefault(file, f"{file} (auto_map of {name} needs it)")
+    found = {path.name for path in source.iterdir() if path.is_file() and not _is_companion(path, shards)}
+    other = {name for name in found if not name.startswith(".") and name not in _REPLACED}
+    other = {name for name in other if not name.endswith((*_WEIGHTS, ".index.json")) and name not in shards}
+    return sorted(code.get(name, name) for name in other | set(code))
+
+
+def _code_of(config: dict[str, Any]) -> list[str]:
+    """Files beside the config that its ``auto_map`` names."""
+    named = config.get("auto_map")
+    values = list(named.values()) if isinstance(named, dict) else []
+    texts = [text for value in values for text in (value if isinstance(value, list) else [value])]
+    return [f"{text.partition('.')[0]}.py" for text in texts if isinstance(text, str) and "--" not in text]

@@ -1,0 +1,274 @@
+"""Checkpoints to read from: a folder in Hugging Face layout, a single file, or a hub id."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.recipe import Recipe
+from merganser.errors import InputError
+from merganser.files.safetensors_file import Tensor, read_header
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+ADAPTER_CONFIG = "adapter_config.json"
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
+COMPANIONS = (
+    *("*.json", "*.txt", "*.jinja"),
+    *("*.model", "*.model.v*", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes", "*.tokenizer"),
+)
+"""Files that belong to a model and hold neither weights nor code: config, generation settings, tokenizer."""
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of files that may be pickles."""
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*(/[\w.-]+)?(@[\w./-]+)?")
+_FACTOR = re.compile(r"(^|\.)lora_([AB]|embedding_[AB]|magnitude_vector|up|down)(\.|$)")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """The tensors of a model on disk.
+
+    Attributes:
+        label: as the user named it.
+        folder: where its files are.
+        shards: names of its safetensors files, in order.
+        tensors: by name, in the order of the shards.
+        metadata: of the first shard.
+        config: ``config.json``, or an empty map.
+    """
+
+    label: str
+    folder: Path
+    shards: tuple[str, ...]
+    tensors: dict[str, Tensor]
+    metadata: dict[str, str]
+    config: dict[str, Any]
+
+
+def locate(label: str) -> Path:
+    """The file or folder behind a name: a path, or a hub id (``name``, ``owner/name``, ``owner/name@revision``).
+
+    Raises:
+        InputError: neither exists.
+    """
+    path = Path(label).expanduser()
+    if path.exists():
+        return path
+    name, _, revision = label.partition("@")
+    looks_like_path = label.startswith((".", "/", "~")) or name.count("/") > 1
+    if looks_like_path or not _HUB_ID.fullmatch(label):
+        raise InputError(f"There is no file or folder {label}.", "Check the path.")
+    from huggingface_hub import snapshot_download
+
+    try:
+        wanted = ["*.safetensors", *COMPANIONS]
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+    except Exception as error:
+        # The hub client raises many kinds for one thing: the repository can't be had.
+        raise InputError(
+            f"{label} is no file or folder, and can't be had from the hub: {_reason(error)}",
+            "Check the name and the network.",
+        ) from error
+    if not any(folder.glob("*.safetensors")):
+        _refuse_without_weights(label, name, revision or None, folder)
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return first if first.endswith(".") else f"{first}."
+
+
+def _refuse_without_weights(label: str, name: str, revision: str | None, folder: Path) -> None:
+    """Say why a repository gave no safetensors file: it has pickles only, or has no weights at all."""
+    from huggingface_hub import list_repo_files
+
+    said = f", revision='{revision}'" if revision else ""
+    short = name.rpartition("/")[2]
+    convert = f"M.from_pretrained('{name}'{said}).save_pretrained('{short}-safetensors')"
+    command = f'python -c "from transformers import AutoModelForCausalLM as M; {convert}"'
+    files = [path.name for path in folder.iterdir()]
+    if _pickled_weights(files) is None:
+        try:
+            files = list_repo_files(name, revision=revision)
+        except Exception as error:
+            raise InputError(
+                f"{label} has no safetensors file among those at hand, and the hub can't be asked: {_reason(error)}",
+                f"Try again with a network. If it holds pickles only, convert it first: {command}",
+            ) from error
+    pickled = _pickled_weights(files)
+    if pickled is None:
+        raise InputError(f"{label} holds no safetensors file.", f"A checkpoint has {SINGLE} or {INDEX}.")
+    if pickled == "adapter_model.bin":
+        at = f" --revision {revision}" if revision else ""
+        command = f"hf download {name}{at} --local-dir {short} && {_converting(Path(short) / pickled)}"
+    raise InputError(
+        f"{label} holds its weights as a pickle only ({pickled}), which can run code when it is read.",
+        f"Convert it first, and merge the new folder: {command}",
+    )
+
+
+def _pickled_weights(names: Iterable[str]) -> str | None:
+    """The file among these that holds weights as a pickle, the likeliest first."""
+    other = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
+    found = [name for name in names if name.endswith(PICKLES) and not name.startswith(other) and "/" not in name]
+    return min(found, key=lambda name: (not name.startswith(("pytorch_model", "adapter_model")), name), default=None)
+
+
+def pin(recipe: Recipe) -> Recipe:
+    """The recipe with every hub id at the commit it stands for (``owner/name@commit``), so that it can be repeated.
+
+    Raises:
+        InputError: see :func:`locate`.
+    """
+    return replace(
+        recipe,
+        models=tuple(map(_pinned, recipe.models)),
+        fishers=tuple(map(_pinned, recipe.fishers)),
+        base=None if recipe.base is None else _pinned(recipe.base),
+    )
+
+
+def _pinned(label: str) -> str:
+    if Path(label).expanduser().exists():
+        return label
+    folder = locate(label)
+    # The hub's cache keeps every commit in a folder of its name.
+    return f"{label.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else label
+
+
+def adapter_folder(path: Path) -> Path | None:
+    """The folder of a PEFT adapter, from it or from the file of its weights; ``None`` where there is none."""
+    folder = path.parent if path.is_file() and path.name == ADAPTER_WEIGHTS else path
+    return folder if folder.is_dir() and (folder / ADAPTER_CONFIG).is_file() else None
+
+
+def open_checkpoint(label: str) -> Checkpoint:
+    """Read the headers of a checkpoint; no tensor is read.
+
+    Raises:
+        InputError: nothing there, pickle files only, missing shards, an index that does not match its shards, a file
+            that is not whole, the factors of an adapter in place of weights.
+    """
+    checkpoint = _opened(label)
+    factor = next((name for name in checkpoint.tensors if _FACTOR.search(name)), None)
+    if factor is not None:
+        raise InputError(
+            f"{label} holds factors of an adapter ({factor}), which can't be merged one by one.",
+            f"Adapters are merged as folders with {ADAPTER_CONFIG} beside {ADAPTER_WEIGHTS}, and with adapters only; "
+            "or put it into its model first (merge_and_unload of PEFT).",
+        )
+    return checkpoint
+
+
+def _opened(label: str) -> Checkpoint:
+    path = locate(label)
+    if path.is_file():
+        refuse_pickle(path)
+        tensors, metadata = read_header(path)
+        return Checkpoint(label, path.parent, (path.name,), {t.name: t for t in tensors}, metadata, {})
+    config = read_json(path / "config.json") if (path / "config.json").is_file() else {}
+    if "quantization_config" in config:
+        raise InputError(
+            f"{label} holds quantised weights (quantization_config in its config.json).",
+            "Merge the weights it was made from, then quantise the result.",
+        )
+    if (path / INDEX).is_file():
+        return _sharded(label, path, config)
+    name = SINGLE if (path / SINGLE).is_file() else _only_file(label, path)
+    tensors, metadata = read_header(path / name)
+    return Checkpoint(label, path, (name,), {t.name: t for t in tensors}, metadata, config)
+
+
+def _sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
+    index = read_json(folder / INDEX)
+    placed = index.get("weight_map")
+    if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
+        raise InputError(f"{folder / INDEX} has no weight_map.", "Download or save the checkpoint again.")
+    shards = tuple(sorted(set(placed.values())))
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise InputError(f"{folder / INDEX} names a shard outside its folder: {shard}.", "Use shards beside it.")
+    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    if missing:
+        raise InputError(f"{label} lacks {len(missing)} of its shards: {_few(missing)}.", "Download them again.")
+    tensors: dict[str, Tensor] = {}
+    metadata: dict[str, str] = {}
+    for shard in shards:
+        found, shard_metadata = read_header(folder / shard)
+        metadata = metadata or shard_metadata
+        for tensor in found:
+            if placed.get(tensor.name) != shard:
+                raise InputError(
+                    f"{folder / shard} holds {tensor.name}, which the index places in {placed.get(tensor.name)}.",
+                    "The index and the shards are of different versions: download them again.",
+                )
+            tensors[tensor.name] = tensor
+    lost = sorted(set(placed) - set(tensors))
+    if lost:
+        raise InputError(f"The shards of {label} lack tensors of the index: {_few(lost)}.", "Download them again.")
+    return Checkpoint(label, folder, shards, tensors, metadata, config)
+
+
+def _only_file(label: str, folder: Path) -> str:
+    files = sorted(path.name for path in folder.glob("*.safetensors"))
+    if len(files) == 1:
+        return files[0]
+    if files:
+        raise InputError(
+            f"{label} has {len(files)} safetensors files and no {INDEX}.", "Add the index, or name one of the files."
+        )
+    pickled = _pickled_weights(path.name for path in folder.iterdir())
+    if pickled is not None:
+        refuse_pickle(folder / pickled)
+    raise InputError(f"{label} holds no safetensors file.", f"A checkpoint is a folder with {SINGLE} or {INDEX}.")
+
+
+def refuse_pickle(path: Path) -> None:
+    """Refuse a pickle with the command that converts it; other files pass.
+
+    Raises:
+        InputError: the file's ending is that of a pickle.
+    """
+    if path.suffix not in PICKLES:
+        return
+    raise InputError(
+        f"{path} is a pickle, which can run code when it is read.", f"Convert it first: {_converting(path)}"
+    )
+
+
+def _converting(path: Path) -> str:
+    """The command that makes safetensors of a pickle."""
+    if path.name.startswith("pytorch_model"):
+        return (
+            f'python -c "from transformers import AutoModelForCausalLM as M; '
+            f"M.from_pretrained('{path.parent}').save_pretrained('{path.parent}-safetensors')\""
+        )
+    return (
+        f'python -c "import torch; from safetensors.torch import save_file; '
+        f"save_file(torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\""
+    )
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        InputError: it can't be read, or is something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path} can't be read as JSON: {error}.", "Download or save it again.") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is not a JSON object.", "Download or save it again.")
+    return content
+
+
+def _few(names: list[str], count: int = 5) -> str:
+    return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

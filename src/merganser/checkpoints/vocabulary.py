@@ -1,0 +1,155 @@
+"""Whether two models of equal shapes speak of the same things: their architecture, and which token each number is."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from merganser.checkpoints.source import Checkpoint, read_json
+from merganser.errors import InputError
+
+_FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The tokens of a tokenizer.
+
+    Attributes:
+        tokens: token -> number, those that are learned from text.
+        added: token -> number, those that people added. One tokenizer may have more of them than another: only a number
+            that two tokenizers give to different tokens is a contradiction.
+    """
+
+    tokens: dict[str, int]
+    added: dict[str, int]
+
+
+def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
+    """Refuse models of two architectures, as far as both name theirs.
+
+    Raises:
+        InputError: their ``model_type`` differ.
+    """
+    kinds = [checkpoint.config.get("model_type") for checkpoint in (reference, other)]
+    if None not in kinds and kinds[0] != kinds[1]:
+        raise InputError(
+            f"{reference.label} is of model_type {kinds[0]!r:.60}, {other.label} of {kinds[1]!r:.60}.",
+            "Models of one architecture can be merged; to merge all the same what has equal names and shapes, use "
+            "--common-only.",
+        )
+
+
+def check_vocabularies(checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse models whose tokenizers give one number to two tokens.
+
+    Every one is compared with every other: two may each agree with the base, and contradict one another. Looked at are
+    the first of ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have; files that are equal byte
+    by byte are not parsed, others once, however many models there are. Without such files the vocabularies are
+    unknown, and nothing is refused.
+
+    Raises:
+        InputError: the first tokens that differ, and the sizes of both vocabularies.
+    """
+    digest = cache(lambda path: hashlib.sha256(_bytes(path)).digest())
+    read = cache(_read)
+    for first, second in combinations(checkpoints, 2):
+        _compare(first, second, digest, read)
+
+
+def _compare(
+    reference: Checkpoint,
+    other: Checkpoint,
+    digest: Callable[[Path], bytes],
+    read: Callable[[Path], Vocabulary | None],
+) -> None:
+    if not reference.config or not other.config or reference.folder == other.folder:
+        # A single file stands alone; what lies beside it need not belong to it.
+        return
+    for name in _FILES:
+        paths = [checkpoint.folder / name for checkpoint in (reference, other)]
+        if not all(path.is_file() for path in paths):
+            continue
+        if digest(paths[0]) == digest(paths[1]):
+            return
+        first, second = (read(path) for path in paths)
+        if first is None or second is None:
+            continue
+        found = _differences(first, second)
+        if found:
+            said = "; ".join(
+                f"{token!r:.60} is {_or_none(a)} in {reference.label}, {_or_none(b)} in {other.label}"
+                for token, a, b in found[:3]
+            )
+            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            raise InputError(
+                f"The vocabularies differ ({len(first.tokens)} tokens in {reference.label}, {len(second.tokens)} in "
+                f"{other.label}): {said}{more}.",
+                "Rows of one number would be merged that belong to different tokens; to merge all the same, use "
+                "--ignore-vocabulary.",
+            )
+        return
+
+
+def _or_none(number: int | None) -> str:
+    return "missing" if number is None else str(number)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path} can't be read: {error.strerror}.", "Check its permissions.") from error
+
+
+def _read(path: Path) -> Vocabulary | None:
+    """The vocabulary in a file; ``None`` where it has none that can be understood."""
+    if path.suffix == ".txt":
+        lines = _bytes(path).decode("utf-8", errors="replace").split("\n")
+        return Vocabulary({line.rstrip("\r"): number for number, line in enumerate(lines) if line}, {})
+    content = read_json(path)
+    if path.name == "vocab.json":
+        return Vocabulary(tokens, {}) if (tokens := _numbered(content)) is not None else None
+    model, added = content.get("model"), content.get("added_tokens")
+    tokens = _numbered(model.get("vocab")) if isinstance(model, Mapping) else None
+    if tokens is None:
+        return None
+    listed = added if isinstance(added, list) else []
+    pairs = {one.get("content"): one.get("id") for one in listed if isinstance(one, Mapping)}
+    return Vocabulary(tokens, _numbered(pairs) or {})
+
+
+def _numbered(vocab: Any) -> dict[str, int] | None:
+    """Token -> number, from such a map or from a list of ``[token, score]`` in the order of the numbers."""
+    if isinstance(vocab, list) and all(isinstance(one, list) and one and isinstance(one[0], str) for one in vocab):
+        return {one[0]: number for number, one in enumerate(vocab)}
+    if isinstance(vocab, Mapping) and all(isinstance(number, int) for number in vocab.values()):
+        return dict(vocab)
+    return None
+
+
+def _differences(first: Vocabulary, second: Vocabulary) -> list[tuple[str, int | None, int | None]]:
+    """Tokens with their two numbers, where they differ; in the order of the first's numbers."""
+    if first == second:
+        return []
+    everything = [{**one.tokens, **one.added} for one in (first, second)]
+    names = [{number: token for token, number in one.items()} for one in everything]
+    found: dict[str, tuple[int | None, int | None]] = {}
+    for token in {**everything[0], **everything[1]}:
+        numbers = everything[0].get(token), everything[1].get(token)
+        # What one has learned the other must know too, at least as an added token.
+        learned = token in first.tokens or token in second.tokens
+        if numbers[0] != numbers[1] and (learned or None not in numbers):
+            found[token] = numbers
+    for number, token in names[0].items():
+        if names[1].get(number, token) != token:
+            found.setdefault(token, (number, everything[1].get(token)))
+    return sorted(
+        ((token, a, b) for token, (a, b) in found.items()),
+        key=lambda one: (one[1] is None, one[1] if one[1] is not None else one[2]),
+    )

@@ -1,0 +1,55 @@
+"""How far to go from one model to another when each task's loss is known as a parabola."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from merganser.merging.tensors import Array, gather
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Parts = tuple[Array, Array, Array, Array]
+"""Of one tensor: the way ``delta``, the pull of the past ``pull``, and the Fishers ``past`` and ``current``."""
+
+
+def optimal_interpolation(tensors: Iterable[Parts]) -> float:
+    r"""The ``l`` that minimises the losses of all tasks at ``start + l delta``, clipped to [0, 1].
+
+    With the Laplace approximation the loss of task i around its own weights is ``(theta - theta_i)' F_i (theta -
+    theta_i) / 2``, F diagonal. The new task's weights are at ``l = 1``; for the earlier ones only ``past = sum F_i``
+    and ``pull = sum F_i (start - theta_i)``, the slope of their losses at the start, matter. Setting the derivative to
+    zero gives::
+
+        l = (delta' current delta - pull' delta) / (delta' (past + current) delta)
+
+    Source: BECAME (Li et al. 2025, arXiv 2504.02666), with ``pull = past (theta_a - m_{t-1})``, which takes the model
+    kept before for the optimum of all earlier tasks; Perturb-and-Merge (Qiu et al. 2025, arXiv 2505.22389), with the
+    tasks' own weights.
+
+    Args:
+        tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
+
+    Returns:
+        The share of the way; 1 where no task tells anything about the way (0/0).
+
+    Raises:
+        InputError: shapes differ.
+    """
+    over = under = 0.0
+    for tensor in tensors:
+        arrays, _ = gather(tensor)
+        delta, pull, past, current = (_flat(array) for array in arrays)
+        own = float(delta @ (current * delta))
+        over += own - float(pull @ delta)
+        under += own + float(delta @ (past * delta))
+    if under <= 0.0:
+        return 1.0
+    return min(1.0, max(0.0, over / under))
+
+
+def _flat(array: NDArray[Any]) -> NDArray[np.float64]:
+    return array.reshape(-1).astype(np.float64)

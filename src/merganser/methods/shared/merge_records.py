@@ -1,0 +1,78 @@
+"""Merges after the last step of a task: their line in the ledger and their time."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from merganser.events import Merged
+from merganser.methods.base import TaskContext, TaskRecords
+from merganser.runs.record import MergeRecord
+
+if TYPE_CHECKING:
+    from merganser.weights import Weights
+
+
+@contextlib.contextmanager
+def timed_merge(records: TaskRecords) -> Iterator[None]:
+    """Counts the time inside as merging."""
+    started = time.perf_counter()
+    try:
+        yield
+    finally:
+        records.cost.merging_seconds += time.perf_counter() - started
+
+
+def record_merge(
+    records: TaskRecords,
+    context: TaskContext,
+    *,
+    trained: Weights,
+    before: Weights,
+    weight_new: float,
+    weight_old: float,
+    start: Weights | None = None,
+    sizes: tuple[float, float, float | None] | None = None,
+) -> None:
+    """Write the merge of a task's own weights with the model so far into the ledger.
+
+    Args:
+        records: of the method.
+        context: of the task; the two updates are measured from its pretrained weights.
+        trained: the task's weights after its last step.
+        before: those of the model that they are merged with.
+        weight_new, weight_old: how much each counts (where that differs between entries: on average).
+        start: where the task started; ``before`` if not given.
+        sizes: norms of the task's update and of the model's so far, and the cosine between them, where they are not
+            those of the weights (a method that merges products of factors).
+    """
+    norm_new, norm_old, cosine = sizes or _sizes(context, trained, before)
+    travelled = trained.minus(before if start is None else start).l1()
+    steps = context.steps
+    records.merges.append(
+        MergeRecord(
+            task=context.task,
+            task_index=context.index,
+            merge=len(records.merges) + 1,
+            step=steps,
+            cause="end",
+            interval=steps,
+            next_interval=steps,
+            learning_signal=travelled / max(1, steps),
+            rehearsal_steps=0,
+            weight_new=weight_new,
+            weight_old=weight_old,
+            norm_new=norm_new,
+            norm_old=norm_old,
+            cosine=cosine,
+        )
+    )
+    context.listener(Merged(context.task, steps, "end", weight_new, weight_old, 0, steps, steps))
+
+
+def _sizes(context: TaskContext, trained: Weights, before: Weights) -> tuple[float, float, float | None]:
+    origin = None if context.pretrained is None else context.pretrained()
+    new, old = (trained, before) if origin is None else (trained.minus(origin), before.minus(origin))
+    return new.l2(), old.l2(), new.cosine(old)

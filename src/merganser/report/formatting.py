@@ -1,0 +1,157 @@
+"""Numbers as a reader sees them, and the story of a merge in sentences."""
+
+from __future__ import annotations
+
+import math
+
+from merganser.runs.record import MergeRecord
+
+MISSING = "–"
+"""Shown where nothing was measured."""
+
+CAUSE_LETTER = {"due": "D", "early": "E", "forced": "F", "end": "T"}
+"""Letter of each cause of a merge; ``end`` is T for the end of the task, since E is early."""
+
+CAUSE_MEANING = {
+    "due": "due: on or after the planned step, with at least one alarm",
+    "early": "early: enough alarms before the planned step",
+    "forced": "forced: a whole further interval went by without an alarm",
+    "end": "end: after the last step of the task",
+}
+
+
+def finite(value: float | None) -> float | None:
+    """``value``, or ``None`` where it is missing, infinite or not a number (JSON has no such numbers)."""
+    return value if value is not None and math.isfinite(value) else None
+
+
+def score(value: float | None, signed: bool = False) -> str:
+    """A score or a difference of scores with three decimals and a true minus sign."""
+    known = finite(value)
+    if known is None:
+        return MISSING
+    known = round(known, 3) + 0.0  # no "-0.000"
+    return f"{known:{'+' if signed and known else ''}.3f}".replace("-", "−")
+
+
+def significant(value: float | None, digits: int = 3) -> str:
+    """A number of unknown magnitude with ``digits`` significant digits."""
+    known = finite(value)
+    if known is None:
+        return MISSING
+    rounded = float(f"{known:.{digits}g}")
+    text = f"{rounded:,.0f}" if abs(rounded) >= 10**digits else f"{rounded:.{digits}g}"
+    if "e" in text:
+        mantissa, exponent = text.split("e")
+        text = f"{mantissa} × 10^{int(exponent)}"
+    return text.replace("-", "−")
+
+
+def percent(value: float | None) -> str:
+    """A share in [0, 1] as per cent: one decimal below ten per cent, none above."""
+    known = finite(value)
+    if known is None:
+        return MISSING
+    hundredfold = 100 * known
+    if 0 < abs(hundredfold) < 9.95:
+        return f"{hundredfold:.1f} %".replace("-", "−")
+    return f"{hundredfold:.0f} %".replace("-", "−")
+
+
+def seconds(value: float | None) -> str:
+    """A duration: ``0.04 s``, ``12.3 s``, ``4 min 05 s`` or ``2 h 03 min``."""
+    known = finite(value)
+    if known is None:
+        return MISSING
+    if known == 0:
+        return "0 s"
+    if known < 1:
+        return f"{known:.2f} s"
+    if known < 59.95:
+        return f"{known:.1f} s"
+    whole = round(known)
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    minutes = round(known / 60)
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def size(count: int) -> str:
+    """A number of bytes in decimal units."""
+    if count < 1000:
+        return f"{count} B"
+    amount = float(count)
+    units = ["kB", "MB", "GB"]
+    amount /= 1000
+    while amount >= 999.5 and len(units) > 1:
+        amount /= 1000
+        del units[0]
+    return f"{significant(amount)} {units[0]}"
+
+
+def plural(count: int, noun: str) -> str:
+    """``1 merge``, ``2 merges``, ``1,200 merges``."""
+    return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def _change(name: str, before: float | None, after: float | None) -> str:
+    first, last = finite(before), finite(after)
+    if first is None or last is None:
+        return ""
+    if significant(first) == significant(last):
+        return f"{name} stayed at {significant(first)}"
+    return f"{name} {'rose' if last > first else 'fell'} from {significant(first)} to {significant(last)}"
+
+
+def _cause(merge: MergeRecord) -> str:
+    alarms = plural(merge.alarms, "alarm")
+    if merge.cause == "due":
+        return f"it was due (planned every {plural(merge.interval, 'step')}) with {alarms} raised"
+    if merge.cause == "early":
+        return f"{alarms} came before the planned interval of {plural(merge.interval, 'step')} was over"
+    if merge.cause == "forced":
+        overdue = plural(merge.interval, "step")
+        return f"it was forced, {overdue} or more beyond the planned one without an alarm of its own"
+    return "the task ended"
+
+
+def describe_merge(merge: MergeRecord) -> str:
+    """The story of one merge: when, why, what was merged with which weights, and what that did to the losses."""
+    parts = [f"Merge {merge.merge} of {merge.task}, after step {merge.step:,}: {_cause(merge)}."]
+    forgetting = finite(merge.forgetting_signal)
+    if forgetting is not None:
+        against = ""
+        if finite(merge.threshold) is not None:
+            against = f" against a threshold of {significant(merge.threshold)}"
+        parts.append(f"The loss on the memory stood at {significant(forgetting)}{against}.")
+    parts.append(f"Learning signal {significant(merge.learning_signal)}.")
+    rehearsal = f"After {plural(merge.rehearsal_steps, 'rehearsal step')}, " if merge.rehearsal_steps else ""
+    # A method that merges once a task has been trained merges two models; nothing was rehearsed.
+    models = merge.cause == "end" and not merge.rehearsal_steps and (merge.norm_old or 0) > 0
+    new, old = ("task's update", "model so far") if models else ("new change", "rehearsal's")
+    weights = f"{significant(merge.weight_new)} of the {new} (L2 norm {significant(merge.norm_new)})"
+    if merge.rehearsal_steps or (merge.norm_old or 0) > 0:
+        weights += f" and {significant(merge.weight_old)} of the {old} (L2 norm {significant(merge.norm_old)}"
+        weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
+        done = "were merged"
+    else:
+        done = "was kept, without rehearsal"
+    if merge.status == "refused":
+        why = f": {merge.reason}" if merge.reason else ""
+        parts.append(f"{rehearsal}merging {weights} was refused and taken back{why}.")
+    else:
+        parts.append(f"{rehearsal}{weights} {done}.")
+    changes = [
+        _change("the loss on the new task", merge.loss_new_before, merge.loss_new_after),
+        _change("the loss on the memory", merge.loss_old_before, merge.loss_old_after),
+    ]
+    told = ", ".join(change for change in changes if change)
+    if told:
+        parts.append(f"{told[0].upper()}{told[1:]}.")
+    if merge.cause != "end":
+        if merge.next_interval == merge.interval:
+            parts.append(f"The interval stays at {plural(merge.interval, 'step')}.")
+        else:
+            direction = "shortens" if merge.next_interval < merge.interval else "lengthens"
+            parts.append(f"The interval {direction} from {merge.interval:,} to {plural(merge.next_interval, 'step')}.")
+    return " ".join(part[0].upper() + part[1:] for part in parts)

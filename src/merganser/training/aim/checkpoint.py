@@ -1,0 +1,196 @@
+"""What AimMerging adds to the checkpoints of a trainer that knows nothing of it.
+
+Two files in ``checkpoint-N`` beside those of ``transformers.Trainer``: ``aim_merging.safetensors`` (weights after the
+last merge) and ``aim_merging.json`` (decisions, draws, records). Where processes share the weights out (FSDP2), each
+writes its own part, ``aim_merging.process-K.safetensors``, and only as many can go on from it.
+
+The Trainer's own way for callbacks, exportable state in ``trainer_state.json``, makes a callback anew from JSON values;
+neither weights nor a memory of examples fit there.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import TrainerState, TrainingArguments
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
+
+from merganser import processes
+from merganser.control import MergeController
+from merganser.errors import InputError, RunError
+from merganser.files.atomic import PARTIAL, full_disk_is_an_error, write_json
+from merganser.training.aim.importance import AVERAGE
+from merganser.training.state import TaskState
+
+FORMAT = 1
+"""Version of the two files; another one is refused."""
+
+VALUES, TENSORS = "aim_merging.json", "aim_merging.safetensors"
+
+SAME_SIZE = 1e-5
+"""Relative difference up to which two sums of absolute weights, added up in any order, are the same."""
+
+
+@dataclass(frozen=True)
+class Identity:
+    """What a state must have in common with the training that goes on from it.
+
+    Attributes:
+        step: optimizer steps taken.
+        size: sum of the absolute values of the trainable weights.
+        sharded: whether each process holds its shards of them; else every one holds them all, and the tensors of
+            process 0 are all there is.
+        options: of :func:`options_of`.
+    """
+
+    step: int
+    size: float
+    sharded: bool
+    options: dict[str, Any]
+
+
+def options_of(controller: MergeController, fusion: str) -> dict[str, Any]:
+    """The arguments with which training must go on as it began, by name, as JSON values."""
+    steps = round(controller.rehearsal_ratio * controller.initial_interval)
+    given = {"interval": controller.initial_interval, "rehearsal_steps": steps, "weights": asdict(controller.weights)}
+    names = inspect.signature(MergeController).parameters
+    held = {f"controller.{name}": given[name] if name in given else getattr(controller, name) for name in names}
+    return {"fusion": fusion} | {name: _plain(value) for name, value in held.items()}
+
+
+def _plain(value: Any) -> Any:
+    """A number of numpy's, or one that JSON has no word for, as a plain value."""
+    value = value.item() if hasattr(value, "item") else value
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
+    """Where a trainer puts the checkpoint of this step."""
+    return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
+
+
+def where_to_look(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
+    """Where the checkpoint may be that a trainer goes on from; a callback is not told which it is."""
+    if given is not None:
+        return [Path(given)]
+    named = args.resume_from_checkpoint
+    return [*([Path(named)] if isinstance(named, str) else []), checkpoint_folder(args, state)]
+
+
+def _tensors_file(sharded: bool) -> str:
+    """The file of tensors that this process writes and reads."""
+    return f"aim_merging.process-{processes.rank()}.safetensors" if sharded else TENSORS
+
+
+def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
+    """Add the state to a checkpoint; called in every process.
+
+    Args:
+        folder: the checkpoint, written by the trainer just before.
+        identity: by which :func:`read_state` knows it again.
+
+    Raises:
+        RunError: the trainer put its checkpoint elsewhere, or the disk is full.
+    """
+    from safetensors.torch import save_file
+
+    def begin() -> None:
+        if not folder.is_dir():
+            raise RunError(
+                f"the trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
+                "Use one that saves to output_dir/checkpoint-STEP, or AimMerging(checkpoints=False) without resuming.",
+            )
+
+    def add() -> None:
+        name = _tensors_file(identity.sharded)
+        unfinished = folder / (name + PARTIAL)
+        with full_disk_is_an_error(folder / name):
+            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}, unfinished)
+            unfinished.replace(folder / name)
+
+    described = {"format": FORMAT, "step": identity.step, "size": identity.size, "options": identity.options}
+    described["values"] = state.values
+    if identity.sharded:
+        described["processes"] = processes.count()
+    processes.on_main(begin)
+    if identity.sharded:
+        processes.run_collectively(add)
+    else:
+        processes.on_main(add)
+    # Last: where this file is, the others are complete.
+    processes.on_main(lambda: write_json(folder / VALUES, described))
+
+
+def read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
+    """The state in the first of these folders that has one; called in every process.
+
+    Args:
+        identity: of the training that goes on.
+
+    Raises:
+        InputError: no folder has one, or it is damaged, of another version, of other weights, of weights that were
+            shared out differently, or of other options.
+    """
+    return processes.run_collectively(lambda: _read_state(folders, identity))
+
+
+def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    folder = next((folder for folder in folders if (folder / VALUES).is_file()), None)
+    if folder is None:
+        looked = " or ".join(f"'{folder}'" for folder in folders)
+        raise InputError(
+            f"training goes on at step {identity.step}, but there is no {VALUES} in {looked}.",
+            "If the checkpoint is elsewhere, give AimMerging(resume_from=FOLDER); if AimMerging was not there when it "
+            "was written, or it was interrupted while writing, go on from an earlier one or start over.",
+        )
+    try:
+        described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        form, found, values = described["format"], (described["step"], described["size"]), described["values"]
+        wrote, now = described.get("processes"), processes.count() if identity.sharded else None
+        tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
+        ) from error
+    if form != FORMAT:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
+            "Go on with the version that wrote it, or start over.",
+        )
+    if wrote != now:
+        raise InputError(
+            f"the state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
+            "Go on in the same way, or start over.",
+        )
+    if found[0] != identity.step or not math.isclose(found[1], identity.size, rel_tol=SAME_SIZE):
+        raise InputError(
+            f"the state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
+            f"{identity.step}.",
+            "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
+        )
+    # A state without options is of an earlier version, which let the scores of importance alone tell the fusion.
+    masks = any(name.startswith(AVERAGE) for name in tensors)
+    options = described.get("options", {"fusion": "importance_masks" if masks else "trajectory"})
+    other = [key for key, value in identity.options.items() if options.get(key, value) != value]
+    if other:
+        told = ", ".join(f"{key} {options[key]} (now {identity.options[key]})" for key in other)
+        raise InputError(
+            f"the state of AimMerging in '{folder}' was written with {told}.",
+            "Go on with the arguments that training began with, or start over.",
+        )
+    return TaskState(values, tensors)
+
+
+def _sharing(count: int | None) -> str:
+    if count is None:
+        return "a process that holds all weights"
+    return f"{count} process{'' if count == 1 else 'es'} that share the weights out"

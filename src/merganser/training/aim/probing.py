@@ -1,0 +1,82 @@
+"""Which examples of the memory the forgetting signal is measured on."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+
+from merganser.streams.sampling import pick, spread
+from merganser.training.options import ProbeSet
+from merganser.training.rehearsal import Dataset, MemoryBatches
+
+
+def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.Generator) -> list[int]:
+    """Positions of ``number`` examples, as evenly over their groups as the groups' sizes allow.
+
+    Groups that are pairs (task, label) are taken level by level: as evenly as possible over tasks, then within every
+    task over its labels.
+
+    Args:
+        groups: the group of every example; ``number`` of them at least.
+        rng: draws which examples, and which groups get the remainder.
+    """
+    outer: dict[Hashable, dict[Hashable, list[int]]] = {}
+    for position, group in enumerate(groups):
+        first = group[0] if isinstance(group, tuple) else group
+        outer.setdefault(first, {}).setdefault(group, []).append(position)
+    sizes = [sum(map(len, inner.values())) for inner in outer.values()]
+    chosen: list[int] = []
+    for inner, share in zip(outer.values(), spread(number, sizes, rng), strict=True):
+        members = list(inner.values())
+        for positions, count in zip(members, spread(share, [len(p) for p in members], rng), strict=True):
+            chosen += pick(positions, count, rng)
+    return sorted(chosen)
+
+
+BatchT = TypeVar("BatchT")
+
+
+class Probes(Generic[BatchT]):
+    """The batch of every probe; a function of the seed and the step alone.
+
+    Args:
+        memory: tokenised examples.
+        size: examples per probe.
+        seed: decides every draw.
+        collate: turns examples into what :meth:`batch` gives: a batch where the model is, or a share of it.
+        kind: ``fresh``: a random batch for every step. ``fixed``: one batch for all of them, drawn once; probe losses
+            then differ by what the model learned alone, not by which examples were drawn.
+        groups: one per example; a fixed batch is spread over them (see :func:`spread_over_groups`).
+
+    Raises:
+        InputError: the memory is empty or smaller than a batch.
+    """
+
+    def __init__(
+        self,
+        memory: Dataset,
+        size: int,
+        seed: int,
+        collate: Callable[[list[Any]], BatchT],
+        kind: ProbeSet = "fresh",
+        groups: Sequence[Hashable] = (),
+    ) -> None:
+        self._batches = MemoryBatches(memory, size, seed)
+        self.batch_size = size
+        self._collate = collate
+        self._held: tuple[int, BatchT] | None = None
+        self._fixed: BatchT | None = None
+        if kind == "fixed":
+            rng = np.random.default_rng([seed, 4])
+            chosen = spread_over_groups(groups or [0] * len(memory), size, rng)
+            self._fixed = collate([memory[index] for index in chosen])
+
+    def batch(self, step: int) -> BatchT:
+        """The batch of the probe after inner step ``step``; the last one is held, since a merge looks at it again."""
+        if self._fixed is not None:
+            return self._fixed
+        if self._held is None or self._held[0] != step:
+            self._held = step, self._collate(self._batches.probe(step))
+        return self._held[1]

@@ -1,0 +1,1 @@
+"""TRM: the merge at the end of a task, found by optimising in the subspace of its trajectory."""

@@ -1,0 +1,322 @@
+r"""Merging by optimisation in the subspace of a task's trajectory.
+
+.. math:: J(\alpha) = L_{align} + \lambda_c L_{cons} + \lambda_g L_{resp} + \lambda_r |\alpha - \alpha_{start}|^2
+
+over :math:`m(\alpha) = m_{t-1} + \sum_k \alpha_k b_k` (:mod:`merganser.merging.subspace`), on data of the new task
+alone: its loss, the consistency of earlier predictions with those of :math:`m_{t-1}`
+(:mod:`merganser.training.trm.predictions`), and gradient responsiveness
+(:mod:`merganser.training.trm.responsiveness`). That these three make the merge, in an augmented trajectory subspace,
+is what Wang and Deng 2026, "Revitalizing the Beginning" (arXiv 2605.08311), say in their abstract; the formulas are
+Merganser's own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from merganser.merging.subspace import Subspace, groups_of
+from merganser.models.base import evaluating
+from merganser.models.precision import autocast
+from merganser.training.determinism import derive_seed
+from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
+from merganser.training.trm.merge_space import MergeSpace, PlainSpace, UpdateSpace
+from merganser.training.trm.options import SubspaceOptions
+from merganser.training.trm.predictions import Predictions, Predictor, divergence, pieces, predictor
+from merganser.training.trm.responsiveness import Responsiveness, Scalar
+from merganser.weights import Weights
+
+if TYPE_CHECKING:
+    from merganser.models.base import AnswerSpec, Backbone
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """The states of the trained weights that a merge is made of.
+
+    Attributes:
+        start: before the task, m_{t-1}.
+        end: after its last step, theta_t.
+        points: in between.
+        pretrained: before any task; ``None``: not a direction.
+        direction: of the optimizer's last step; ``None``: not a direction.
+    """
+
+    start: Weights
+    end: Weights
+    points: Sequence[Weights] = ()
+    pretrained: Weights | None = None
+    direction: Weights | None = None
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge did.
+
+    Attributes:
+        alphas: group -> coefficients of its rows.
+        objective: values of J's terms per step, on that step's examples, before the step.
+        weight: of the displacement in the result, by projection: <m_t - m_{t-1}, b_1> / |b_1|^2.
+        displacement: L2 norm of b_1, the change made by training.
+        learning_signal: sum of its absolute values.
+        correction: L2 norm of what the optimisation changed about the interpolation.
+        cosine: between displacement and correction; ``None`` when one is zero.
+        truncation: relative error of cutting the merged update back to the adapter's rank; 0 elsewhere.
+    """
+
+    alphas: dict[str, list[float]]
+    objective: list[dict[str, float]]
+    weight: float
+    displacement: float
+    learning_signal: float
+    correction: float
+    cosine: float | None
+    truncation: float
+
+
+@dataclass
+class SubspaceMerge:
+    """Merges what one task's training changed.
+
+    Args:
+        backbone: its weights are overwritten with the merged ones.
+        features: tokenised examples of the task.
+        earlier: how the tasks learned before are answered, each by its own labels.
+        options: the numbers.
+        batch: examples per forward pass, as in training.
+        seed: decides which examples are drawn, the random vectors of the probe, and a random direction.
+    """
+
+    backbone: Backbone
+    features: Sequence[dict[str, Any]]
+    earlier: Mapping[str, AnswerSpec]
+    options: SubspaceOptions
+    batch: int
+    seed: int
+    _predictor: Predictor = field(init=False, repr=False)
+    _batches: MemoryBatches = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        self._predictor = predictor(self.backbone, self.earlier, self.features)
+        size = min(self.options.batch, len(self.features))
+        self._batches = MemoryBatches(self.features, size, derive_seed(self.seed, "batches"))
+
+    def merge(self, trajectory: Trajectory) -> MergeReport:
+        """Put the merged weights into the backbone. Dropout is off meanwhile, and the mode is put back."""
+        space = self._space(trajectory)
+        with evaluating(self.backbone.module), space.opened() as parameters:
+            current = Weights(parameters)
+            start, end = space.point(trajectory.start), space.point(trajectory.end)
+            subspace = self._subspace(space, trajectory, start, end, parameters)
+            alpha = subspace.start(self.options.weight)
+            objective: list[dict[str, float]] = []
+            if self.options.steps and subspace.size:
+                alpha, objective = self._optimise(space, subspace, alpha, parameters, end)
+            subspace.materialize_(alpha, current)
+            report = _report(subspace, alpha, self.options.weight, current, objective)
+        return MergeReport(**{**vars(report), "truncation": space.truncation})
+
+    def task_loss(self) -> float:
+        """The model's own loss (nats) on one batch of the task, always the same, dropout off."""
+        examples = self._batches.probe(2)
+        with evaluating(self.backbone.module), torch.no_grad(), self._autocast():
+            return sum(
+                len(piece) / len(examples) * float(model_loss(self.backbone.module, self._collated(piece)))
+                for piece in pieces(examples, self.batch)
+            )
+
+    def _space(self, trajectory: Trajectory) -> MergeSpace:
+        if self.backbone.options.lora is None or self.options.space == "factors":
+            return PlainSpace(self.backbone.module)
+        w = self.options.weight
+        reference = trajectory.start.snapshot().combine_(1 - w, [(w, trajectory.end)])
+        directions = [] if trajectory.direction is None else [trajectory.direction]
+        points = [trajectory.start, trajectory.end, *trajectory.points]
+        return UpdateSpace(self.backbone.module, points, reference, directions)
+
+    def _subspace(
+        self,
+        space: MergeSpace,
+        trajectory: Trajectory,
+        start: Weights,
+        end: Weights,
+        parameters: Mapping[str, nn.Parameter],
+    ) -> Subspace:
+        """The basis: displacement, path, pull back, augmentation, in this order."""
+        directions = [end.minus(start), *(space.point(point).minus(start) for point in trajectory.points)]
+        if trajectory.pretrained is not None:
+            directions.append(space.point(trajectory.pretrained).minus(start))
+        augmentation = self.options.augmentation
+        if augmentation == "consistency":
+            directions.append(self._consistency_direction(start, end, parameters))
+        elif augmentation == "gaussian":
+            directions.append(_gaussian(start, derive_seed(self.seed, "direction")))
+        elif augmentation == "adam" and trajectory.direction is not None:
+            directions.append(space.tangent(trajectory.end, trajectory.direction))
+        return Subspace.span(start, directions, groups_of(list(parameters), self.options.groups))
+
+    def _consistency_direction(self, start: Weights, end: Weights, parameters: Mapping[str, nn.Parameter]) -> Weights:
+        """Down the gradient of the consistency loss half-way between the task's start and end."""
+        middle = start.snapshot().combine_(0.5, [(0.5, end)])
+        gradient, _ = self._gradient(self._batches.probe(1), parameters, middle, start, None, consistency_only=True)
+        return gradient.combine_(-1.0, [])
+
+    def _optimise(
+        self,
+        space: MergeSpace,
+        subspace: Subspace,
+        start: Tensor,
+        parameters: Mapping[str, nn.Parameter],
+        end: Weights,
+    ) -> tuple[Tensor, list[dict[str, float]]]:
+        """Adam on the coefficients; returns them and the terms of J at every step."""
+        options = self.options
+        current, point = Weights(parameters), subspace.origin.snapshot()
+        responsiveness = self._responsiveness(space, subspace.origin, parameters)
+        # The ridge alone has curvature 2 lambda_r in every coefficient. Adam's steps do not shrink with the gradient,
+        # so a step longer than the ridge can correct would leave the coefficients jumping about its minimum.
+        rate = min(options.learning_rate, 1 / (2 * options.ridge)) if options.ridge else options.learning_rate
+        alpha = start.clone().requires_grad_()
+        optimizer = torch.optim.Adam([alpha], lr=rate)
+        noted = []
+        for step in range(options.steps):
+            subspace.materialize_(alpha.detach(), point)
+            teacher = end if options.align == "kl" else None
+            gradient, terms = self._gradient(self._batches.rehearsal(step), parameters, point, subspace.origin, teacher)
+            pulled = subspace.project_gradient(gradient)
+            if responsiveness is not None:
+                current.copy_(point)
+                loss = responsiveness.literal if options.measure == "literal" else responsiveness.hinge
+                terms["responsiveness"], slope = responsiveness.loss_and_gradient(loss)
+                if slope is not None:
+                    pulled += options.responsiveness * subspace.project_gradient(slope)
+            away = alpha.detach() - start
+            terms["ridge"] = float(away @ away)
+            alpha.grad = pulled + 2 * options.ridge * away
+            optimizer.step()
+            with torch.no_grad():
+                alpha.clamp_(options.minimum, options.maximum)
+            noted.append(terms)
+        return alpha.detach(), noted
+
+    def _gradient(
+        self,
+        examples: Sequence[Any],
+        parameters: Mapping[str, nn.Parameter],
+        point: Weights,
+        origin: Weights,
+        aim: Weights | None,
+        *,
+        consistency_only: bool = False,
+    ) -> tuple[Weights, dict[str, float]]:
+        """Gradient of alignment and weighted consistency at a point, and their values; the examples go by in pieces.
+
+        Args:
+            origin: whose earlier predictions are to be kept.
+            aim: whose answers are to be met; ``None``: the right ones.
+        """
+        options, current = self.options, Weights(parameters)
+        total = Weights({name: torch.zeros_like(parameter) for name, parameter in parameters.items()})
+        terms = {"alignment": 0.0, "consistency": 0.0}
+        keeps = consistency_only or options.consistency > 0
+        for piece in pieces(examples, self.batch):
+            batch, share = self._collated(piece), len(piece) / len(examples)
+            kept = self._kept(self._predict_at(origin, current, batch)) if keeps else None
+            answers = None if aim is None else self._predict_at(aim, current, batch).answers
+            current.copy_(point)
+            with self._autocast():
+                found = self._predictor.predict(batch)
+                loss = found.own_loss if options.align == "own" else found.loss
+                align = loss if answers is None else divergence(answers, found.answers)
+                align = align * 0 if options.align == "none" else align
+            consistency = align * 0 if kept is None else divergence(kept, self._kept(found), options.temperature)
+            value = consistency if consistency_only else align + options.consistency * consistency
+            slopes = torch.autograd.grad(
+                value * share, list(parameters.values()), allow_unused=True, materialize_grads=True
+            )
+            total.combine_(1.0, [(1.0, Weights(dict(zip(parameters, slopes, strict=True))))])
+            terms["alignment"] += share * float(align.detach())
+            terms["consistency"] += share * float(consistency.detach())
+        return total, terms
+
+    def _kept(self, found: Predictions) -> Tensor:
+        """The logits that consistency compares."""
+        return found.earlier if self.options.kept_labels == "earlier" else found.seen
+
+    def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
+        current.copy_(point)
+        with torch.no_grad(), self._autocast():
+            return self._predictor.predict(batch)
+
+    def _responsiveness(
+        self, space: MergeSpace, origin: Weights, parameters: Mapping[str, nn.Parameter]
+    ) -> Responsiveness | None:
+        """The measure, with m_{t-1} as its reference; ``None`` where it has no weight."""
+        options = self.options
+        if options.measure == "off" or options.responsiveness == 0:
+            return None
+        examples = self._batches.probe(0)
+        parts: list[Scalar] = []
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
+        for piece in pieces(examples, self.batch):
+            batch = self._collated(piece)
+            if options.measure == "literal":
+                share = len(piece) / len(examples)
+                parts.append(functools.partial(self._share_of_loss, batch, share))
+            else:
+                with torch.no_grad(), autocast(self.backbone.device, "fp32"):
+                    shape = self._predictor.represent(batch).shape
+                vectors = torch.randn(shape, generator=generator).to(self.backbone.device)
+                parts.append(functools.partial(self._projection, batch, vectors))
+        measured = groups_of(space.measured(list(parameters)), options.groups)
+        measure = Responsiveness(parameters, measured, parts, len(examples), kappa=options.kappa, way=options.hvp)
+        Weights(parameters).copy_(origin)
+        measure.set_reference()
+        return measure
+
+    # Second derivatives are lost in bfloat16: whatever the model's precision, these two are computed in full.
+
+    def _share_of_loss(self, batch: Mapping[str, Any], share: float) -> Tensor:
+        with autocast(self.backbone.device, "fp32"):
+            return share * model_loss(self.backbone.module, batch)
+
+    def _projection(self, batch: Mapping[str, Any], vectors: Tensor) -> Tensor:
+        with autocast(self.backbone.device, "fp32"):
+            return (vectors * self._predictor.represent(batch)).sum()
+
+    def _collated(self, examples: Sequence[Any]) -> dict[str, Any]:
+        return to_device(self.backbone.collate(examples), self.backbone.device)
+
+    def _autocast(self) -> contextlib.AbstractContextManager[None]:
+        return autocast(self.backbone.device, self.backbone.precision)
+
+
+def _gaussian(like: Weights, seed: int) -> Weights:
+    generator = torch.Generator().manual_seed(seed)
+    return Weights({name: torch.randn(value.shape, generator=generator).to(value) for name, value in like.items()})
+
+
+def _report(
+    subspace: Subspace, alpha: Tensor, weight: float, merged: Weights, objective: list[dict[str, float]]
+) -> MergeReport:
+    displacement = subspace.directions[0]
+    change = merged.minus(subspace.origin)
+    size = displacement.l2()
+    projected = change.dot(displacement) / size**2 if size > 0 else weight
+    correction = change.combine_(1.0, [(-weight, displacement)])
+    return MergeReport(
+        alphas={group: part.tolist() for group, part in subspace.split(alpha).items()},
+        objective=objective,
+        weight=projected,
+        displacement=size,
+        learning_signal=displacement.l1(),
+        correction=correction.l2(),
+        cosine=displacement.cosine(correction),
+        truncation=0.0,
+    )

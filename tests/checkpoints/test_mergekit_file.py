@@ -1,0 +1,251 @@
+"""Configurations of mergekit: what is read, what is refused by name, and the same numbers as mergekit's own command."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from merganser.checkpoints.merge import merge_checkpoints
+from merganser.checkpoints.mergekit_file import check_filters, check_layers, translate
+from merganser.checkpoints.recipe import LayerPosition
+from merganser.checkpoints.recipe_file import parse
+from merganser.errors import InputError
+from tests.checkpoints.conftest import write_folder
+from tests.checkpoints.test_merge import load
+
+
+def resolved(text: str, name: str = "model.layers.0.mlp.up_proj.weight", position: float = 0.0) -> tuple[Any, Any]:
+    content, _ = translate(yaml.safe_load(text), "config.yml")
+    return parse(content, "config.yml"), parse(content, "config.yml").resolve(LayerPosition(name, position))
+
+
+def test_ties() -> None:
+    recipe, (rule, arguments) = resolved(
+        """
+        merge_method: ties
+        base_model: m
+        models:
+          - model: m
+          - model: a
+            parameters: {weight: 0.5, density: 0.3}
+          - model: b
+            parameters: {weight: 0.7}
+        parameters: {normalize: false, lambda: 0.8, density: 0.9, int8_mask: true}
+        dtype: bfloat16
+        """
+    )
+    assert (recipe.models, recipe.base, recipe.dtype) == (("a", "b"), "m", "BF16")
+    assert rule.name == "ties"
+    assert arguments == {"weights": [0.5, 0.7], "density": [0.3, 0.9], "normalize": False, "scale": 0.8}
+
+
+def test_defaults_are_those_of_mergekit() -> None:
+    text = "{merge_method: METHOD, base_model: m, models: [{model: a, parameters: {weight: 1}}]}"
+    for method, expected in (
+        ("dare_ties", {"rescale": "l1", "normalize": False}),
+        ("dare_linear", {"rescale": "l1", "normalize": False}),
+        ("della", {"rescale": "l1", "normalize": True, "epsilon": [0.15]}),
+        ("della_linear", {"rescale": "l1", "normalize": False}),
+        ("ties", {"normalize": True}),
+        ("breadcrumbs", {"normalize": False, "gamma": [0.01]}),
+        ("task_arithmetic", {"normalize": False}),
+    ):
+        _, (_, arguments) = resolved(text.replace("METHOD", method))
+        assert {key: arguments[key] for key in expected} == expected, method
+    _, (_, arguments) = resolved(
+        text.replace("METHOD", "dare_ties").replace("models", "parameters: {rescale: false}, models")
+    )
+    assert arguments["rescale"] == "none"
+    # As programs write it.
+    _, (_, arguments) = resolved(
+        text.replace("METHOD", "dare_ties").replace("models", "parameters: {rescale: 1.0, normalize: 0.0}, models")
+    )
+    assert (arguments["rescale"], arguments["normalize"]) == ("l1", False)
+    text = text.replace("models: [", "parameters: {filter_wise: 1.0}, models: [{model: b}, ")
+    assert resolved(text.replace("METHOD", "model_stock"))[1][1]["filter_wise"] is True
+
+
+SLERP = """
+merge_method: slerp
+base_model: a
+slices:
+  - sources:
+      - {model: a, layer_range: [0, 2]}
+      - {model: b, layer_range: [0, 2]}
+parameters:
+  t:
+    - filter: self_attn
+      value: [0, 0.5, 1]
+    - filter: mlp
+      value: [1, 0]
+    - value: 0.5
+"""
+
+
+def test_slices_filters_and_gradients() -> None:
+    recipe, (rule, arguments) = resolved(SLERP, position=0.25)
+    assert recipe.models == ("a", "b")
+    assert (rule.name, arguments) == ("slerp", {"t": 0.75})
+    assert resolved(SLERP, "model.layers.1.self_attn.q_proj.weight", 1.0)[1][1] == {"t": 1.0}
+    assert resolved(SLERP, "model.norm.weight")[1][1] == {"t": 0.5}
+
+
+def test_the_base_comes_first_in_slerp_whatever_the_order() -> None:
+    recipe, _ = resolved("{merge_method: slerp, base_model: b, models: [{model: a}, {model: b}], parameters: {t: 0.2}}")
+    assert recipe.models == ("b", "a")
+
+
+def test_a_filter_that_fits_nothing_falls_back_to_the_next_scope() -> None:
+    text = """
+        merge_method: ties
+        base_model: m
+        models:
+          - {model: a, parameters: {weight: [{filter: mlp, value: 0.1}]}}
+        parameters: {weight: 0.9}
+        """
+    assert resolved(text)[1][1]["weights"] == [0.1]
+    assert resolved(text, "model.norm.weight")[1][1]["weights"] == [0.9]
+
+
+def test_what_has_no_effect_is_noted() -> None:
+    text = "{merge_method: linear, models: [{model: a, parameters: {weight: 1, density: .5}}], "
+    text += "parameters: {int8_mask: true}}"
+    _, notes = translate(yaml.safe_load(text), "c.yml")
+    assert any(note.startswith("density:") for note in notes)
+    assert any(note.startswith("int8_mask:") for note in notes)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"merge_method": "arcee_fusion"}, "'arcee_fusion' has no counterpart"),
+        ({"tokenizer_source": "union"}, "tokenizer source 'union'"),
+        ({"tokenizer": {"source": "base", "tokens": {}}}, "tokenizer.tokens"),
+        ({"tokenizer": {1: "base", "tokens": {}}}, "tokenizer.1"),
+        ({"chat_template": "auto"}, "chat_template"),
+        ({"modules": {"x": {}}}, "modules"),
+        ({"lora": 1}, "lora can't be expressed"),
+        ({"models": [{"model": "x/a+x/b"}]}, r"model\+adapter"),
+        ({"models": [{"model": "a"}]}, "has no weight"),
+        ({"base_model": None}, "needs base_model"),
+        ({"parameters": {"weight": 1, "rescale": True}}, "rescale with ties"),
+        ({"models": [{"model": "a"}, {"model": "a"}]}, "same model twice"),
+        ({"models": None}, "neither models nor slices"),
+        ({"slices": [{}]}, "has models and slices"),
+        ({"models": None, "slices": ["x"]}, r"slices\[0\] is not a map"),
+        ({"models": None, "slices": [{"sources": ["x"]}]}, r"slices\[0\]\.sources\[0\] is not a map"),
+        ({"models": None, "slices": [{"sources": [{"model": "a", "layer_range": 5}]}]}, "layer_range is 5"),
+        ({"models": None, "slices": [{"sources": [{"model": "a", "layer_range": [0, "x"]}]}]}, "layer_range is"),
+        ({"parameters": [1]}, "parameters is not a map"),
+        ({"models": [{"model": "a", "parameters": [1]}]}, "parameters is not a map"),
+        ({"merge_method": "dare_ties", "parameters": {"rescale": [1]}}, "rescale is"),
+        ({"parameters": {"weight": 1, "normalize": 2}}, "parameters.normalize is 2"),
+    ],
+)
+def test_what_cannot_be_expressed_is_named(change: dict[str, Any], message: str) -> None:
+    content = {
+        "merge_method": "ties",
+        "base_model": "m",
+        "models": [{"model": "a", "parameters": {"weight": 1}}],
+        **change,
+    }
+    with pytest.raises(InputError, match=message):
+        translate(content, "c.yml")
+
+
+def test_stacked_slices_are_refused() -> None:
+    content = yaml.safe_load(SLERP)
+    content["slices"] *= 2
+    with pytest.raises(InputError, match="more than one slice"):
+        translate(content, "c.yml")
+    content = yaml.safe_load(SLERP)
+    content["slices"][0]["sources"][1]["layer_range"] = [2, 4]
+    with pytest.raises(InputError, match="layer_range"):
+        translate(content, "c.yml")
+
+
+def test_a_slice_of_fewer_layers_is_another_architecture(family: dict[str, Path]) -> None:
+    content = yaml.safe_load(SLERP)
+    check_layers(content, str(family["a"]), "c.yml")
+    content["slices"][0]["sources"][0]["layer_range"] = [0, 1]
+    with pytest.raises(InputError, match="1 layers of a model that has 2"):
+        check_layers(content, str(family["a"]), "c.yml")
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties"])
+def test_filters_must_give_what_is_required_to_every_tensor(method: str, family: dict[str, Path]) -> None:
+    """mergekit refuses a tensor that no filter fits where it has no default; what has one falls back to it."""
+    key = "t" if method == "slerp" else "weight"
+    filters = [{"filter": "mlp", "value": 0.3}, {"filter": "model", "value": 0.5}]
+    content: dict[str, Any] = {
+        "merge_method": method,
+        "base_model": str(family["base"]),
+        "models": [{"model": str(family["a"])}],
+        "parameters": {key: filters, "density": filters[:1]},
+    }
+    check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
+    content["parameters"][key] = filters[:1]
+    with pytest.raises(InputError, match=f"c.yml: {key} has no value for model.embed_tokens.weight: it fits no filter"):
+        check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
+    content["parameters"][key] = [filters[0], {"value": 0.1}]
+    check_filters(translate(content, "c.yml")[0], str(family["a"]), "c.yml")
+
+
+@pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs_ties", "sce", "model_stock", "karcher"])
+def test_files_are_merged_like_mergekit_does(method: str, tmp_path: Path) -> None:
+    pytest.importorskip("mergekit", reason="mergekit is not installed; recorded answers stand in for it elsewhere")
+    sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+    from checkpoint import config, shapes
+
+    sizes = (3, 64, 96, 100)
+    generator = np.random.default_rng(0)
+    base = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes(*sizes).items()}
+    for model in ("m", "a", "b"):
+        noise = 0.0 if model == "m" else 0.1
+        tensors = {
+            k: v + np.float32(noise) * generator.normal(size=v.shape).astype(np.float32) for k, v in base.items()
+        }
+        write_folder(tmp_path / model, tensors, shards=2)
+        (tmp_path / model / "config.json").write_text(_json(config(*sizes)))
+        (tmp_path / model / "tokenizer.json").unlink()
+    # Every tensor has a number of elements that 0.25 divides, so that both keep the same count.
+    parameters: dict[str, Any] = {
+        "weight": [0.2, 0.9],
+        "density": 0.25,
+        "t": [0, 0.7, 1],
+        "gamma": 0.125,
+        "select_topk": 1.0,
+    }
+    names = [str(tmp_path / model) for model in ("m", "a", "b")]
+    models = names[:2] if method == "slerp" else names
+    content: dict[str, Any] = {
+        "merge_method": method,
+        "models": [{"model": name} for name in models],
+        "parameters": parameters,
+        "dtype": "float32",
+    }
+    if method not in ("linear", "karcher"):
+        content["base_model"] = names[0]
+    path = tmp_path / "config.yml"
+    path.write_text(yaml.safe_dump(content))
+    script = "from mergekit.scripts.run_yaml import main; main()"
+    command = [sys.executable, "-c", script, str(path), str(tmp_path / "theirs"), "--no-copy-tokenizer", "--quiet"]
+    subprocess.run(command, check=True, capture_output=True)
+    translated, _ = translate(content, "config.yml")
+    merge_checkpoints(parse(translated, "config.yml"), tmp_path / "ours")
+    theirs, ours = load(tmp_path / "theirs"), load(tmp_path / "ours")
+    assert set(theirs) == set(ours)
+    for name in ours:
+        np.testing.assert_allclose(ours[name], theirs[name], rtol=2e-5, atol=2e-5, err_msg=name)
+
+
+def _json(content: dict[str, Any]) -> str:
+    import json
+
+    return json.dumps(content)

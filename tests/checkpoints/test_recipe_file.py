@@ -1,0 +1,63 @@
+"""Recipes: what a key may hold, and which value a tensor gets in the end."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from merganser.checkpoints.recipe import LayerPosition, Recipe
+from merganser.checkpoints.recipe_file import parse, to_content
+from merganser.errors import InputError
+
+
+def recipe(**content: Any) -> Recipe:
+    return parse({"rule": "linear", "models": ["a", "b"], "base": "m", **content}, "merge.yaml")
+
+
+def values(asked: Recipe, name: str) -> dict[str, Any]:
+    return asked.resolve(LayerPosition(name, 0.0))[1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ({"options": {"normalize": [True, False]}}, r"options\.normalize is a list"),
+        ({"rule": "slerp", "options": {"t": [0.2, 0.8]}}, r"options\.t is a list.*layers"),
+        ({"rule": "dare_ties", "options": {"rescale": ["l1", "none"]}}, r"options\.rescale is a list"),
+        ({"rule": "ties", "overrides": [{"match": "*", "scale": [1, 2]}]}, r"overrides\[0\]\.scale is a list"),
+        ({"models": [{"model": "a", "weight": 10**400}, "b"]}, r"weight is not a finite number"),
+    ],
+)
+def test_mistakes_are_named_with_their_key(content: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        recipe(**content)
+
+
+def test_parameters_of_models_may_be_lists() -> None:
+    assert values(recipe(options={"weight": [1, 3]}), "x")["weights"] == [1.0, 3.0]
+
+
+def test_where_no_case_fits_what_was_said_before_holds() -> None:
+    cases = {"cases": [{"contains": "mlp", "value": 3}]}
+    asked = recipe(models=[{"model": "a", "weight": cases}, "b"], options={"weight": 2})
+    assert values(asked, "mlp")["weights"] == [3.0, 2.0]
+    assert values(asked, "norm")["weights"] == [2.0, 2.0]
+    asked = recipe(options={"weight": 2}, overrides=[{"match": "*", "weight": cases}])
+    assert values(asked, "norm")["weights"] == [2.0, 2.0]
+    assert values(recipe(options={"weight": cases}), "norm")["weights"] == [1.0, 1.0]
+
+
+def test_an_override_may_have_a_seed() -> None:
+    asked = recipe(rule="dare_ties", seed=3, overrides=[{"match": "*mlp*", "seed": 7}])
+    assert values(asked, "mlp")["seed"] == 7
+    assert values(asked, "norm")["seed"] == 3
+    again = parse(to_content(asked), "again")
+    assert values(again, "mlp")["seed"] == 7
+
+
+def test_a_word_of_another_rule_is_named_before_the_merge() -> None:
+    asked = recipe(rule="dare_linear", options={"rescale": "density"}, overrides=[{"match": "*mlp*", "rule": "della"}])
+    assert values(asked, "norm")["rescale"] == "density"
+    with pytest.raises(InputError, match="rescale for mlp, which della merges, is 'density'"):
+        values(asked, "mlp")

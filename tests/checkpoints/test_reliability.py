@@ -1,0 +1,177 @@
+"""Interrupted, without room, without permission: nothing is left that looks finished."""
+
+from __future__ import annotations
+
+import errno
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from merganser.checkpoints import merge
+from merganser.checkpoints.merge import merge_checkpoints
+from merganser.checkpoints.recipe_file import parse
+from merganser.errors import InputError, RunError
+from tests.checkpoints.conftest import write_folder
+
+SCRIPT = """
+import sys
+from merganser.checkpoints.merge import merge_checkpoints
+from merganser.checkpoints.recipe_file import parse
+content = {"rule": "ties", "models": sys.argv[1:3], "base": sys.argv[3]}
+merge_checkpoints(parse(content, "test"), sys.argv[4], kernels="numpy")
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    root = tmp_path_factory.mktemp("models")
+    generator = np.random.default_rng(0)
+    made = []
+    for name in ("a", "b", "base"):
+        tensors = {f"layers.{i}.weight": generator.normal(size=(300, 300)).astype(np.float32) for i in range(12)}
+        made.append(str(write_folder(root / name, tensors, shards=3)))
+    return made
+
+
+def test_killed_at_any_moment_it_leaves_nothing_that_looks_finished(folders: list[str], tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    command = [sys.executable, "-c", SCRIPT, *folders, str(out)]
+    started = time.perf_counter()
+    subprocess.run(command, check=True)
+    whole = time.perf_counter() - started
+    expected = {path.name: path.read_bytes() for path in out.iterdir()}
+    shutil.rmtree(out)
+    # The moment of death moves over the second half of the run, where the files are written.
+    for share in np.random.default_rng(1).uniform(0.4, 1.0, size=5):
+        process = subprocess.Popen(command)
+        time.sleep(whole * float(share))
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():
+            assert {path.name for path in out.iterdir()} == set(expected), "a folder with the final name is complete"
+            shutil.rmtree(out)
+        assert all(path.name.startswith(".out.merging-") for path in tmp_path.iterdir())
+    subprocess.run(command, check=True)
+    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
+    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the next merge swept what the killed ones left"
+
+
+def recipe(folders: list[str]) -> object:
+    return parse({"rule": "linear", "models": folders[:2]}, "test")
+
+
+def test_killed_between_the_two_renames_the_old_folder_comes_back(folders: list[str], tmp_path: Path) -> None:
+    merge_checkpoints(recipe(folders), tmp_path / "out")
+    import socket
+
+    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    dead = int(finished.stdout)
+    (tmp_path / "out").rename(tmp_path / f".out.merging-{socket.gethostname()}-{dead}-old")
+    merge._sweep(tmp_path / "out")
+    assert (tmp_path / "out" / "merge.yaml").exists()
+
+
+def test_names_with_brackets_are_swept_too(folders: list[str], tmp_path: Path) -> None:
+    import socket
+
+    finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    left = tmp_path / f".out[1].merging-{socket.gethostname()}-{int(finished.stdout)}"
+    left.mkdir()
+    merge_checkpoints(recipe(folders), tmp_path / "out[1]")
+    assert not left.exists()
+
+
+def test_what_a_living_process_is_writing_is_left_alone(folders: list[str], tmp_path: Path) -> None:
+    import socket
+
+    other = tmp_path / f".out.merging-{socket.gethostname()}-{os.getppid()}"
+    other.mkdir()
+    merge_checkpoints(recipe(folders), tmp_path / "out")
+    assert other.exists()
+
+
+def test_a_disk_that_is_too_small_is_noticed_before(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1000))
+    with pytest.raises(InputError, match=r"needs [\d,]+ bytes; .* has 1,000 free"):
+        merge_checkpoints(recipe(folders), tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_limit_on_the_size_of_files_is_a_failure_without_traces(folders: list[str], tmp_path: Path) -> None:
+    """A real refusal of the kernel, in the middle of the work: the space of the first shard can't be reserved."""
+
+    def limited() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
+
+    ended = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *folders, str(tmp_path / "out")],
+        preexec_fn=limited,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 1
+    assert "RunError" in ended.stderr
+    assert "File too large" in ended.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_disk_that_fills_up_is_a_failure_without_traces(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = os.pwrite
+    calls = [0]
+
+    def full(descriptor: int, view: bytes, offset: int) -> int:
+        calls[0] += 1
+        if calls[0] > 6:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(descriptor, view, offset)
+
+    monkeypatch.setattr(os, "pwrite", full)
+    with pytest.raises(RunError, match="No space left"):
+        merge_checkpoints(recipe(folders), tmp_path / "out", threads=2)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_place_that_cannot_be_written_is_named(
+    folders: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(InputError, match="can't be written"):
+        merge_checkpoints(recipe(folders), "/proc/merged/out")
+    if os.geteuid() != 0:
+        (tmp_path / "locked").mkdir(mode=0o555)
+        with pytest.raises(InputError, match="can't be written"):
+            merge_checkpoints(recipe(folders), tmp_path / "locked" / "out")
+
+
+def test_an_interrupt_leaves_nothing(folders: list[str], tmp_path: Path) -> None:
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        merge_checkpoints(recipe(folders), tmp_path / "out", progress=stop)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_progress_counts_every_byte_once(folders: list[str], tmp_path: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    report = merge_checkpoints(
+        recipe(folders), tmp_path / "out", threads=3, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen[-1] == (report.bytes, report.bytes)
+    assert [done for done, _ in seen] == sorted(done for done, _ in seen)
