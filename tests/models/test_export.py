@@ -13,6 +13,7 @@ import torch
 
 from merganser.errors import RunError
 from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.export import export_model
 from merganser.models.options import LoraOptions
 from tests.models.conftest import LORA, Loader, disturb
 
@@ -61,7 +62,7 @@ def test_plain_libraries_give_the_same_answers(
     if which != "matcher":
         expected.insert(0, answers(backbone, AnswerSpec()))
     before = {name: parameter.detach().clone() for name, parameter in backbone.trainable().items()}
-    backbone.export(tmp_path / "out", specs, merged)
+    export_model(backbone, tmp_path / "out", specs, merged)
     assert used_as_the_card_says(tmp_path / "out", tmp_path) == expected
     for name, parameter in backbone.trainable().items():  # exporting leaves the model as it was
         assert torch.equal(parameter, before[name])
@@ -77,7 +78,7 @@ def test_merged_weights_are_the_formula(load: Loader, tmp_path: Path) -> None:
 
     backbone = load("matcher")
     disturb(backbone)
-    backbone.export(tmp_path, {"mood": RANK}, True)
+    export_model(backbone, tmp_path, {"mood": RANK}, True)
     merged = AutoModel.from_pretrained(tmp_path).state_dict()
     pretrained = AutoModel.from_pretrained(backbone.options.name).state_dict()
     where = "encoder.layer.0.attention.self.query"
@@ -88,7 +89,7 @@ def test_merged_weights_are_the_formula(load: Loader, tmp_path: Path) -> None:
 
 
 def test_the_card_and_the_labels(load: Loader, tmp_path: Path) -> None:
-    load("causal").export(tmp_path, SPECS, False)
+    export_model(load("causal"), tmp_path, SPECS, False)
     card = (tmp_path / "README.md").read_text()
     assert 'library_name: "peft"' in card
     assert "base_model:" not in card  # a folder's path means nothing elsewhere
@@ -104,4 +105,4 @@ def test_weights_that_are_not_finite_are_not_merged(load: Loader, tmp_path: Path
     with torch.no_grad():
         next(iter(backbone.trainable().values())).fill_(float("nan"))
     with pytest.raises(RunError, match="not finite"):
-        backbone.export(tmp_path, SPECS, True)
+        export_model(backbone, tmp_path, SPECS, True)

@@ -8,6 +8,7 @@ import torch
 from merganser.errors import InputError
 from merganser.models import gguf_file
 from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 
@@ -103,7 +104,7 @@ def test_a_gguf_file_is_the_model_it_was_made_from(
     assert [a.text for a in one_said] == [a.text for a in two_said]
     from_file.save_weights(tmp_path / "adapter")
     assert f'"{file}"' in (tmp_path / "adapter" / "adapter_config.json").read_text()
-    from_file.export(tmp_path / "merged", {"mood": spec}, True)  # saving works: no trace of the quantisation is left
+    export_model(from_file, tmp_path / "merged", {"mood": spec}, True)
     assert (tmp_path / "merged" / "model.safetensors").is_file()
 
 

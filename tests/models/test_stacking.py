@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 
 from merganser.errors import InputError
 from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.export import export_model
 from merganser.models.options import LoraOptions
 from merganser.models.stacking import EARLIER, earlier_and_trained, rank_of
 from tests.models.conftest import Loader, disturb
@@ -83,7 +84,7 @@ def test_plain_peft_reads_a_grown_adapter(load: Loader, tmp_path: Path, merged: 
     from transformers import AutoModel
 
     backbone = grown(load("matcher", lora=LORA))
-    backbone.export(tmp_path / "out", {"mood": SPEC}, merged)
+    export_model(backbone, tmp_path / "out", {"mood": SPEC}, merged)
     if merged:
         plain = AutoModel.from_pretrained(tmp_path / "out")
     else:
@@ -114,4 +115,4 @@ def test_what_cannot_be_a_grown_adapter_is_refused(load: Loader, tmp_path: Path)
     with pytest.raises(InputError, match="has r = 4, the model has r = 2"):
         backbone.load_weights(tmp_path)
     with pytest.raises(InputError, match="there is no adapter to grow"):
-        load("matcher", lora=None).grow(0)
+        load("matcher", lora=None).stack_adapter(0)

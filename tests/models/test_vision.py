@@ -13,6 +13,7 @@ from PIL import Image
 
 from merganser.errors import InputError
 from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.streams.images import Picture
@@ -158,7 +159,7 @@ def test_the_card_of_an_export_gives_the_same_answers(
         for name, parameter in backbone.trainable().items():
             parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(len(name)))
     backbone.prepare_labels(examples(), SPEC)
-    backbone.export(tmp_path / "out", {"tone": SPEC}, merged)
+    export_model(backbone, tmp_path / "out", {"tone": SPEC}, merged)
     images = [picture(value, 3) for value in (5, 60, 120, 230)]
     for name, image in zip(("an-image.png", "another.png"), (images[0], images[-1]), strict=True):
         image.decode("L").save(tmp_path / "out" / name)

@@ -11,6 +11,7 @@ from merganser.evaluation import KnownTask, with_candidates
 from merganser.files.atomic import FULL, full_disk_is_an_error
 from merganser.learner.session import Session
 from merganser.models.base import Answer
+from merganser.models.export import export_model
 from merganser.runs.record import Score
 
 
@@ -112,7 +113,7 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
                 raise InputError(
                     f"cannot create '{out}': {error.strerror}.", "Choose a folder that can be written."
                 ) from error
-            session.backbone.export(partial, {name: task.spec for name, task in known.items()}, merged)
+            export_model(session.backbone, partial, {name: task.spec for name, task in known.items()}, merged)
             partial.rename(out)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)

@@ -9,13 +9,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
+import torch
+
 from merganser import processes
 from merganser.errors import InputError, nearest
+from merganser.models import lora, stacking, weight_files
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
 
 if TYPE_CHECKING:
-    import torch
     from torch import nn
 
     from merganser.streams.images import Picture
@@ -231,8 +233,6 @@ class Backbone(ABC):
         Raises:
             InputError: ``batch_size`` below 1, or a spec that the kind of model cannot answer.
         """
-        import torch
-
         number, turns = (processes.rank(), processes.count()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
@@ -262,12 +262,10 @@ class Backbone(ABC):
 
     def save_weights(self, folder: Path) -> None:
         """Writes the trained weights: PEFT layout for LoRA, Hugging Face layout with tokenizer for all weights."""
-        from merganser.models import storage
-
         if self.options.lora is not None:
-            storage.save_adapter(self.model, folder)
+            weight_files.save_adapter(self.model, folder)
         else:
-            storage.save_model(self.model, self.tokenizer, folder)
+            weight_files.save_model(self.model, self.tokenizer, folder)
 
     def load_weights(self, folder: Path) -> None:
         """Reads what :meth:`save_weights` wrote, bit for bit, into the existing parameters.
@@ -275,22 +273,18 @@ class Backbone(ABC):
         Raises:
             InputError: files missing, or made for another model or other LoRA options. The weights are then unchanged.
         """
-        from merganser.models import storage
-
         if self.options.lora is not None:
-            storage.load_adapter(self.model, folder)
+            weight_files.load_adapter(self.model, folder)
         else:
-            storage.load_model(self.model, folder)
+            weight_files.load_model(self.model, folder)
 
     def reset(self, seed: int) -> None:
         """Back to the pretrained start: fresh factors drawn from ``seed`` (LoRA), or the pretrained weights."""
-        from merganser.models import lora, stacking, storage
-
         if self.options.lora is not None:
             stacking.put_earlier(self.model, None)
             lora.initialise(self.model, seed)
         else:
-            storage.copy_weights(self._load_pretrained(), self.model)
+            weight_files.copy_weights(self._load_pretrained(), self.model)
 
     def stack_adapter(self, seed: int) -> None:
         """Freeze what the adapter has learned, and train fresh factors, drawn from ``seed``, beside it.
@@ -301,27 +295,10 @@ class Backbone(ABC):
         Raises:
             InputError: all weights are trained.
         """
-        from merganser.models import lora, stacking
-
         if self.options.lora is None:
             raise InputError("there is no adapter to grow: all weights are trained.", "Use model.lora.")
         stacking.put_earlier(self.model, stacking.joined(self.model)[0])
         lora.initialise(self.model, seed)
-
-    def export(self, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
-        """Writes a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
-
-        Args:
-            folder: created if need be.
-            specs: how each learned task is answered, by name; goes into the model card and ``labels.json``.
-            merged: the whole model with the LoRA update added to its weights. All-weights models are always whole.
-
-        Raises:
-            InputError: a merge that yields non-finite weights.
-        """
-        from merganser.models.export import export
-
-        export(self, folder, specs, merged)
 
 
 @contextmanager
@@ -345,8 +322,6 @@ def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False, limit: in
 
     The width is that of the longest row, with a ``limit`` rounded up to a multiple of :data:`ROUND` but not above it.
     """
-    import torch
-
     width = max(len(row) for row in rows)
     if limit is not None:
         width = max(width, min(limit, -(-width // ROUND) * ROUND))

@@ -1,4 +1,4 @@
-"""What leaves the house: a folder for plain transformers and PEFT, with a card that says how to use it."""
+"""Export to a folder that transformers and PEFT load."""
 
 from __future__ import annotations
 
@@ -6,46 +6,50 @@ import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from safetensors.torch import save_file
 
 from merganser.errors import RunError
-from merganser.models import storage
+from merganser.models import weight_files
 from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.causal import Causal
+from merganser.models.matcher import LabelMatcher
+from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
 from merganser.models.quiet import quiet
-from merganser.models.stacking import rank_of
 
-if TYPE_CHECKING:
-    from merganser.models.causal import Causal
-    from merganser.models.matcher import LabelMatcher
-
-LABELS = "labels.json"
-LABEL_VECTORS = "label_vectors.safetensors"
 CARD = "README.md"
 
-AUTO_CLASS = {"seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM", "matcher": "AutoModel"}
-PIPELINE = {"seq2seq": "text2text-generation", "causal": "text-generation", "matcher": "text-classification"}
 
+def export_model(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
+    """Write a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
 
-def export(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
-    """See :meth:`merganser.models.base.Backbone.export`."""
+    Args:
+        folder: created if need be.
+        specs: how each learned task is answered, by name; goes into the model card and ``labels.json``.
+        merged: write the whole model, the LoRA update added to its weights. A model without LoRA is always whole.
+
+    Raises:
+        RunError: a merged weight is not finite.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     whole = merged or backbone.options.lora is None
-    if not whole:
-        storage.save_adapter(backbone.model, folder)
+    if whole:
+        model = backbone.model if backbone.options.lora is None else merge_adapter(backbone.model)
+        weight_files.save_model(model, backbone.tokenizer, folder)
+    else:
+        weight_files.save_adapter(backbone.model, folder)
         with quiet():
             backbone.tokenizer.save_pretrained(folder)
             if backbone.kind != "matcher":
                 backbone.model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
-    else:
-        model = backbone.model if backbone.options.lora is None else merge(backbone.model)
-        storage.save_model(model, backbone.tokenizer, folder)
     _write_labels(backbone, folder, specs)
     (folder / CARD).write_text(model_card(backbone, specs, whole), encoding="utf-8")
 
 
-def merge(model: Any) -> Any:
-    """A copy of the model with ``W + (alpha / r) B A`` in place of ``W``; the model itself stays as it is.
+def merge_adapter(model: Any) -> Any:
+    """Return a copy of the model with ``W + (alpha / r) B A`` in place of ``W``; the model itself is unchanged.
 
     Raises:
         RunError: a merged weight is not finite.
@@ -59,223 +63,29 @@ def merge(model: Any) -> Any:
 
 
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:
-    """``labels.json``: how each task is answered; for a matcher also the label vectors, one tensor per task."""
-    tasks: dict[str, dict[str, Any]] = {}
-    matcher: LabelMatcher = backbone  # type: ignore[assignment]
-    for name, spec in specs.items():
-        tasks[name] = {"mode": "rank" if backbone.kind == "matcher" else spec.mode}
-        if spec.labels is None:
-            continue
-        tasks[name]["labels"] = list(spec.labels)
-        if backbone.kind == "matcher":
-            tasks[name]["texts"] = [matcher.label_text(spec.text_of(label)) for label in spec.labels]
-        elif backbone.kind == "causal" and spec.mode == "rank":
-            causal: Causal = backbone  # type: ignore[assignment]
-            tasks[name]["token_ids"] = [causal.answer_ids(label, False) for label in spec.labels]
-            tasks[name]["token_ids_after_break"] = [causal.answer_ids(label, True) for label in spec.labels]
-    content: dict[str, Any] = {"max_length": backbone.lengths.input, "tasks": tasks}
-    if backbone.kind == "matcher":
-        from safetensors.torch import save_file
-
+    """Write ``labels.json``, how each task is answered; for a matcher also the label vectors, one tensor per task."""
+    content: dict[str, Any] = {
+        "max_length": backbone.lengths.input,
+        "tasks": {name: _task_labels(backbone, spec) for name, spec in specs.items()},
+    }
+    if isinstance(backbone, LabelMatcher):
         content |= {"pooling": backbone.options.pooling, "temperature": backbone.options.temperature}
         if backbone.reads == "image":
             del content["max_length"]
-        vectors = {name: matcher.label_vectors(spec).cpu().contiguous() for name, spec in specs.items()}
+        vectors = {name: backbone.label_vectors(spec).cpu().contiguous() for name, spec in specs.items()}
         save_file(vectors, folder / LABEL_VECTORS)
     (folder / LABELS).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool) -> str:
-    """Markdown with the header that the Hugging Face hub reads: what it is, its tasks, the lines that use it."""
-    options = backbone.options
-    task = "image-classification" if backbone.reads == "image" else PIPELINE[backbone.kind]
-    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": task}
-    if not Path(options.name).expanduser().exists():  # a hub id; a folder's path means nothing elsewhere
-        head["base_model"] = options.name
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items())]
-    lines += ["tags:", "- merganser", "- continual-learning", "---", ""]
-    lines += [f"# {Path(options.name).name}, continually fine-tuned", ""]
-    if options.lora is None:
-        what = "All weights of the model, fine-tuned"
-    else:
-        rank = rank_of(backbone.model)
-        update = f"a LoRA update (r {rank}, alpha {options.lora.alpha * rank / options.lora.r:g})"
-        what = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
-    lines += [f"{what} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
-    if Path(options.name).suffix.lower() == ".gguf":
-        lines += ["The pretrained weights were de-quantised from a GGUF file.", ""]
-    lines += ["| task | answered by | labels |", "|---|---|---|"]
-    for name, spec in specs.items():
-        how = {"matcher": "nearest label"}.get(backbone.kind, "likeliest label" if spec.mode == "rank" else "writing")
-        labels = ", ".join(spec.labels) if spec.labels is not None else "free text"
-        lines.append(f"| {_cell(name)} | {how} | {_cell(labels)} |")
-    code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
-    if backbone.reads == "image":
-        code = _vision_code
-    lines += ["", "## Use", "", "```python", *_loading_code(backbone, whole), *code(backbone, specs), "```", ""]
-    return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """One line of a Markdown table's cell."""
-    return " ".join(text.replace("|", "\\|").split())
-
-
-def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
-    auto = AUTO_CLASS[backbone.kind]
-    base = Path(backbone.options.name)
-    if whole:
-        model = f"{auto}.from_pretrained(folder)"
-    else:
-        where = repr(backbone.options.name)
-        if base.suffix.lower() == ".gguf":
-            where = f"{str(base.parent)!r}, gguf_file={base.name!r}"
-        elif backbone.options.revision is not None:
-            where += f", revision={backbone.options.revision!r}"
-        model = f"PeftModel.from_pretrained({auto}.from_pretrained({where}), folder)"
-    return [
-        "import json",
-        "from pathlib import Path",
-        "",
-        "import torch",
-        *([] if whole else ["from peft import PeftModel"]),
-        *(["from safetensors.torch import load_file"] if backbone.kind == "matcher" else []),
-        *(["from PIL import Image"] if backbone.reads == "image" else []),
-        f"from transformers import {auto}, "
-        + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.reads]
-        + ("" if backbone.kind == "matcher" else ", GenerationConfig"),
-        "",
-        'folder = "."  # the folder this card is in',
-        *(
-            ['processor = AutoImageProcessor.from_pretrained(folder, backend="pil")']
-            if backbone.reads == "image"
-            else ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
-        ),
-        f"model = {model}.eval()",
-        f'facts = json.loads((Path(folder) / "{LABELS}").read_text())',
-        'files = ["an-image.png", "another.png"]'
-        if backbone.reads == "image"
-        else 'texts = ["A text to ask about", "Another one"]',
-    ]
-
-
-def _matcher_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
-    pooled = {
-        "mean": "(hidden * mask.unsqueeze(-1)).sum(1) / mask.sum(1, keepdim=True)",
-        "cls": "hidden[:, 0]",
-        "last": "hidden[torch.arange(len(hidden)), mask.sum(1) - 1]",
-    }[backbone.options.pooling]
-    return [
-        f"task = {next(iter(specs), '')!r}",
-        f'vectors = load_file(Path(folder) / "{LABEL_VECTORS}")[task]',
-        'batch = tokenizer(texts, padding=True, truncation=True, max_length=facts["max_length"], return_tensors="pt")',
-        'mask = batch["attention_mask"]',
-        "with torch.no_grad():",
-        '    hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state',
-        f"    embedding = torch.nn.functional.normalize({pooled}, dim=-1)",
-        '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
-        'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
-        "print(answers)",
-    ]
-
-
-def _vision_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
-    pooled = {"mean": "hidden.mean(1)", "cls": "hidden[:, 0]"}[backbone.options.pooling]
-    if hasattr(backbone.model, "get_image_features"):
-        vectors = ["    embedding = model.get_image_features(pixel_values=pixels).pooler_output"]
-    else:
-        vectors = [
-            "    hidden = model(pixel_values=pixels).last_hidden_state",
-            "    if hidden.ndim == 4:",
-            "        hidden = hidden.flatten(2).transpose(1, 2)",
-            f"    embedding = {pooled}",
-        ]
-    mode = backbone.tokenizer.mode
-    return [
-        f"task = {next(iter(specs), '')!r}",
-        f'vectors = load_file(Path(folder) / "{LABEL_VECTORS}")[task]',
-        f"images = [Image.open(file).convert({mode!r}) for file in files]",
-        'pixels = processor(images=images, return_tensors="pt")["pixel_values"]',
-        "with torch.no_grad():",
-        *vectors,
-        "    embedding = torch.nn.functional.normalize(embedding, dim=-1)",
-        '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
-        'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
-        "print(answers)",
-    ]
-
-
-def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
-    lines = [
-        'batch = tokenizer(texts, padding=True, truncation=True, max_length=facts["max_length"], return_tensors="pt")',
-        "written = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
-        "answers = tokenizer.batch_decode(written, skip_special_tokens=True)",
-        "print(answers)",
-    ]
-    ranked = _ranked(specs)
-    if ranked is not None:
-        lines += [
-            "",
-            "# A task with labels: the likeliest one",
-            f'labels = facts["tasks"][{ranked!r}]["labels"]',
-            "",
-            "def likelihood(text, label):",
-            '    read = tokenizer([text], truncation=True, max_length=facts["max_length"], return_tensors="pt")',
-            '    wanted = tokenizer(text_target=[label], return_tensors="pt")["input_ids"]',
-            "    with torch.no_grad():",
-            "        return -model(**read, labels=wanted).loss.item() * wanted.shape[1]",
-            "",
-            "choices = [max(labels, key=lambda label: likelihood(text, label)) for text in texts]",
-            "print(choices)",
-        ]
-    return lines
-
-
-def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
-    if backbone.options.chat_template:
-        reading = [
-            "def read(text):",
-            '    chat = [{"role": "user", "content": text}]',
-            "    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)",
-            '    return tokenizer(prompt, add_special_tokens=False)["input_ids"]',
-        ]
-    else:
-        reading = [
-            "def read(text):",
-            '    return tokenizer(text.rstrip(" "), truncation=True, max_length=facts["max_length"])["input_ids"]',
-        ]
-    lines = [
-        'tokenizer.padding_side = "left"',
-        "",
-        *reading,
-        "",
-        'batch = tokenizer.pad({"input_ids": [read(text) for text in texts]}, return_tensors="pt")',
-        "written = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
-        'answers = tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)',
-        "print([answer.strip() for answer in answers])",
-    ]
-    ranked = _ranked(specs)
-    if ranked is not None:
-        after_break = "True" if backbone.options.chat_template else 'text.rstrip(" ").endswith("\\n")'
-        lines += [
-            "",
-            "# A task with labels: the likeliest one",
-            f'task = facts["tasks"][{ranked!r}]',
-            "",
-            "def likelihood(text, i):",
-            f'    label = task["token_ids_after_break" if {after_break} else "token_ids"][i]',
-            "    ids = read(text) + label",
-            "    with torch.no_grad():",
-            "        scores = model(input_ids=torch.tensor([ids])).logits[0, -len(label) - 1 : -1].log_softmax(-1)",
-            "    return scores[torch.arange(len(label)), label].sum().item()",
-            "",
-            'best = [max(range(len(task["labels"])), key=lambda i: likelihood(text, i)) for text in texts]',
-            'choices = [task["labels"][i] for i in best]',
-            "print(choices)",
-        ]
-    return lines
-
-
-def _ranked(specs: Mapping[str, AnswerSpec]) -> str | None:
-    """The first task that is answered by ranking, if there is one."""
-    return next((name for name, spec in specs.items() if spec.mode == "rank"), None)
+def _task_labels(backbone: Backbone, spec: AnswerSpec) -> dict[str, Any]:
+    """One task's entry in ``labels.json``."""
+    entry: dict[str, Any] = {"mode": "rank" if backbone.kind == "matcher" else spec.mode}
+    if spec.labels is None:
+        return entry
+    entry["labels"] = list(spec.labels)
+    if isinstance(backbone, LabelMatcher):
+        entry["texts"] = [backbone.label_text(spec.text_of(label)) for label in spec.labels]
+    elif isinstance(backbone, Causal) and spec.mode == "rank":
+        entry["token_ids"] = [backbone.answer_ids(label, False) for label in spec.labels]
+        entry["token_ids_after_break"] = [backbone.answer_ids(label, True) for label in spec.labels]
+    return entry

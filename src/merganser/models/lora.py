@@ -5,15 +5,15 @@ from __future__ import annotations
 import math
 import re
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from torch import nn
 
 from merganser.errors import InputError, nearest
 from merganser.models.architecture import is_unread, reads_images
 from merganser.models.options import Kind, LoraOptions
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
+from merganser.models.stacking import TRAINED
 
 TASK_TYPES: dict[Kind, str] = {"seq2seq": "SEQ_2_SEQ_LM", "causal": "CAUSAL_LM", "matcher": "FEATURE_EXTRACTION"}
 
@@ -24,7 +24,6 @@ FUSED_WORDS = {"qkv", "wqkv"}
 
 def linear_layers(model: nn.Module) -> dict[str, nn.Module]:
     """Full name -> layer, for every layer that multiplies by a matrix: ``Linear`` and GPT-2's transposed ``Conv1D``."""
-    from torch import nn
     from transformers.pytorch_utils import Conv1D
 
     return {
@@ -137,11 +136,6 @@ def initialise(model: nn.Module, seed: int) -> None:
     Depends on ``seed`` and the names of the layers alone: the draws are made on the CPU with a generator of their own,
     so neither the device nor anybody's random state matters.
     """
-    import torch
-    from torch import nn
-
-    from merganser.models.stacking import TRAINED
-
     generator = torch.Generator().manual_seed(seed)
     factors = sorted(
         (n, p) for n, p in model.named_parameters() if f".lora_A.{TRAINED}." in n or f".lora_B.{TRAINED}." in n

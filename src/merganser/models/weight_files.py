@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
 
 from merganser.errors import InputError
+from merganser.models import stacking
 from merganser.models.quiet import quiet
-
-if TYPE_CHECKING:
-    import torch
-    from torch import nn
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -31,13 +33,9 @@ SAME_ANSWERS = (
 
 def save_adapter(model: Any, folder: Path) -> None:
     """Writes ``adapter_config.json`` and ``adapter_model.safetensors``; earlier and trained factors as one adapter."""
-    from safetensors.torch import save_file
-
-    from merganser.models.stacking import joined
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    whole, config = joined(model)
+    whole, config = stacking.joined(model)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in whole.items()}
     save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
     config.inference_mode = True  # as PEFT writes it: a file is for use; who trains says so when loading
@@ -56,12 +54,7 @@ def load_adapter(model: Any, folder: Path) -> None:
     One of a higher rank and the same scaling has grown: its last ranks go into the factors, the others become frozen
     ones beside them (see :mod:`merganser.models.stacking`).
     """
-    import torch
     from peft import LoraConfig
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    from merganser.models import stacking
 
     folder = Path(folder)
     for file in (ADAPTER_CONFIG, ADAPTER_WEIGHTS):
@@ -112,9 +105,6 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 def load_model(model: nn.Module, folder: Path) -> None:
     """Reads a whole model into the existing weights, in place; refused as a whole unless everything fits."""
-    import torch
-    from safetensors import SafetensorError
-
     folder = Path(folder)
     if not (folder / "config.json").is_file():
         raise InputError(f"{folder} has no config.json.", "Give the folder of a saved model.")
@@ -145,8 +135,6 @@ def load_model(model: nn.Module, folder: Path) -> None:
 
 def copy_weights(source: nn.Module, target: nn.Module) -> None:
     """Copies every weight and persistent buffer of ``source`` into ``target`` in place; names and shapes must agree."""
-    import torch
-
     tensors = source.state_dict()
     with torch.no_grad():
         for name, tensor in target.state_dict().items():
