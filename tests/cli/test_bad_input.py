@@ -130,7 +130,7 @@ def test_a_task_learned_already(run: Path, merganser: Command) -> None:
     done = learn(merganser, run, name="mood")
     assert (done.code, done.error) == (
         2,
-        "task 'mood' was learned already. Choose another name, or another run.",
+        "Task 'mood' was learned already. Choose another name, or another run.",
     )
     assert contents(run) == before
 
@@ -141,7 +141,7 @@ def test_a_task_learned_already(run: Path, merganser: Command) -> None:
         (["--train", "absent.json"], "absent.json: there is no such file."),
         (["--train", "truth.json", "--input", "texts"], "there is no field 'texts'"),
         (["--train", "truth.json", "--labels", "right,false"], "the answer 'wrong', which is not one of its labels"),
-        (["--train", "truth.json", "--metric", "acuracy"], "the task: metric: Input should be 'accuracy'"),
+        (["--train", "truth.json", "--metric", "acuracy"], "The task: metric: Input should be 'accuracy'"),
         (["--train", "truth.json", "--prompt", "Is it true?"], "the prompt has no {input}"),
         (["--train", "truth.json", "--answer", "rank", "--labels", "none"], "answer 'rank' needs labels"),
         (["--train", "truth.json", "--test", "mood-test.json"], "which is not one of its labels"),
@@ -171,7 +171,7 @@ def test_no_run_there(merganser: Command, tmp_path: Path) -> None:
     for arguments in commands:
         done = merganser(*arguments)
         assert done.code == 2, arguments
-        assert f"there is no run in '{folder}'" in done.error
+        assert f"There is no run in '{folder}'" in done.error
     assert not folder.exists()
 
 
@@ -226,7 +226,7 @@ def test_a_run_in_use(run: Path, merganser: Command) -> None:
         for done in (learn(merganser, run), merganser("run", run.parent / "stream.yaml", "--out", run)):
             assert done.code == 2
             assert done.error == (
-                f"the run '{run}' is in use by another process (number {os.getpid()}). "
+                f"The run '{run}' is in use by another process (number {os.getpid()}). "
                 "Wait until it has finished, or choose another folder."
             )
         assert contents(run) == before
@@ -260,7 +260,7 @@ def test_a_loss_that_is_not_finite_stops_the_task(method: str, merganser: Comman
     run = tmp_path / "run"
     done = merganser("run", stream, "--out", run, "--method", method)
     assert done.code == 1, done.err
-    assert done.error.startswith("the training loss of task 'mood' became nan at step ")
+    assert done.error.startswith("The training loss of task 'mood' became nan at step ")
     assert [path.name for path in (run / "tasks").iterdir()] == ["00-start"]
     before = contents(run)
     again = merganser("run", stream, "--out", run, "--method", method)
@@ -273,7 +273,7 @@ def test_weights_that_are_not_finite_after_the_last_step(merganser: Command, tmp
     stream = write_stream(tmp_path / "in", training={"learning_rate": 1e39, "warmup": 0, "steps": 1})
     done = merganser("run", stream, "--out", tmp_path / "run")
     assert done.code == 1, done.err
-    assert done.error.startswith("the weights are not finite after the last step of task 'mood'.")
+    assert done.error.startswith("The weights are not finite after the last step of task 'mood'.")
     assert [path.name for path in (tmp_path / "run" / "tasks").iterdir()] == ["00-start"]
 
 
@@ -293,7 +293,7 @@ def test_a_finite_run_survives_a_task_that_diverges(
     monkeypatch.setattr(Trainer, "compute_loss", spoilt)
     done = learn(merganser, run)
     assert done.code == 1
-    assert done.error.startswith("the training loss of task 'truth' became nan at step 3.")
+    assert done.error.startswith("The training loss of task 'truth' became nan at step 3.")
     assert "Try a lower training.learning_rate" in done.error
     assert contents(run) == before
     monkeypatch.undo()
@@ -327,7 +327,7 @@ def test_a_full_disk(file: str, run: Path, merganser: Command, monkeypatch: pyte
     done = learn(merganser, run)
     assert hit
     assert done.code == 1, done.err
-    assert "the disk is full while writing" in done.error
+    assert "The disk is full while writing" in done.error
     assert "Free some space" in done.error
     # What was trained is kept in the checkpoint, to go on from when there is space.
     assert {name: each for name, each in contents(run).items() if not name.startswith("checkpoint")} == before
@@ -337,7 +337,7 @@ def test_debug_shows_the_traceback_and_keeps_the_exit_code(run: Path, merganser:
     plain = merganser("ask", run, "a text", "--task", "moods")
     assert (plain.code, plain.error) == (
         2,
-        "there is no task 'moods'. Did you mean 'mood'? Learned tasks: mood, topic.",
+        "There is no task 'moods'. Did you mean 'mood'? Learned tasks: mood, topic.",
     )
     told = merganser("ask", run, "a text", "--task", "moods", "--debug")
     assert told.code == 2
@@ -354,7 +354,9 @@ def test_a_fault_of_the_program_says_so(run: Path, merganser: Command, monkeypat
     monkeypatch.setattr(Learner, "predict", broken)
     done = merganser("ask", run, "a text")
     assert done.code == 1
-    assert done.error.startswith("ZeroDivisionError: division by zero. This is a fault of the program, not yours")
+    assert done.error.startswith(
+        "ZeroDivisionError: division by zero. This is a bug in Merganser. Run again with --debug and please report it."
+    )
     told = merganser("--debug", "ask", run, "a text")
     assert (told.code, "Traceback" in told.err) == (1, True)
 
@@ -410,7 +412,7 @@ def test_usage_errors(merganser: Command) -> None:
 
 def test_empty_texts_to_ask(run: Path, merganser: Command) -> None:
     done = merganser("ask", run, "great film", " ")
-    assert (done.code, done.error) == (2, "text 2 is empty. Give a text to answer.")
+    assert (done.code, done.error) == (2, "Text 2 is empty. Give a text to answer.")
 
 
 def test_line_ends_of_other_systems_in_texts_do_not_damage_a_run(run: Path, merganser: Command) -> None:

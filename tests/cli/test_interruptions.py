@@ -183,7 +183,7 @@ def test_ctrl_c(spawner: Spawner, stream: Path, uninterrupted: Path, tmp_path: P
     os.kill(process, signal.SIGINT)
     done = spawner.wait(process)
     assert done.code == 130, done.err
-    assert done.err.rstrip().splitlines()[-1] == "Stopped. What was complete is kept; the same command continues."
+    assert done.err.rstrip().splitlines()[-1] == "Stopped. Completed work is kept; the same command resumes it."
     assert "Traceback" not in done.err
     # The unfinished row is gone at once, not only when the run is opened again.
     assert [path.name for path in sorted((run / "tasks").iterdir())] == ["00-start", "01-mood"]
@@ -199,7 +199,7 @@ def test_two_processes_in_one_run(spawner: Spawner, stream: Path, tmp_path: Path
     os.kill(first, signal.SIGSTOP)
     second = spawner.wait(spawner.start("run", stream, "--out", run))
     assert second.code == 2
-    assert second.error.startswith(f"the run '{run}' is in use by another process (number {first}).")
+    assert second.error.startswith(f"The run '{run}' is in use by another process (number {first}).")
     os.kill(first, signal.SIGCONT)
     assert spawner.wait(first).code == 0
     assert rows_of(run) == ["00-start", "01-mood", "02-topic", "03-truth"]
@@ -224,7 +224,7 @@ def test_a_disk_that_is_really_full(spawner: Spawner, run: Path) -> None:
         if done.code == 0 or "report.html" in done.error:
             break  # the row is complete; only the page about it may not have found room
         assert done.code == 1, done.err
-        assert "the disk is full while writing" in done.error
+        assert "The disk is full while writing" in done.error
         places.append(done.error.split("while writing ")[1].split(" in ")[0])
         after = contents(disk / "run")
         # What was trained stays as a checkpoint.

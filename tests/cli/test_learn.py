@@ -91,7 +91,7 @@ def test_fields_prompt_and_labels(run: Path, merganser: Command, monkeypatch: py
     mixed = merganser("ask", run, "two and two")
     assert (mixed.code, mixed.error) == (
         2,
-        "the learned tasks have different prompts. Name a task: mood, topic, claims.",
+        "The learned tasks have different prompts. Name a task: mood, topic, claims.",
     )
 
 
@@ -118,7 +118,7 @@ def test_another_machine(merganser: Command, tmp_path: Path) -> None:
     for command in (("ask", there / "run", "a text"), ("evaluate", there / "run")):
         refused = merganser(*command, "--model", other)
         assert refused.code == 2
-        assert f"the model '{other}' is not the one that '{there / 'run'}' was started with." in refused.error
+        assert f"The model '{other}' is not the one that '{there / 'run'}' was started with." in refused.error
     refused = add(merganser, there / "run", "--model", other, data=data)
     assert refused.code == 2
     assert contents(there / "run") == before

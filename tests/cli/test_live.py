@@ -101,7 +101,7 @@ def test_the_demo_says_what_it_needs(merganser: toys.Command, monkeypatch: pytes
     monkeypatch.setattr("merganser.demo.MODEL_PACKAGE", "a_package_that_is_not_there")
     done = merganser("demo", "--out", tmp_path / "demo")
     assert done.code == 2
-    assert "the demonstration's model is not installed" in done.error
+    assert "The demonstration's model is not installed" in done.error
     assert "make demo" in done.error
     assert not (tmp_path / "demo").exists()
     unknown = merganser("demo", "--method", "aimm")

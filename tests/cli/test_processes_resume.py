@@ -104,7 +104,7 @@ def test_the_other_process_is_killed(spawner: Spawner, tmp_path: Path) -> None:
         spawner.wait(numbers[1])
     assert first.code == 1
     assert first.err.splitlines()[-1] == (
-        "error: another process of this run has gone. The same command goes on from the last checkpoint."
+        "error: Another process of this run has ended. The same command resumes from the last checkpoint."
     )
     assert newest(run) >= 3
 

@@ -76,8 +76,8 @@ def test_command(merganser: Command, tmp_path: Path) -> None:
     ("arguments", "message"),
     [
         (["--set", "threshhold_factor=1"], "no option 'threshhold_factor'. Did you mean 'threshold_factor'?"),
-        (["--set", "batch=3"], "a replay cannot change 'batch': rehearsal with other batches leaves other weights."),
-        (["--set", "fusion=importance_masks"], "a replay cannot change 'fusion'"),
+        (["--set", "batch=3"], "A replay cannot change 'batch': rehearsal with other batches leaves other weights."),
+        (["--set", "fusion=importance_masks"], "A replay cannot change 'fusion'"),
         (["--set", "threshold_factor"], "--set 'threshold_factor' is not KEY=VALUE."),
         (["--set", "threshold_factor=-1"], "--set: threshold_factor: Input should be greater than 0"),
         (["--set", "interval=[1"], "--set interval: '[1' is not a value."),
@@ -99,13 +99,13 @@ def emptied(row: Path, name: str) -> None:
 
 
 def test_runs_that_cannot_be_replayed(merganser: Command, tmp_path: Path) -> None:
-    assert "there is no run" in merganser("replay", tmp_path / "absent").error
+    assert "There is no run" in merganser("replay", tmp_path / "absent").error
     run = copy_of_trained(tmp_path / "a")
     emptied(run / "tasks/02-topic", "merges")
     assert "made no merge, so that nothing tells how fast" in merganser("replay", run).error
     run = copy_of_trained(tmp_path / "b")
     emptied(run / "tasks/02-topic", "signals")
-    assert "there are no signals of task 'topic'" in merganser("replay", run).error
+    assert "There are no signals of task 'topic'" in merganser("replay", run).error
     run = copy_of_trained(tmp_path / "c")
     file = run / "run.yaml"
     lines = file.read_text().replace("name: aim", "name: sequential")

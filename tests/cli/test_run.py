@@ -63,7 +63,7 @@ def test_single_keeps_one_model_per_task(merganser: Command, tmp_path: Path) -> 
     before = contents(run)
     asked = merganser("ask", run, "great film")
     assert asked.code == 2
-    assert asked.error == "this method keeps several models. Name a task: mood, topic."
+    assert asked.error == "This method keeps several models. Name a task: mood, topic."
     answers = [
         merganser("ask", run, row["input"], "--task", "mood").out.strip() for row in toys.rows("mood", 8, seed=1)
     ]
@@ -131,7 +131,7 @@ def test_changed_data_of_a_learned_task_are_refused(run: Path, merganser: Comman
     write_rows(run.parent / "mood.json", changed)
     done = merganser("run", run.parent / "stream.yaml", "--out", run)
     assert done.code == 2
-    assert "the data of task 'mood' are not those this run learned" in done.error
+    assert "The data of task 'mood' are not those this run learned" in done.error
     assert contents(run) == before
 
 
@@ -140,7 +140,7 @@ def test_another_order_is_refused(run: Path, merganser: Command) -> None:
     turned = toys.write_config(run.parent / "turned.yaml", toys.settings(("topic", "mood")))
     done = merganser("run", turned, "--out", run)
     assert done.code == 2
-    assert "task 1 of the stream is 'topic', but this run learned 'mood' there" in done.error
+    assert "Task 1 of the stream is 'topic', but this run learned 'mood' there" in done.error
     assert contents(run) == before
 
 

@@ -36,6 +36,6 @@ def test_there_must_be_something_to_take_back(merganser: Command, tmp_path: Path
     before = contents(run)
     again = merganser("undo", run)
     assert again.code == 2
-    assert "no task was learned" in again.error
+    assert "No task was learned" in again.error
     assert contents(run) == before
     assert merganser("undo", tmp_path / "nowhere").code == 2

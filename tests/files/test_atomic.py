@@ -38,7 +38,7 @@ def test_a_full_disk_leaves_the_old_file(code: int, tmp_path: Path, monkeypatch:
     with pytest.raises(RunError) as raised:
         atomic.write_text(tmp_path / "a.txt", "new")
     assert str(raised.value) == (
-        f"the disk is full while writing a.txt in '{tmp_path}'. "
+        f"The disk is full while writing a.txt in '{tmp_path}'. "
         "Free some space and start again: what was complete before is untouched."
     )
     assert raised.value.exit_code == 1
@@ -55,7 +55,7 @@ def test_other_errors_keep_their_kind(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_errors_that_libraries_report_as_text_only(tmp_path: Path) -> None:
     with (
-        pytest.raises(RunError, match="the disk is full while writing weights"),
+        pytest.raises(RunError, match="The disk is full while writing weights"),
         atomic.full_disk_is_an_error(tmp_path / "weights"),
     ):
         raise RuntimeError("Error while serializing: I/O error: No space left on device (os error 28)")

@@ -86,7 +86,7 @@ def test_kmerge_answers_each_task_by_the_model_that_holds_it(tmp_path: Path) -> 
         assert learner.session.answered_by() == {kept: alone, changed: 3, "truth": 3}
         size = len((run / "tasks" / "03-truth" / "adapter" / "adapter_model.safetensors").read_bytes())
         assert [entry.method_bytes["weights"] for entry in learner.record.tasks] == [size, 2 * size, 2 * size]
-        with pytest.raises(InputError, match="this method keeps several models"):
+        with pytest.raises(InputError, match="This method keeps several models"):
             learner.predict(["great film"])
         asked = learner.predict(["great film", "weak film"], kept)
         learner.export(tmp_path / "out", task=changed)

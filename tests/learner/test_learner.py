@@ -183,9 +183,9 @@ def test_what_learn_refuses(tmp_path: Path) -> None:
     before = contents(run)
     with Learner.open(run) as learner:
         for given, message in (
-            ((), "no task was given"),
+            ((), "No task was given"),
             ((task("truth"), task("mood")), "AimMerging learns one task at a time, and 2 were given"),
-            ((task("mood"),), "task 'mood' was learned already"),
+            ((task("mood"),), "Task 'mood' was learned already"),
             ((task("truth", train=[]),), "has no training texts"),
             ((task("truth", train=[Example(" ", "right", "")]),), "the input of train text 1 is empty"),
             ((task("truth", labels=("right",)),), "which is not one of its labels"),
@@ -210,9 +210,9 @@ def test_opening(tmp_path: Path) -> None:
         Learner.open(run, seed=2)
     with pytest.raises(InputError, match="options: sead: unknown key"):
         Learner.open(run, sead=2)
-    with pytest.raises(InputError, match="there is no run in"):
+    with pytest.raises(InputError, match="There is no run in"):
         Learner.open(tmp_path / "absent")
-    with pytest.raises(InputError, match="there is no run in"):
+    with pytest.raises(InputError, match="There is no run in"):
         Learner.open(tmp_path / "absent", read_only=True, **sections())
     assert not (tmp_path / "absent").exists()
     with Learner.open(run), pytest.raises(InputError, match="in use"):
@@ -258,16 +258,16 @@ def test_free_text_and_labels_cannot_be_asked_together(tmp_path: Path) -> None:
     with Learner.open(tmp_path / "run", **options) as learner:
         learner.learn(task("mood", labels=None, metric="rouge_l"))
         learner.learn(task("topic"))
-        with pytest.raises(InputError, match="some learned tasks have labels and some write free text"):
+        with pytest.raises(InputError, match="Some learned tasks have labels and some write free text"):
             learner.predict(["a text"])
         assert learner.predict(["a text"], "topic")
-        with pytest.raises(InputError, match="there is no task 'topics'"):
+        with pytest.raises(InputError, match="There is no task 'topics'"):
             learner.predict(["a text"], "topics")
 
 
 def test_references_need_a_run_that_has_begun(tmp_path: Path) -> None:
     with Learner.open(tmp_path / "run", **sections()) as learner:
-        with pytest.raises(InputError, match="nothing was learned yet"):
+        with pytest.raises(InputError, match="Nothing was learned yet"):
             learner.measure_references([task("mood")])
         learner.learn(task("mood"))
         before = learner.predict(["great film"])

@@ -323,7 +323,7 @@ def test_a_full_disk_leaves_the_checkpoints_to_go_on_from(
         replace(finished, target)
 
     monkeypatch.setattr(checkpoint, "replace_folder", full)
-    with pytest.raises(DiskFullError, match="the disk is full while writing 02-step-000005"):
+    with pytest.raises(DiskFullError, match="The disk is full while writing 02-step-000005"):
         learn(run)
     monkeypatch.undo()
     assert [path.name for path in sorted((run / "checkpoint").iterdir())] == ["02-step-000003", "02-step-000004"]

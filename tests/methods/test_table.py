@@ -96,7 +96,7 @@ def test_nothing_is_imported_before_it_is_asked_for(tmp_path: Path, monkeypatch:
     assert "boom" in list(METHODS)
     assert check_config({"model": MODEL, "method": "aim"}, "file").method.name == "aim"
     with pytest.raises(
-        InputError, match="the method 'boom' of the package 'explosive' cannot be loaded: OSError: bang"
+        InputError, match="The method 'boom' of the package 'explosive' cannot be loaded: OSError: bang"
     ):
         METHODS["boom"]
     with pytest.raises(InputError, match="cannot be loaded: OSError: bang"):

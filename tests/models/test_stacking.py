@@ -114,5 +114,5 @@ def test_what_cannot_be_a_grown_adapter_is_refused(load: Loader, tmp_path: Path)
     backbone = load("matcher", lora=LORA)
     with pytest.raises(InputError, match="has r = 4, the model has r = 2"):
         backbone.load_weights(tmp_path)
-    with pytest.raises(InputError, match="there is no adapter to grow"):
+    with pytest.raises(InputError, match="There is no adapter to grow"):
         load("matcher", lora=None).stack_adapter(0)

@@ -234,14 +234,14 @@ def test_places_that_cannot_be_written(run: RunRecord, tmp_path: Path, monkeypat
     with pytest.raises(InputError, match="is a folder, not a file"):
         write_report(run, tmp_path)
     (tmp_path / "file").write_text("kept")
-    with pytest.raises(InputError, match=r"cannot create '.*file'"):
+    with pytest.raises(InputError, match=r"Cannot create '.*file'"):
         write_report(run, tmp_path / "file" / "report.html")
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(atomic.os, "replace", full)
-    with pytest.raises(RunError, match="the disk is full while writing file"):
+    with pytest.raises(RunError, match="The disk is full while writing file"):
         write_report(run, tmp_path / "file")
     assert (tmp_path / "file").read_text() == "kept"
     assert [file.name for file in tmp_path.iterdir()] == ["file"]

@@ -69,5 +69,5 @@ def test_names_and_missing_numbers(tmp_path: Path) -> None:
 
 def test_a_file_in_the_folders_place(run: RunRecord, tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("")
-    with pytest.raises(InputError, match="cannot create"):
+    with pytest.raises(InputError, match="Cannot create"):
         write_tables(run, tmp_path / "tables")

@@ -119,7 +119,7 @@ def test_a_full_disk_leaves_the_older_ones(
     write(tmp_path, *range(1, kept + 1))
     owner = "safetensors.torch." if place == "save_file" else "merganser.runs.checkpoint."
     monkeypatch.setattr(owner + place, full)
-    with pytest.raises(DiskFullError, match="the disk is full while writing 01-step-000009"):
+    with pytest.raises(DiskFullError, match="The disk is full while writing 01-step-000009"):
         write(tmp_path, 9)
     monkeypatch.undo()
     assert (tmp_path / "checkpoint").exists() == (kept > 0)

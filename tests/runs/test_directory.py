@@ -182,7 +182,7 @@ def test_new_folders_only(tmp_path: Path) -> None:
     RunDirectory.create(tmp_path / "begun", INFO).lock.release()
     assert RunDirectory.open(tmp_path / "begun").info == INFO
     assert not (tmp_path / "begun" / "run.yaml.partial").exists()
-    with pytest.raises(InputError, match="nothing was measured yet"):
+    with pytest.raises(InputError, match="Nothing was measured yet"):
         read_run(tmp_path / "begun")
 
 

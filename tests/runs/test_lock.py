@@ -57,7 +57,7 @@ def test_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patched:
         patched.setattr(os, "pwrite", full)
         lock = RunLock(tmp_path)
-        with pytest.raises(RunError, match="the disk is full"):
+        with pytest.raises(RunError, match="The disk is full"):
             lock.acquire()
         assert not lock.held
     with RunLock(tmp_path):

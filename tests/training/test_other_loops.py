@@ -364,7 +364,7 @@ def test_trl_sft_trainer(tmp_path: Path) -> None:
 
     memory = learned(tmp_path / "first", []).train_dataset
 
-    with pytest.raises(InputError, match=r"no batch can be made of the memory's examples: they have no .*input_ids"):
+    with pytest.raises(InputError, match=r"No batch can be made of the memory's examples: they have no .*input_ids"):
         learned(tmp_path / "raw", [often(rows[:4]), Stop(0)])
     merging = often(memory)
     whole = learned(tmp_path / "whole", [merging, Stop(0)])

@@ -170,7 +170,7 @@ def test_a_penalty_is_part_of_the_loss() -> None:
 def test_a_loss_that_is_not_finite_stops_the_task(bad: float) -> None:
     data = features(8)
     data[3]["y"] = bad
-    with pytest.raises(RunError, match="the training loss of task 't' became"):
+    with pytest.raises(RunError, match="The training loss of task 't' became"):
         train(Line(), data)
 
 

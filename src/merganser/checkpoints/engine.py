@@ -286,7 +286,7 @@ def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
     except ImportError as error:
         if choice == "numba":
             raise InputError(
-                f"numba can't be imported: {error}.", "Install it with: pip install 'merganser[speed]'"
+                f"Numba cannot be imported: {error}.", "Install it with: pip install 'merganser[speed]'"
             ) from error
         return None
     return compiled

@@ -26,7 +26,7 @@ from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
 from merganser.cli.undo import undo
-from merganser.errors import InputError, MerganserError
+from merganser.errors import InputError, MerganserError, sentence
 
 HELP = (
     "Keeps one language model learning, task after task, without forgetting.\n\n"
@@ -60,7 +60,8 @@ def _ours(command: Callable[..., None]) -> Callable[..., None]:
         try:
             if processes.planned() > 1 and command not in SEVERAL:
                 raise InputError(
-                    f"merganser {command.__name__} runs in one process.", "Start it without torchrun or accelerate."
+                    f"The command `merganser {command.__name__}` runs in one process.",
+                    "Start it without torchrun or accelerate.",
                 )
             processes.begin()
             command(*args, **kwargs)
@@ -91,6 +92,8 @@ def common(
 
 PATIENCE = 2.0
 """Seconds that a process waits with an error that all of them have, so that process 0 says it."""
+
+BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 
 SEVERAL = (run, learn, evaluate)
 """Commands that several processes can carry out together."""
@@ -127,7 +130,7 @@ def main() -> None:
     except (_Stopped, KeyboardInterrupt):
         if debug:
             traceback.print_exc()
-        print("Stopped. What was complete is kept; the same command continues.", file=sys.stderr)
+        print("Stopped. Completed work is kept; the same command resumes it.", file=sys.stderr)
         raise SystemExit(130) from None
     except (_ReaderGone, BrokenPipeError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -138,10 +141,8 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         if processes.lost(error):
-            message = "another process of this run has gone. The same command goes on from the last checkpoint."
+            message = "Another process of this run has ended. The same command resumes from the last checkpoint."
         else:
-            message = (
-                f"{type(error).__name__}: {error}. This is a fault of the program, not yours; --debug shows where."
-            )
+            message = f"{sentence(f'{type(error).__name__}: {error}')} {BUG}"
         print(f"error: {message}", file=sys.stderr)
         raise SystemExit(1) from None

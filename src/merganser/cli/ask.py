@@ -46,7 +46,7 @@ def ask(
             typer.echo("Reading texts from standard input, one per line; end with Ctrl-D.", err=True)
         texts = [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
-        raise InputError("there is no text to answer.", "Give texts, or one per line on standard input.")
+        raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
     with Learner.open(run, read_only=True, model_path=model) as learner:
         for asked, answer in zip(texts, learner.predict(texts, task), strict=True):
             if as_json:

@@ -234,7 +234,7 @@ def learn_one(run: Path, task: Task, config: RunConfig | None, model: str | None
     from merganser.runs.directory import RunDirectory
 
     if config is None and not RunDirectory.exists(run):
-        raise InputError(f"there is no run in '{run}'.", "Start one with `merganser run`, or give --config FILE.yaml.")
+        raise InputError(f"There is no run in '{run}'.", "Start one with `merganser run`, or give --config FILE.yaml.")
 
     if config is not None and model is not None:
         raise InputError("--model and --config were both given.", "A new run's model is named in --config.")

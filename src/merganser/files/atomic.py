@@ -31,7 +31,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
         # safetensors reports the operating system's error only as text.
         if getattr(error, "errno", None) in FULL or "No space left" in str(error):
             raise DiskFullError(
-                f"the disk is full while writing {path.name} in '{path.parent}'.",
+                f"The disk is full while writing {path.name} in '{path.parent}'.",
                 "Free some space and start again: what was complete before is untouched.",
             ) from error
         raise

@@ -48,12 +48,12 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
             record = records[position]
             if record.name != task.name:
                 raise InputError(
-                    f"task {position + 1} of the stream is '{task.name}', but this run learned '{record.name}' there.",
+                    f"Task {position + 1} of the stream is '{task.name}', but this run learned '{record.name}' there.",
                     "Use the same stream to continue it, or another folder for a new run.",
                 )
             if record.fingerprint != task.fingerprint():
                 raise InputError(
-                    f"the data of task '{task.name}' are not those this run learned.",
+                    f"The data of task '{task.name}' are not those this run learned.",
                     "Restore the files, or use another folder for a new run.",
                 )
             continue
@@ -74,7 +74,7 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
     for task in tasks:
         if not task.dev:
             raise InputError(
-                f"task '{task.name}' has no development texts, and training.select_best picks weights by them.",
+                f"Task '{task.name}' has no development texts, and training.select_best picks weights by them.",
                 "Give the task a dev file (dev:), or leave training.select_best out.",
             )
 

@@ -29,14 +29,14 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
     known = session.require_learned()
     for number, text in enumerate(texts, 1):
         if not text.strip():
-            raise InputError(f"text {number} is empty.", "Give a text to answer.")
+            raise InputError(f"Text {number} is empty.", "Give a text to answer.")
     if task is None:
         chosen = _any_task(session, known)
     elif task in known:
         chosen = known[task]
     else:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
-        raise InputError(f"there is no task '{task}'.", hint)
+        raise InputError(f"There is no task '{task}'.", hint)
     session.use_task(chosen.name)
     if session.config.model.candidates == "seen" and not session.method.per_task_models:
         chosen = with_candidates(chosen, known.values())
@@ -49,14 +49,14 @@ def _any_task(session: Session, known: Mapping[str, KnownTask]) -> KnownTask:
         return next(iter(known.values()))
     names = ", ".join(known)
     if session.method.per_task_models:
-        raise InputError("this method keeps several models.", f"Name a task: {names}.")
+        raise InputError("This method keeps several models.", f"Name a task: {names}.")
     if len({task.prompt for task in known.values()}) > 1:
-        raise InputError("the learned tasks have different prompts.", f"Name a task: {names}.")
+        raise InputError("The learned tasks have different prompts.", f"Name a task: {names}.")
     every = list(known.values())
     if all(task.spec.labels is not None for task in every):
         return with_candidates(every[-1], every)
     if any(task.spec.labels is not None for task in every):
-        raise InputError("some learned tasks have labels and some write free text.", f"Name a task: {names}.")
+        raise InputError("Some learned tasks have labels and some write free text.", f"Name a task: {names}.")
     return every[-1]
 
 
@@ -68,7 +68,7 @@ def evaluate(session: Session) -> dict[str, Score]:
     """
     known = session.require_learned()
     if not any(task.test for task in known.values()):
-        raise InputError("there is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
+        raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
     if not session.method.per_task_models:
         session.use(session.directory.row_folders()[-1])
         return session.score(list(known.values()), known)
@@ -95,12 +95,12 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
         raise InputError(f"'{out}' exists.", "Choose a new folder.")
     if session.method.per_task_models:
         if task not in known:
-            raise InputError("this method keeps several models.", f"Name a task: {', '.join(known)}.")
+            raise InputError("This method keeps several models.", f"Name a task: {', '.join(known)}.")
         rows = session.answered_by()
         known = {name: each for name, each in known.items() if rows[name] == rows[task]}
         session.use_task(task)
     elif task is not None:
-        raise InputError(f"one model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
+        raise InputError(f"One model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
     partial = out.with_name(out.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)
     with full_disk_is_an_error(partial):
@@ -111,7 +111,7 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
                 if error.errno in FULL:
                     raise
                 raise InputError(
-                    f"cannot create '{out}': {error.strerror}.", "Choose a folder that can be written."
+                    f"Cannot create '{out}': {error.strerror}.", "Choose a folder that can be written."
                 ) from error
             export_model(session.backbone, partial, {name: task.spec for name, task in known.items()}, merged)
             partial.rename(out)

@@ -88,10 +88,10 @@ class TaskRun:
 
     def _check(self) -> None:
         if self.session.directory.lock.held is False:
-            raise InputError("this run was opened for reading only.", "Open it without read_only to learn.")
+            raise InputError("This run was opened for reading only.", "Open it without read_only to learn.")
         check_processes(self.session)
         if not self.tasks:
-            raise InputError("no task was given to learn.", "Give at least one.")
+            raise InputError("No task was given to learn.", "Give at least one.")
         if len(self.tasks) > 1 and not self.session.method.joint:
             raise InputError(
                 f"{self.session.method.title} learns one task at a time, and {len(self.tasks)} were given.",
@@ -105,7 +105,7 @@ class TaskRun:
             check_task(task)
             self.session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
             if task.name in learned:
-                raise InputError(f"task '{task.name}' was learned already.", "Choose another name, or another run.")
+                raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
             sample(self.session, task)  # a budget that keeps nothing is found now, not after training
         self.session.method.rehearsal_batch(self.session.config.training, len(self.session.memory()))
 
@@ -231,7 +231,7 @@ class TaskRun:
         if not all(bool(weight.isfinite().all()) for weight in self.session.backbone.trainable().values()):
             raise processes.mark_collective(
                 RunError(
-                    f"the weights are not finite after the last step of task '{context.task}'.",
+                    f"The weights are not finite after the last step of task '{context.task}'.",
                     "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
                 )
             )

@@ -77,7 +77,7 @@ class Learner:
             return cls(_reopen(path, given, listener, read_only, model_path))
         if read_only or "model" not in given:
             raise InputError(
-                f"there is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."
+                f"There is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."
             )
         return cls(_start(path, check_config(given, "options"), listener, command), new=True)
 
@@ -211,7 +211,7 @@ def _reopen(
     wanted = check_config({**config.sections(), **asked}, "options")
     if found := differences(config.sections(), wanted.sections()):
         raise InputError(
-            f"the run '{path}' was started differently: {'; '.join(found)}.",
+            f"The run '{path}' was started differently: {'; '.join(found)}.",
             "Use the same configuration to continue it, or another folder for a new run.",
         )
     if "training" in asked:
@@ -239,7 +239,7 @@ def _session(directory: RunDirectory, config: RunConfig, listener: Listener, mod
     backbone = _load(config, resolved.get("precision", config.model.precision), model_path)
     if fingerprint(backbone) != resolved.get("model_fingerprint"):
         raise InputError(
-            f"the model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
+            f"The model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
             "Give the folder of the same pretrained model (--model, or model_path from Python).",
         )
     session = Session(directory, config, backbone, listener)

@@ -63,7 +63,7 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
     """
     folders = session.directory.row_folders()
     if not folders:
-        raise InputError(f"nothing was learned yet in '{session.directory.path}'.", "Learn the stream first.")
+        raise InputError(f"Nothing was learned yet in '{session.directory.path}'.", "Learn the stream first.")
     references = session.directory.references()
     position = {task.name: row.row for row in session.directory.rows() for task in row.tasks}
     for number, task in enumerate(tasks, 1):

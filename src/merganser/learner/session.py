@@ -112,7 +112,7 @@ class Session:
         """The learned tasks; InputError when there is none."""
         known = self.known_tasks()
         if not known:
-            raise InputError(f"nothing was learned yet in '{self.directory.path}'.", "Teach it a task first.")
+            raise InputError(f"Nothing was learned yet in '{self.directory.path}'.", "Teach it a task first.")
         return known
 
     def memory(self) -> list[tuple[str, Example]]:

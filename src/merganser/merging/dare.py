@@ -86,7 +86,7 @@ def prepare(
 ) -> Election:
     """Plan of :func:`dare` for one tensor: keys of the masks and factors."""
     if rescale not in RESCALE:
-        raise InputError(f"rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
+        raise InputError(f"Rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
     shares = share(density, inputs.models, "density")
     keys = [mask_key(seed, inputs.name, index) for index in range(inputs.models)]
     if rescale == "density":

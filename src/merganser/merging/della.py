@@ -64,7 +64,7 @@ def della(
         InputError: shapes differ, an unknown ``rescale``, or ``density ± epsilon`` outside (0, 1).
     """
     if rescale not in RESCALE:
-        raise InputError(f"rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
+        raise InputError(f"Rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
     arrays, base_array = gather(models, base)
     assert base_array is not None
     numbers = per_model(weights, len(arrays), "weight")
@@ -73,7 +73,7 @@ def della(
     for kept, spread in zip(shares, spreads, strict=True):
         if 0.0 < kept < 1.0 and not (kept - spread > 0.0 and kept + spread < 1.0 and spread >= 0.0):
             raise InputError(
-                f"density {kept:g} with epsilon {spread:g} gives probabilities from {kept - spread:g} to "
+                f"Density {kept:g} with epsilon {spread:g} gives probabilities from {kept - spread:g} to "
                 f"{kept + spread:g}.",
                 "Choose epsilon so that density - epsilon and density + epsilon lie between 0 and 1.",
             )

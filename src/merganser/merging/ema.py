@@ -51,7 +51,7 @@ def mean_step(previous: Array, model: Array, *, count: int) -> Array:
         InputError: shapes differ, or ``count`` is below 1.
     """
     if count < 1:
-        raise InputError(f"count is {count}.", "The first model has number 1.")
+        raise InputError(f"Count is {count}.", "The first model has number 1.")
     (mean, new), _ = gather([previous, model])
     return like(mean + (new - mean) / mean.dtype.type(count), previous)
 

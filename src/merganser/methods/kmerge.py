@@ -124,5 +124,5 @@ class KMerge(Method[KMergeOptions]):
             self.slots = [[int(row) for row in rows] for rows in json.loads((folder / KEPT).read_text())["slots"]]
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise InputError(
-                f"what K-Merge keeps in '{folder / KEPT}' cannot be read: {error}.", "Restore the run, or undo."
+                f"What K-Merge keeps in '{folder / KEPT}' cannot be read: {error}.", "Restore the run, or undo."
             ) from error

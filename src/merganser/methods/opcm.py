@@ -161,7 +161,7 @@ class Opcm(Method[OpcmOptions]):
             self._numbers = {name: (float(scale), float(norm)) for name, (scale, norm) in found.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
-                f"what the method keeps in '{folder / NUMBERS}' cannot be read: {error}.",
+                f"What the method keeps in '{folder / NUMBERS}' cannot be read: {error}.",
                 "Restore the run from a copy.",
             ) from error
         self._factors = {}

@@ -296,7 +296,7 @@ class Backbone(ABC):
             InputError: all weights are trained.
         """
         if self.options.lora is None:
-            raise InputError("there is no adapter to grow: all weights are trained.", "Use model.lora.")
+            raise InputError("There is no adapter to grow: all weights are trained.", "Use model.lora.")
         stacking.put_earlier(self.model, stacking.joined(self.model)[0])
         lora.initialise(self.model, seed)
 

@@ -18,7 +18,7 @@ def make_folder(folder: Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"cannot create '{folder}': {error.strerror}.", "Choose a folder that can be written."
+            f"Cannot create '{folder}': {error.strerror}.", "Choose a folder that can be written."
         ) from error
     return folder
 
@@ -37,6 +37,6 @@ def write_whole(path: Path, content: bytes) -> Path:
         write_bytes(path, content)
     except OSError as error:
         raise InputError(
-            f"cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."
+            f"Cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."
         ) from error
     return path

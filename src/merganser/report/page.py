@@ -45,14 +45,14 @@ def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
     theirs = {task.name: task for task in baseline.tasks}
     if list(ours) != list(theirs):
         raise InputError(
-            f"the baseline '{baseline.path}' learned other tasks than '{run.path}': "
+            f"The baseline '{baseline.path}' learned other tasks than '{run.path}': "
             f"{', '.join(theirs) or 'none'} instead of {', '.join(ours) or 'none'}.",
             remedy,
         )
     for name, task in ours.items():
         if task.fingerprint != theirs[name].fingerprint:
             raise InputError(
-                f"the baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
+                f"The baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
             )
 
 

@@ -252,11 +252,11 @@ def _changed(before: AimOptions, changes: dict[str, Any]) -> AimOptions:
     for key in changes:
         if key not in AimOptions.model_fields:
             raise InputError(
-                f"method aim has no option '{key}'.",
+                f"Method aim has no option '{key}'.",
                 nearest(key, REPLAYABLE) or f"A replay can change {', '.join(REPLAYABLE)}.",
             )
         if reason := NEEDS_TRAINING.get(key):
-            raise InputError(f"a replay cannot change '{key}': {reason}.", "Train a run with it.")
+            raise InputError(f"A replay cannot change '{key}': {reason}.", "Train a run with it.")
     # What compat stood for is in the values; it would refuse changes of them.
     values = {**before.model_dump(), "compat": None, **changes}
     if before.compat is not None and values["rehearsal_steps"] is None:
@@ -273,13 +273,13 @@ def _changed(before: AimOptions, changes: dict[str, Any]) -> AimOptions:
 def _check_probes(before: AimOptions, options: AimOptions, task: str, signals: Sequence[SignalRecord]) -> None:
     """Refuse what would need probes that the run did not take."""
     if not signals:
-        raise InputError(f"there are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
+        raise InputError(f"There are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
     if not options.watch_forgetting or options.only_at_end:
         return
     if all(signal.probe is None for signal in signals):
         key = "only_at_end" if before.only_at_end else "watch_forgetting"
         raise InputError(
-            f"the run took no probes in task '{task}' ({key}: {str(getattr(before, key)).lower()}), and these options "
+            f"The run took no probes in task '{task}' ({key}: {str(getattr(before, key)).lower()}), and these options "
             "decide by them.",
             "Set watch_forgetting=false, or train a run that probes.",
         )
@@ -297,5 +297,5 @@ def _check_probes(before: AimOptions, options: AimOptions, task: str, signals: S
             else f"{before.probes_per_interval} times per interval"
         )
         raise InputError(
-            f"the run probed {was}, and these options probe more often.", "Train a run that probes as often."
+            f"The run probed {was}, and these options probe more often.", "Train a run that probes as often."
         )

@@ -92,7 +92,7 @@ class RunDirectory:
                 if error.errno in FULL:
                     raise
                 raise InputError(
-                    f"cannot create '{self.path}': {error.strerror}.", "Choose a folder that can be written."
+                    f"Cannot create '{self.path}': {error.strerror}.", "Choose a folder that can be written."
                 ) from error
 
     def discard(self) -> None:
@@ -142,7 +142,7 @@ class RunDirectory:
         """
         file = path / "run.yaml"
         if not file.is_file():
-            raise InputError(f"there is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
+            raise InputError(f"There is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
         try:
             value = yaml.safe_load(read_text(file))
         except yaml.YAMLError as error:
@@ -152,7 +152,7 @@ class RunDirectory:
         found = value.get("format")
         if isinstance(found, int) and found > FORMAT:
             raise InputError(
-                f"the run '{path}' was written by a newer version (format {found}; this version knows {FORMAT}).",
+                f"The run '{path}' was written by a newer version (format {found}; this version knows {FORMAT}).",
                 "Upgrade: pip install --upgrade merganser.",
             )
         try:
@@ -184,7 +184,7 @@ class RunDirectory:
             folders[int(match[1])] = folder
         if sorted(folders) != list(range(len(folders))):
             raise InputError(
-                f"the rows under '{self.path / 'tasks'}' are numbered {sorted(folders)}; one is missing.",
+                f"The rows under '{self.path / 'tasks'}' are numbered {sorted(folders)}; one is missing.",
                 "Restore it, or delete the rows after the gap.",
             )
         return [folders[number] for number in sorted(folders)]
@@ -244,7 +244,7 @@ class RunDirectory:
         """
         folders = self.row_folders()
         if len(folders) < 2:
-            raise InputError(f"no task was learned in '{self.path}'.", "There is nothing to take back.")
+            raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to take back.")
         last = folders[-1]
         row = self.read_row(last)
         self._prepare(folders[:-1])
@@ -429,5 +429,5 @@ def read_run(path: Path | str) -> RunRecord:
     """
     directory = RunDirectory.open(Path(path))
     if not directory.row_folders():
-        raise InputError(f"nothing was measured yet in '{path}'.", "Start it again with the command that made it.")
+        raise InputError(f"Nothing was measured yet in '{path}'.", "Start it again with the command that made it.")
     return directory.record()

@@ -42,7 +42,7 @@ class RunLock:
             descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
         except OSError as error:
             raise InputError(
-                f"the run '{self._path.parent}' cannot be changed: {error.strerror}.",
+                f"The run '{self._path.parent}' cannot be changed: {error.strerror}.",
                 "Make its folder writable for you, or copy the run to another place.",
             ) from error
         try:
@@ -51,7 +51,7 @@ class RunLock:
             holder = os.read(descriptor, 32).decode(errors="replace").strip()
             os.close(descriptor)
             raise InputError(
-                f"the run '{self._path.parent}' is in use by another process{f' (number {holder})' if holder else ''}.",
+                f"The run '{self._path.parent}' is in use by another process{f' (number {holder})' if holder else ''}.",
                 "Wait until it has finished, or choose another folder.",
             ) from error
         self._descriptor = descriptor

@@ -179,7 +179,7 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     blocks = [part for part in module.modules() if type(part).__name__ in names]
     if not blocks:
         raise InputError(
-            f"the model has no layer of class {' or '.join(sorted(names)) or '(none is named)'} to share out.",
+            f"The model has no layer of class {' or '.join(sorted(names)) or '(none is named)'} to share out.",
             "Name the class of its blocks: fsdp_transformer_layer_cls_to_wrap.",
         )
     return blocks

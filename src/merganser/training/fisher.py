@@ -57,10 +57,10 @@ def diagonal_fisher(
         InputError: no features, or a batch or number of examples below 1.
     """
     if not features:
-        raise InputError("there are no examples to estimate the Fisher information on.", "Give the task's own.")
+        raise InputError("There are no examples to estimate the Fisher information on.", "Give the task's own.")
     if batch < 1 or (examples is not None and examples < 1):
         raise InputError(
-            f"the Fisher information is asked of {examples} examples, {batch} at a time.", "Use 1 or more."
+            f"The Fisher information is asked of {examples} examples, {batch} at a time.", "Use 1 or more."
         )
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}

@@ -46,7 +46,7 @@ class MemoryBatches:
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int, sampling: RehearsalSampling = "epoch") -> None:
         if len(dataset) == 0:
-            raise InputError("the rehearsal memory is empty", "Give it at least one example.")
+            raise InputError("The rehearsal memory is empty.", "Give it at least one example.")
         check_batch("the rehearsal batch", batch_size, batch_size, len(dataset))
         self.dataset = dataset
         self.batch_size = batch_size

@@ -187,7 +187,7 @@ class TaskTrainer(Trainer):
         if not math.isfinite(value):
             raise processes.mark_collective(
                 RunError(
-                    f"the training loss of task '{self.task_name}' became {value} at step "
+                    f"The training loss of task '{self.task_name}' became {value} at step "
                     f"{self.state.global_step + 1}.",
                     "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
                     "training.warmup or precision: fp32.",

@@ -36,7 +36,7 @@ def read_weights(path: Path) -> Weights:
         return Weights(load_file(path))
     except (OSError, SafetensorError) as error:
         raise InputError(
-            f"what the method keeps in '{path}' cannot be read: {error}.", "Restore the run from a copy, or undo."
+            f"What the method keeps in '{path}' cannot be read: {error}.", "Restore the run from a copy, or undo."
         ) from error
 
 

@@ -42,7 +42,7 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
         if name in self.built_in or len(offers) > 1:
             claims = ["Merganser itself"] * (name in self.built_in) + [_package(point) for point in offers]
             raise InputError(
-                f"the method name '{name}' is claimed by {' and by '.join(claims)}.",
+                f"The method name '{name}' is claimed by {' and by '.join(claims)}.",
                 "Uninstall all but one of them, or have a method renamed.",
             )
         return _loaded(offers[0])
@@ -71,13 +71,13 @@ def _loaded(point: EntryPoint) -> type[Method[Any]]:
         found = point.load()
     except Exception as error:  # whatever a package raises while it is imported
         raise InputError(
-            f"the method '{point.name}' of {_package(point)} cannot be loaded: {type(error).__name__}: {error}.",
+            f"The method '{point.name}' of {_package(point)} cannot be loaded: {type(error).__name__}: {error}.",
             "Update or uninstall that package.",
         ) from error
     problem = _problem(point.name, found)
     if problem:
         raise InputError(
-            f"the method '{point.name}' of {_package(point)} cannot be used: {problem}.",
+            f"The method '{point.name}' of {_package(point)} cannot be used: {problem}.",
             "See docs/adding-a-method.md.",
         )
     return found

@@ -60,7 +60,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
     total: Tensor | None = None
     chosen = list(context.features[:examples])
     if not chosen:
-        raise InputError(f"task '{context.task}' has no examples.", "Give it some.")
+        raise InputError(f"Task '{context.task}' has no examples.", "Give it some.")
     with evaluating(module), torch.no_grad():
         for start in range(0, len(chosen), batch):
             inputs = to_device(context.backbone.collate(chosen[start : start + batch]), device)

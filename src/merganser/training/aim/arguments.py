@@ -32,7 +32,7 @@ def check_arguments(
         batch_sizes: argument -> examples of the memory per batch, ``None`` for the default.
     """
     if len(memory) == 0:
-        raise InputError("the rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
+        raise InputError("The rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
     for name, asked in batch_sizes.items():
         check_batch(name, asked, 1, len(memory))
     choices = (
@@ -42,7 +42,7 @@ def check_arguments(
     )
     for name, chosen, known in choices:
         if chosen not in known:
-            raise InputError(f"there is no {name} '{chosen}'.", f"Known: {', '.join(known)}.")
+            raise InputError(f"There is no {name} '{chosen}'.", f"Known: {', '.join(known)}.")
     if probe_groups and len(probe_groups) != len(memory):
         raise InputError(
             f"probe_groups names {len(probe_groups)} groups for {len(memory)} examples of the memory.",
@@ -86,7 +86,7 @@ def new_examples(loader: Any, needed: bool) -> Dataset | None:
         return dataset
     if needed:
         raise InputError(
-            "the training data is a stream, of which no examples can be drawn to measure merges on.",
+            "The training data is a stream, of which no examples can be drawn to measure merges on.",
             "Give AimMerging(measure_merges=False), or training data that has a length and can be indexed.",
         )
     return None
@@ -117,7 +117,7 @@ def collator_of(loader: Any, memory: Dataset) -> Collator:
             collate([first])
         except Exception as error:
             raise InputError(
-                f"no batch can be made of the memory's examples: they have no {', '.join(sorted(missing))}.",
+                f"No batch can be made of the memory's examples: they have no {', '.join(sorted(missing))}.",
                 "Give them in the form of the training data as the trainer has it (trainer.train_dataset): tokenised, "
                 "with the same columns.",
             ) from error

@@ -103,7 +103,7 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
     def begin() -> None:
         if not folder.is_dir():
             raise RunError(
-                f"the trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
+                f"The trainer has written no checkpoint '{folder}' to which AimMerging could add its state.",
                 "Use one that saves to output_dir/checkpoint-STEP, or AimMerging(checkpoints=False) without resuming.",
             )
 
@@ -148,7 +148,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     if folder is None:
         looked = " or ".join(f"'{folder}'" for folder in folders)
         raise InputError(
-            f"training goes on at step {identity.step}, but there is no {VALUES} in {looked}.",
+            f"Training goes on at step {identity.step}, but there is no {VALUES} in {looked}.",
             "If the checkpoint is elsewhere, give AimMerging(resume_from=FOLDER); if AimMerging was not there when it "
             "was written, or it was interrupted while writing, go on from an earlier one or start over.",
         )
@@ -159,21 +159,21 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
         tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
-            f"the state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
+            f"The state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
         ) from error
     if form != FORMAT:
         raise InputError(
-            f"the state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
+            f"The state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
             "Go on with the version that wrote it, or start over.",
         )
     if wrote != now:
         raise InputError(
-            f"the state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
+            f"The state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
             "Go on in the same way, or start over.",
         )
     if found[0] != identity.step or not math.isclose(found[1], identity.size, rel_tol=SAME_SIZE):
         raise InputError(
-            f"the state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
+            f"The state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
             f"{identity.step}.",
             "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
         )
@@ -184,7 +184,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     if other:
         told = ", ".join(f"{key} {options[key]} (now {identity.options[key]})" for key in other)
         raise InputError(
-            f"the state of AimMerging in '{folder}' was written with {told}.",
+            f"The state of AimMerging in '{folder}' was written with {told}.",
             "Go on with the arguments that training began with, or start over.",
         )
     return TaskState(values, tensors)
