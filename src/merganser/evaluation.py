@@ -6,9 +6,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 
 from merganser.events import Evaluating, Listener, silent
+from merganser.metrics.score import Score
 from merganser.metrics.text import score_answers
 from merganser.models.base import AnswerSpec, Backbone
-from merganser.runs.record import Score, TaskRecord
+from merganser.runs.record import TaskRecord
 from merganser.streams.prompts import fill_with_text
 from merganser.streams.task import Example, Task
 
@@ -76,8 +77,7 @@ def score_task(
         listener(Evaluating(task.name, done, everything))
 
     answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress, shared=True)
-    entry = score_answers(task.metric, [answer.text for answer in answers], [example.output for example in task.test])
-    return Score(value=entry.value, n=entry.n, stderr=entry.stderr)
+    return score_answers(task.metric, [answer.text for answer in answers], [example.output for example in task.test])
 
 
 def score_tasks(

@@ -10,8 +10,8 @@ import pytest
 from merganser.config import load_config
 from merganser.errors import InputError
 from merganser.learner import Learner, best_weights
+from merganser.metrics import Score
 from merganser.runs import read_run
-from merganser.runs.record import Score
 from merganser.streams.loading import load_stream
 from merganser.weights import Weights
 from tests.learner.toys import read_json, rows, settings, write_config, write_rows, write_stream

@@ -41,7 +41,7 @@ def test_the_five_lines(tmp_path: Path) -> None:
         assert row.learned == ["mood"]
         learner.learn(task("topic"))
         assert learner.learned == ["mood", "topic"]
-        entry = learner.scores.entry(2, "topic")
+        entry = learner.scores.score(2, "topic")
         assert entry is not None
         answers = learner.predict([example.input for example in task("topic").test], "topic")
     right = sum(a.text == e.output for a, e in zip(answers, task("topic").test, strict=True))

@@ -10,19 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from merganser.metrics import Metric, Score, ScoreRow
 from merganser.runs.record import (
     CostRecord,
-    MemoryRecord,
     MergeRecord,
-    MetricRecord,
     RunInfo,
     RunRecord,
-    Score,
-    ScoreRow,
     ScoresFile,
     SignalRecord,
     TaskRecord,
 )
+from merganser.streams.memory import MemorySummary
 
 CAUSES = ("due", "early", "forced")
 
@@ -116,12 +114,12 @@ def make_run(
             metric="accuracy",
             answer="rank",
             source={"train": f"data/{index}/train.json"},
-            memory=MemoryRecord(
+            memory=MemorySummary(
                 examples=6, bytes=1234 * index, budget=6, share=0.02, sampler="per_label",
                 per_label={"sport": 2, "trade": 2, "space": 2},
             )
             if merging
-            else MemoryRecord(),
+            else MemorySummary(),
             cost=CostRecord(
                 seconds=20.0, inner_seconds=10.0, probing_seconds=1.0 if merging else 0.0,
                 rehearsal_seconds=2.0 if merging else 0.0, merging_seconds=0.25 if merging else 0.0,
@@ -167,15 +165,15 @@ def make_run(
             rows=rows,
             references={name: one_score(0.92) for name in names} if references else {},
             summary=[
-                MetricRecord(
+                Metric(
                     name="OP", value=op, stderr=0.011,
                     definition="Overall performance: mean score over all tasks after the last one.", source="GEM",
                 ),
-                MetricRecord(
+                Metric(
                     name="BWT", value=bwt, stderr=0.004 if bwt is not None else None,
                     definition="Backward transfer: mean change of a task's score since it was learned.", source="GEM",
                 ),
-                MetricRecord(
+                Metric(
                     name="FWT", value=None, definition="Not measured without single-task references.", source="AIM",
                 ),
             ],

@@ -12,9 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merganser.errors import InputError
+from merganser.metrics import Score, ScoreRow
 from merganser.runs import RunDirectory, read_run
 from merganser.runs.reading import read_lines
-from merganser.runs.record import KeptExample, MergeRecord, RowFile, RunInfo, Score, ScoreRow, TaskRecord
+from merganser.runs.record import KeptExample, MergeRecord, RowFile, RunInfo, TaskRecord
 from merganser.runs.versions import versions
 from tests.learner.toys import contents
 

@@ -10,8 +10,8 @@ from typing import Any
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merganser import processes
+from merganser.metrics.score import Score
 from merganser.models.base import Backbone
-from merganser.runs.record import Score
 from merganser.training.determinism import isolated_random
 from merganser.training.distributed import bring_back
 from merganser.training.state import TaskState

@@ -10,9 +10,9 @@ from merganser.errors import InputError, nearest
 from merganser.evaluation import KnownTask, with_candidates
 from merganser.files.atomic import FULL, full_disk_is_an_error
 from merganser.learner.session import Session
+from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.models.export import export_model
-from merganser.runs.record import Score
 
 
 def predict(session: Session, texts: Sequence[str], task: str | None = None) -> list[Answer]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,18 +19,16 @@ from merganser.learner.example_store import as_line, kept_example, write_images,
 from merganser.learner.resume import best_weights, checkpoints_of, resume
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
+from merganser.metrics.score import Score, ScoreRow
 from merganser.models.base import AnswerSpec
 from merganser.runs.record import (
     CostRecord,
-    MemoryRecord,
     RowFile,
-    Score,
-    ScoreRow,
     SignalRecord,
     TaskRecord,
 )
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.memory import memory_bytes, summarise_memory
+from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
 from merganser.training.progress_callback import ProgressCallback
@@ -291,14 +288,14 @@ class TaskRun:
         row: ScoreRow,
     ) -> None:
         kept: list[tuple[str, Example]] = []
-        memories: dict[str, MemoryRecord] = {}
+        memories: dict[str, MemorySummary] = {}
         for task in self.tasks:
             chosen = sample(self.session, task)
             kept += [(task.name, example) for example in chosen]
             memories[task.name] = (
-                MemoryRecord(**asdict(summarise_memory(chosen, task.train, task.labels, memory_options(self.session))))
+                summarise_memory(chosen, task.train, task.labels, memory_options(self.session))
                 if chosen
-                else MemoryRecord()
+                else MemorySummary()
             )
         examples = {"memory": kept, "test": [(task.name, example) for task in self.tasks for example in task.test]}
         if self.selector is not None:

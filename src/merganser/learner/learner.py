@@ -18,10 +18,11 @@ from merganser.events import Listener, Notice, silent
 from merganser.learner import checks, inference, learn_task, references
 from merganser.learner.session import Session
 from merganser.metrics.matrix import ScoreMatrix
+from merganser.metrics.score import Score, ScoreRow
 from merganser.models.base import Answer, Backbone
 from merganser.models.loading import fitting_lengths, load_backbone
 from merganser.runs.directory import RunDirectory
-from merganser.runs.record import RunInfo, RunRecord, Score, ScoreRow
+from merganser.runs.record import RunInfo, RunRecord
 from merganser.runs.versions import versions
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed

@@ -18,7 +18,7 @@ from merganser.evaluation import KnownTask
 from merganser.events import Notice, StepDone, TaskStarted
 from merganser.files.atomic import write_json
 from merganser.learner.session import Session
-from merganser.runs.record import Score
+from merganser.metrics.score import Score
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
 from merganser.training.options import MAY_CHANGE

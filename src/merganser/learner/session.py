@@ -11,9 +11,9 @@ from merganser.evaluation import KnownTask, score_tasks, with_candidates
 from merganser.events import Listener
 from merganser.learner.example_store import read_prototypes, restored
 from merganser.methods import make_method
+from merganser.metrics.score import Score
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
-from merganser.runs.record import Score
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
 

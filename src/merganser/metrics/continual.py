@@ -21,32 +21,29 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from merganser.errors import InputError
-from merganser.metrics.matrix import Entry, ScoreMatrix, ScoreTuple, checked_entry
+from merganser.metrics.matrix import ScoreMatrix
+from merganser.metrics.score import Score
 
-Term = tuple[float, Entry | None]
+Term = tuple[float, Score | None]
 """Weight and entry of one summand; ``None`` for an entry that was not measured."""
 
 
-@dataclass(frozen=True, slots=True)
-class Metric:
-    """A number that carries its definition.
+class Metric(BaseModel):
+    """A number that carries its definition."""
 
-    Attributes:
-        name: the name under which it appears in every output.
-        value: scores are shares in [0, 1], so means lie in [0, 1] and differences in [-1, 1]; ``None`` when undefined.
-        stderr: standard error from the finite test sets, same unit; ``None`` when the value is.
-        definition: the formula, in words and symbols.
-        source: the paper that defines it.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    name: str
-    value: float | None
-    stderr: float | None
-    definition: str
-    source: str
+    name: str = Field(description="the name under which it appears in every output")
+    value: float | None = Field(
+        description="scores are fractions in [0, 1], so means lie in [0, 1] and differences in [-1, 1]; null: undefined"
+    )
+    stderr: float | None = Field(None, description="standard error from the finite test sets, same unit")
+    definition: str = Field(description="the formula, in words and symbols")
+    source: str = Field(description="the paper that defines it")
 
 
 def average_performance(matrix: ScoreMatrix) -> Metric:
@@ -55,7 +52,7 @@ def average_performance(matrix: ScoreMatrix) -> Metric:
     Lopez-Paz and Ranzato 2017 (GEM, there ACC); Feng et al. 2025 (AimMerging, there OP). Undefined before a task was
     learned or when the last row lacks one of the learned tasks.
     """
-    terms = [[(1.0, matrix.entry(-1, task))] for task in matrix.learned_tasks]
+    terms = [[(1.0, matrix.score(-1, task))] for task in matrix.learned_tasks]
     return _mean(
         terms,
         "OP",
@@ -70,7 +67,7 @@ def backward_transfer(matrix: ScoreMatrix) -> Metric:
     Lopez-Paz and Ranzato 2017, equation 3; Feng et al. 2025. One task per row: the mean over the first T-1 tasks, not
     over all T. Undefined when all tasks were learned in the last row.
     """
-    terms = [_change(matrix, task, before, matrix.rows - 1) for task, before in _earlier(matrix)]
+    terms = [_change(matrix, task, before, len(matrix) - 1) for task, before in _earlier(matrix)]
     return _mean(
         terms,
         "BWT",
@@ -88,7 +85,7 @@ def backward_transfer_all_rows(matrix: ScoreMatrix) -> Metric:
     terms = [
         _change(matrix, task, before, row)
         for task, before in _earlier(matrix)
-        for row in range(before + 1, matrix.rows)
+        for row in range(before + 1, len(matrix))
     ]
     return _mean(
         terms,
@@ -98,28 +95,29 @@ def backward_transfer_all_rows(matrix: ScoreMatrix) -> Metric:
     )
 
 
-def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, ScoreTuple] | None = None) -> Metric:
+def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, Score] | None = None) -> Metric:
     """``FWT (single-task)``: mean over learned tasks of ``a[r(j)][j] - b[j]``.
 
     Feng et al. 2025 (AimMerging). The first task counts too, although it had nothing to transfer from.
 
     Args:
         matrix: the scores.
-        references: task -> ``(value, n, stderr)`` of a fresh model trained on that task alone. Undefined without one
-            for each learned task.
+        references: task -> score of a fresh model trained on that task alone. Undefined without one for each learned
+            task.
 
     Raises:
-        InputError: a reference for a task that is not in the matrix, or an impossible score.
+        InputError: a reference for a task that is not in the matrix.
     """
-    checked: dict[str, Entry] = {}
-    for task, score in (references or {}).items():
+    references = references or {}
+    for task in references:
         if task not in matrix.tasks:
             raise InputError(
                 f"A single-task reference for '{task}', which is not in the score matrix.",
                 f"Tasks: {', '.join(matrix.tasks) or 'none'}.",
             )
-        checked[task] = checked_entry(score, f"Single-task reference of '{task}'")
-    terms = [[(1.0, matrix.entry(row, task)), (-1.0, checked.get(task))] for task, row in _rows_learned(matrix)]
+    # Copies: one object may be the reference of several tasks, and entries are told apart by identity.
+    alone = {task: score.model_copy() for task, score in references.items()}
+    terms = [[(1.0, matrix.score(row, task)), (-1.0, alone.get(task))] for task, row in _rows_learned(matrix)]
     return _mean(
         terms,
         "FWT (single-task)",
@@ -156,7 +154,7 @@ def forgetting_chaudhry(matrix: ScoreMatrix) -> Metric:
     standard error does not cover that. It uses the largest standard error among the scores of the maximum, which bounds
     the spread of the maximum of normal variables whatever their correlation (Gaussian Poincare inequality).
     """
-    terms = [_drop_from_best(matrix, task, range(1, matrix.rows - 1)) for task, _ in _earlier(matrix)]
+    terms = [_drop_from_best(matrix, task, range(1, len(matrix) - 1)) for task, _ in _earlier(matrix)]
     return _mean(
         terms,
         "forgetting (Chaudhry)",
@@ -172,7 +170,7 @@ def forgetting_since_learned(matrix: ScoreMatrix) -> Metric:
     before the task was learned does not count. Needs no entry before a task was learned, so it is defined for tasks
     that became known late. At least ``-BWT`` and at most ``forgetting (Chaudhry)``.
     """
-    terms = [_drop_from_best(matrix, task, range(row, matrix.rows - 1)) for task, row in _earlier(matrix)]
+    terms = [_drop_from_best(matrix, task, range(row, len(matrix) - 1)) for task, row in _earlier(matrix)]
     return _mean(
         terms,
         "forgetting (since learned)",
@@ -190,11 +188,11 @@ def forgetting_including_last(matrix: ScoreMatrix) -> Metric:
     """
     terms = []
     for task, row in _earlier(matrix):
-        drop = _drop_from_best(matrix, task, range(row, matrix.rows - 1))
-        if _known(drop) and sum(weight * entry.value for weight, entry in drop if entry is not None) < 0.0:
-            last = matrix.entry(-1, task)
-            stderr = math.hypot(*(entry.stderr for _, entry in drop if entry is not None))
-            drop = [(1.0, Entry(0.0, 0 if last is None else last.n, stderr))]
+        drop = _drop_from_best(matrix, task, range(row, len(matrix) - 1))
+        measured = [(weight, entry) for weight, entry in drop if entry is not None]
+        if len(measured) == len(drop) and sum(weight * entry.value for weight, entry in measured) < 0.0:
+            stderr = math.hypot(*(entry.stderr for _, entry in measured))
+            drop = [(1.0, measured[-1][1].model_copy(update={"value": 0.0, "stderr": stderr}))]
         terms.append(drop)
     return _mean(
         terms,
@@ -209,7 +207,7 @@ def learning_accuracy(matrix: ScoreMatrix) -> Metric:
 
     Riemer et al. 2019 (MER, LA). The ability to learn, whatever is kept. Undefined before a task was learned.
     """
-    terms = [[(1.0, matrix.entry(row, task))] for task, row in _rows_learned(matrix)]
+    terms = [[(1.0, matrix.score(row, task))] for task, row in _rows_learned(matrix)]
     return _mean(
         terms,
         "learning accuracy",
@@ -224,7 +222,7 @@ def zero_shot(matrix: ScoreMatrix) -> Metric:
     Taken over the same tasks as ``OP``, so that their difference is what training gained. Undefined before a task was
     learned or when a learned task was not measured before training.
     """
-    terms = [[(1.0, matrix.entry(0, task))] for task in matrix.learned_tasks]
+    terms = [[(1.0, matrix.score(0, task))] for task in matrix.learned_tasks]
     return _mean(
         terms,
         "zero-shot",
@@ -233,7 +231,7 @@ def zero_shot(matrix: ScoreMatrix) -> Metric:
     )
 
 
-def summary(matrix: ScoreMatrix, references: Mapping[str, ScoreTuple] | None = None) -> list[Metric]:
+def summary(matrix: ScoreMatrix, references: Mapping[str, Score] | None = None) -> list[Metric]:
     """All metrics, in a fixed order: OP, BWT, the forward transfers, forgetting, learning accuracy, zero-shot.
 
     Args:
@@ -256,29 +254,29 @@ def summary(matrix: ScoreMatrix, references: Mapping[str, ScoreTuple] | None = N
 
 def _rows_learned(matrix: ScoreMatrix) -> list[tuple[str, int]]:
     """Learned tasks with the row right after each was learned."""
-    return [(task, row) for row in range(1, matrix.rows) for task in matrix.learned(row)]
+    return [(task, number) for number, row in enumerate(matrix.rows) for task in row.learned]
 
 
 def _earlier(matrix: ScoreMatrix) -> list[tuple[str, int]]:
     """Tasks learned before the last row, with the row right after each was learned."""
-    return [(task, row) for task, row in _rows_learned(matrix) if row < matrix.rows - 1]
+    return [(task, row) for task, row in _rows_learned(matrix) if row < len(matrix) - 1]
 
 
 def _change(matrix: ScoreMatrix, task: str, before: int, after: int) -> list[Term]:
     if before == after:
-        return [(0.0, matrix.entry(after, task))]
-    return [(1.0, matrix.entry(after, task)), (-1.0, matrix.entry(before, task))]
+        return [(0.0, matrix.score(after, task))]
+    return [(1.0, matrix.score(after, task)), (-1.0, matrix.score(before, task))]
 
 
 def _drop_from_best(matrix: ScoreMatrix, task: str, rows: Iterable[int]) -> list[Term]:
     """The best score on ``task`` in ``rows`` minus its score in the last row."""
-    candidates = [matrix.entry(row, task) for row in rows]
+    candidates = [matrix.score(row, task) for row in rows]
     measured = [entry for entry in candidates if entry is not None]
     if not measured or len(measured) < len(candidates):
         return [(1.0, None)]
     best = max(measured, key=lambda entry: entry.value)
-    bound = best._replace(stderr=max(entry.stderr for entry in measured))
-    return [(1.0, bound), (-1.0, matrix.entry(-1, task))]
+    bound = best.model_copy(update={"stderr": max(entry.stderr for entry in measured)})
+    return [(1.0, bound), (-1.0, matrix.score(-1, task))]
 
 
 def _known(terms: list[Term]) -> bool:
@@ -292,9 +290,9 @@ def _mean(groups: list[list[Term]], name: str, definition: str, source: str) -> 
     are told apart by identity, since two cells of the matrix may hold equal numbers.
     """
     if not groups or not all(_known(group) for group in groups):
-        return Metric(name, None, None, definition, source)
+        return Metric(name=name, value=None, definition=definition, source=source)
     weights: defaultdict[int, float] = defaultdict(float)
-    entries: dict[int, Entry] = {}
+    entries: dict[int, Score] = {}
     total: list[float] = []
     for weight, entry in (term for group in groups for term in group):
         if entry is not None:
@@ -303,4 +301,4 @@ def _mean(groups: list[list[Term]], name: str, definition: str, source: str) -> 
             total.append(weight * entry.value)
     value = math.fsum(total) / len(groups)
     stderr = math.hypot(*(weight * entries[key].stderr for key, weight in weights.items()))
-    return Metric(name, value, stderr, definition, source)
+    return Metric(name=name, value=value, stderr=stderr, definition=definition, source=source)

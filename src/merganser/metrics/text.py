@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import InputError, nearest
-from merganser.metrics.matrix import Entry
+from merganser.metrics.score import Score
 
 Scores = NDArray[np.float64]
 TextScore = Callable[[Sequence[str], Sequence[str]], Scores]
@@ -99,8 +99,8 @@ TEXT_SCORES: dict[str, TextScore] = {
 """Text scores by the name used in a task's ``metric``."""
 
 
-def score_answers(metric: str, answers: Sequence[str], references: Sequence[str]) -> Entry:
-    """One entry of the score matrix: mean of the text score ``metric`` over the examples, their number, its error.
+def score_answers(metric: str, answers: Sequence[str], references: Sequence[str]) -> Score:
+    """Score a test set: mean of the text score ``metric`` over the examples, their number, standard error.
 
     Raises:
         InputError: unknown metric, or lists that the score refuses.
@@ -110,7 +110,7 @@ def score_answers(metric: str, answers: Sequence[str], references: Sequence[str]
         raise InputError(f"Text score '{metric}' is unknown.", hint)
     scores = TEXT_SCORES[metric](answers, references)
     mean, stderr = mean_and_stderr(scores)
-    return Entry(mean, len(scores), stderr)
+    return Score(value=mean, n=len(scores), stderr=stderr)
 
 
 def mean_and_stderr(scores: Scores | Sequence[float]) -> tuple[float, float]:

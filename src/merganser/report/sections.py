@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from merganser.metrics.score import Score
 from merganser.report.formatting import (
     CAUSE_LETTER,
     MISSING,
@@ -18,7 +19,7 @@ from merganser.report.formatting import (
     size,
 )
 from merganser.report.series import learned_before, merges_in_order, own_rows
-from merganser.runs.record import CostRecord, RunRecord, Score
+from merganser.runs.record import CostRecord, RunRecord
 
 COST_KINDS: dict[str, tuple[str, str]] = {
     "inner_seconds": ("inner steps", "forward, backward and optimizer on the task's own batches"),

@@ -30,6 +30,7 @@ from merganser.files.atomic import (
 )
 from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
+from merganser.metrics.score import Score
 from merganser.runs.checkpoint import clear, folder_of, sweep
 from merganser.runs.lock import RunLock
 from merganser.runs.reading import damaged, problem, read_record, read_row_lines, read_text
@@ -37,11 +38,9 @@ from merganser.runs.record import (
     FORMAT,
     KeptExample,
     MergeRecord,
-    MetricRecord,
     RowFile,
     RunInfo,
     RunRecord,
-    Score,
     ScoresFile,
     SignalRecord,
 )
@@ -270,11 +269,11 @@ class RunDirectory:
             names += [name for name in row.scores.scores if name not in names]
         matrix = ScoreMatrix(names)
         for row in rows:
-            matrix.add_row(row.scores.learned, {name: as_tuple(score) for name, score in row.scores.scores.items()})
+            matrix.add_row(row.scores.learned, row.scores.scores)
         for row in rows:
             for number, scores in row.earlier.items():
                 for name, score in scores.items():
-                    matrix.set(number, name, as_tuple(score))
+                    matrix.set(number, name, score)
         return matrix
 
     def references(self) -> dict[str, Score]:
@@ -301,17 +300,12 @@ class RunDirectory:
         metrics: dict[str, str] = {}
         for row in rows:
             metrics.update(row.metrics)
-        described = matrix.to_dict()
-        found = summary(matrix, {name: as_tuple(score) for name, score in references.items()})
         return ScoresFile(
             tasks=list(matrix.tasks),
             metrics=metrics,
-            rows=described["rows"],
+            rows=list(matrix.rows),
             references=references,
-            summary=[
-                MetricRecord(name=m.name, value=m.value, stderr=m.stderr, definition=m.definition, source=m.source)
-                for m in found
-            ],
+            summary=summary(matrix, references),
         )
 
     def refresh(self) -> None:
@@ -414,11 +408,6 @@ def is_start(folder: Path) -> bool:
     """Whether a folder under ``tasks/`` is the row before any training, in which nothing was learned."""
     match = ROW_FOLDER.fullmatch(folder.name)
     return match is not None and int(match[1]) == 0
-
-
-def as_tuple(score: Score) -> tuple[float, int, float]:
-    """``(value, n, stderr)``."""
-    return score.value, score.n, score.stderr
 
 
 def read_run(path: Path | str) -> RunRecord:

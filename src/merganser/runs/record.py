@@ -26,6 +26,10 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merganser.metrics.continual import Metric
+from merganser.metrics.score import Score, ScoreRow
+from merganser.streams.memory import MemorySummary
+
 FORMAT = 1
 """Version of the layout of a run directory; a run with a higher number is refused."""
 
@@ -97,17 +101,6 @@ class SignalRecord(Record):
     threshold: float | None = Field(None, description="alarm threshold in force at this step, if armed")
 
 
-class MemoryRecord(Record):
-    """What was kept of a task for rehearsal."""
-
-    examples: int = 0
-    bytes: int = Field(0, description="UTF-8 bytes of the texts kept, and bytes of the encoded images")
-    budget: int = Field(0, description="examples that were allowed")
-    share: float = Field(0.0, description="examples kept / training examples")
-    sampler: str = "none"
-    per_label: dict[str, int] = Field(default_factory=dict, description="examples kept per label; empty for free text")
-
-
 class CostRecord(Record):
     """Where the time of one task went. Seconds are wall-clock."""
 
@@ -143,7 +136,7 @@ class TaskRecord(Record):
     answer: str
     prompt: str = "{input}"
     source: dict[str, str] = Field(default_factory=dict)
-    memory: MemoryRecord = Field(default_factory=MemoryRecord)
+    memory: MemorySummary = Field(default_factory=MemorySummary)
     cost: CostRecord = Field(default_factory=CostRecord)
     selected_step: int | None = Field(None, description="training.select_best: step whose weights were deployed")
     dev_scores: dict[int, float] = Field(
@@ -153,21 +146,6 @@ class TaskRecord(Record):
         default_factory=dict, description="what the method keeps after this task, by name (memory, weights, ...)"
     )
     finished: str = Field(description="UTC time, ISO 8601")
-
-
-class Score(Record):
-    """One entry of the matrix."""
-
-    value: float = Field(description="mean score in [0, 1]")
-    n: int = Field(description="test examples")
-    stderr: float = Field(description="standard error of the mean over the test examples")
-
-
-class ScoreRow(Record):
-    """Scores of every task that was evaluated at one moment."""
-
-    learned: list[str] = Field(description="tasks learned since the row before; empty for the row before training")
-    scores: dict[str, Score]
 
 
 class KeptExample(Record):
@@ -196,16 +174,6 @@ class RowFile(Record):
     )
 
 
-class MetricRecord(Record):
-    """One summary metric with its definition."""
-
-    name: str
-    value: float | None
-    stderr: float | None = None
-    definition: str
-    source: str
-
-
 class ScoresFile(Record):
     """``scores.json``."""
 
@@ -216,7 +184,7 @@ class ScoresFile(Record):
     references: dict[str, Score] = Field(
         default_factory=dict, description="score of a fresh model trained on that task alone, when measured"
     )
-    summary: list[MetricRecord] = Field(default_factory=list)
+    summary: list[Metric] = Field(default_factory=list)
 
 
 class RunRecord(Record):

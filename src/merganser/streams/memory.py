@@ -19,7 +19,8 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
+
+from pydantic import BaseModel, ConfigDict, Field
 
 from merganser.errors import InputError
 from merganser.streams.options import MemoryOptions
@@ -27,25 +28,17 @@ from merganser.streams.sampling import generator, pick, positions_by_output, spr
 from merganser.streams.task import Example
 
 
-@dataclass(frozen=True)
-class MemorySummary:
-    """What was kept of one task, field by field as a run records it.
+class MemorySummary(BaseModel):
+    """What was kept of one task for rehearsal."""
 
-    Attributes:
-        examples: texts kept.
-        bytes: UTF-8 bytes of their inputs and outputs, and those of encoded images.
-        budget: texts that were allowed.
-        share: texts kept / training texts.
-        sampler: name of the sampler.
-        per_label: texts kept per label; empty for free text.
-    """
+    model_config = ConfigDict(extra="forbid", frozen=True)
 
-    examples: int
-    bytes: int
-    budget: int
-    share: float
-    sampler: str
-    per_label: dict[str, int] = field(default_factory=dict)
+    examples: int = Field(0, description="examples kept")
+    bytes: int = Field(0, description="UTF-8 bytes of their inputs and outputs, and bytes of encoded images")
+    budget: int = Field(0, description="examples that were allowed")
+    share: float = Field(0.0, description="examples kept / training examples")
+    sampler: str = Field("none", description="how they were chosen")
+    per_label: dict[str, int] = Field(default_factory=dict, description="examples kept per label; empty for free text")
 
 
 def budget(options: MemoryOptions, size: int, label_counts: Collection[int] = ()) -> int:
