@@ -16,7 +16,7 @@ from merganser.merging.tensors import BLOCK
 from tests.checkpoints.conftest import write_folder
 
 kernels: Any = pytest.importorskip(
-    "merganser.checkpoints.compiled", reason="numba is not installed", exc_type=ImportError
+    "merganser.checkpoints.kernels", reason="numba is not installed", exc_type=ImportError
 )
 
 
@@ -80,21 +80,23 @@ def test_kernels_are_bit_identical(
     assert written[0] == written[1]
 
 
-def test_conversions_of_all_halves() -> None:
+def copied(stored: np.ndarray, source: str, target: str) -> np.ndarray:
+    """A combination of one model with weight one: a conversion."""
+    out = np.empty(len(stored), kernels.STORAGE[target])
+    types = kernels.Types(kernels.CODES[source], kernels.CODES[target])
+    kernels.combine(stored[None], np.ones(1, np.float32), False, types, out)
+    return out
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16"])
+def test_conversions_of_all_halves(dtype: str) -> None:
     """Every 16-bit pattern widens to the same number, and narrows back to itself."""
     patterns = np.arange(1 << 16, dtype=np.uint16)
-    for dtype, stored in (("BF16", patterns), ("F16", patterns.view(np.int16))):
-        wide = decode(patterns.view(np.uint8), dtype, np.dtype(np.float32))
-        finite = np.isfinite(wide)
-        out = np.empty(len(patterns), stored.dtype)
-        single = np.empty(len(patterns), np.float32)
-        rows = np.stack([stored, np.zeros_like(stored)])
-        kernels.combine(rows, len(patterns), np.array([1, 0], np.float32), False, single)
-        np.testing.assert_array_equal(single[finite], wide[finite])
-        kernels.combine(rows[:1], len(patterns), np.array([1], np.float32), False, out)
-        np.testing.assert_array_equal(out.view(np.uint16)[finite], patterns[finite])
-        back = encode(wide.copy(), dtype).view(np.uint16)
-        np.testing.assert_array_equal(back[finite], patterns[finite])
+    wide = decode(patterns.view(np.uint8), dtype, np.dtype(np.float32))
+    finite = np.isfinite(wide)
+    np.testing.assert_array_equal(copied(patterns, dtype, "F32"), wide)
+    np.testing.assert_array_equal(copied(patterns, dtype, dtype)[finite], patterns[finite])
+    np.testing.assert_array_equal(encode(wide.copy(), dtype).view(np.uint16)[finite], patterns[finite])
 
 
 def test_rounding_is_to_nearest_even() -> None:
@@ -105,9 +107,7 @@ def test_rounding_is_to_nearest_even() -> None:
     for dtype, kind in (("BF16", torch.bfloat16), ("F16", torch.float16)):
         expected = torch.from_numpy(values).to(kind).view(torch.int16).numpy().view(np.uint16)
         np.testing.assert_array_equal(encode(values.copy(), dtype).view(np.uint16), expected)
-        out = np.empty(len(values), kernels.STORAGE[dtype])
-        kernels.combine(values[None], len(values), np.array([1], np.float32), False, out)
-        np.testing.assert_array_equal(out.view(np.uint16), expected)
+        np.testing.assert_array_equal(copied(values, "F32", dtype), expected)
 
 
 def test_nan_stays_nan() -> None:

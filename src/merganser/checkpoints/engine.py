@@ -21,18 +21,13 @@ from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Worksp
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
 from merganser.merging.combine import Combination, combine
-from merganser.merging.elect import Election
-from merganser.merging.magmax import MagMaxPlan
 from merganser.merging.rule import WrongInput
-from merganser.merging.trim import NONE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-WORTH_COMPILED = 64_000_000
-"""Bytes of output from which loading the compiled kernels pays."""
-
-_EVERYTHING = 1 << 53
+NUMBA_PAYS_FROM = 64_000_000
+"""Bytes of the result from which the compiled kernels save more time than importing numba costs."""
 
 
 def keep_freed_memory() -> None:
@@ -55,7 +50,7 @@ class Engine:
 
     Args:
         files: shared by the threads.
-        kernels: :mod:`merganser.checkpoints.kernels`, or ``None`` for the numpy path.
+        kernels: :mod:`merganser.checkpoints.kernel_calls`, or ``None`` for the numpy path.
         allow_nonfinite: let NaN and infinity pass.
         progress: called with the bytes written since the last call.
 
@@ -124,19 +119,18 @@ class Engine:
 
     def _in_slices(self, job: Job, inputs: FileInputs, plan: Any, descriptor: int) -> None:
         item = ITEM_SIZE[job.target.dtype]
-        compiled = None if inputs.kernels is None else _compiled(inputs.kernels, plan)
+        kernel: Any = None
         result: Any = None
-        if compiled is not None and inputs.kernels is not None:
-            kind = inputs.kernels.STORAGE[job.target.dtype]
-            result = self._workspace.rows("result", 1, STEP, kind)[0]
+        if inputs.kernels is not None:
+            kernel = inputs.kernels.kernel_of(plan, job.inputs[0].dtype, job.target.dtype)
+            result = self._workspace.rows("result", 1, STEP, inputs.kernels.STORAGE[job.target.dtype])[0]
         apply = _apply_of(job)
         for start in range(0, inputs.size, inputs.step):
             stop = min(start + inputs.step, inputs.size)
             raw = inputs.raw(start, stop)
-            if compiled is not None:
-                unusual = compiled(inputs.stored(raw), stop - start, start, result)
+            if kernel is not None:
                 values = result[: stop - start]
-                if unusual:
+                if kernel(inputs.stored(raw), start, values):
                     # Infinite results may also come from large but finite inputs, which is no mistake.
                     self._check(job, raw)
                     self._note(job, values)
@@ -234,41 +228,6 @@ def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDAr
     return join_pairs(*results)
 
 
-def _compiled(kernels: ModuleType, plan: Any) -> Callable[[Any, int, int, Any], bool] | None:
-    """The kernel that does what a plan's ``apply`` does, as ``call(rows, n, start, out)``; ``None`` without one."""
-    if isinstance(plan, Combination):
-        coefficients = plan.coefficients.astype(np.float32)
-        return lambda rows, n, start, out: kernels.combine(rows, n, coefficients, plan.deltas, out)
-    if isinstance(plan, MagMaxPlan):
-        scale = np.float32(plan.scale)
-        return lambda rows, n, start, out: kernels.magmax(rows, n, scale, out)
-    if isinstance(plan, Election):
-        return _compiled_election(kernels, plan)
-    return None
-
-
-def _compiled_election(kernels: ModuleType, plan: Election) -> Callable[[Any, int, int, Any], bool]:
-    divisor = np.float32(float(np.sum(plan.weights, dtype=np.float64)))
-    cuts = [
-        (s.cut.magnitude if s.cut is not None else -1.0, np.nan if s.outliers is NONE else s.outliers.magnitude)
-        for s in plan.sparsity
-    ]
-    ends = [(s.cut.index if s.cut is not None else 0, s.outliers.index) for s in plan.sparsity]
-    fixed = (
-        plan.weights.astype(np.float32),
-        np.array([s.factor for s in plan.sparsity], dtype=np.float32),
-        np.array(cuts, dtype=np.float32),
-        np.array(ends, dtype=np.int64),
-        np.array([s.key for s in plan.sparsity], dtype=np.uint64),
-        np.array([_EVERYTHING if s.limit is None else s.limit for s in plan.sparsity], dtype=np.uint64),
-        plan.elect,
-        divisor,
-        plan.normalize and (plan.elect or abs(float(divisor)) >= 1e-8),
-        np.float32(plan.scale),
-    )
-    return lambda rows, n, start, out: kernels.elect(rows, n, start, *fixed, out)
-
-
 def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
     """The compiled kernels, where they are installed and worth loading.
 
@@ -279,17 +238,19 @@ def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
     Raises:
         InputError: ``numba`` is asked for and not installed.
     """
-    if choice == "numpy" or (choice == "auto" and nbytes < WORTH_COMPILED):
+    if choice == "numpy" or (choice == "auto" and nbytes < NUMBA_PAYS_FROM):
         return None
     try:
-        from merganser.checkpoints import compiled
-    except ImportError as error:
+        from merganser.checkpoints import kernel_calls
+    except (ImportError, RuntimeError) as error:
+        # numba is not installed, or finds no folder for its machine code.
         if choice == "numba":
             raise InputError(
-                f"Numba cannot be imported: {error}.", "Install it with: pip install 'merganser[speed]'"
+                f"Numba cannot be used: {error}.",
+                "Install it with pip install 'merganser[speed]'; NUMBA_CACHE_DIR names a folder for its machine code.",
             ) from error
         return None
-    return compiled
+    return kernel_calls
 
 
 def run_jobs(

@@ -1,329 +1,337 @@
-"""The source of the compiled kernels (numba): one pass over the bytes of a slice, from storage to storage.
+"""The compiled kernels (numba): one pass over a slice of every model, from storage type to storage type.
 
 They do the arithmetic of :mod:`merganser.merging.combine`, :mod:`~merganser.merging.elect` and
-:mod:`~merganser.merging.magmax` operation by operation, without fused multiply-add or reordering, so that results are
-bit-identical to the numpy path; tests compare them. What they save is passes through memory and temporaries.
+:mod:`~merganser.merging.magmax` operation by operation, without fused multiply-add or reordering, so results are
+bit-identical to the numpy path (tests compare them). They save passes through memory and temporaries: a slice is
+processed in pieces of :data:`PIECE` elements, whose intermediate results stay in the first-level cache.
 
-Storage types travel as numpy types of the same width: bfloat16 as ``uint16``, float16 as ``int16``, float32 as itself.
-Scratch comes from the caller, so that the code asks nothing of Python and runs without it:
-:mod:`merganser.checkpoints.entries` gives a kernel in LLVM, and :mod:`merganser.checkpoints.compiled` makes, keeps
-and calls machine code of it.
+Importing numba and loading the machine code that it keeps on disk (``NUMBA_CACHE_DIR``) take about a second.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
-from llvmlite import ir
-from numba import types
-from numba.extending import intrinsic
 
-from merganser.checkpoints.compiled import PIECE
+Function = TypeVar("Function", bound=Callable[..., Any])
 
-_I16, _I32, _F32 = ir.IntType(16), ir.IntType(32), ir.FloatType()
+PIECE = 1024
+"""Elements per piece of a slice."""
 
+ALL_FINITE = np.uint32(0x7FFFFFFF)
+"""Flags up to this mean that no NaN or infinity was seen: see :func:`_flag`."""
 
-@intrinsic
-def _decode(typing_context: Any, value: Any) -> Any:
-    """``_decode(stored)``: a stored number as float32. Written in LLVM's language so that loops around it vectorise."""
+INFINITE = np.uint32(0x00800000)
+"""Added to the bits of a magnitude, it carries into the place of the sign from infinity on."""
 
-    def same(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return args[0]
+BF16, F16, F32 = 0, 1, 2
+CODES = {"BF16": BF16, "F16": F16, "F32": F32}
+"""Number of each storage type that kernels read and write."""
 
-    def bfloat(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return builder.bitcast(builder.shl(builder.zext(args[0], _I32), _I32(16)), _F32)
+STORAGE: dict[str, type[np.generic]] = {"BF16": np.uint16, "F16": np.uint16, "F32": np.float32}
+"""The numpy type that holds the values of each storage type: numba has neither bfloat16 nor float16."""
 
-    def half(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        # Exponent and mantissa in place, then a multiplication moves the bias (and makes subnormals normal).
-        bits = builder.zext(args[0], _I32)
-        magnitude = builder.shl(builder.and_(bits, _I32(0x7FFF)), _I32(13))
-        scaled = builder.fmul(builder.bitcast(magnitude, _F32), _F32(2.0**112))
-        special = builder.icmp_unsigned(">=", magnitude, _I32(0x7C00 << 13))
-        chosen = builder.select(special, builder.or_(magnitude, _I32(0x7F800000)), builder.bitcast(scaled, _I32))
-        sign = builder.shl(builder.and_(bits, _I32(0x8000)), _I32(16))
-        return builder.bitcast(builder.or_(chosen, sign), _F32)
+MODEL = np.dtype(
+    [
+        ("weight", np.float32),
+        ("factor", np.float32),
+        ("threshold", np.float32),
+        ("threshold_index", np.int64),
+        ("outlier", np.float32),
+        ("outlier_index", np.int64),
+        ("key", np.uint64),
+        ("limit", np.uint64),
+    ],
+    align=True,
+)
+"""What :func:`elect` keeps of one model's update, and its weight: a row per model.
 
-    code = {types.float32: same, types.uint16: bfloat, types.int16: half}[value]
-    return types.float32(value), code
-
-
-@intrinsic
-def _encode(typing_context: Any, value: Any, out: Any) -> Any:
-    """``_encode(number, out)``: a float32 as the array ``out`` stores it, rounded to the nearest, ties to even."""
-
-    def same(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        return args[0]
-
-    def bfloat(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], _I32)
-        odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-        rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
-        nan = builder.fcmp_unordered("uno", args[0], args[0])
-        return builder.trunc(builder.select(nan, _I32(0x7FC0), rounded), _I16)
-
-    def half(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        bits = builder.bitcast(args[0], _I32)
-        sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
-        magnitude = builder.and_(bits, _I32(0x7FFFFFFF))
-        # Below 2**-14 adding one half aligns and rounds the mantissa; above, half an ulp is added before the shift.
-        aligned = builder.fadd(builder.bitcast(magnitude, _F32), _F32(0.5))
-        small = builder.sub(builder.bitcast(aligned, _I32), _I32(0x3F000000))
-        odd = builder.and_(builder.lshr(magnitude, _I32(13)), _I32(1))
-        normal = builder.lshr(builder.add(builder.add(magnitude, _I32(0xC8000FFF)), odd), _I32(13))
-        nan = builder.icmp_unsigned(">", magnitude, _I32(0x7F800000))
-        large = builder.select(nan, _I32(0x7E00), _I32(0x7C00))
-        chosen = builder.select(builder.icmp_unsigned("<", magnitude, _I32(0x38800000)), small, normal)
-        chosen = builder.select(builder.icmp_unsigned(">=", magnitude, _I32(0x47800000)), large, chosen)
-        return builder.trunc(builder.or_(chosen, sign), _I16)
-
-    code = {types.float32: same, types.uint16: bfloat, types.int16: half}[out.dtype]
-    return out.dtype(value, out), code
+* ``threshold``, ``threshold_index``: top-k threshold; a negative one keeps all, infinity nothing but NaN.
+* ``outlier``, ``outlier_index``: entries that this threshold would keep are dropped, NaN first; NaN drops none.
+* ``key``, ``limit``: random mask; a limit of ``2**53`` keeps all.
+* ``factor``: rescales what is kept.
+"""
 
 
-@intrinsic
-def _alarm(typing_context: Any, alarm: Any, value: Any) -> Any:
-    """``_alarm(alarm, value)``: the alarm with its highest bit set where the value is NaN or infinite.
+class Types(NamedTuple):
+    """Storage types of the inputs and of the result, as in :data:`CODES`."""
 
-    Adding one to an exponent of all ones carries into the sign's place: no comparison, no branch.
+    source: int
+    target: int
+
+
+class Signs(NamedTuple):
+    """How :func:`elect` adds the updates up.
+
+    Attributes:
+        elect: elect signs and add what agrees; otherwise add everything.
+        normalize: divide by the sum of the weights that agree, or by ``divisor`` without election.
+        divisor: float32.
+        scale: float32, factor on the merged update.
     """
 
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        magnitude = builder.and_(builder.bitcast(args[1], _I32), _I32(0x7FFFFFFF))
-        return builder.or_(args[0], builder.add(magnitude, _I32(0x00800000)))
-
-    return types.uint32(types.uint32, types.float32), code
-
-
-@intrinsic
-def _alarm_result(typing_context: Any, alarm: Any, value: Any, out: Any) -> Any:
-    """``_alarm_result(alarm, value, out)``: like :func:`_alarm`, for what the value becomes in the array ``out``.
-
-    What is added carries from the smallest float32 on that rounds to infinity there.
-    """
-    carry = {types.float32: 0x00800000, types.uint16: 0x00808000, types.int16: 0x38801000}[out.dtype]
-
-    def code(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        magnitude = builder.and_(builder.bitcast(args[1], _I32), _I32(0x7FFFFFFF))
-        return builder.or_(args[0], builder.add(magnitude, _I32(carry)))
-
-    return types.uint32(types.uint32, types.float32, out), code
+    elect: bool
+    normalize: bool
+    divisor: Any
+    scale: Any
 
 
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def combine(rows: Any, n: int, coefficients: Any, deltas: bool, out: Any, scratch: Any) -> bool:
-    """:func:`merganser.merging.combine.combine`; with ``deltas`` the last row is the base.
+def _kernel(function: Function) -> Function:
+    """Compile on the first call for its types; the machine code is kept on disk."""
+    compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
+    return compiled
 
-    Returns whether a result is NaN or infinite: where none is, no input was.
+
+def _inline(function: Function) -> Function:
+    """Compile into the kernels that call it."""
+    compiled: Function = numba.njit(forceinline=True, error_model="numpy")(function)
+    return compiled
+
+
+# Pieces -------------------------------------------------------------------------------------------------------------
+
+
+@_inline
+def _widen(stored: Any, source: int, out: Any) -> None:
+    """Decode a piece to float32."""
+    if source == BF16:
+        for j in range(len(out)):
+            out[j] = np.uint32(np.uint32(stored[j]) << np.uint32(16)).view(np.float32)
+    elif source == F16:
+        for j in range(len(out)):
+            half = np.uint32(stored[j])
+            # Exponent and mantissa in place, then a multiplication moves the bias (and makes subnormals normal).
+            magnitude = np.uint32((half & np.uint32(0x7FFF)) << np.uint32(13))
+            scaled = np.float32(magnitude.view(np.float32) * np.float32(2.0**112)).view(np.uint32)
+            special = np.uint32(magnitude | np.uint32(0x7F800000))
+            chosen = special if magnitude >= np.uint32(0x7C00 << 13) else scaled
+            out[j] = np.uint32(chosen | ((half & np.uint32(0x8000)) << np.uint32(16))).view(np.float32)
+    else:
+        for j in range(len(out)):
+            out[j] = stored[j]
+
+
+@_inline
+def _flag(flags: Any, value: Any, carry: Any) -> Any:
+    """Set the highest bit of ``flags`` where a value is large, without a branch.
 
     Args:
-        rows: storage, ``sources x at least n``.
-        n: elements.
+        flags: uint32.
+        value: float32.
+        carry: added to the bits of the magnitude, it carries into the place of the sign from the smallest value on that
+            counts: :data:`INFINITE` for infinity and NaN.
+    """
+    magnitude = np.float32(value).view(np.uint32) & np.uint32(0x7FFFFFFF)
+    return np.uint32(flags | np.uint32(magnitude + carry))
+
+
+@_inline
+def _narrow(values: Any, target: int, out: Any, flags: Any) -> Any:
+    """Encode a piece, rounded to nearest, ties to even; gives the flags with those of values that overflow the type."""
+    if target == BF16:
+        for j in range(len(values)):
+            flags = _flag(flags, values[j], np.uint32(0x00808000))
+            bits = np.float32(values[j]).view(np.uint32)
+            rounded = np.uint32(bits + np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1)))
+            nan = (bits & np.uint32(0x7FFFFFFF)) > np.uint32(0x7F800000)
+            out[j] = np.uint16(0x7FC0) if nan else np.uint16(rounded >> np.uint32(16))
+    elif target == F16:
+        for j in range(len(values)):
+            flags = _flag(flags, values[j], np.uint32(0x38801000))
+            out[j] = _half(np.float32(values[j]).view(np.uint32))
+    else:
+        for j in range(len(values)):
+            flags = _flag(flags, values[j], INFINITE)
+            out[j] = values[j]
+    return flags
+
+
+@_inline
+def _half(bits: Any) -> Any:
+    """The bits of a float32 rounded to float16."""
+    magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
+    # Below 2**-14 adding one half aligns and rounds the mantissa; above, half an ulp is added before the shift.
+    aligned = np.float32(magnitude.view(np.float32) + np.float32(0.5))
+    small = np.uint32(aligned.view(np.uint32) - np.uint32(0x3F000000))
+    odd = (magnitude >> np.uint32(13)) & np.uint32(1)
+    normal = np.uint32(magnitude + np.uint32(0xC8000FFF) + odd) >> np.uint32(13)
+    large = np.uint32(0x7E00) if magnitude > np.uint32(0x7F800000) else np.uint32(0x7C00)
+    chosen = small if magnitude < np.uint32(0x38800000) else normal
+    chosen = large if magnitude >= np.uint32(0x47800000) else chosen
+    return np.uint16(chosen | ((bits >> np.uint32(16)) & np.uint32(0x8000)))
+
+
+@_inline
+def _updates(row: Any, base: Any, source: int, update: Any, flags: Any) -> Any:
+    """Fill ``update`` with the differences of a piece from the decoded base; gives the flags."""
+    _widen(row, source, update)
+    for j in range(len(update)):
+        update[j] -= base[j]
+        flags = _flag(flags, update[j], INFINITE)
+    return flags
+
+
+# Kernels ------------------------------------------------------------------------------------------------------------
+
+
+@_kernel
+def combine(rows: Any, coefficients: Any, deltas: bool, types: Types, out: Any) -> bool:
+    """Compute :func:`merganser.merging.combine.combine`; with ``deltas`` the last row is the base.
+
+    Args:
+        rows: stored values, ``sources x at least the length of out``, contiguous.
         coefficients: float32, one per model.
         deltas: weigh differences from the base.
-        out: storage, at least ``n``.
-        scratch: float32, ``1 x PIECE``.
+        types: of ``rows`` and ``out``.
+        out: stored values, filled.
+
+    Returns:
+        Whether a result is NaN or infinite: where none is, no input was.
     """
     models = len(coefficients)
-    alarm = np.uint32(0)
-    if not deltas and models == 2:
-        first, second = coefficients[0], coefficients[1]
-        a, b = rows[0], rows[1]
-        for j in range(n):
-            value = _decode(a[j]) * first + _decode(b[j]) * second
-            alarm = _alarm_result(alarm, value, out)
-            out[j] = _encode(value, out)
-        return bool(alarm > np.uint32(0x7FFFFFFF))
-    total = scratch[0]
-    for begin in range(0, n, PIECE):
-        length = min(PIECE, n - begin)
-        target = out[begin : begin + length]
+    flags = np.uint32(0)
+    scratch = np.empty((3, PIECE), np.float32)
+    for begin in range(0, len(out), PIECE):
+        end = min(begin + PIECE, len(out))
+        total, value, origin = scratch[0, : end - begin], scratch[1, : end - begin], scratch[2, : end - begin]
         if deltas:
-            base = rows[models, begin : begin + length]
-            for i in range(models):
-                row = rows[i, begin : begin + length]
-                weight = coefficients[i]
-                if i == 0:
-                    for j in range(length):
-                        total[j] = (_decode(row[j]) - _decode(base[j])) * weight
-                else:
-                    for j in range(length):
-                        total[j] += (_decode(row[j]) - _decode(base[j])) * weight
-            for j in range(length):
-                value = total[j] + _decode(base[j])
-                alarm = _alarm_result(alarm, value, out)
-                target[j] = _encode(value, out)
-        else:
-            for i in range(models):
-                row = rows[i, begin : begin + length]
-                weight = coefficients[i]
-                if i == 0:
-                    for j in range(length):
-                        total[j] = _decode(row[j]) * weight
-                else:
-                    for j in range(length):
-                        total[j] += _decode(row[j]) * weight
-            for j in range(length):
-                alarm = _alarm_result(alarm, total[j], out)
-                target[j] = _encode(total[j], out)
-    return bool(alarm > np.uint32(0x7FFFFFFF))
+            _widen(rows[models, begin:end], types.source, origin)
+        for i in range(models):
+            weight = coefficients[i]
+            _widen(rows[i, begin:end], types.source, value)
+            if deltas:
+                for j in range(len(value)):
+                    value[j] -= origin[j]
+            if i == 0:
+                for j in range(len(value)):
+                    total[j] = value[j] * weight
+            else:
+                for j in range(len(value)):
+                    total[j] += value[j] * weight
+        if deltas:
+            for j in range(len(total)):
+                total[j] += origin[j]
+        flags = _narrow(total, types.target, out[begin:end], flags)
+    return bool(flags > ALL_FINITE)
 
 
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def magmax(rows: Any, n: int, scale: Any, out: Any, scratch: Any) -> bool:
-    """:func:`merganser.merging.magmax.apply`; the last row is the base, ``scratch`` float32 of ``2 x PIECE``.
-
-    Returns whether an update or a result is NaN or infinite.
-    """
-    models = len(rows) - 1
-    alarm = np.uint32(0)
-    best, origin = scratch[0], scratch[1]
-    for begin in range(0, n, PIECE):
-        length = min(PIECE, n - begin)
-        target = out[begin : begin + length]
-        base = rows[models, begin : begin + length]
-        row = rows[0, begin : begin + length]
-        for j in range(length):
-            origin[j] = _decode(base[j])
-            best[j] = _decode(row[j]) - origin[j]
-            alarm = _alarm(alarm, best[j])
-        for i in range(1, models):
-            row = rows[i, begin : begin + length]
-            for j in range(length):
-                delta = _decode(row[j]) - origin[j]
-                alarm = _alarm(alarm, delta)
-                best[j] = delta if abs(delta) >= abs(best[j]) else best[j]
-        for j in range(length):
-            value = best[j] * scale + origin[j]
-            alarm = _alarm_result(alarm, value, out)
-            target[j] = _encode(value, out)
-    return bool(alarm > np.uint32(0x7FFFFFFF))
-
-
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def _drop_below(update: Any, limit: Any, inclusive: bool) -> None:
-    """Zero the entries whose magnitude is below the limit (or at it, when ``inclusive``); NaN stays."""
-    zero = np.float32(0.0)
-    if inclusive:
-        for j in range(len(update)):
-            value = update[j]
-            update[j] = zero if abs(value) <= limit else value
-    else:
-        for j in range(len(update)):
-            value = update[j]
-            update[j] = zero if abs(value) < limit else value
-
-
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def _drop_above(update: Any, limit: Any, exclusive: bool) -> None:
-    """Zero the entries whose magnitude is not below the limit (or not at it either, when ``exclusive``), and NaN."""
-    zero = np.float32(0.0)
-    if exclusive:
-        for j in range(len(update)):
-            value = update[j]
-            update[j] = value if abs(value) <= limit else zero
-    else:
-        for j in range(len(update)):
-            value = update[j]
-            update[j] = value if abs(value) < limit else zero
-
-
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def elect(
-    rows: Any,
-    n: int,
-    start: int,
-    weights: Any,
-    factors: Any,
-    magnitudes: Any,
-    indices: Any,
-    keys: Any,
-    limits: Any,
-    signs: bool,
-    divisor: Any,
-    normalize: bool,
-    scale: Any,
-    out: Any,
-    scratch: Any,
-) -> bool:
-    """:func:`merganser.merging.elect.elect`; the last row is the base.
-
-    Returns whether an update or a result is NaN or infinite.
+@_kernel
+def magmax(rows: Any, scale: Any, types: Types, out: Any) -> bool:
+    """Compute :func:`merganser.merging.magmax.apply`; the last row is the base. See :func:`combine`.
 
     Args:
-        rows: storage, ``models + 1 x at least n``.
-        n: elements; ``start`` is the index of the first in the tensor.
-        weights, factors: float32, one per model.
-        magnitudes, indices: ``models x 2``: the cut below, whose negative magnitude keeps all and infinity nothing but
-            NaN; and the cut of outliers, which drops what it would keep, NaN first; NaN stands for none.
-        keys, limits: uint64, one per model; a limit of ``2**53`` keeps all.
-        signs: elect signs.
-        divisor: without election, float32, used when ``normalize``.
+        rows, types, out: as for :func:`combine`.
         scale: float32.
-        out: storage, at least ``n``.
-        scratch: float32, ``4 + models x PIECE``.
+
+    Returns:
+        Whether an update or a result is NaN or infinite.
     """
-    models = len(weights)
-    everything = np.uint64(1 << 53)
-    origin, total, count, sign = scratch[0], scratch[1], scratch[2], scratch[3]
-    kept = scratch[4:]
-    zero = np.float32(0.0)
-    alarm = np.uint32(0)
-    for begin in range(0, n, PIECE):
-        length = min(PIECE, n - begin)
-        target = out[begin : begin + length]
-        base = rows[models, begin : begin + length]
-        for j in range(length):
-            origin[j] = _decode(base[j])
-            total[j] = zero
-        for i in range(models):
-            row = rows[i, begin : begin + length]
-            update = kept[i]
-            for j in range(length):
-                update[j] = _decode(row[j]) - origin[j]
-                alarm = _alarm(alarm, update[j])
-            low, high = magnitudes[i, 0], magnitudes[i, 1]
-            if high == high:
-                # Outliers first: what is zeroed here stays zero below.
-                outliers = min(max(indices[i, 1] - (start + begin), 0), length)
-                _drop_above(update[:outliers], high, False)
-                _drop_above(update[outliers:length], high, True)
-            if low >= zero:
-                ties = min(max(indices[i, 0] - (start + begin), 0), length)
-                _drop_below(update[:ties], low, False)
-                _drop_below(update[ties:length], low, True)
-            if limits[i] < everything:
-                _draw(update, length, np.uint64(start + begin), keys[i], limits[i])
-            factor, weight = factors[i], weights[i]
-            for j in range(length):
-                value = (update[j] * factor) * weight
-                update[j] = value
-                total[j] += value
-        if signs:
-            for j in range(length):
-                count[j] = zero
-            _agree(kept, models, length, weights, total, count, sign)
-            if normalize:
-                for j in range(length):
-                    total[j] /= np.float32(1.0) if count[j] == zero else count[j]
-        elif normalize:
-            for j in range(length):
-                total[j] /= divisor
-        if scale != np.float32(1.0):
-            for j in range(length):
-                total[j] *= scale
-        for j in range(length):
-            value = origin[j] + total[j]
-            alarm = _alarm_result(alarm, value, out)
-            target[j] = _encode(value, out)
-    return bool(alarm > np.uint32(0x7FFFFFFF))
+    models = len(rows) - 1
+    flags = np.uint32(0)
+    scratch = np.empty((3, PIECE), np.float32)
+    for begin in range(0, len(out), PIECE):
+        end = min(begin + PIECE, len(out))
+        best, update, origin = scratch[0, : end - begin], scratch[1, : end - begin], scratch[2, : end - begin]
+        _widen(rows[models, begin:end], types.source, origin)
+        flags = _updates(rows[0, begin:end], origin, types.source, best, flags)
+        for i in range(1, models):
+            flags = _updates(rows[i, begin:end], origin, types.source, update, flags)
+            for j in range(len(best)):
+                best[j] = update[j] if abs(update[j]) >= abs(best[j]) else best[j]
+        for j in range(len(best)):
+            best[j] = best[j] * scale + origin[j]
+        flags = _narrow(best, types.target, out[begin:end], flags)
+    return bool(flags > ALL_FINITE)
 
 
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def _draw(update: Any, length: int, start: Any, key: Any, limit: Any) -> None:
-    """Drop the entries whose draw (:func:`merganser.merging.trim.random_bits`) is not below the limit."""
-    for j in range(length):
+@_kernel
+def elect(rows: Any, start: int, models: Any, signs: Signs, types: Types, out: Any) -> bool:
+    """Compute :func:`merganser.merging.elect.elect`; the last row is the base.
+
+    Args:
+        rows, types, out: as for :func:`combine`.
+        start: index of the slice's first element in the tensor.
+        models: array of :data:`MODEL`.
+        signs: how the updates are added.
+
+    Returns:
+        Whether an update or a result is NaN or infinite.
+    """
+    flags = np.uint32(0)
+    scratch = np.empty((4 + len(models), PIECE), np.float32)
+    for begin in range(0, len(out), PIECE):
+        end = min(begin + PIECE, len(out))
+        length = end - begin
+        origin, total = scratch[0, :length], scratch[1, :length]
+        agreeing, sign = scratch[2, :length], scratch[3, :length]
+        _widen(rows[len(models), begin:end], types.source, origin)
+        for j in range(length):
+            total[j] = np.float32(0.0)
+        for i in range(len(models)):
+            update = scratch[4 + i, :length]
+            flags = _updates(rows[i, begin:end], origin, types.source, update, flags)
+            _sparsify(update, start + begin, models[i])
+            factor, weight = models[i].factor, models[i].weight
+            for j in range(length):
+                update[j] = (update[j] * factor) * weight
+                total[j] += update[j]
+        if signs.elect:
+            _add_agreeing(scratch[4:], models, total, agreeing, sign)
+        if signs.normalize:
+            for j in range(length):
+                divisor = agreeing[j] if signs.elect else signs.divisor
+                total[j] /= np.float32(1.0) if signs.elect and divisor == np.float32(0.0) else divisor
+        if signs.scale != np.float32(1.0):
+            for j in range(length):
+                total[j] *= signs.scale
+        for j in range(length):
+            total[j] += origin[j]
+        flags = _narrow(total, types.target, out[begin:end], flags)
+    return bool(flags > ALL_FINITE)
+
+
+@_inline
+def _sparsify(update: Any, start: int, model: Any) -> None:
+    """Zero the entries of a piece that a row of :data:`MODEL` drops."""
+    length = len(update)
+    if model.outlier == model.outlier:
+        # Outliers first: what is zeroed here stays zero below.
+        ties = min(max(model.outlier_index - start, 0), length)
+        _drop_above(update[:ties], model.outlier, False)
+        _drop_above(update[ties:], model.outlier, True)
+    if model.threshold >= np.float32(0.0):
+        ties = min(max(model.threshold_index - start, 0), length)
+        _drop_below(update[:ties], model.threshold, False)
+        _drop_below(update[ties:], model.threshold, True)
+    if model.limit < np.uint64(1 << 53):
+        _drop_randomly(update, np.uint64(start), model.key, model.limit)
+
+
+@_inline
+def _drop_below(update: Any, limit: Any, inclusive: bool) -> None:
+    """Zero the entries whose magnitude is below the limit (or at it, when ``inclusive``); NaN stays."""
+    for j in range(len(update)):
+        magnitude = abs(update[j])
+        drop = magnitude <= limit if inclusive else magnitude < limit
+        update[j] = np.float32(0.0) if drop else update[j]
+
+
+@_inline
+def _drop_above(update: Any, limit: Any, exclusive: bool) -> None:
+    """Zero the entries whose magnitude is not below the limit (or not at it either, when ``exclusive``), and NaN."""
+    for j in range(len(update)):
+        magnitude = abs(update[j])
+        keep = magnitude <= limit if exclusive else magnitude < limit
+        update[j] = update[j] if keep else np.float32(0.0)
+
+
+@_inline
+def _drop_randomly(update: Any, start: Any, key: Any, limit: Any) -> None:
+    """Zero the entries whose random bits (:func:`merganser.merging.trim.random_bits`) are not below the limit."""
+    for j in range(len(update)):
         state = (start + np.uint64(j) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
         state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
@@ -331,73 +339,62 @@ def _draw(update: Any, length: int, start: Any, key: Any, limit: Any) -> None:
         update[j] = update[j] if state < limit else np.float32(0.0)
 
 
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def _agree(kept: Any, models: int, length: int, weights: Any, total: Any, count: Any, sign: Any) -> None:
-    """Replace ``total`` by the sum of what agrees with its sign, and fill ``count`` with the weights that agree."""
+@_inline
+def _add_agreeing(updates: Any, models: Any, total: Any, agreeing: Any, sign: Any) -> None:
+    """Replace ``total`` by the sum of what agrees with its sign, and fill ``agreeing`` with the weights that agree."""
     zero, one = np.float32(0.0), np.float32(1.0)
-    for j in range(length):
+    for j in range(len(total)):
         sign[j] = one if total[j] >= zero else -one
         total[j] = zero
-    for i in range(models):
-        update, weight = kept[i], weights[i]
-        for j in range(length):
+        agreeing[j] = zero
+    for i in range(len(models)):
+        update, weight = updates[i], models[i].weight
+        for j in range(len(total)):
             # Multiplying by one or minus one is exact: positive where the entry has the elected sign.
-            value = update[j]
-            agree = value * sign[j] > zero
-            total[j] += value if agree else zero
-            count[j] += weight if agree else zero
+            agree = update[j] * sign[j] > zero
+            total[j] += update[j] if agree else zero
+            agreeing[j] += weight if agree else zero
 
 
-@numba.njit(nogil=True, forceinline=True, error_model="numpy")
-def scan(
-    row: Any,
-    base: Any,
-    n: int,
-    start: int,
-    bracket: Any,
-    values: Any,
-    indices: Any,
-    magnitudes: Any,
-    inside: Any,
-    places: Any,
-    counts: Any,
-) -> bool:
+@_kernel
+def scan(row: Any, base: Any, start: int, bracket: Any, source: int, values: Any, indices: Any) -> tuple[int, int, int]:
     """Count the magnitudes of an update above a bracket and at its middle; collect the others inside.
 
     Args:
-        row, base: storage, at least ``n``.
-        n: elements; ``start`` is the index of the first in the tensor.
+        row, base: stored values, of one length n.
+        start: index of the slice's first element in the tensor.
         bracket: float32, its low end, its middle and its high end.
+        source: storage type, as in :data:`CODES`.
         values, indices: float32 and int64, filled; at least ``n + 1``.
-        magnitudes, inside, places: scratch of ``PIECE + 1``, float32, uint8 and int32.
-        counts: int64, filled with the entries above, the entries at the middle, the entries collected.
+
+    Returns:
+        Entries above, entries at the middle, entries collected.
     """
     low, middle, high = bracket[0], bracket[1], bracket[2]
-    above = 0
-    ties = 0
-    found = 0
-    for begin in range(0, n, PIECE):
-        length = min(PIECE, n - begin)
-        model, origin = row[begin : begin + length], base[begin : begin + length]
-        for j in range(length):
-            magnitudes[j] = abs(_decode(model[j]) - _decode(origin[j]))
-        here: Any = np.int32(0)
-        equal: Any = np.int32(0)
-        for j in range(length):
-            value = magnitudes[j]
-            here += np.int32(not (value <= high))
+    scratch = np.empty((2, PIECE), np.float32)
+    inside, positions = np.empty(PIECE, np.uint8), np.empty(PIECE + 1, np.int32)
+    above, ties, collected = 0, 0, 0
+    for begin in range(0, len(row), PIECE):
+        end = min(begin + PIECE, len(row))
+        magnitudes, origin = scratch[0, : end - begin], scratch[1, : end - begin]
+        _widen(row[begin:end], source, magnitudes)
+        _widen(base[begin:end], source, origin)
+        larger, equal = np.int32(0), np.int32(0)
+        for j in range(end - begin):
+            value = abs(magnitudes[j] - origin[j])
+            magnitudes[j] = value
+            larger += np.int32(not (value <= high))
             equal += np.int32(value == middle)
             inside[j] = np.uint8((value >= low) & (value <= high) & (value != middle))
-        above += here
-        ties += equal
-        # Without a branch: every place is written, and overwritten unless it was inside.
+        above += int(larger)
+        ties += int(equal)
+        # Without a branch: every position is written, and overwritten unless it was inside.
         count = 0
-        for j in range(length):
-            places[count] = j
+        for j in range(end - begin):
+            positions[count] = j
             count += inside[j]
         for j in range(count):
-            values[found + j] = magnitudes[places[j]]
-            indices[found + j] = start + begin + places[j]
-        found += count
-    counts[0], counts[1], counts[2] = above, ties, found
-    return False
+            values[collected + j] = magnitudes[positions[j]]
+            indices[collected + j] = start + begin + positions[j]
+        collected += count
+    return above, ties, collected

@@ -198,14 +198,14 @@ class FileInputs:
         rows = self.stored(self.raw(start, stop))
         values = self._workspace.rows("values", 1, STEP + 1, np.float32)[0]
         indices = self._workspace.rows("indices", 1, STEP + 1, np.int64)[0]
-        found = []
+        source = self._tensors[0].dtype
+        scanned = []
         for scan in scans:
             bracket = (scan.low, scan.middle, scan.high)
-            above, ties, count = self.kernels.scan(
-                rows[scan.model], rows[-1], stop - start, start, bracket, values, indices
-            )
-            found.append((above, ties, values[:count].copy(), indices[:count].copy()))
-        return found
+            row, base = rows[scan.model, : stop - start], rows[-1, : stop - start]
+            above, ties, count = self.kernels.scan(row, base, start, bracket, source, values, indices)
+            scanned.append((above, ties, values[:count].copy(), indices[:count].copy()))
+        return scanned
 
 
 def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: Tensor) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -270,16 +269,7 @@ _GOLDEN = 0x9E3779B97F4A7C15
 _MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
 
 
-class _Room(threading.local):
-    """Memory of a thread's own that is used again and again: asking for more costs many times the arithmetic in it."""
-
-    def __init__(self) -> None:
-        self.steps = np.arange(BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN)
-        self.spare = np.empty(BLOCK, np.uint64)
-        self.drawn = np.empty(BLOCK, np.uint64)
-
-
-_ROOM = _Room()
+_STEPS = np.arange(BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
 def mask_key(seed: int, name: str, model: int) -> int:
@@ -289,30 +279,32 @@ def mask_key(seed: int, name: str, model: int) -> int:
 
 
 def random_bits(key: int, start: int, stop: int) -> NDArray[np.uint64]:
-    """Draw number j of a stream for j in ``[start, stop)``: uniform over ``0 .. 2**53 - 1``.
+    """Generate numbers ``start`` to ``stop`` of a random stream, uniform over ``0 .. 2**53 - 1``.
 
     A counter-based generator (the output function of SplitMix64, Steele, Lea and Flood, OOPSLA 2014): any slice of the
     stream can be computed alone, so masks do not depend on slices, threads or the order of shards.
     """
-    drawn = np.empty(stop - start, np.uint64)
-    for first in range(0, len(drawn), BLOCK):
-        _draw(key, start + first, drawn[first : first + BLOCK])
-    return drawn
+    bits = np.empty(stop - start, np.uint64)
+    scratch = np.empty(min(len(bits), BLOCK), np.uint64)
+    for first in range(0, len(bits), BLOCK):
+        _fill_random(key, start + first, bits[first : first + BLOCK], scratch)
+    return bits
 
 
-def bernoulli_mask(key: int, start: int, stop: int, limit: int) -> NDArray[np.bool_]:
-    """Which of the draws of a slice (:func:`draws`) are below a limit (:func:`mask_threshold`)."""
-    found = np.empty(stop - start, np.bool_)
-    for first in range(0, len(found), BLOCK):
-        part = found[first : first + BLOCK]
-        np.less(_draw(key, start + first, _ROOM.drawn[: len(part)]), np.uint64(limit), out=part)
-    return found
+def bernoulli_mask(key: int, start: int, stop: int, threshold: int) -> NDArray[np.bool_]:
+    """Mark the entries of a slice whose :func:`random_bits` are below a threshold (:func:`mask_threshold`)."""
+    mask = np.empty(stop - start, np.bool_)
+    bits, scratch = np.empty((2, min(len(mask), BLOCK)), np.uint64)
+    for first in range(0, len(mask), BLOCK):
+        part = mask[first : first + BLOCK]
+        np.less(_fill_random(key, start + first, bits[: len(part)], scratch), np.uint64(threshold), out=part)
+    return mask
 
 
-def _draw(key: int, start: int, out: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Fill ``out``, a block at most, with the draws from ``start`` on."""
-    spare = _ROOM.spare[: len(out)]
-    np.add(_ROOM.steps[: len(out)], np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=out)
+def _fill_random(key: int, start: int, out: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Fill ``out``, a block at most, with the random numbers from ``start`` on."""
+    spare = scratch[: len(out)]
+    np.add(_STEPS[: len(out)], np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=out)
     for shift, factor in _MIXING:
         out ^= np.right_shift(out, np.uint64(shift), out=spare)
         out *= np.uint64(factor)
