@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 import tomllib
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -16,7 +20,7 @@ from merganser.cli import main
 from merganser.config import RunConfig
 from merganser.methods import METHODS
 from merganser.runs.record import MergeRecord
-from tests.tiny import TEXTS, tiny_bert, tiny_t5
+from tests.tiny import tiny_bert
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -77,10 +81,13 @@ def test_every_field_of_the_ledger_is_explained() -> None:
     assert [field for field in MergeRecord.model_fields if f"`{field}`" not in text] == []
 
 
-def test_the_index_links_every_page() -> None:
-    text = (DOCS / "index.md").read_text(encoding="utf-8")
-    pages = {page.relative_to(DOCS).as_posix() for page in PAGES} - {"index.md"}
-    assert pages - set(re.findall(r"\]\(([^)#]+)", text)) == set()
+def test_the_site_builds_without_warnings(tmp_path: Path) -> None:
+    """Also finds pages that the navigation lacks, dead links, and names that the Python reference cannot find."""
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path)]
+    environment = {**os.environ, "NO_MKDOCS_2_WARNING": "1"}
+    built = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    assert built.returncode == 0, built.stdout + built.stderr
+    assert "merganser undo RUN" in (tmp_path / "commands.html").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
@@ -128,21 +135,6 @@ def test_the_python_page_runs(
     assert re.fullmatch(r"\[Answer\(text='(positive|negative)', score=[\d.]+\)\]", printed[-2])
 
 
-def test_the_python_of_the_readme_runs(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    block = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
-    model = "google/flan-t5-small"
-    assert model in block
-    tiny = f'{tiny_t5(tmp_path / "model", TEXTS)}", "precision": "fp32'
-    script = tmp_path / "readme.py"
-    script.write_text(block.replace(model, tiny), encoding="utf-8")
-    found = runpy.run_path(str(script))
-    assert found["learner"].learned == ["sentiment"]
-    assert re.search(r"\[Answer\(text='(good|bad)', score=[\d.]+\)\]", capsys.readouterr().out)
-
-
 def exit_code() -> int:
     """What the command in ``sys.argv`` exits with."""
     try:
@@ -152,21 +144,62 @@ def exit_code() -> int:
     return 0
 
 
-def test_the_commands_of_the_readme_run_as_printed(
+def blocks(page: Path, language: str) -> list[str]:
+    """The code blocks of a page in one language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+
+
+def run_as_printed(page: Path, wanted: Callable[[str], bool], monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Run the `merganser` commands of a page that are wanted, in order; return their subcommands."""
+    lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
+    commands = [shlex.split(line, comments=True) for line in lines if line.startswith("merganser ") and wanted(line)]
+    for command in commands:
+        monkeypatch.setattr("sys.argv", command)
+        assert exit_code() == 0, command
+    return [command[1] for command in commands]
+
+
+HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def test_the_readme_learns_its_five_rows(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Every `merganser` line about runs/first, in order, with a tiny model in place of the one from the hub."""
+    """The files and commands as printed, with a tiny model in place of the one from the hub."""
+    monkeypatch.chdir(tmp_path)
+    readme = ROOT / "README.md"
+    (rows,) = blocks(readme, "csv")
+    (settings,) = blocks(readme, "yaml")
+    assert HUB_MODEL in settings
+    tiny = f"{tiny_bert(tmp_path / 'model')}, precision: fp32"
+    (tmp_path / "tickets.csv").write_text(rows, encoding="utf-8")
+    (tmp_path / "first.yaml").write_text(settings.replace(HUB_MODEL, tiny), encoding="utf-8")
+    assert run_as_printed(readme, lambda line: True, monkeypatch) == ["learn", "ask"]
+    assert re.search("hardware|billing", capsys.readouterr().out.splitlines()[-1])
+
+
+def test_the_walk_for_engineers_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "make_data.py"), run_name="example")["main"](["--out", "examples/data"])
-    text = (ROOT / "examples" / "matcher.yaml").read_text(encoding="utf-8")
-    text = text.replace("sentence-transformers/all-MiniLM-L6-v2", str(tiny_bert(tmp_path / "model")))
-    text = text.replace("precision: auto", "precision: fp32")
-    (tmp_path / "examples" / "matcher.yaml").write_text(text, encoding="utf-8")
-    readme = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    lines = [line for line in readme.splitlines() if line.startswith("merganser ") and "runs/first" in line]
-    assert [line.split()[1] for line in lines] == ["run", "learn", "undo", "ask", "report", "evaluate", "export"]
-    for line in lines:
-        monkeypatch.setattr("sys.argv", shlex.split(line, comments=True))
-        assert exit_code() == 0, capsys.readouterr().err
-    assert (tmp_path / "exported").is_dir()
-    assert (tmp_path / "tables" / "scores.csv").is_file()
+    page = DOCS / "walks" / "engineer.md"
+    (settings,) = blocks(page, "yaml")
+    tiny = f"{tiny_bert(tmp_path / 'model')}, precision: fp32"
+    (tmp_path / "support.yaml").write_text(settings.replace(HUB_MODEL, tiny), encoding="utf-8")
+    commands = run_as_printed(page, lambda line: True, monkeypatch)
+    assert commands == ["run", "learn", "report", "ask", "undo", "export", "export"]
+    assert {path.name for path in (tmp_path / "exported").iterdir()} == {"adapter", "model"}
+
+
+def test_the_ten_lines_of_the_methods_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The index from papers to ten lines has one text for all methods; two kinds of method run it here."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(DOCS)
+    lines = importlib.import_module("site_hooks").ten_lines
+    tiny = f'{tiny_bert(tmp_path / "model")}", "precision": "fp32'
+    for method in ("aim", "kmerge"):
+        script = tmp_path / f"{method}.py"
+        script.write_text(lines(method).replace(HUB_MODEL, tiny), encoding="utf-8")
+        assert runpy.run_path(str(script))["learner"].learned == ["weather", "mood"]
+        assert "Answer(text='" in capsys.readouterr().out
