@@ -4,12 +4,14 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types layers clean
+.PHONY: help demo test docs package clean
 
 help: ## show this
-	@echo "make demo   set up, then watch a pretrained model learn five real tasks (about 3 min the first time, then 2)"
-	@echo "make test   set up, then lint, types, import layers and all tests (about 6 min the first time, then 4)"
-	@echo "make clean  remove the virtual environment"
+	@echo "make demo      set up, then watch a pretrained model learn five real tasks (about 3 min the first time, then 2)"
+	@echo "make test      set up, then lint, types, import layers and all tests (about 6 min the first time, then 4)"
+	@echo "make docs      build the documentation site in site/"
+	@echo "make package   build the wheel and the source archive, and try both in an empty environment (about 5 min)"
+	@echo "make clean     remove the virtual environment and what was built"
 
 $(VENV)/.installed: pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -17,7 +19,7 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	@echo "Setting up $(VENV): torch, transformers, peft and tools, at the tested versions (2 to 4 minutes, about 2 GB) ..."
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt torch
-	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
+	@$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev,docs]'
 	@touch $@
 
 $(VENV)/.demo-assets: scripts/fetch_demo_assets.sh $(VENV)/.installed
@@ -38,5 +40,12 @@ test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 \
 		$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
 
-clean: ## remove the virtual environment
-	rm -rf $(VENV)
+docs: $(VENV)/.installed ## the documentation site
+	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	@echo "Open site/index.html, or: $(BIN)/python -m http.server -b 127.0.0.1 -d site"
+
+package: ## wheel and source archive, tried in an empty environment
+	@scripts/check_package.sh $(PYTHON)
+
+clean: ## remove the virtual environment and what was built
+	rm -rf $(VENV) site dist

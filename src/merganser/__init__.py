@@ -6,6 +6,7 @@ Names are imported when they are first used, so that ``import merganser`` costs 
 from __future__ import annotations
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from merganser.streams.task import Example, Stream, Task
     from merganser.training.aim.callback import AimMerging
     from merganser.weights import Weights
+
+if os.name != "posix":
+    raise ImportError("Merganser runs on POSIX systems (Linux, macOS) only. On Windows, use it within WSL.")
 
 _HOMES = {
     "AimMerging": "merganser.training.aim.callback",
