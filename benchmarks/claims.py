@@ -371,13 +371,13 @@ def table(lines: Sequence[Mapping[str, Any]]) -> str:
         "The paper's abstract is the source of the idea; the formulas and numbers here are our own.",
         "",
         "`python benchmarks/claims.py --stream fashion` and `--stream news`, seeds 0 to 4, test data; "
-        "`python benchmarks/claims.py --table` made this page. The docstring says what comes before. Raw results: "
-        "`claims.jsonl`; those on development data, from which settings were chosen: `claims_development.jsonl`. What "
-        "was found is told in [docs/methods/trm.md](../../docs/methods/trm.md#measured).",
+        "`python benchmarks/claims.py --table` wrote this page; the docstring lists the steps before it. Raw results: "
+        "`claims.jsonl`; those on development data, from which settings were chosen: `claims_development.jsonl`. "
+        "[docs/methods/trm.md](../../docs/methods/trm.md#measured) discusses the findings. OP is overall performance.",
         "",
-        f"TRM has its defaults but for what a merge may spend: batches of 32, {budgets} (defaults: 128 and 60): a task "
-        "is trained for no more than 39 to 75 steps here. The machine was busy: seconds of one table are not "
-        "to be compared with those of another.",
+        f"TRM has its defaults except for the budget of a merge: batches of 32, {budgets} (defaults: 128 and 60), "
+        "since a task is trained for only 39 to 75 steps here. The machine was busy: seconds of different tables are "
+        "not comparable.",
     ]
     titles = {"fashion": "Fashion-MNIST, classes 2 + 2 + 1", "news": "20 newsgroups, 5 x 4"}
     for stream, title in titles.items():

@@ -84,7 +84,7 @@ def row(parameter: Any) -> str:
     """Return one argument or option as a row of the table."""
     default = parameter.default
     shown = f"`{default}`" if isinstance(default, (str, int, float)) and default is not False else ""
-    meaning = " ".join(plain(parameter.help or "").split()).replace("|", "\\|")
+    meaning = re.sub(r"([|\[])", r"\\\1", " ".join(plain(parameter.help or "").split()))
     return f"| `{term(parameter)}` | {'required' if parameter.required else shown} | {meaning} |"
 
 
@@ -120,7 +120,8 @@ def site_path(target: str) -> str:
     """Return the page of the site that shows the repository's file ``target``."""
     if target.startswith("docs/"):
         return target.removeprefix("docs/")
-    return f"repository/{target}" if target.endswith(".md") else f"repository/{target.rstrip('/')}.md"
+    shown = Path(target).suffix in ("", *LANGUAGES)
+    return f"repository/{target}.md" if shown else f"repository/{target}"
 
 
 def repository_path(page: str) -> str:
@@ -133,7 +134,7 @@ def show(target: str) -> str:
     file = ROOT / target
     if file.is_dir():
         names = sorted(child.name for child in file.iterdir() if child.suffix in LANGUAGES)
-        return f"# {target.rstrip('/')}/\n\n" + "\n".join(f"* [`{name}`]({name})" for name in names) + "\n"
+        return f"# {target}/\n\n" + "\n".join(f"* [`{name}`]({name})" for name in names) + "\n"
     if file.suffix == ".md":
         return file.read_text(encoding="utf-8")
     return f"# `{target}`\n\n````{LANGUAGES.get(file.suffix, 'text')}\n{file.read_text(encoding='utf-8')}````\n"
@@ -157,6 +158,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     while waiting:
         target = waiting.pop()
         if target.startswith("docs/") or files.get_file_from_path(site_path(target)) or not (ROOT / target).exists():
+            continue
+        if not site_path(target).endswith(".md"):
+            files.append(File.generated(config, site_path(target), abs_src_path=str(ROOT / target)))
             continue
         content = show(target)
         files.append(File.generated(config, site_path(target), content=content))

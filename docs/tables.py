@@ -74,7 +74,7 @@ def cells(section: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
             default = "required"
         if field.get("type") == "object":
             default = default or "none"
-        yield f"`{key}`", values(field), default or "its defaults", meaning.replace("|", "\\|")
+        yield f"`{key}`", values(field), default or "its defaults", re.sub(r"([|\[])", r"\\\1", meaning)
 
 
 def table(name: str) -> str:

@@ -1,8 +1,8 @@
-"""The library in five lines: open a run, teach it two tasks, look at the scores, ask.
+"""The library in five lines: open a run, teach it two tasks, print scores and answers.
 
 python examples/make_data.py
 python examples/five_lines.py
-python examples/five_lines.py          # again: says that both tasks are learned, and answers
+python examples/five_lines.py          # again: reports that both tasks are learned, and answers
 merganser report runs/five-lines       # the same run, from the command line
 """
 
@@ -26,13 +26,15 @@ TASKS = (
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Teach an encoder two tasks, one after the other.")
-    parser.add_argument("--run", type=Path, default=Path("runs/five-lines"), help="run directory; new, or this one's")
+    parser.add_argument(
+        "--run", type=Path, default=Path("runs/five-lines"), help="run directory: new, or one of this script"
+    )
     parser.add_argument("--model", default="sentence-transformers/all-MiniLM-L6-v2", help="hub id or folder")
     parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
     parser.add_argument("--steps", type=int, default=24, help="optimizer steps per task")
     parser.add_argument("--precision", default="auto", help="auto, fp32 or bf16")
     given = parser.parse_args(arguments)
-    # Everything wrong with the files is said here, before any work.
+    # Raises an error here, before any work, if a file has a mistake.
     tasks = [load_task(options, given.data) for options in TASKS]
 
     # The five lines. Sections and keys are those of the YAML file (docs/run.md).

@@ -11,10 +11,10 @@ What it writes under the folder:
     claims-train.jsonl    premise, hypothesis, verdict   does the second sentence follow from the first?
     dates-train.jsonl     text, date                     a date in words, and in digits
     folder/               train/, dev/, test/            three tasks in the layout of AimMerging's data
-    long-sequence/        train/, dev/, test/            stand-ins for the 15 tasks of the Long Sequence benchmark
+    long-sequence/        train/, dev/, test/            placeholders for the 15 tasks of the Long Sequence benchmark
 
-and a ``-test`` file beside each ``-train`` file. No text stands in two of the splits. The stand-ins have the names and
-the labels of the benchmark, so that its order can be tried; scores on them say nothing about the benchmark.
+and a ``-test`` file beside each ``-train`` file. No text is in two splits. The placeholders have the names and the
+labels of the benchmark, so that its order can be tried; scores on them do not predict scores on the benchmark.
 """
 
 from __future__ import annotations

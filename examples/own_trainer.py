@@ -1,12 +1,12 @@
-"""AimMerging in a training script of one's own, as a callback of a stock ``transformers.Trainer``.
+"""AimMerging in your own training script, as a callback of a stock ``transformers.Trainer``.
 
     python examples/make_data.py
     python examples/own_trainer.py                                            # a causal LM in Trainer
     python examples/own_trainer.py --kind seq2seq --model google/flan-t5-small   # T5 in Seq2SeqTrainer
     python examples/own_trainer.py --without                                  # the same without AimMerging
 
-A model is taught a first task, then a second one while it rehearses a few examples of the first. Printed are the merges
-and the loss on both tasks' test texts before and after the second task.
+A model learns a first task, then a second one while it rehearses a few examples of the first. The script prints the
+merges and the loss on both tasks' test texts before and after the second task.
 """
 
 from __future__ import annotations

@@ -1,14 +1,16 @@
-"""What if the threshold were 1.5? The merge controller alone, fed with what a run recorded.
+"""What if the threshold were 1.5? The merge controller alone, on the recorded signals of a run.
 
     python examples/make_data.py
     python examples/five_lines.py
     python examples/replay_controller.py runs/five-lines --task reviews --threshold-factor 1.5
 
 ``merganser.MergeController`` needs neither a model nor torch: losses and learning signals go in, decisions come out.
-This replays a task of a run that was learned with ``method: aim``, first as it was, then with another threshold.
+This replays a task of a run that was learned with ``method: aim``, first with its own settings, then with another
+threshold.
 
 With the run's own numbers the replay gives exactly the run's merges; with others it is an estimate, and
-``merganser.report.replay`` says of what kind. ``merganser replay RUN --set threshold_factor=1.5`` is this as a command.
+``merganser.report.replay`` describes its error. As a command:
+``merganser replay RUN --set threshold_factor=1.5``.
 """
 
 from __future__ import annotations

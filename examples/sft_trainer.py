@@ -5,8 +5,8 @@
     python examples/sft_trainer.py --model HuggingFaceTB/SmolLM2-135M --out sft
     python examples/sft_trainer.py --model HuggingFaceTB/SmolLM2-135M --out sft --resume    # after an interruption
 
-A model is taught a first task, then a second one while it rehearses examples of the first, as ``SFTTrainer`` made them
-from prompts and completions. Interrupted in the second task, it goes on from the last checkpoint with ``--resume``.
+A model learns a first task, then a second one while it rehearses examples of the first, as ``SFTTrainer`` built them
+from prompts and completions. With ``--resume``, an interrupted second task resumes from the last checkpoint.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging:
     parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
     parser.add_argument("--save-steps", type=int, default=8, help="steps from one checkpoint to the next")
     parser.add_argument("--remembered", type=int, default=8, help="examples of the first task that are kept")
-    parser.add_argument("--resume", action="store_true", help="go on with the second task from its last checkpoint")
+    parser.add_argument("--resume", action="store_true", help="resume the second task from its last checkpoint")
     given = parser.parse_args(arguments)
 
     import torch

@@ -1,6 +1,6 @@
 #!/bin/sh
 # Fetch Fashion-MNIST (70,000 grey images of 28 x 28, ten kinds of clothes; MIT licence) from Debian's package
-# dataset-fashion-mnist. Needs apt-get and dpkg, but neither root nor anything installed: the package is only unpacked.
+# dataset-fashion-mnist. Needs apt-get and dpkg, but no root: the package is unpacked, not installed.
 #
 # Usage: scripts/fetch_fashion_mnist.sh [FOLDER]     (default: data/fashion-mnist)
 set -eu
@@ -11,7 +11,7 @@ if [ -f "$FOLDER/t10k-labels-idx1-ubyte.gz" ]; then
 fi
 for tool in apt-get dpkg; do
     command -v "$tool" >/dev/null || {
-        echo "$tool is not here. Put the four *-ubyte.gz files of Fashion-MNIST into $FOLDER by hand." >&2
+        echo "$tool was not found. Put the four *-ubyte.gz files of Fashion-MNIST into $FOLDER by hand." >&2
         exit 1
     }
 done
@@ -23,7 +23,7 @@ trap 'rm -rf "$WORK"' EXIT
 }
 dpkg -x "$WORK"/dataset-fashion-mnist_*.deb "$WORK/unpacked"
 mkdir -p "$FOLDER"
-# The last file of the list tells that all are there.
+# Copied last: the file that marks a complete folder.
 for name in train-images-idx3 train-labels-idx1 t10k-images-idx3 t10k-labels-idx1; do
     cp "$(find "$WORK/unpacked" -name "$name-ubyte.gz")" "$FOLDER/$name-ubyte.gz"
 done

@@ -3,9 +3,10 @@
     scripts/fetch_fashion_mnist.sh
     python scripts/pretrain_vit.py                  # writes models/fashion-vit, loads with AutoModel
 
-By default it sees the first half of the classes (T-shirt/top, trouser, pullover, dress, coat); examples/fashion.yaml
-then learns the other five. The classes are told apart by cosine, as kind ``matcher`` will: by the direction of the mean
-of the last layer's tokens, compared with one learned direction per class, which is dropped at the end.
+By default it trains on the first half of the classes (T-shirt/top, trouser, pullover, dress, coat);
+examples/fashion.yaml then learns the other five. Classes are predicted by cosine, as kind ``matcher`` does: the
+direction of the mean of the last layer's tokens is compared with one learned direction per class, which is discarded
+at the end.
 """
 
 from __future__ import annotations
