@@ -1,13 +1,14 @@
-"""Keeps the tables of options in these pages equal to the schema that the program reads.
+"""Keep the tables of options in these pages equal to the schema that the program reads.
 
-    python docs/tables.py            # writes every table between its marks anew
+    python docs/tables.py            # rewrites every table between its marks
 
-A table stands between ``<!-- options: Name -->`` and ``<!-- end -->``, where ``Name`` is a section's class as in
-``merganser schema`` (``RunConfig`` for the file as a whole). The tests fail when a table is not what this would write.
+A table is between ``<!-- options: Name -->`` and ``<!-- end -->``, where ``Name`` is a section's class as in
+``merganser schema`` (``RunConfig`` for the whole file). A test fails when a table differs from what this writes.
 """
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,14 +21,15 @@ BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiv
 TYPES = {"integer": "whole number", "number": "number", "string": "text", "boolean": "`true`, `false`"}
 
 
+@functools.cache
 def schema() -> dict[str, Any]:
-    """Class name -> JSON schema of that section."""
+    """Return the JSON schema of every section by class name."""
     whole = RunConfig.model_json_schema()
     return {"RunConfig": whole, **whole["$defs"]}
 
 
 def plain(value: Any) -> str:
-    """A value as it stands in YAML."""
+    """Return a value as YAML writes it."""
     if value is None:
         return "`null`"
     if isinstance(value, bool):
@@ -36,16 +38,16 @@ def plain(value: Any) -> str:
 
 
 def values(field: dict[str, Any]) -> str:
-    """Which values a key takes."""
+    """Return which values a key takes."""
     if "anyOf" in field or "oneOf" in field:
         alternatives = field.get("anyOf") or field.get("oneOf", [])
-        return " or ".join(dict.fromkeys(values(each) for each in alternatives))
+        return " or ".join(dict.fromkeys(values(alternative) for alternative in alternatives))
     if "$ref" in field:
         return "a section, see below"
     if "const" in field:
         return plain(field["const"])
     if "enum" in field:
-        return ", ".join(plain(each) for each in field["enum"])
+        return ", ".join(plain(value) for value in field["enum"])
     kind = field.get("type")
     if kind == "null":
         return "`null`"
@@ -59,7 +61,7 @@ def values(field: dict[str, Any]) -> str:
 
 
 def cells(section: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """Key, values, default and meaning of every key of a section."""
+    """Yield key, values, default and meaning of every key of a section."""
     sections = schema()
     for key, field in section["properties"].items():
         meaning = field.get("description", "")
@@ -78,7 +80,7 @@ def cells(section: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
 
 
 def table(name: str) -> str:
-    """The table of one section.
+    """Return the table of one section.
 
     Raises:
         KeyError: there is no such section.
@@ -88,17 +90,17 @@ def table(name: str) -> str:
     return "\n".join(lines) + "\n"
 
 
-def renewed(text: str) -> str:
-    """A page with all its tables as they should be."""
-    return MARKED.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+def with_tables(text: str) -> str:
+    """Return the page with all its tables up to date."""
+    return MARKED.sub(lambda match: match[1] + table(match[2]) + match[3], text)
 
 
 def main() -> None:
     for page in sorted(Path(__file__).parent.rglob("*.md")):
         text = page.read_text(encoding="utf-8")
-        if (new := renewed(text)) != text:
+        if (new := with_tables(text)) != text:
             page.write_text(new, encoding="utf-8")
-            print(f"{page}: tables written anew")
+            print(f"{page}: tables rewritten")
 
 
 if __name__ == "__main__":

@@ -42,7 +42,7 @@ def tables() -> ModuleType:
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_tables_of_options_are_those_of_the_schema(page: Path, tables: ModuleType) -> None:
     text = page.read_text(encoding="utf-8")
-    assert tables.renewed(text) == text, "run `python docs/tables.py`"
+    assert tables.with_tables(text) == text, "run `python docs/tables.py`"
     assert text.count("<!-- options:") == text.count("<!-- end -->") == len(tables.MARKED.findall(text))
 
 
@@ -63,7 +63,7 @@ def test_a_table_shows_bounds_defaults_and_what_is_required(tables: ModuleType) 
 
 def test_a_stale_table_is_found_and_mended(tables: ModuleType) -> None:
     stale = "before\n<!-- options: EvaluationOptions -->\n| old |\n<!-- end -->\nafter\n"
-    mended = tables.renewed(stale)
+    mended = tables.with_tables(stale)
     assert mended.startswith("before\n<!-- options: EvaluationOptions -->\n| key |")
     assert "old" not in mended
     assert all(f"`{key}`" in mended for key in RunConfig.model_fields["evaluation"].annotation.model_fields)
