@@ -87,7 +87,7 @@ def test_every_kind_of_model_with_and_without_factors(name: str, kind: str, lora
         assert learner.record.merges
         weights = Weights.of(learner.session.backbone.module)
         assert weights.is_finite()
-        assert weights.minus(learner.session.pretrained()).l2() > 0
+        assert weights.minus(learner.session.deployed(0)).l2() > 0
 
 
 def test_opcm_deploys_the_best_update_of_the_adapters_rank(tmp_path: Path) -> None:

@@ -84,12 +84,11 @@ class Stream:
             "seed": 10 + index,
             "features": features,
             "steps": 4,
-            "pretrained": lambda: self.pretrained.snapshot(),
             "deployed": lambda row: self.deployed[row].snapshot(),
             "trained": lambda row: self.trained[row].snapshot(),
             **changes,
         }
-        return TaskContext(f"task{index}", index, cast(Any, backbone), [], **values)
+        return TaskContext(task=f"task{index}", index=index, backbone=cast(Any, backbone), memory=[], **values)
 
     def start(self) -> Weights:
         """The weights that the next task starts from."""

@@ -14,11 +14,11 @@ import yaml
 from transformers import Trainer
 from transformers.trainer_utils import SchedulerType
 
-from merganser.methods import TaskContext
 from merganser.methods.aim import Aim, AimOptions
 from merganser.runs.record import MergeRecord
 from merganser.training.aim.callback import AimMerging
 from merganser.training.options import TrainingOptions
+from tests.methods import plain
 from tests.training.test_aim import NEW, OLD, STEPS, Regression, arguments, collate
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "aim.md"
@@ -48,7 +48,9 @@ def learn(folder: Path, options: AimOptions, schedule: str = "linear") -> AimMer
     backbone = SimpleNamespace(module=Regression(), collate=collate)
     memory = cast(Any, OLD)
     method = Aim(options)
-    given = TaskContext("second", 2, cast(Any, backbone), memory, TrainingOptions(batch=4), seed=5)
+    given = plain.context(
+        backbone.module, 2, task="second", backbone=backbone, memory=memory, training=TrainingOptions(batch=4), seed=5
+    )
     (callback,) = method.callbacks(given)
     given_arguments = arguments(folder)
     given_arguments.lr_scheduler_type = SchedulerType(schedule)

@@ -15,9 +15,9 @@ from merganser.models.base import AnswerSpec, Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
 from merganser.streams.task import Example
-from merganser.training.options import TrainingOptions
 from tests.learner import toys
 from tests.learner.test_learner import sections, task
+from tests.methods import plain
 from tests.models.conftest import disturb
 
 OLD = {"mood": AnswerSpec(("good", "bad")), "truth": AnswerSpec(("right", "wrong", "good"))}
@@ -37,7 +37,7 @@ def backbone_of(kind: str, lora: bool = True) -> Backbone:
 
 def context_of(backbone: Backbone, **changes: Any) -> TaskContext:
     values = {"specs": {**OLD, "topic": NEW}, "earlier": OLD} | changes
-    return TaskContext("topic", 3, backbone, (), TrainingOptions(), seed=0, **values)
+    return plain.context(backbone.module, 3, task="topic", backbone=backbone, **values)
 
 
 def divergence(new: torch.Tensor, old: torch.Tensor, temperature: float) -> float:

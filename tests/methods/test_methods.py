@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +17,7 @@ from merganser.methods.replay import Replay, ReplayOptions
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import MemoryBatches
+from tests.methods import plain
 
 
 class Line(nn.Module):
@@ -36,7 +37,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 def context(memory: list[dict[str, Any]], batch: int = 4, model: nn.Module | None = None) -> TaskContext:
     backbone = SimpleNamespace(module=model or Line(), collate=collate)
-    return TaskContext("t", 2, cast(Any, backbone), memory, TrainingOptions(batch=batch), seed=3)
+    return plain.context(backbone.module, 2, backbone=backbone, memory=memory, training=TrainingOptions(batch=batch))
 
 
 MEMORY = [{"x": float(i)} for i in range(1, 7)]

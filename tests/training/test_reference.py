@@ -17,7 +17,6 @@ import torch
 from torch import Tensor, nn
 
 from merganser.events import Event, Merged
-from merganser.methods import TaskContext
 from merganser.methods.aim import Aim, AimOptions
 from merganser.models.base import AnswerSpec, Backbone, Lengths
 from merganser.models.loading import load_backbone
@@ -27,6 +26,7 @@ from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
 from merganser.training.trainer import EpochOrder, train_task
 from tests.learner import toys
+from tests.methods import plain
 
 STEPS, BATCH, RATE, WARMUP, SEED = 64, 4, 0.005, 5, 12
 OPTIONS = AimOptions(
@@ -142,7 +142,9 @@ def test_every_weight_after_every_merge_of_a_second_task() -> None:
         copy_weights()
 
     method = Aim(OPTIONS.model_copy(update={"measure_merges": False}))
-    context = TaskContext("topic", 2, model, old, training, SEED, listener=listener)
+    context = plain.context(
+        model.module, 2, task="topic", backbone=model, memory=old, training=training, seed=SEED, listener=listener
+    )
     callbacks = method.callbacks(context)
     train_task(
         model.module, new, model.collate, training, task="topic", seed=SEED, precision="fp32", callbacks=callbacks

@@ -83,7 +83,7 @@ def check_processes(session: Session) -> None:
     """InputError unless as many processes as there are can learn by this run's method and options."""
     if processes.count() == 1:
         return
-    if not session.method.several_processes:
+    if not session.method.supports_distributed:
         raise InputError(
             f"{session.method.title} learns in one process, and there are {processes.count()}.",
             "Start it without torchrun or accelerate launch.",

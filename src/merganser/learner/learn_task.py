@@ -195,7 +195,6 @@ class TaskRun:
             specs=specs,
             earlier=earlier,
             labels=labels,
-            pretrained=self.session.pretrained,
             deployed=self.session.deployed,
             trained=self.session.trained,
             listener=self.session.listener,

@@ -57,17 +57,16 @@ class Session:
             self.backbone.load_weights(folder / "adapter")
             self.weights_are(folder)
 
-    def pretrained(self) -> Weights:
-        """The trainable weights as they were before any task, in memory of their own; the model stays as it is."""
-        return self.deployed(0)
-
     def deployed(self, row: int) -> Weights:
         """The trainable weights deployed after a row, in memory of their own; the model stays as it is."""
         return self._read(self.directory.row_folders()[row] / "adapter")
 
     def trained(self, row: int) -> Weights:
-        """The weights of a row's task before any merge, likewise; kept for methods that start from them."""
-        return self._read(self.directory.row_folders()[row] / "trained")
+        """The weights of a row's task before any merge, likewise; kept for methods that start from them.
+
+        Of row 0, before any task: the pretrained ones.
+        """
+        return self.deployed(0) if row == 0 else self._read(self.directory.row_folders()[row] / "trained")
 
     def _read(self, folder: Path) -> Weights:
         current = Weights.of(self.backbone.module)

@@ -237,7 +237,7 @@ class Aim(Method[AimOptions]):
     paper = "Feng 2025, EMNLP, arXiv 2509.17348"
     idea = "Signals of the training trajectory decide when and how strongly the model is merged with a rehearsed one."
     uses_memory = True
-    several_processes = True
+    supports_distributed = True
 
     _callback: AimMerging | None = None
 

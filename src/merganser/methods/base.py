@@ -38,7 +38,7 @@ class MethodOptions(StrictOptions):
         return {}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class TaskContext:
     """What a method may use while one task is learned.
 
@@ -55,10 +55,10 @@ class TaskContext:
         specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
         earlier: task name -> how its texts are answered among its own labels, for the tasks learned before.
         labels: task -> its own labels (``None``: free text), for the same tasks; a spec may list more candidates.
-        pretrained: reads the trainable weights as they were before any task, in memory of their own.
-        deployed: reads those deployed after a row of the run (after its first task: 1), likewise.
+        deployed: reads the trainable weights deployed after a row of the run (0: before any task), in memory of their
+            own.
         trained: reads the weights of a row's task before any merge, likewise; for methods that start from them.
-        listener: is told about merges.
+        listener: receives merges as events.
     """
 
     task: str
@@ -67,16 +67,23 @@ class TaskContext:
     memory: Sequence[dict[str, Any]]
     training: TrainingOptions
     seed: int
+    deployed: Callable[[int], Weights]
+    trained: Callable[[int], Weights]
     features: Sequence[dict[str, Any]] = ()
     steps: int = 0
     specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
     earlier: Mapping[str, AnswerSpec] = field(default_factory=dict)
     labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
-    pretrained: Callable[[], Weights] | None = None
     memory_groups: Sequence[tuple[str, str]] = ()
-    deployed: Callable[[int], Weights] | None = None
-    trained: Callable[[int], Weights] | None = None
     listener: Listener = silent
+
+    def pretrained(self) -> Weights:
+        """Read the trainable weights as they were before any task, in memory of their own."""
+        return self.deployed(0)
+
+    def before(self) -> Weights:
+        """Read the weights in use before this task (before the first: the pretrained ones), in memory of their own."""
+        return self.deployed(self.index - 1)
 
 
 @dataclass
@@ -112,12 +119,12 @@ class Method(Generic[OptionsT]):
             merge (*trained*), or from the model as it came (*pretrained*).
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
         full_memory: the memory is all training data (an upper bound, not a continual learner).
-        together: all tasks at hand are learned at once, with everything kept from earlier ones.
-        per_task_models: tasks are answered by different weights (see :meth:`answered_by`), so that who asks names one.
+        joint: all tasks at hand are learned at once, with everything kept from earlier ones.
+        per_task_models: tasks are answered by different weights (see :meth:`answered_by`), so a question names one.
         lora_only: works on the factors of an adapter, not on whole weights.
         selects_best: a task's best weights can take the place of its last ones before :meth:`after_task`; false where
             that looks at the way to the last ones.
-        several_processes: gives the result of one process when several train together; others are refused then.
+        supports_distributed: gives the result of one process when several train together; others are refused then.
     """
 
     Options: ClassVar[type[MethodOptions]]
@@ -133,7 +140,7 @@ class Method(Generic[OptionsT]):
     per_task_models: ClassVar[bool] = False
     lora_only: ClassVar[bool] = False
     selects_best: ClassVar[bool] = True
-    several_processes: ClassVar[bool] = False
+    supports_distributed: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:
         self.options = options

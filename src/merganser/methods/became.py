@@ -113,8 +113,7 @@ class Became(Method[BecameOptions]):
 
         assert self._projection is not None
         assert self._projection.reached is not None
-        assert context.deployed is not None
-        before, spared, trained = context.deployed(context.index - 1), self._projection.reached, current.snapshot()
+        before, spared, trained = context.before(), self._projection.reached, current.snapshot()
         with timed_merge(self.records):
             share = optimal_interpolation(
                 (trained[name] - at, past[name] * (at - before[name]), past[name], information[name])

@@ -60,8 +60,8 @@ class Cofima(Method[CofimaOptions]):
         current, alpha = Weights.of(context.backbone.module), self.options.alpha
         with timed_merge(self.records):
             information = self.options.estimate(context)
-        if self._fisher is not None and context.deployed is not None:
-            earlier, before = beside(self._fisher, information), context.deployed(context.index - 1)
+        if self._fisher is not None:
+            earlier, before = beside(self._fisher, information), context.before()
             share = mean_share(information, earlier, alpha)
             record_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
             with timed_merge(self.records):

@@ -35,10 +35,10 @@ class Coma(Method[ComaOptions]):
         from merganser.merging.ema import ema_step
         from merganser.weights import Weights
 
-        if (context.index == 1 and not self.options.merge_first) or context.deployed is None:
+        if context.index == 1 and not self.options.merge_first:
             return
         current, alpha = Weights.of(context.backbone.module), self.options.alpha
-        before = context.deployed(context.index - 1)
+        before = context.before()
         record_merge(self.records, context, trained=current, before=before, weight_new=alpha, weight_old=1 - alpha)
         with timed_merge(self.records):
             for name, value in current.items():

@@ -24,4 +24,4 @@ class Joint(Method[JointOptions]):
     uses_memory = True
     full_memory = True
     joint = True
-    several_processes = True
+    supports_distributed = True

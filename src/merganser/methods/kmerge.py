@@ -86,9 +86,8 @@ class KMerge(Method[KMergeOptions]):
         if len(self.slots) < self.options.models:
             self.slots.append([context.index])
             return
-        assert context.deployed is not None
         with timed_merge(self.records):
-            current, origin = Weights.of(context.backbone.module), context.deployed(0)
+            current, origin = Weights.of(context.backbone.module), context.pretrained()
             kept = [context.deployed(rows[-1]) for rows in self.slots]
             likeness = [similarity(current, each, origin) for each in kept]
             best = max(range(len(kept)), key=lambda i: likeness[i])

@@ -47,7 +47,6 @@ class MagMax(Method[MagMaxOptions]):
         from merganser.merging.magmax import fold
         from merganser.weights import Weights
 
-        assert context.pretrained is not None
         current, origin = Weights.of(context.backbone.module), context.pretrained()
         trained = current.snapshot()
         with timed_merge(self.records):
@@ -64,16 +63,14 @@ class MagMax(Method[MagMaxOptions]):
                 value.copy_(origin[name] + self.options.scale * largest[name])
             self._largest = largest
         share = won / changed if changed else 0.0
-        before = origin if context.index == 1 or context.deployed is None else context.deployed(context.index - 1)
-        start = origin if context.index == 1 or context.trained is None else context.trained(context.index - 1)
         record_merge(
             self.records,
             context,
             trained=trained,
-            before=before,
+            before=context.before(),
             weight_new=self.options.scale * share,
             weight_old=self.options.scale * (1 - share),
-            start=start,
+            start=context.trained(context.index - 1),
         )
 
     def keeps_pretrained(self, lora: bool) -> bool:

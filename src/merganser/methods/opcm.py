@@ -63,11 +63,8 @@ class Opcm(Method[OpcmOptions]):
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights
 
-        assert context.pretrained is not None
         current, origin = Weights.of(context.backbone.module), context.pretrained()
-        trained, before = current.snapshot(), origin
-        if context.index > 1 and context.deployed is not None:
-            before = context.deployed(context.index - 1)
+        trained, before = current.snapshot(), context.before()
         last = {name: numbers[0] for name, numbers in self._numbers.items()}
         new: list[float] = [0.0, 0.0, 0.0]  # |tau|^2, |M|^2, <tau, M>
         lost = 0.0

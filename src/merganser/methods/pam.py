@@ -80,7 +80,7 @@ class Pam(Method[PamOptions]):
         weights = Weights.of(context.backbone.module)
         self._merged = weights.snapshot()
         # The factors of an adapter are an update by themselves; whole weights are one against the pretrained model.
-        if context.backbone.options.lora is None and context.pretrained is not None:
+        if context.backbone.options.lora is None:
             self._origin = context.pretrained()
         method = self
 

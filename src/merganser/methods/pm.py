@@ -98,17 +98,16 @@ class Pm(Method[PmOptions]):
         from merganser.merging.line_search import optimal_interpolation
         from merganser.weights import Weights
 
-        assert context.pretrained is not None
         current, origin = Weights.of(context.backbone.module), context.pretrained()
         trained = current.snapshot()
         with timed_merge(self.records):
             information = self.options.estimate(context)
         own = Weights({name: information[name] * (value - origin[name]) for name, value in trained.items()})
-        if self._past is None or self._centre is None or context.deployed is None:
+        if self._past is None or self._centre is None:
             self._past, self._centre = information, own
             return
         past, centre = beside(self._past, information), beside(self._centre, own)
-        before = context.deployed(context.index - 1)
+        before = context.before()
         with timed_merge(self.records):
             share = optimal_interpolation(
                 (

@@ -46,7 +46,7 @@ class Replay(Method[ReplayOptions]):
     paper = "Chaudhry 2019, arXiv 1902.10486"
     idea = "Add the loss on a batch of remembered examples to the loss of every batch."
     uses_memory = True
-    several_processes = True
+    supports_distributed = True
 
     _draws: int = 0
 

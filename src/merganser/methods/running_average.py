@@ -30,10 +30,10 @@ class RunningAverage(Method[RunningAverageOptions]):
         from merganser.merging.ema import mean_step
         from merganser.weights import Weights
 
-        if context.index == 1 or context.deployed is None:
+        if context.index == 1:
             return
         current, share = Weights.of(context.backbone.module), 1 / context.index
-        before = context.deployed(context.index - 1)
+        before = context.before()
         record_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
         with timed_merge(self.records):
             for name, value in current.items():

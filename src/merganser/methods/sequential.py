@@ -18,4 +18,4 @@ class Sequential(Method[SequentialOptions]):
     title = "Sequential fine-tuning"
     paper = "lower bound"
     idea = "Keep training on each new task; nothing is done against forgetting."
-    several_processes = True
+    supports_distributed = True

@@ -25,7 +25,7 @@ class Single(Method[SingleOptions]):
     grows = True
     start = "pretrained"
     per_task_models = True
-    several_processes = True
+    supports_distributed = True
 
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
         return dict(learned)

@@ -71,10 +71,10 @@ class Slao(Method[SlaoOptions]):
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights
 
-        if self._start is None or context.deployed is None:
+        if self._start is None:
             return
         current, share = Weights.of(context.backbone.module), 1 / math.sqrt(context.index)
-        merged = context.deployed(context.index - 1)
+        merged = context.before()
         record_merge(
             self.records,
             context,

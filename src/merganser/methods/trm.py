@@ -76,7 +76,7 @@ class Trm(Method[TrmOptions]):
         weights = Weights.of(context.backbone.module)
         if self._path is None or self._start is None:
             return
-        pretrained = context.pretrained() if self.options.pull_back and context.pretrained is not None else None
+        pretrained = context.pretrained() if self.options.pull_back else None
         points = list(self._path.points.values())
         trajectory = Trajectory(self._start, weights.snapshot(), points, pretrained, self._path.direction)
         merging = SubspaceMerge(

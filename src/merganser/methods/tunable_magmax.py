@@ -105,11 +105,10 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         from merganser.merging.tunable_magmax import tunable_magmax
         from merganser.weights import Weights
 
-        assert context.pretrained is not None
         current, origin, count = Weights.of(context.backbone.module), context.pretrained(), context.index
         trained = current.snapshot()
         preference = self._preference(context, current, origin)
-        models = [self._own(context, row) for row in range(1, count)] + [trained]
+        models = [context.trained(row) for row in range(1, count)] + [trained]
         seed = derive_seed(context.seed, "tunable_magmax")
         with timed_merge(self.records):
             for name, value in current.items():
@@ -124,15 +123,11 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             self.records,
             context,
             trained=trained,
-            before=origin if count == 1 or context.deployed is None else context.deployed(count - 1),
+            before=context.before(),
             weight_new=self.options.scale * share,
             weight_old=self.options.scale * (1 - share),
             start=origin if count == 1 else models[-2],
         )
-
-    def _own(self, context: TaskContext, row: int) -> Weights:
-        assert context.trained is not None
-        return context.trained(row)
 
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
         """One number per task so far, in the order of learning."""

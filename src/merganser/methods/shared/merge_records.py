@@ -73,6 +73,6 @@ def record_merge(
 
 
 def _sizes(context: TaskContext, trained: Weights, before: Weights) -> tuple[float, float, float | None]:
-    origin = None if context.pretrained is None else context.pretrained()
-    new, old = (trained, before) if origin is None else (trained.minus(origin), before.minus(origin))
+    origin = context.pretrained()
+    new, old = trained.minus(origin), before.minus(origin)
     return new.l2(), old.l2(), new.cosine(old)
