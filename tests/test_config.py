@@ -221,9 +221,9 @@ def test_differences() -> None:
     before = {"a": 1, "b": {"c": 2, "d": [1]}, "e": None}
     now = {"a": 1, "b": {"c": 3, "d": [1, 2]}, "f": {}}
     assert differences(before, now) == [
-        "b.c: 2 there, 3 asked",
-        "b.d: [1] there, [1, 2] asked",
-        "f: None there, {} asked",
+        "b.c: 2 in the run, 3 requested",
+        "b.d: [1] in the run, [1, 2] requested",
+        "f: None in the run, {} requested",
     ]
 
 

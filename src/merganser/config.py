@@ -234,12 +234,18 @@ def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:
-    """Where two plain configurations differ: ``"training.batch: 16 there, 32 asked"``."""
-    found = []
-    for key in [*before, *(key for key in now if key not in before)]:
+    """List where two plain configurations differ: ``"training.batch: 16 in the run, 32 requested"``.
+
+    Of two methods with different names, options that only one of them has are not listed.
+    """
+    keys = [*before, *(key for key in now if key not in before)]
+    if before.get("name") != now.get("name"):
+        keys = [key for key in keys if key in before and key in now]
+    changes = []
+    for key in keys:
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
-            found += differences(old, new, f"{prefix}{key}.")
+            changes += differences(old, new, f"{prefix}{key}.")
         elif old != new:
-            found.append(f"{prefix}{key}: {old!r} there, {new!r} asked")
-    return found
+            changes.append(f"{prefix}{key}: {old!r} in the run, {new!r} requested")
+    return changes

@@ -1,6 +1,6 @@
-"""What happens while a run works, told to whoever listens: the live view, a test, a user's own program.
+"""Events of a run, passed to a listener: the live view, a test, a user's own program.
 
-A listener is any callable that takes one event. Nothing in the library prints; the command listens and shows.
+A listener is any callable that takes one event. The library prints nothing; the command passes a listener that does.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True, slots=True)
 class Notice:
-    """Something worth a line of text: a run continued, a repair made, a task already learned."""
+    """A line of text for the user: a run resumed, a repair made, a task already learned."""
 
     text: str
 
@@ -44,7 +44,7 @@ class StepDone:
 
 @dataclass(frozen=True, slots=True)
 class Merged:
-    """A merge was made, or refused for a ``reason``: it did harm and was taken back."""
+    """A merge was applied, or refused for a ``reason``: it did harm and was undone."""
 
     task: str
     step: int
@@ -59,7 +59,7 @@ class Merged:
 
 @dataclass(frozen=True, slots=True)
 class Evaluating:
-    """``done`` of ``total`` test examples answered at this moment of the run."""
+    """Progress of an evaluation: ``done`` of ``total`` test examples of ``task`` are answered."""
 
     task: str
     done: int
@@ -79,4 +79,4 @@ Listener = Callable[[Event], None]
 
 
 def silent(event: Event) -> None:
-    """The listener that ignores everything."""
+    """Ignore every event: the default listener."""

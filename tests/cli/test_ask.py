@@ -183,7 +183,7 @@ def test_export_refuses_what_it_cannot_write(run: Path, merganser: Command, tmp_
     assert (there.code, there.error) == (2, f"'{tmp_path / 'there'}' exists. Choose a new folder.")
     (tmp_path / "file").write_text("")
     below = merganser("export", run, tmp_path / "file" / "out")
-    assert (below.code, "cannot create" in below.error) == (2, True)
+    assert (below.code, "Cannot create" in below.error) == (2, True)
     alone = merganser("export", run, tmp_path / "out", "--task", "mood")
     assert (alone.code, alone.error) == (
         2,

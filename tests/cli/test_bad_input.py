@@ -215,7 +215,7 @@ def test_a_folder_with_something_else_in_it(merganser: Command, tmp_path: Path) 
     file = merganser("run", stream, "--out", tmp_path / "thesis" / "chapter.txt")
     assert (file.code, "exists and is not a run" in file.error) == (2, True)
     below = merganser("run", stream, "--out", tmp_path / "thesis" / "chapter.txt" / "run")
-    assert (below.code, "cannot create" in below.error) == (2, True)
+    assert (below.code, "Cannot create" in below.error) == (2, True)
     assert contents(tmp_path / "thesis") == before
 
 

@@ -158,7 +158,7 @@ def test_config_of_a_new_run_only(run: Path, merganser: Command) -> None:
     before = contents(run)
     other = toys.write_config(run.parent / "other.yaml", toys.settings(training={"batch": 2}))
     differs = add(merganser, run, "--config", other)
-    assert (differs.code, "training.batch: 4 there, 2 asked" in differs.error) == (2, True)
+    assert (differs.code, "training.batch: 4 in the run, 2 requested" in differs.error) == (2, True)
     both = add(merganser, run, "--config", other, "--model", toys.model_folder())
     assert (both.code, "--model and --config were both given" in both.error) == (2, True)
     assert contents(run) == before

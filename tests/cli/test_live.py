@@ -10,7 +10,7 @@ from rich.console import Console
 
 from merganser.cli.live import LiveView, score_table, show_result, watching
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
-from merganser.report.formatting import size
+from merganser.report import formatting
 from merganser.runs import read_run
 from tests.learner import toys
 
@@ -32,11 +32,11 @@ def test_lines_where_there_is_no_terminal() -> None:
             listener(event)
     assert output.getvalue().splitlines() == [
         "Continuing [a] run.",
-        "before training: mood 25.0, topic 50.0",
-        "Learning task 2: topic (12 examples, 4 remembered, 6 steps)",
-        "  merge at step 3 (early: the old tasks were being lost): "
+        "before training (percent): mood 25.0, topic 50.0",
+        "Learning task 2: topic (12 examples, 4 in memory, 6 steps)",
+        "  merge at step 3 (early: enough alarms before the planned step): "
         "0.6 new + 0.4 old after 2 rehearsal steps; next in 3",
-        "after topic: mood 12.5, topic 100.0",
+        "after topic (percent): mood 12.5, topic 100.0",
     ]
 
 
@@ -52,8 +52,8 @@ def test_a_view_that_renews_itself_in_a_terminal() -> None:
             plain.print(view)
         seen.append(captured.get())
     assert "before training" in seen[1]
-    assert "Task 2: topic (12 examples, 4 remembered)" in seen[2]
-    assert "Task topic: loss 0.693, loss on the memory 0.250, merging every 2 steps" in seen[3]
+    assert "Task 2: topic (12 examples, 4 in memory)" in seen[2]
+    assert "Task topic: loss 0.693, loss on the memory 0.250, a merge planned every 2 steps" in seen[3]
     assert "learning topic" in seen[3]
     assert "3/6" in seen[3]
     assert "merge at step 3 (early" in seen[4]
@@ -66,9 +66,9 @@ def test_a_view_that_renews_itself_in_a_terminal() -> None:
 def test_a_table_with_gaps() -> None:
     console = Console(file=io.StringIO(), width=80)
     with console.capture() as captured:
-        console.print(score_table([("before training", {"a": 0.5}), ("after b", {"a": 0.25, "b": 1.0})]))
+        console.print(score_table([((), {"a": 0.5}), (("b",), {"a": 0.25, "b": 1.0})]))
     lines = [line.replace("│", " ").split() for line in captured.get().splitlines()]
-    assert ["before", "training", "50.0", "-"] in lines
+    assert ["before", "training", "50.0", "–"] in lines
     assert ["after", "b", "25.0", "100.0"] in lines
 
 
@@ -85,16 +85,17 @@ def test_a_result_beside_a_baseline(tmp_path: Path, merganser: toys.Command) -> 
     for each, name in ((record, "AimMerging"), (plain, "Sequential fine-tuning")):
         kept = each.tasks[-1].method_bytes
         said = " ".join(text.split())
-        parts = ", ".join(f"{part} {size(count)}" for part, count in kept.items())
+        parts = ", ".join(f"{part} {formatting.size(count)}" for part, count in kept.items())
         first = sum(each.tasks[0].method_bytes.values())
-        assert f"{name} stores {parts}: {size(sum(kept.values()))} in all, {size(first)} after the first task." in said
+        whole = f"{formatting.size(sum(kept.values()))} in all, {formatting.size(first)} after the first task."
+        assert f"{name} stores {parts}: {whole}" in said
     for metric in ("OP", "BWT"):
         values = {each.scores.summary[i].value for each in (record, plain) for i in range(len(each.scores.summary))
                   if each.scores.summary[i].name == metric}  # fmt: skip
-        line = next(line for line in text.splitlines() if line.replace("│", "").split()[:1] == [metric])
+        line = next(line for line in text.splitlines() if line.replace("│", "").split()[:1] == [f"{metric},"])
         for value in values:
             assert value is not None
-            assert f"{100 * value:+.1f}" in line
+            assert formatting.score(value) in line
 
 
 def test_the_demo_says_what_it_needs(merganser: toys.Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -115,12 +115,12 @@ def test_another_configuration_is_refused_with_the_differences(run: Path, mergan
     )
     done = merganser("run", changed, "--out", run)
     assert done.code == 2
-    assert "training.batch: 4 there, 8 asked" in done.error
-    assert "memory.number: 4 there, 2 asked" in done.error
-    assert "seed: 1 there, 3 asked" in done.error
+    assert "training.batch: 4 in the run, 8 requested" in done.error
+    assert "memory.number: 4 in the run, 2 requested" in done.error
+    assert "seed: 1 in the run, 3 requested" in done.error
     other = merganser("run", run.parent / "stream.yaml", "--out", run, "--method", "sequential")
     assert other.code == 2
-    assert "method.name: 'aim' there, 'sequential' asked" in other.error
+    assert "method.name: 'aim' in the run, 'sequential' requested" in other.error
     assert contents(run) == before
 
 

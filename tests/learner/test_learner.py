@@ -206,7 +206,7 @@ def test_opening(tmp_path: Path) -> None:
     before = contents(run)
     with Learner.open(run, method={"name": "aim", "interval": 2, "cold_start": 1}, seed=1) as learner:
         assert learner.learned == ["mood", "topic"]
-    with pytest.raises(InputError, match="was started differently: seed: 1 there, 2 asked"):
+    with pytest.raises(InputError, match="was started differently: seed: 1 in the run, 2 requested"):
         Learner.open(run, seed=2)
     with pytest.raises(InputError, match="options: sead: unknown key"):
         Learner.open(run, sead=2)

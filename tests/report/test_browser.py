@@ -41,7 +41,7 @@ onload = () => setTimeout(() => {{
     const where = {{ clientX: box.x + box.width / 2, clientY: box.y + box.height / 2, bubbles: true }};
     const view = page.defaultView, told = () => story.textContent === refused.getAttribute("aria-label");
     refused.dispatchEvent(new view.MouseEvent("click", where));
-    say("tapped", told() && /was refused and taken back/.test(story.textContent));
+    say("tapped", told() && /was refused and undone/.test(story.textContent));
     markers[0].focus();
     say("focused", story.textContent === markers[0].getAttribute("aria-label"));
     refused.dispatchEvent(new view.PointerEvent("pointermove", {{ ...where, pointerType: "mouse" }}));
@@ -70,12 +70,15 @@ def probe(page: Path, chromium: Browse) -> dict[str, str]:
 def test_charts_are_drawn(run: RunRecord, sequential: RunRecord, tmp_path: Path, chromium: Browse) -> None:
     dom = chromium(file_url(write_report(run, tmp_path / "report.html", sequential)), "--dump-dom")
     assert 'data-charts="drawn"' in dom
-    for chart in ("curve-chart", "step-chart", "merge-chart"):
+    for chart in ("step-chart", "merge-chart"):
         drawn = re.search(rf'<svg[^>]*id="{chart}"[^>]*>(.*?)</svg>', dom, re.S)
         assert drawn is not None
         assert drawn[1].count("<path") + drawn[1].count("<circle") > 5, chart
         assert "NaN" not in drawn[0]
         assert "Infinity" not in drawn[0]
+    curves = re.findall(r'<svg class="chart curve"[^>]*aria-label="(\w+): [^>]*>(.*?)</svg>', dom, re.S)
+    assert [name for name, _ in curves] == TOPICS
+    assert all("var(--accent)" in drawn and "#" not in re.sub(r'"#m\w+"', "", drawn) for _, drawn in curves)
     story = re.search(r'<p id="story"[^>]*>(.*?)</p>', dom, re.S)
     assert story is not None
     assert story[1].startswith("Merge 1 of reuters, after step 15: 2 alarms came before")
@@ -114,7 +117,7 @@ def test_other_runs_on_a_phone(made: RunRecord, tmp_path: Path, chromium: Browse
 
 def test_a_damaged_page_says_so(run: RunRecord, tmp_path: Path, chromium: Browse) -> None:
     page = write_report(run, tmp_path / "report.html")
-    page.write_text(page.read_text(encoding="utf-8").replace('"curves":[', '"kurven":['), encoding="utf-8")
+    page.write_text(page.read_text(encoding="utf-8").replace('"tasks":[', '"aufgaben":['), encoding="utf-8")
     dom = chromium(file_url(page), "--dump-dom")
     assert 'data-charts="failed"' in dom
     assert re.search(r'<p class="note" id="failed">', dom)

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merganser.control import CAUSES
 from merganser.report import formatting
 from merganser.report.formatting import describe_merge
 from merganser.runs.record import MergeRecord
@@ -26,10 +27,10 @@ def merge(**changes: object) -> MergeRecord:
 @pytest.mark.parametrize(
     ("value", "signed", "text"),
     [
-        (0.6049, False, "0.605"),
-        (-0.0294, False, "−0.029"),
-        (0.0294, True, "+0.029"),
-        (-0.0001, True, "0.000"),
+        (0.6049, False, "60.5"),
+        (-0.0294, False, "−2.9"),
+        (0.0294, True, "+2.9"),
+        (-0.0001, True, "0.0"),
         (None, False, "–"),
         (math.nan, False, "–"),
         (math.inf, True, "–"),
@@ -101,7 +102,7 @@ def test_every_number_is_said_without_nan(value: float) -> None:
 def test_story_of_a_due_merge_says_every_number() -> None:
     assert describe_merge(merge()) == (
         "Merge 3 of tweets, after step 1,200: it was due (planned every 8 steps) with 1 alarm raised. "
-        "The loss on the memory stood at 1.75 against a threshold of 1.5. Learning signal 0.0125. "
+        "The loss on the memory was 1.75 against a threshold of 1.5. Learning signal 0.0125. "
         "After 8 rehearsal steps, 0.6 of the new change (L2 norm 1.25) and 0.4 of the rehearsal's (L2 norm 0.5, "
         "cosine −0.25) were merged. The loss on the new task rose from 0.5 to 0.625, the loss on the memory fell from "
         "1.75 to 0.875. The interval lengthens from 8 to 12 steps."
@@ -125,12 +126,12 @@ def test_story_of_each_cause_and_of_a_refusal() -> None:
     )
     assert "it was forced, 8 steps or more beyond the planned one" in describe_merge(merge(cause="forced"))
     refused = merge(status="refused", reason="the loss on the memory became inf", norm_old=None, cosine=None)
-    assert "(L2 norm –) was refused and taken back: the loss on the memory became inf." in describe_merge(refused)
-    assert "cosine −0.25) was refused and taken back." in describe_merge(merge(status="refused"))
+    assert "(L2 norm –) was refused and undone: the loss on the memory became inf." in describe_merge(refused)
+    assert "cosine −0.25) was refused and undone." in describe_merge(merge(status="refused"))
     assert describe_merge(merge(next_interval=8)).endswith("The interval stays at 8 steps.")
     assert describe_merge(merge(next_interval=5)).endswith("The interval shortens from 8 to 5 steps.")
 
 
 def test_causes_have_different_letters() -> None:
-    assert set(formatting.CAUSE_LETTER) == set(formatting.CAUSE_MEANING) == {"due", "early", "forced", "end"}
+    assert set(formatting.CAUSE_LETTER) == set(CAUSES) == {"due", "early", "forced", "end"}
     assert len(set(formatting.CAUSE_LETTER.values())) == 4

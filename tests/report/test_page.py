@@ -64,10 +64,10 @@ class Page(HTMLParser):
 def test_metrics_with_definitions_and_the_baseline(run: RunRecord, sequential: RunRecord) -> None:
     text = " ".join(Page(render(run, sequential)).text.split())
     # OP by hand: aim (.78+.78+.78+.78+.90)/5 = .804; sequential (.30+.42+.54+.66+.90)/5 = .564.
-    assert "OP 0.804 ± 0.011 sequential 0.564 ± 0.011 · difference +0.240" in text
+    assert "OP, overall performance 80.4 ± 1.1 sequential 56.4 ± 1.1 · difference +24.0" in text
     assert "Overall performance: mean score over all tasks after the last one. GEM" in text
-    assert "BWT −0.075 ± 0.004 sequential −0.375 ± 0.004 · difference +0.300" in text
-    assert "FWT – Not measured" in text
+    assert "BWT, backward transfer −7.5 ± 0.4 sequential −37.5 ± 0.4 · difference +30.0" in text
+    assert "FWT, forward transfer – Not measured" in text
     assert "example/encoder learned 5 tasks, one after another, with the method “aim” in 1 min 40 s." in text
     assert "28 merges along the way, 4 refused." in text
 
@@ -76,11 +76,11 @@ def test_matrix_has_a_number_in_every_cell_and_marks_own_rows(run: RunRecord) ->
     page = Page(render(make_run(TOPICS, references=True)))
     matrix = [[cell.replace("\n", "") for cell in row] for row in page.rows[:8]]
     assert matrix[0][1] == "newsgroupsaccuracyn = 200"
-    assert matrix[1][:2] == ["0before training", "0.100± 0.021"]
+    assert matrix[1][:2] == ["0before training", "10.0± 2.1"]
     assert matrix[2][0] == "1after newsgroups"
-    assert matrix[2][1].startswith("0.900 (just learned)")
-    assert matrix[6][1] == "0.780± 0.029"
-    assert matrix[7][:2] == ["learned alone", "0.920± 0.019"]
+    assert matrix[2][1].startswith("90.0 (just learned)")
+    assert matrix[6][1] == "78.0± 2.9"
+    assert matrix[7][:2] == ["learned alone", "92.0± 1.9"]
     assert [len(row) for row in matrix] == [6] * 8
     assert len(page.own) == 5
     html = render(run)
@@ -199,7 +199,7 @@ def test_a_run_that_has_only_its_first_row(run: RunRecord) -> None:
     assert "example/encoder has not learned any task of this run yet." in text
     assert "No summary metric yet" in text
     assert "No steps were recorded in this run." in text
-    assert "No task has been learned, so nothing was spent." in text
+    assert "No task has been learned yet." in text
 
 
 def test_scores_that_were_not_measured_are_dashes(run: RunRecord) -> None:

@@ -1,4 +1,4 @@
-"""What a person sees while a run works, and what remains on the screen after it."""
+"""The view of a running command, and the result that it prints at its end."""
 
 from __future__ import annotations
 
@@ -16,6 +16,19 @@ from rich.text import Text
 from merganser import processes
 from merganser.cli.output import OutputConsole, ProgressConsole
 from merganser.events import Evaluating, Event, Listener, Merged, Notice, RowDone, StepDone, TaskStarted
+from merganser.report.formatting import (
+    MISSING,
+    cause_title,
+    finite,
+    metric_title,
+    plural,
+    row_label,
+    score,
+    score_with_error,
+    significant,
+    size,
+)
+from merganser.report.sections import stored_over_time
 
 if TYPE_CHECKING:
     from merganser.config import RunConfig
@@ -23,21 +36,17 @@ if TYPE_CHECKING:
     from merganser.runs.record import RunRecord
     from merganser.streams.task import Task
 
-CAUSES = {
-    "due": "due",
-    "early": "early: the old tasks were being lost",
-    "forced": "forced: no alarm for long",
-    "end": "end of the task",
-}
+Row = tuple[Sequence[str], dict[str, float]]
+"""Tasks learned since the row before, and a score in [0, 1] of every evaluated task."""
 
 
 class LiveView:
-    """Shows events: a view that renews itself in a terminal, one line per thing worth knowing elsewhere."""
+    """Shows events: a view that is redrawn in a terminal, one line per event elsewhere."""
 
     def __init__(self, console: Console, title: str) -> None:
         self.console = console
         self.title = title
-        self.rows: list[tuple[str, dict[str, float]]] = []
+        self.rows: list[Row] = []
         self.merges: list[str] = []
         self.status = Text("Reading the model ...", style="dim")
         self.progress = Progress(
@@ -55,8 +64,8 @@ class LiveView:
         parts.append(self.progress)
         return Group(*parts)
 
-    def say(self, text: str) -> None:
-        """A line that stays."""
+    def print(self, text: str) -> None:
+        """Print a line that stays."""
         if self.live is not None:
             self.live.console.print(text, highlight=False, markup=False)
         else:
@@ -64,7 +73,7 @@ class LiveView:
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Notice):
-            self.say(event.text)
+            self.print(event.text)
         elif isinstance(event, TaskStarted):
             self._start(event)
         elif isinstance(event, StepDone):
@@ -80,47 +89,50 @@ class LiveView:
 
     def _start(self, event: TaskStarted) -> None:
         self.merges = []
-        memory = f", {event.memory_examples} remembered" if event.memory_examples else ""
-        self.status = Text(f"Task {event.index}: {event.task} ({event.examples} examples{memory})")
-        self.progress.update(
-            self.bar, description=f"learning {event.task}", total=event.steps, completed=event.step, visible=True
-        )
+        memory = f", {event.memory_examples} in memory" if event.memory_examples else ""
+        self.status = Text(f"Task {event.index}: {event.task} ({plural(event.examples, 'example')}{memory})")
+        self._progress(event)
         if self.live is None:
-            self.say(
-                f"Learning task {event.index}: {event.task} ({event.examples} examples{memory}, {event.steps} steps)"
-            )
+            sizes = f"{plural(event.examples, 'example')}{memory}, {plural(event.steps, 'step')}"
+            self.print(f"Learning task {event.index}: {event.task} ({sizes})")
 
     def _step(self, event: StepDone) -> None:
         line = f"Task {event.task}: loss {event.loss:.3f}"
         if event.probe is not None:
-            line += f", loss on the memory {event.probe:.3f}, merging every {event.interval} steps"
+            line += f", loss on the memory {event.probe:.3f}"
+        if event.interval is not None:
+            line += f", a merge planned every {plural(event.interval, 'step')}"
         self.status = Text(line)
+        self._progress(event)
+
+    def _progress(self, event: TaskStarted | StepDone) -> None:
         self.progress.update(
             self.bar, description=f"learning {event.task}", total=event.steps, completed=event.step, visible=True
         )
 
     def _merge(self, event: Merged) -> None:
-        line = f"at step {event.step} ({CAUSES[event.cause]}): {event.weight_new:.3g} new + {event.weight_old:.3g} old"
+        line = f"at step {event.step} ({cause_title(event.cause)})"
         if event.reason is not None:
-            line = f"at step {event.step} ({CAUSES[event.cause]}) refused and taken back, since {event.reason}:"
-            line += f" {event.weight_new:.3g} new + {event.weight_old:.3g} old"
+            line += f" refused and undone, since {event.reason}"
+        line += f": {significant(event.weight_new)} new + {significant(event.weight_old)} old"
         if event.rehearsal_steps or event.cause != "end":
-            line += f" after {event.rehearsal_steps} rehearsal steps; next in {event.next_interval}"
+            line += f" after {plural(event.rehearsal_steps, 'rehearsal step')}; next in {event.next_interval}"
         self.merges.append(line)
         if self.live is None:
-            self.say(f"  merge {line}")
+            self.print(f"  merge {line}")
 
     def _row(self, event: RowDone) -> None:
-        name = f"after {' + '.join(event.learned)}" if event.learned else "before training"
-        self.rows.append((name, event.scores))
+        first = not self.rows and not event.learned
+        self.rows.append((event.learned, event.scores))
         self.progress.update(self.bar, visible=False)
         if self.live is None:
-            self.say(f"{name}: " + ", ".join(f"{task} {100 * score:.1f}" for task, score in event.scores.items()))
+            scores = ", ".join(f"{task} {score(value)}" for task, value in event.scores.items())
+            self.print(f"{row_label(event.learned, first)} (percent): {scores}")
 
 
 @contextlib.contextmanager
 def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
-    """A listener that shows what happens inside the block; on standard error, so that output can be piped."""
+    """Yield a listener that shows the events of the block on standard error, so that output can be piped."""
     view = LiveView(console or ProgressConsole(), title)
     if view.live is None:
         yield view
@@ -129,55 +141,48 @@ def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
         yield view
 
 
-def score_table(rows: Sequence[tuple[str, dict[str, float]]]) -> Table:
-    """Scores in percent: a row per moment, a column per task; the score right after learning a task is underlined."""
+def score_table(rows: Sequence[Row]) -> Table:
+    """Tabulate scores in percent: a row per evaluation, a column per task; underlined right after the task."""
     columns = list(dict.fromkeys(task for _, scores in rows for task in scores))
     table = Table(pad_edge=False)
     table.add_column("")
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
-    for name, scores in rows:
-        learned = name.removeprefix("after ").split(" + ")
-        cells = []
-        for column in columns:
-            style = "bold underline" if column in learned else ""
-            cells.append(
-                Text(f"{100 * scores[column]:.1f}", style=style) if column in scores else Text("-", style="dim")
-            )
-        table.add_row(name, *cells)
+    for number, (learned, scores) in enumerate(rows):
+        cells = [
+            Text(score(scores.get(task)), style="bold underline" if task in learned else "dim" * (task not in scores))
+            for task in columns
+        ]
+        table.add_row(row_label(learned, first=number == 0), *cells)
     return table
 
 
 def show_result(console: Console, record: RunRecord, baseline: RunRecord | None = None) -> None:
-    """The score matrix and the metrics of a run, beside those of a baseline."""
-    for each in [record] if baseline is None else [baseline, record]:
-        console.print(Text(f"\n{method_title(each)}: scores in percent", style="bold"))
-        console.print(score_table(rows_of(each)))
-    table = Table(pad_edge=False, title="What was remembered (points; ± standard error from the test counts)")
+    """Print the score matrix and the metrics of a run, beside those of a baseline."""
+    records = [record] if baseline is None else [baseline, record]
+    for run in records:
+        console.print(Text(f"\n{method_title(run)}: scores in percent", style="bold"))
+        console.print(score_table(rows_of(run)))
+    table = Table(pad_edge=False, title="Metrics in percent ± standard error over the test examples")
     table.add_column("")
-    for each in [record] if baseline is None else [baseline, record]:
-        table.add_column(method_title(each), justify="right")
-    beside = {metric.name: metric for metric in baseline.scores.summary} if baseline else {}
+    for run in records:
+        table.add_column(method_title(run), justify="right")
+    by_name = [{metric.name: metric for metric in run.scores.summary} for run in records]
     for metric in record.scores.summary:
-        if metric.value is None and (metric.name not in beside or beside[metric.name].value is None):
+        metrics = [metrics.get(metric.name) for metrics in by_name]
+        if all(other is None or finite(other.value) is None for other in metrics):
             continue
-        cells = [_points(metric.value, metric.stderr)]
-        if baseline is not None:
-            other = beside.get(metric.name)
-            cells.insert(0, _points(other.value, other.stderr) if other else "-")
-        table.add_row(metric.name, *cells)
+        cells = [score_with_error(other.value, other.stderr) if other else MISSING for other in metrics]
+        table.add_row(metric_title(metric.name), *cells)
     console.print()
     console.print(table)
-    for each in [record] if baseline is None else [baseline, record]:
-        if line := stored(each):
-            console.print(Text(f"{method_title(each)} {line}"))
+    for run in records:
+        if line := stored(run):
+            console.print(Text(f"{method_title(run)} {line}"))
 
 
 def stored(record: RunRecord) -> str:
-    """What a run keeps for the tasks to come, part by part and in all; empty before the first task."""
-    from merganser.report.formatting import size
-    from merganser.report.sections import stored_over_time
-
+    """Describe what a run stores for the tasks to come, part by part and in all; empty before the first task."""
     last = max(record.tasks, key=lambda task: task.index, default=None)
     if last is None or not last.method_bytes:
         return ""
@@ -186,25 +191,19 @@ def stored(record: RunRecord) -> str:
 
 
 def method_title(record: RunRecord) -> str:
-    """The method of a run as a person calls it."""
+    """Return the title of a run's method."""
     from merganser.methods import METHODS
 
     return METHODS[record.info.config["method"]["name"]].title
 
 
-def rows_of(record: RunRecord) -> list[tuple[str, dict[str, float]]]:
-    """Names and values of the rows of the matrix."""
-    rows = []
-    for row in record.scores.rows:
-        name = f"after {' + '.join(row.learned)}" if row.learned else "before training"
-        rows.append((name, {task: row.scores[task].value for task in record.scores.tasks if task in row.scores}))
-    return rows
-
-
-def _points(value: float | None, stderr: float | None) -> str:
-    if value is None:
-        return "-"
-    return f"{100 * value:+.1f}" + (f" ± {100 * stderr:.1f}" if stderr is not None else "")
+def rows_of(record: RunRecord) -> list[Row]:
+    """Return the tasks learned and the scores of each row of the matrix."""
+    tasks = record.scores.tasks
+    return [
+        (row.learned, {task: row.scores[task].value for task in tasks if task in row.scores})
+        for row in record.scores.rows
+    ]
 
 
 def learn_stream(

@@ -7,8 +7,10 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.report.curves import curve_figure
 from merganser.report.files import make_folder, write_whole
-from merganser.report.formatting import CAUSE_LETTER, CAUSE_MEANING, MISSING, finite, score
+from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, row_label, score, shortened
+from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
 from merganser.report.series import chart_data, learned_before, own_rows
 from merganser.runs.record import RunRecord
 
@@ -16,9 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-# Okabe and Ito's palette, told apart with any common colour blindness; every use has a marker, dash or letter as well.
-BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#666666"
-CAUSE_STYLE = {"due": ("o", BLUE), "early": ("^", VERMILION), "forced": ("D", ORANGE), "end": ("s", GREEN)}
 MOST_LINES = 150
 SETTINGS = {
     "font.size": 9.0,
@@ -28,15 +27,6 @@ SETTINGS = {
     "svg.fonttype": "none",  # text stays text: searchable, and set in the font of the document
     "svg.hashsalt": "merganser",  # the same run gives the same file
 }
-
-
-def _plain(text: str) -> str:
-    """``text`` shown literally: a ``$`` in a task's name does not begin a formula."""
-    return text.replace("$", r"\$")
-
-
-def _short(text: str, most: int = 18) -> str:
-    return text if len(text) <= most else text[: most - 1] + "…"
 
 
 def _matrix(run: RunRecord) -> Figure | None:
@@ -65,15 +55,14 @@ def _matrix(run: RunRecord) -> Figure | None:
                     Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=1.4)
                 )
     labels = [
-        "before training" if count == 0 else _short(" + ".join(row.learned)) if row.learned else "again"
+        row_label([shortened(name) for name in row.learned], first=count == 0)
         for count, row in zip(learned_before(run), rows, strict=True)
     ]
     axes.set_xticks(
-        range(len(columns)), [_plain(_short(c)) for c in columns], rotation=40, ha="right", rotation_mode="anchor"
+        range(len(columns)), [literal(shortened(c)) for c in columns], rotation=40, ha="right", rotation_mode="anchor"
     )
-    axes.set_yticks(range(len(rows)), [f"{_plain(label)}  {index}" for index, label in enumerate(labels)])
-    axes.set_ylabel("learned last")
-    axes.set_xlabel("evaluated on (framed: just learned)")
+    axes.set_yticks(range(len(rows)), [f"{literal(label)}  {index}" for index, label in enumerate(labels)])
+    axes.set_xlabel("score in percent, evaluated on (framed: just learned)")
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
     return figure
@@ -96,7 +85,7 @@ def _shared_axis(axes: Axes, data: dict[str, Any], name: bool) -> None:
             axes.axvline(offsets[index], color=GREY, linewidth=0.6, alpha=0.6)
         if name:
             many = len(data["tasks"]) > 6
-            text = str(index + 1) if many else _plain(_short(task["name"]))
+            text = str(index + 1) if many else literal(shortened(task["name"]))
             place = (offsets[index] + task["steps"] / 2, 1.02)
             axes.text(*place, text, transform=axes.get_xaxis_transform(), ha="center", va="bottom", fontsize=8)
 
@@ -166,7 +155,7 @@ def _merge_markers(axes: Axes, merges: list[dict[str, Any]], offsets: list[int])
             group = [merge for merge in merges if merge["cause"] == cause and merge["refused"] == refused]
             if not group:
                 continue
-            label = f"{CAUSE_LETTER[cause]}  {CAUSE_MEANING[cause].split(':')[0]}" + (" (refused)" if refused else "")
+            label = f"{CAUSE_LETTER[cause]}  {cause}" + (" (refused)" if refused else "")
             axes.scatter(
                 [offsets[m["task"]] + m["step"] for m in group],
                 [m["signal"] for m in group],
@@ -204,36 +193,6 @@ def _interval(data: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def _curves(data: dict[str, Any]) -> Figure | None:
-    from matplotlib.figure import Figure
-    from matplotlib.ticker import MaxNLocator
-
-    curves = [curve for curve in data["curves"] if curve["points"]]
-    if not curves:
-        return None
-    columns = min(5, len(curves))
-    lines = math.ceil(len(curves) / columns)
-    figure = Figure(figsize=(max(2.6, 1.55 * columns), 0.5 + 1.4 * lines), layout="constrained")
-    for index, curve in enumerate(curves):
-        axes = figure.add_subplot(lines, columns, index + 1)
-        xs, ys, errors = zip(*curve["points"], strict=True)
-        axes.errorbar(
-            xs, ys, yerr=[e or 0 for e in errors], color=BLUE, linewidth=1.2, elinewidth=0.8, marker=".", ms=5
-        )
-        if curve["own"] is not None:
-            own = [(x, y) for x, y, _ in curve["points"] if x == curve["own"]]
-            axes.plot(*zip(*own, strict=True), marker="o", ms=7, mfc="white", mec=BLUE, mew=1.6, linestyle="")
-        axes.set_title(_plain(_short(curve["name"])), loc="left")
-        axes.set_ylim(0, 1)
-        axes.set_xlim(-0.4, data["learned"] + 0.4)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=4, integer=True))
-        axes.grid(axis="y", linewidth=0.4, alpha=0.6)
-        axes.tick_params(labelsize=7.5)
-    figure.supxlabel("tasks learned (ringed: just learned)", fontsize=9)
-    figure.supylabel("score", fontsize=9)
-    return figure
-
-
 def write_figures(run: RunRecord, folder: Path) -> list[Path]:
     """Draw ``run`` into ``folder`` as ``matrix``, ``signals``, ``interval`` and ``curves``, each as SVG and PNG.
 
@@ -258,7 +217,7 @@ def write_figures(run: RunRecord, folder: Path) -> list[Path]:
             "matrix": _matrix(run),
             "signals": _signals(data),
             "interval": _interval(data),
-            "curves": _curves(data),
+            "curves": curve_figure(data),
         }
         for name, figure in figures.items():
             if figure is None:

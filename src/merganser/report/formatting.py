@@ -1,9 +1,11 @@
-"""Numbers as a reader sees them, and the story of a merge in sentences."""
+"""Formats of numbers, names of metrics and causes, and the description of a merge in sentences."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
+from merganser.control import CAUSES
 from merganser.runs.record import MergeRecord
 
 MISSING = "–"
@@ -12,12 +14,28 @@ MISSING = "–"
 CAUSE_LETTER = {"due": "D", "early": "E", "forced": "F", "end": "T"}
 """Letter of each cause of a merge; ``end`` is T for the end of the task, since E is early."""
 
-CAUSE_MEANING = {
-    "due": "due: on or after the planned step, with at least one alarm",
-    "early": "early: enough alarms before the planned step",
-    "forced": "forced: a whole further interval went by without an alarm",
-    "end": "end: after the last step of the task",
-}
+ABBREVIATIONS = {"OP": "overall performance", "BWT": "backward transfer", "FWT": "forward transfer"}
+"""Names of metrics that are abbreviated, spelled out."""
+
+
+def metric_title(name: str) -> str:
+    """Return a metric's name with its abbreviation spelled out: ``OP, overall performance``."""
+    long = ABBREVIATIONS.get(name.split()[0])
+    return f"{name}, {long}" if long else name
+
+
+def cause_title(cause: str) -> str:
+    """Return a cause of a merge and what it means: ``due: on or after the planned step, ...``."""
+    return f"{cause}: {CAUSES[cause]}"
+
+
+def row_label(learned: Sequence[str], first: bool = False) -> str:
+    """Name a row of the score matrix by the tasks learned since the row before; ``first``: no task was learned yet."""
+    if len(learned) == 1:
+        return f"after {learned[0]}"
+    if learned:
+        return f"after {len(learned)} tasks together"
+    return "before training" if first else "again"
 
 
 def finite(value: float | None) -> float | None:
@@ -26,16 +44,21 @@ def finite(value: float | None) -> float | None:
 
 
 def score(value: float | None, signed: bool = False) -> str:
-    """A score or a difference of scores with three decimals and a true minus sign."""
+    """Format a score in [0, 1], or a difference of scores, in percent with one decimal and a true minus sign."""
     known = finite(value)
     if known is None:
         return MISSING
-    known = round(known, 3) + 0.0  # no "-0.000"
-    return f"{known:{'+' if signed and known else ''}.3f}".replace("-", "−")
+    known = round(100 * known, 1) + 0.0  # no "-0.0"
+    return f"{known:{'+' if signed and known else ''}.1f}".replace("-", "−")
+
+
+def score_with_error(value: float | None, stderr: float | None) -> str:
+    """Format a score and its standard error in percent: ``74.9 ± 1.8``."""
+    return score(value) + (f" ± {score(stderr)}" if finite(stderr) is not None else "")
 
 
 def significant(value: float | None, digits: int = 3) -> str:
-    """A number of unknown magnitude with ``digits`` significant digits."""
+    """Format a number of unknown magnitude with ``digits`` significant digits."""
     known = finite(value)
     if known is None:
         return MISSING
@@ -48,18 +71,17 @@ def significant(value: float | None, digits: int = 3) -> str:
 
 
 def percent(value: float | None) -> str:
-    """A share in [0, 1] as per cent: one decimal below ten per cent, none above."""
+    """Format a fraction in [0, 1] as a percentage: one decimal below ten percent, none above."""
     known = finite(value)
     if known is None:
         return MISSING
-    hundredfold = 100 * known
-    if 0 < abs(hundredfold) < 9.95:
-        return f"{hundredfold:.1f} %".replace("-", "−")
-    return f"{hundredfold:.0f} %".replace("-", "−")
+    amount = 100 * known
+    digits = 1 if 0 < abs(amount) < 9.95 else 0
+    return f"{amount:.{digits}f} %".replace("-", "−")
 
 
 def seconds(value: float | None) -> str:
-    """A duration: ``0.04 s``, ``12.3 s``, ``4 min 05 s`` or ``2 h 03 min``."""
+    """Format a duration: ``0.04 s``, ``12.3 s``, ``4 min 05 s`` or ``2 h 03 min``."""
     known = finite(value)
     if known is None:
         return MISSING
@@ -77,7 +99,7 @@ def seconds(value: float | None) -> str:
 
 
 def size(count: int) -> str:
-    """A number of bytes in decimal units."""
+    """Format a number of bytes in decimal units."""
     if count < 1000:
         return f"{count} B"
     amount = float(count)
@@ -89,8 +111,18 @@ def size(count: int) -> str:
     return f"{significant(amount)} {units[0]}"
 
 
+def literal(text: str) -> str:
+    """Return ``text`` for matplotlib, shown as it is: a ``$`` in a task's name does not begin a formula."""
+    return text.replace("$", r"\$")
+
+
+def shortened(text: str, limit: int = 18) -> str:
+    """Return ``text`` with at most ``limit`` characters, an ellipsis in place of the rest."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
 def plural(count: int, noun: str) -> str:
-    """``1 merge``, ``2 merges``, ``1,200 merges``."""
+    """Format a count with its noun: ``1 merge``, ``2 merges``, ``1,200 merges``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
 
 
@@ -116,14 +148,14 @@ def _cause(merge: MergeRecord) -> str:
 
 
 def describe_merge(merge: MergeRecord) -> str:
-    """The story of one merge: when, why, what was merged with which weights, and what that did to the losses."""
+    """Describe one merge: its step, cause and weights, and the losses before and after it."""
     parts = [f"Merge {merge.merge} of {merge.task}, after step {merge.step:,}: {_cause(merge)}."]
     forgetting = finite(merge.forgetting_signal)
     if forgetting is not None:
         against = ""
         if finite(merge.threshold) is not None:
             against = f" against a threshold of {significant(merge.threshold)}"
-        parts.append(f"The loss on the memory stood at {significant(forgetting)}{against}.")
+        parts.append(f"The loss on the memory was {significant(forgetting)}{against}.")
     parts.append(f"Learning signal {significant(merge.learning_signal)}.")
     rehearsal = f"After {plural(merge.rehearsal_steps, 'rehearsal step')}, " if merge.rehearsal_steps else ""
     # A method that merges once a task has been trained merges two models; nothing was rehearsed.
@@ -138,16 +170,16 @@ def describe_merge(merge: MergeRecord) -> str:
         done = "was kept, without rehearsal"
     if merge.status == "refused":
         why = f": {merge.reason}" if merge.reason else ""
-        parts.append(f"{rehearsal}merging {weights} was refused and taken back{why}.")
+        parts.append(f"{rehearsal}merging {weights} was refused and undone{why}.")
     else:
         parts.append(f"{rehearsal}{weights} {done}.")
     changes = [
         _change("the loss on the new task", merge.loss_new_before, merge.loss_new_after),
         _change("the loss on the memory", merge.loss_old_before, merge.loss_old_after),
     ]
-    told = ", ".join(change for change in changes if change)
-    if told:
-        parts.append(f"{told[0].upper()}{told[1:]}.")
+    measured = ", ".join(change for change in changes if change)
+    if measured:
+        parts.append(f"{measured}.")
     if merge.cause != "end":
         if merge.next_interval == merge.interval:
             parts.append(f"The interval stays at {plural(merge.interval, 'step')}.")

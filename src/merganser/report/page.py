@@ -15,8 +15,9 @@ from markupsafe import Markup
 
 from merganser.errors import InputError
 from merganser.report import sections
+from merganser.report.curves import curve_images
 from merganser.report.files import write_whole
-from merganser.report.formatting import CAUSE_LETTER, CAUSE_MEANING
+from merganser.report.formatting import CAUSE_LETTER, cause_title
 from merganser.report.series import POINTS, chart_data
 from merganser.runs.record import RunRecord
 
@@ -88,14 +89,15 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
         cost=sections.cost(run),
         ledger=sections.ledger(run),
         tasks=sections.tasks(run),
-        causes=[(CAUSE_LETTER[cause], cause, CAUSE_MEANING[cause]) for cause in CAUSE_LETTER],
+        causes=[(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],
         thinned=max((task["width"] for task in data["tasks"]), default=1),
         points=POINTS,
         has_signals=any(task["x"] for task in data["tasks"]),
-        has_curves=any(curve["points"] for curve in data["curves"]),
+        # SVG elements made by this package, every text of the run escaped in them.
+        curves=[Markup(image) for image in curve_images(data)],
         names=[task["name"] for task in data["tasks"]],
         config=yaml.safe_dump(run.info.model_dump(mode="json")["config"], sort_keys=False, allow_unicode=True),
-        data=embedded_json(data),
+        data=embedded_json({"tasks": data["tasks"], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(_asset("report.css")),
         script=Markup(script),

@@ -11,9 +11,12 @@ from merganser.report.formatting import (
     MISSING,
     describe_merge,
     finite,
+    metric_title,
     percent,
     plural,
+    row_label,
     score,
+    score_with_error,
     seconds,
     significant,
     size,
@@ -21,28 +24,22 @@ from merganser.report.formatting import (
 from merganser.report.series import learned_before, merges_in_order, own_rows
 from merganser.runs.record import CostRecord, RunRecord
 
-COST_KINDS: dict[str, tuple[str, str]] = {
-    "inner_seconds": ("inner steps", "forward, backward and optimizer on the task's own batches"),
-    "probing_seconds": ("probing", "forward passes on the memory that yield the forgetting signal"),
-    "rehearsal_seconds": ("rehearsal", "optimizer steps on the memory"),
-    "merging_seconds": ("merging", "arithmetic on the weights: snapshots, differences, merging"),
-    "merge_eval_seconds": ("explaining", "forward passes that measure losses before and after a merge"),
-    "bookkeeping_seconds": ("bookkeeping", "deciding, drawing batches, writing records"),
-    "evaluating_seconds": ("evaluating", "answering the test examples"),
+COST_PARTS: dict[str, tuple[str, str]] = {
+    name: (field.title, field.description or "") for name, field in CostRecord.model_fields.items() if field.title
 }
-"""Parts of a task's time: field of the cost record -> (short name, what it is)."""
+"""Parts of a task's time: field of the cost record -> (short name, what it is), as the record states them."""
 
 MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "merge_eval_seconds")
-"""What plain fine-tuning would not have spent: the cost of merging as a whole."""
+"""Parts that plain fine-tuning does not spend: the cost of merging as a whole."""
 
 
 def other_seconds(cost: CostRecord) -> float:
     """Time of the task in none of the measured parts (encoding, loading, starting up); never below 0."""
-    return max(0.0, cost.seconds - sum(getattr(cost, field) for field in COST_KINDS))
+    return max(0.0, cost.seconds - sum(getattr(cost, field) for field in COST_PARTS))
 
 
 def merging_share(costs: list[CostRecord]) -> float | None:
-    """Share of all seconds spent on probing, rehearsal, merging and explaining; ``None`` where no time was recorded."""
+    """Return the fraction of all seconds spent in :data:`MERGING_FIELDS`; ``None`` where no time was recorded."""
     whole = sum(cost.seconds for cost in costs)
     return sum(getattr(cost, field) for cost in costs for field in MERGING_FIELDS) / whole if whole > 0 else None
 
@@ -53,7 +50,7 @@ def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, A
     cards = []
     for metric in run.scores.summary:
         card: dict[str, Any] = {
-            "name": metric.name,
+            "name": metric_title(metric.name),
             "value": score(metric.value),
             "stderr": score(metric.stderr) if finite(metric.stderr) is not None else "",
             "definition": metric.definition,
@@ -62,9 +59,7 @@ def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, A
         }
         other = beside.get(metric.name)
         if other is not None and finite(other.value) is not None:
-            card["baseline"] = score(other.value)
-            if finite(other.stderr) is not None:
-                card["baseline"] += f" ± {score(other.stderr)}"
+            card["baseline"] = score_with_error(other.value, other.stderr)
             mine, its = finite(metric.value), finite(other.value)
             if mine is not None and its is not None:
                 card["difference"] = score(mine - its, signed=True)
@@ -88,12 +83,7 @@ def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     own = own_rows(run)
     rows = []
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
-        if len(row.learned) == 1:
-            label = f"after {row.learned[0]}"
-        elif row.learned:
-            label = f"after {len(row.learned)} tasks together"
-        else:
-            label = "before training" if learned == 0 else "again"
+        label = row_label(row.learned, first=learned == 0)
         cells = [
             _cell(row.scores.get(task), own=own.get(task) == number, future=own.get(task, number + 1) > number)
             for task in columns
@@ -173,7 +163,7 @@ def cost(run: RunRecord) -> dict[str, Any]:
     costs = [task.cost for task in run.tasks]
     whole = sum(entry.seconds for entry in costs)
     parts = [
-        (name, meaning, sum(getattr(entry, field) for entry in costs)) for field, (name, meaning) in COST_KINDS.items()
+        (name, meaning, sum(getattr(entry, field) for entry in costs)) for field, (name, meaning) in COST_PARTS.items()
     ]
     parts.append(("other", "encoding, loading, starting up", sum(map(other_seconds, costs))))
     longest = max((amount for _, _, amount in parts), default=0.0) or 1.0
@@ -183,7 +173,7 @@ def cost(run: RunRecord) -> dict[str, Any]:
         return {
             "task": name,
             "seconds": seconds(sum(entry.seconds for entry in entries)),
-            "parts": [seconds(sum(getattr(entry, field) for entry in entries)) for field in COST_KINDS],
+            "parts": [seconds(sum(getattr(entry, field) for entry in entries)) for field in COST_PARTS],
             "other": seconds(sum(map(other_seconds, entries))),
             "share": percent(merging_share(entries)),
             "counts": [
@@ -209,7 +199,7 @@ def cost(run: RunRecord) -> dict[str, Any]:
             }
             for name, meaning, amount in parts
         ],
-        "kinds": [name for name, _ in COST_KINDS.values()],
+        "kinds": [name for name, _ in COST_PARTS.values()],
         "rows": [row(task.name, [task.cost]) for task in run.tasks],
         "total": row("whole run", costs),
         "merging": percent(merging_share(costs)),

@@ -55,7 +55,7 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
     * ``signals.csv``: one line per inner step, never thinned; losses in nats.
     * ``memory.csv``: per task, examples and bytes kept, budget, share, sampler, and bytes kept by the method.
     * ``cost.csv``: per task, wall-clock seconds per part, examples, and the share spent on merging (probing, rehearsal,
-      merging and explaining, of the whole).
+      merging and merge losses, of the whole).
 
     A missing number is an empty field. Existing files of these names are replaced.
 

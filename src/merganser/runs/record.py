@@ -102,16 +102,26 @@ class SignalRecord(Record):
 
 
 class CostRecord(Record):
-    """Where the time of one task went. Seconds are wall-clock."""
+    """Wall-clock seconds and examples of one task; the page lists the fields with a title as its parts."""
 
     seconds: float = Field(0.0, description="the whole task: encoding, training, evaluating, writing")
-    inner_seconds: float = Field(0.0, description="forward, backward and optimizer on the task's own batches")
-    probing_seconds: float = Field(0.0, description="forward passes on the memory that yield the forgetting signal")
-    rehearsal_seconds: float = Field(0.0, description="optimizer steps on the memory")
-    merging_seconds: float = Field(0.0, description="arithmetic on the weights: differences, Fishers, merging")
-    merge_eval_seconds: float = Field(0.0, description="forward passes that measure losses before and after a merge")
-    bookkeeping_seconds: float = Field(0.0, description="deciding, drawing batches, writing records")
-    evaluating_seconds: float = 0.0
+    inner_seconds: float = Field(
+        0.0, title="inner steps", description="forward, backward and optimizer on the task's own batches"
+    )
+    probing_seconds: float = Field(
+        0.0, title="probing", description="forward passes on the memory that yield the forgetting signal"
+    )
+    rehearsal_seconds: float = Field(0.0, title="rehearsal", description="optimizer steps on the memory")
+    merging_seconds: float = Field(
+        0.0, title="merging", description="arithmetic on the weights: snapshots, differences, Fishers, merging"
+    )
+    merge_eval_seconds: float = Field(
+        0.0, title="merge losses", description="forward passes that measure losses before and after a merge"
+    )
+    bookkeeping_seconds: float = Field(
+        0.0, title="bookkeeping", description="deciding, drawing batches, writing records"
+    )
+    evaluating_seconds: float = Field(0.0, title="evaluating", description="answering the test examples")
     steps: int = Field(0, description="inner optimizer steps")
     examples_trained: int = 0
     examples_rehearsed: int = 0

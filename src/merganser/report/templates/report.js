@@ -1,7 +1,13 @@
+// The score curves are drawn by matplotlib for the page and the figures alike (curves.py). The two charts over steps
+// must differ from the figure "signals", which matplotlib draws for paper at a fixed width, and so are drawn here:
+// * they fit the width of the screen with text that stays readable on a phone: what is drawn depends on the width (ticks,
+//   letters or small markers, rows of the timeline, names or numbers of tasks);
+// * a reader chooses one task, points at a step to read its values, and walks over the merges with the keyboard.
+// Both draw the same lists of numbers (series.py): nothing is computed twice.
 (() => {
 "use strict";
-// Charts are drawn in CSS pixels at the width they are shown at, so their text keeps its size on a phone, and are
-// drawn again when that width changes. Colours come from style sheet classes: light, dark and print need no redraw.
+// Drawn in CSS pixels at the width they are shown at, and again when it changes. Colours come from classes of the style
+// sheet: light, dark and print need no redraw.
 const byId = (id) => document.getElementById(id);
 addEventListener("error", () => { byId("failed").hidden = false; document.documentElement.dataset.charts = "failed"; });
 const data = JSON.parse(byId("run-data").textContent);
@@ -233,38 +239,9 @@ function drawMerges(svg, width) {
   choose(chosen);
 }
 
-/** Small multiples: one chart per task, all on the same axes. */
-function drawCurves(svg, width) {
-  const columns = Math.max(1, Math.min(data.curves.length, 5, Math.floor((width + 16) / 166)));
-  const cell = (width - 16 * (columns - 1)) / columns, height = 148, most = Math.max(data.learned, 1);
-  canvas(svg, width, Math.ceil(data.curves.length / columns) * (height + 14));
-  data.curves.forEach((curve, index) => {
-    const group = add(svg, "g", { transform: `translate(${(index % columns) * (cell + 16)},${Math.floor(index / columns) * (height + 14)})` });
-    const left = 26, right = cell - 8, x = (learned) => left + 6 + (right - left - 6) * learned / most;
-    const y = (value) => height - 22 - (height - 50) * Math.min(1, Math.max(0, value));
-    label(group, curve.name, 0, 13, cell, { class: "title" });
-    for (const value of [0, 0.5, 1]) {
-      add(group, "line", { class: "grid", x1: left, x2: right, y1: y(value), y2: y(value) });
-      add(group, "text", { class: "quiet", x: left - 5, y: y(value) + 4, "text-anchor": "end" }, shown(value));
-    }
-    for (const value of ticks(0, most, Math.min(most, 4)).filter(Number.isInteger))
-      add(group, "text", { class: "quiet", x: x(value), y: height - 5, "text-anchor": "middle" }, String(value));
-    const spots = (points) => points.map(([learned, value]) => [x(learned), y(value)]);
-    add(group, "path", { class: "line beside-line", d: path(spots(curve.baseline)) });
-    for (const [px, py] of spots(curve.baseline)) add(group, "rect", { class: "beside-dot", x: px - 2, y: py - 2, width: 4, height: 4 });
-    add(group, "path", { class: "line curve", d: path(spots(curve.points)) });
-    for (const [learned, value, error] of curve.points) {
-      const own = learned === curve.own;
-      if (error) add(group, "line", { class: "whisker", x1: x(learned), x2: x(learned), y1: y(value - error), y2: y(value + error) });
-      add(group, "circle", { class: own ? "ring" : "dot", cx: x(learned), cy: y(value), r: own ? 4.5 : 2.5 });
-    }
-  });
-}
-
 function draw(width) {
   if (byId("step-chart")) drawSteps(byId("step-chart"), width, byId("task") ? byId("task").value : "");
   if (byId("merge-chart")) drawMerges(byId("merge-chart"), width);
-  if (byId("curve-chart")) drawCurves(byId("curve-chart"), width);
   document.documentElement.dataset.charts = "drawn";
 }
 
