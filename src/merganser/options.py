@@ -1,4 +1,4 @@
-"""What all sections of a configuration have in common."""
+"""Base class of every section of a configuration."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from pydantic_core import InitErrorDetails
 
 
 class StrictOptions(BaseModel):
-    """Refuses unknown keys, and true or false where neither is meant: pydantic would take them for 1 and 0."""
+    """Refuse unknown keys, and booleans where no boolean is expected: pydantic would read them as 1 and 0."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _no_truth_for_a_number(cls, values: Any) -> Any:
+    def _refuse_unexpected_booleans(cls, values: Any) -> Any:
         given = values.items() if isinstance(values, Mapping) else ()
         known = {key: field.annotation for key, field in cls.model_fields.items()}
         wrong = [
@@ -28,14 +28,16 @@ class StrictOptions(BaseModel):
                 ctx={"error": ValueError("true is not meant here" if value else "false is not meant here; zero is 0")},
             )
             for key, value in given
-            if isinstance(value, bool) and key in known and not _takes_truth(known[key])
+            if isinstance(value, bool) and key in known and not _allows_boolean(known[key])
         ]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
         return values
 
 
-def _takes_truth(annotation: Any) -> bool:
-    """Whether a type allows true or false."""
+def _allows_boolean(annotation: Any) -> bool:
+    """Return whether a type allows true or false."""
     arguments = typing.get_args(annotation)
-    return annotation in (bool, Any) or any(isinstance(one, bool) or _takes_truth(one) for one in arguments)
+    return annotation in (bool, Any) or any(
+        isinstance(argument, bool) or _allows_boolean(argument) for argument in arguments
+    )

@@ -17,7 +17,7 @@ def test_undo_takes_back_the_last_task_and_it_can_be_learned_again(merganser: Co
 
     done = merganser("undo", run)
     assert done.code == 0, done.err
-    assert done.out.strip() == "Took back 'topic'. The run knows mood."
+    assert done.out.strip() == "Removed 'topic'. Learned tasks: mood."
     assert [path.name for path in sorted((run / "tasks").iterdir())] == ["00-start", "01-mood"]
     assert (run / "ledger.jsonl").read_text() == ""
     weights = "model/adapter_model.safetensors"
@@ -32,7 +32,7 @@ def test_there_must_be_something_to_take_back(merganser: Command, tmp_path: Path
     stream = write_stream(tmp_path / "in", ("mood",))
     run = tmp_path / "run"
     assert merganser("run", stream, "--out", run).code == 0
-    assert merganser("undo", run).out.strip() == "Took back 'mood'. The run has learned nothing."
+    assert merganser("undo", run).out.strip() == "Removed 'mood'. No task is left."
     before = contents(run)
     again = merganser("undo", run)
     assert again.code == 2

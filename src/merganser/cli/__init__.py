@@ -29,9 +29,9 @@ from merganser.cli.undo import undo
 from merganser.errors import InputError, MerganserError, sentence
 
 HELP = (
-    "Keeps one language model learning, task after task, without forgetting.\n\n"
-    "Try it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold], later "
-    "[bold]merganser learn RUN --task NAME --train FILE[/bold] and [bold]merganser ask RUN 'a text'[/bold]."
+    "Fine-tune one language model on task after task without forgetting: continual learning by adaptive model merging."
+    "\n\nTry it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold]. One more "
+    "task: [bold]merganser learn RUN --task NAME --train FILE[/bold]. Inference: [bold]merganser ask RUN TEXT[/bold]."
 )
 
 app = typer.Typer(
@@ -39,21 +39,21 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
-    epilog="Add --debug to any command to see the traceback of an error.",
+    epilog="Add --debug to any command to print the traceback of an error.",
     pretty_exceptions_enable=False,
 )
 
 
 class _Stopped(Exception):
-    """Ctrl-C, under a name that Typer does not turn into an exit code of its own."""
+    """Ctrl-C, under a name that Typer does not turn into an exit code."""
 
 
 class _ReaderGone(Exception):
-    """Whoever read our output has gone, as in ``merganser ask ... | head``."""
+    """The reader of standard output has closed it, as in ``merganser ask ... | head``."""
 
 
-def _ours(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with the exceptions that Typer would answer itself made ours."""
+def _guarded(command: Callable[..., None]) -> Callable[..., None]:
+    """Wrap a command so that exceptions which Typer handles itself reach :func:`main`."""
 
     @functools.wraps(command)
     def guarded(*args: object, **kwargs: object) -> None:
@@ -87,28 +87,28 @@ def common(
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """What every command has in common: nothing but the version."""
+    """Options of the program itself."""
 
 
 PATIENCE = 2.0
-"""Seconds that a process waits with an error that all of them have, so that process 0 says it."""
+"""Seconds that a process waits with an error that all processes have, so that rank 0 reports it first."""
 
 BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 
 SEVERAL = (run, learn, evaluate)
-"""Commands that several processes can carry out together."""
+"""Commands that run on several processes."""
 
 for command in (demo, run, learn, undo, ask, evaluate, report, replay, export, merge, methods, streams, schema):
-    app.command()(_ours(command))
+    app.command()(_guarded(command))
 
 
 def main() -> None:
-    """Entry point. Exit code 0: done; 1: work failed; 2: the user's mistake; 130: Ctrl-C."""
+    """Run the command line. Exit code 0: done; 1: work failed; 2: invalid input; 130: Ctrl-C."""
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
     aside = processes.planned_rank() > 0
-    if aside:  # process 0 speaks for all
+    if aside:  # rank 0 is the only process that prints
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
@@ -119,7 +119,7 @@ def main() -> None:
         app(args=arguments, prog_name="merganser")
     except MerganserError as error:
         if aside and (error.told or isinstance(error, InputError)):
-            # The launcher ends all processes when one fails: process 0 must have spoken by then.
+            # The launcher ends all processes when one fails: rank 0 must have printed the error by then.
             time.sleep(PATIENCE)
         elif aside:
             sys.stderr = sys.__stderr__

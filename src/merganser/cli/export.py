@@ -1,4 +1,4 @@
-"""``merganser export``: the model for use without Merganser."""
+"""``merganser export``: write the model for use without Merganser."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ from merganser.cli.options import ModelOption, RunArgument
 
 def export(
     run: RunArgument,
-    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.", show_default=False)],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="Folder to create.", show_default=False)],
     merged: Annotated[
         bool,
-        typer.Option("--merged", help="The whole model with the adapter added to its weights, instead of the adapter."),
+        typer.Option("--merged", help="Write the whole model, the adapter merged into its weights."),
     ] = False,
     task: Annotated[
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Which model, with a method that keeps several: the one for this task.",
+            help="Export the model of this task, with a method that keeps one model per task.",
             show_default=False,
         ),
     ] = None,
     model: ModelOption = None,
 ) -> None:
-    """Write what was learned so that plain transformers and PEFT load it, with a card that says how.
+    """Export the model to a folder that transformers and PEFT load, with a model card.
 
-    For instance: merganser export runs/first exported --merged
+    Example: merganser export runs/first exported --merged
     """
     from merganser.learner import Learner
 

@@ -18,15 +18,15 @@ def learn(
         str,
         typer.Option(
             metavar="FILE",
-            help="Training texts or images: json, jsonl, csv, tsv, parquet, hub:ID, or a folder of images.",
+            help="Training examples, texts or images: json, jsonl, csv, tsv, parquet, hub:ID, or a folder of images.",
             show_default=False,
         ),
     ],
     test: Annotated[
         str | None,
-        typer.Option(metavar="FILE", help="Test texts; without them the task is not scored.", show_default=False),
+        typer.Option(metavar="FILE", help="Test examples; without them the task is not scored.", show_default=False),
     ] = None,
-    dev: Annotated[str | None, typer.Option(metavar="FILE", help="Development texts.", show_default=False)] = None,
+    dev: Annotated[str | None, typer.Option(metavar="FILE", help="Development examples.", show_default=False)] = None,
     input_field: Annotated[str, typer.Option("--input", metavar="FIELD", help="Field that holds the text.")] = "input",
     image_field: Annotated[
         str | None,
@@ -36,28 +36,32 @@ def learn(
         str, typer.Option("--output", metavar="FIELD", help="Field that holds the answer.")
     ] = "output",
     prompt: Annotated[
-        str | None, typer.Option(help="Template around the text, such as 'Topic of: {input}'.", show_default=False)
+        str | None,
+        typer.Option(help="Prompt template, such as 'Topic of: {input}'.", show_default=False),
     ] = None,
     labels: Annotated[
         str | None, typer.Option(help="Labels separated by commas; 'auto', 'train' or 'none'.", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="accuracy, exact_match, rouge_l or f1.", show_default=False)
+        str | None, typer.Option(help="Score of an answer: accuracy, exact_match, rouge_l or f1.", show_default=False)
     ] = None,
-    answer: Annotated[str | None, typer.Option(help="generate, or rank the labels.", show_default=False)] = None,
+    answer: Annotated[str | None, typer.Option(help="generate text, or rank the labels.", show_default=False)] = None,
     model: ModelOption = None,
     config: Annotated[
         Path | None,
         typer.Option(
-            metavar="FILE.yaml", help="For a new run: model, method, memory and training.", show_default=False
+            metavar="FILE.yaml",
+            help="Start a new run with this configuration.",
+            show_default=False,
         ),
     ] = None,
 ) -> None:
-    """Teach a run one more task: next month, on another machine, with the method it was started with.
+    """Learn one more task in an existing run, with the method that the run was started with.
 
-    The run changes only when the task is learned completely.
+    The run directory changes only when the task is complete. Interrupted, the same command resumes from the last
+    checkpoint.
 
-    For instance: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
+    Example: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
     """
     from merganser.cli.live import learn_one
     from merganser.config import explain_options, load_config

@@ -1,4 +1,4 @@
-"""``merganser methods`` and ``merganser schema``: what can be configured."""
+"""``merganser methods`` and ``merganser schema``: list what can be configured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import typer
 
 
 def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False) -> None:
-    """List the continual-learning methods: idea, source, what they need and keep."""
+    """List the continual-learning methods: idea, source, the examples they need and what they store."""
     from merganser.methods import METHODS
 
     rows = [

@@ -14,7 +14,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="FOLDER",
-        help="Where the run's pretrained model is on this machine, if not where it was.",
+        help="Folder of the run's pretrained model, where it has moved or the machine is another.",
         show_default=False,
     ),
 ]

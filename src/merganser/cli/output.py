@@ -1,4 +1,4 @@
-"""Where the command prints."""
+"""The consoles that the command prints to."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from rich.console import Console
 
 
 class OutputConsole(Console):
-    """Standard output. When its reader has gone, as in ``merganser run ... | head``, what is left is not printed."""
+    """Standard output. When its reader closes it, as in ``merganser run ... | head``, the rest is not printed."""
 
     def on_broken_pipe(self) -> None:
         raise BrokenPipeError  # rich would end the program with exit code 1
 
 
 class ProgressConsole(Console):
-    """Standard error. When its reader has gone, work goes on without a word."""
+    """Standard error. When its reader closes it, the command continues without printing."""
 
     def __init__(self) -> None:
         super().__init__(stderr=True)

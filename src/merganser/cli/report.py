@@ -1,4 +1,4 @@
-"""``merganser report``: a run as a page, as figures and as tables."""
+"""``merganser report``: write the page, figures and tables of a run."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ def report(
     run: RunArgument,
     out: Annotated[
         Path | None,
-        typer.Option(metavar="FILE", help="Where the page is written.", show_default="RUN/report.html"),
+        typer.Option(metavar="FILE", help="File to write the page to.", show_default="RUN/report.html"),
     ] = None,
     baseline: Annotated[
         Path | None,
         typer.Option(
             metavar="RUN",
-            help="Another run over the same tasks (say, plain sequential fine-tuning), shown beside this one.",
+            help="Compare with another run over the same tasks, such as sequential fine-tuning.",
             show_default=False,
         ),
     ] = None,
     figures: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write the figures there, as SVG and PNG.", show_default=False),
+        typer.Option(metavar="FOLDER", help="Also write the figures as SVG and PNG.", show_default=False),
     ] = None,
     tables: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="Also write the numbers there, as CSV.", show_default=False),
+        typer.Option(metavar="FOLDER", help="Also write the numbers as CSV.", show_default=False),
     ] = None,
 ) -> None:
-    """Show a run: one HTML page that needs no network; figures and tables on request.
+    """Write the report of a run: one HTML page that needs no network; figures and tables on request.
 
-    For instance: merganser report RUN --baseline SEQUENTIAL --figures RUN/figures --tables RUN/tables
+    Example: merganser report RUN --baseline SEQUENTIAL --figures RUN/figures --tables RUN/tables
     """
     from merganser.report import write_figures, write_report, write_tables
     from merganser.runs import read_run

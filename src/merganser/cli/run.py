@@ -1,4 +1,4 @@
-"""``merganser run``: learn a whole stream of tasks."""
+"""``merganser run``: learn a stream of tasks."""
 
 from __future__ import annotations
 
@@ -17,26 +17,30 @@ if TYPE_CHECKING:
 
 
 def run(
-    stream: Annotated[Path, typer.Argument(metavar="STREAM.yaml", help="Model, method and tasks.", show_default=False)],
+    stream: Annotated[
+        Path,
+        typer.Argument(metavar="STREAM.yaml", help="Model, method and tasks.", show_default=False),
+    ],
     out: Annotated[
-        Path, typer.Option(metavar="RUN", help="Directory of the run; new, or one to continue.", show_default=False)
+        Path, typer.Option(metavar="RUN", help="Directory of the run: a new one, or one to resume.", show_default=False)
     ],
     method: Annotated[
-        str | None, typer.Option(help="Another method than the file says, with its defaults.", show_default=False)
+        str | None, typer.Option(help="Use this method with its defaults instead of the file's.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Another seed than the file says.", show_default=False)] = None,
+    seed: Annotated[int | None, typer.Option(help="Use this seed instead of the file's.", show_default=False)] = None,
     fwt: Annotated[
         bool,
         typer.Option(
-            "--fwt", help="Also train one fresh model per task: AimMerging's forward transfer. Costly; cached."
+            "--fwt",
+            help="Also train a fresh model per task, for AimMerging's forward transfer (FWT). Cached.",
         ),
     ] = False,
 ) -> None:
-    """Learn the tasks of a stream one after another, and show what was remembered.
+    """Learn the tasks of a stream one after another and print the scores: overall performance and forgetting.
 
-    Interrupted at any moment and started again with the same command, it goes on from its last checkpoint.
+    Interrupted at any moment, the same command resumes from the last checkpoint.
 
-    For instance: merganser run examples/matcher.yaml --out runs/first
+    Example: merganser run examples/matcher.yaml --out runs/first
     """
     from merganser.cli.live import learn_stream
 

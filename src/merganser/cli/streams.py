@@ -1,4 +1,4 @@
-"""``merganser streams``: the built-in orders of tasks."""
+"""``merganser streams``: list the built-in streams."""
 
 from __future__ import annotations
 
@@ -39,13 +39,13 @@ def streams(
     )
     rows += [
         {
-            "name": each.name,
-            "description": f"{each.description}, {each.epochs} epochs each in MagMax; from the hub, or a folder",
-            "tasks": [f"{each.name}-01", "...", f"{each.name}-{each.tasks:02d}"],
+            "name": images.name,
+            "description": f"{images.description}, {images.epochs} epochs each in MagMax; from the hub, or a folder",
+            "tasks": [f"{images.name}-01", "...", f"{images.name}-{images.tasks:02d}"],
             "metric": "accuracy",
             "needs_folder": False,
         }
-        for each in IMAGE_SETS.values()
+        for images in IMAGE_SETS.values()
     ]
     if as_json:
         typer.echo(json.dumps(rows, indent=2))
@@ -56,7 +56,7 @@ def streams(
 
     table = Table(title="Built-in streams", show_lines=True)
     table.add_column("name", no_wrap=True)
-    table.add_column("what it is")
+    table.add_column("description")
     table.add_column("tasks in order")
     table.add_column("score")
     for row in rows:

@@ -1,4 +1,4 @@
-"""``merganser undo``: take back the last task."""
+"""``merganser undo``: remove the last task from a run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,11 @@ from merganser.cli.options import RunArgument
 
 
 def undo(run: RunArgument) -> None:
-    """Take back the last task that was learned: weights, memory, scores and merges are as before it.
+    """Remove the last learned task: weights, memory, scores and merges are as before it.
 
-    For good: keep a copy of the directory if you may want the task back.
+    This cannot be reversed; keep a copy of the directory if you may need the task again.
+
+    Example: merganser undo runs/first
     """
     from merganser.report import write_report
     from merganser.runs import RunDirectory
@@ -24,4 +26,4 @@ def undo(run: RunArgument) -> None:
         write_report(record, run / "report.html")
     names = ", ".join(f"'{task.name}'" for task in row.tasks)
     left = ", ".join(task.name for task in record.tasks)
-    typer.echo(f"Took back {names}. {f'The run knows {left}.' if left else 'The run has learned nothing.'}")
+    typer.echo(f"Removed {names}. {f'Learned tasks: {left}.' if left else 'No task is left.'}")

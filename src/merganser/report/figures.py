@@ -11,7 +11,7 @@ from merganser.report.curves import curve_figure
 from merganser.report.files import make_folder, write_whole
 from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, row_label, score, shortened
 from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
-from merganser.report.series import chart_data, learned_before, own_rows
+from merganser.report.series import chart_data, learned_before, rows_learned
 from merganser.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -44,13 +44,13 @@ def _matrix(run: RunRecord) -> Figure | None:
     axes.imshow(
         [[math.nan if v is None else v for v in line] for line in values], cmap=shades, vmin=0, vmax=1, aspect="auto"
     )
-    own = own_rows(run)
+    row_of = rows_learned(run)
     for y, line in enumerate(values):
         for x, value in enumerate(line):
-            is_own = own.get(columns[x]) == y
+            just_learned = row_of.get(columns[x]) == y
             text = score(value) if value is not None else MISSING
-            axes.text(x, y, text, ha="center", va="center", fontsize=8, fontweight="bold" if is_own else "normal")
-            if is_own:
+            axes.text(x, y, text, ha="center", va="center", fontsize=8, fontweight="bold" if just_learned else "normal")
+            if just_learned:
                 axes.add_patch(
                     Rectangle((x - 0.46, y - 0.44), 0.92, 0.88, fill=False, edgecolor="black", linewidth=1.4)
                 )
@@ -146,9 +146,13 @@ def _numbered(data: dict[str, Any]) -> str:
 def _merge_markers(axes: Axes, merges: list[dict[str, Any]], offsets: list[int]) -> None:
     """Each merge at its learning signal: the marker's shape and, where there is room, a letter tell its cause."""
     for index in sorted({merge["task"] for merge in merges}):
-        own = [merge for merge in merges if merge["task"] == index]
+        of_task = [merge for merge in merges if merge["task"] == index]
         axes.plot(
-            [offsets[index] + m["step"] for m in own], [m["signal"] for m in own], color=GREY, linewidth=0.7, zorder=1
+            [offsets[index] + m["step"] for m in of_task],
+            [m["signal"] for m in of_task],
+            color=GREY,
+            linewidth=0.7,
+            zorder=1,
         )
     for cause, (shape, colour) in CAUSE_STYLE.items():
         for refused in (False, True):

@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run: opens from a file, needs no network, and can be mailed."""
+"""The report of a run: one self-contained HTML page that opens from a file and loads nothing from the network."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from merganser.runs.record import RunRecord
 
 
 def embedded_json(value: Any) -> Markup:
-    """``value`` as JSON that is safe inside a ``<script>`` element: no ``<``, ``>``, ``&`` or line separator is left in
-    it, so that no task name can end the element or begin a comment.
+    """Encode ``value`` as JSON that is safe inside a ``<script>`` element: without ``<``, ``>``, ``&`` and line
+    separators, no task name can end the element or begin a comment.
 
     Raises:
         ValueError: ``value`` holds a NaN or an infinity.
@@ -36,22 +36,22 @@ def embedded_json(value: Any) -> Markup:
 
 
 def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
-    """Refuse a baseline that learned something else: its metrics would not mean the same.
+    """Refuse a baseline that learned other tasks or data: its metrics would not be comparable.
 
     Raises:
         InputError: other tasks, another order, or other data or settings of a task.
     """
     remedy = "Give a baseline that learned the same stream to the same task."
-    ours = {task.name: task for task in run.tasks}
-    theirs = {task.name: task for task in baseline.tasks}
-    if list(ours) != list(theirs):
+    tasks = {task.name: task for task in run.tasks}
+    baseline_tasks = {task.name: task for task in baseline.tasks}
+    if list(tasks) != list(baseline_tasks):
         raise InputError(
             f"The baseline '{baseline.path}' learned other tasks than '{run.path}': "
-            f"{', '.join(theirs) or 'none'} instead of {', '.join(ours) or 'none'}.",
+            f"{', '.join(baseline_tasks) or 'none'} instead of {', '.join(tasks) or 'none'}.",
             remedy,
         )
-    for name, task in ours.items():
-        if task.fingerprint != theirs[name].fingerprint:
+    for name, task in tasks.items():
+        if task.fingerprint != baseline_tasks[name].fingerprint:
             raise InputError(
                 f"The baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
             )
@@ -62,7 +62,7 @@ def _asset(name: str) -> str:
 
 
 def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
-    """The page of ``run`` as HTML text; see :func:`write_report`."""
+    """Return the page of ``run`` as HTML; see :func:`write_report`."""
     if baseline is not None:
         check_comparable(run, baseline)
     environment = jinja2.Environment(

@@ -21,7 +21,7 @@ from merganser.report.formatting import (
     significant,
     size,
 )
-from merganser.report.series import learned_before, merges_in_order, own_rows
+from merganser.report.series import learned_before, merges_in_order, rows_learned
 from merganser.runs.record import CostRecord, RunRecord
 
 COST_PARTS: dict[str, tuple[str, str]] = {
@@ -45,7 +45,7 @@ def merging_share(costs: list[CostRecord]) -> float | None:
 
 
 def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, Any]]:
-    """Headline metrics; where the baseline has a metric of the same name, its value and the difference."""
+    """List the headline metrics; where the baseline has a metric of the same name, its value and the difference."""
     beside = {metric.name: metric for metric in baseline.scores.summary} if baseline else {}
     cards = []
     for metric in run.scores.summary:
@@ -60,9 +60,9 @@ def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, A
         other = beside.get(metric.name)
         if other is not None and finite(other.value) is not None:
             card["baseline"] = score_with_error(other.value, other.stderr)
-            mine, its = finite(metric.value), finite(other.value)
-            if mine is not None and its is not None:
-                card["difference"] = score(mine - its, signed=True)
+            value, other_value = finite(metric.value), finite(other.value)
+            if value is not None and other_value is not None:
+                card["difference"] = score(value - other_value, signed=True)
         cards.append(card)
     return cards
 
@@ -77,15 +77,15 @@ def _cell(entry: Score | None, own: bool = False, future: bool = False) -> dict[
 
 
 def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
-    """The score matrix: one column per task, one row per evaluation; below it, where measured, the baseline's last row
-    and the scores of models that learned one task alone."""
+    """Tabulate the score matrix: one column per task, one row per evaluation; below it, where measured, the baseline's
+    last row and the scores of models that learned one task alone."""
     columns = run.scores.tasks
-    own = own_rows(run)
+    row_of = rows_learned(run)
     rows = []
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
         label = row_label(row.learned, first=learned == 0)
         cells = [
-            _cell(row.scores.get(task), own=own.get(task) == number, future=own.get(task, number + 1) > number)
+            _cell(row.scores.get(task), own=row_of.get(task) == number, future=row_of.get(task, number + 1) > number)
             for task in columns
         ]
         rows.append({"number": number, "label": label, "title": ", ".join(row.learned), "cells": cells})
@@ -111,7 +111,7 @@ def _per_label(per_label: dict[str, int]) -> str:
 
 
 def memory(run: RunRecord) -> dict[str, Any]:
-    """What is kept of each task, its real share of the task and of its budget, and the bytes the method keeps."""
+    """Tabulate the examples stored of each task, their share of the task and of the budget, and the method's bytes."""
     rows = []
     for task in run.tasks:
         kept = task.memory
@@ -159,7 +159,7 @@ def stored_over_time(run: RunRecord) -> str:
 
 
 def cost(run: RunRecord) -> dict[str, Any]:
-    """Where the time went: bars over the whole run, and a table per task."""
+    """Tabulate the seconds: bars over the whole run, and a row per task."""
     costs = [task.cost for task in run.tasks]
     whole = sum(entry.seconds for entry in costs)
     parts = [
@@ -208,7 +208,7 @@ def cost(run: RunRecord) -> dict[str, Any]:
 
 
 def ledger(run: RunRecord) -> list[dict[str, str]]:
-    """Every merge with its numbers and its story; the page's script reads the stories from this table."""
+    """Tabulate every merge with its numbers and description, which the page's script reads from the table."""
     return [
         {
             "task": merge.task,
@@ -225,7 +225,7 @@ def ledger(run: RunRecord) -> list[dict[str, str]]:
 
 
 def tasks(run: RunRecord) -> list[dict[str, Any]]:
-    """The stream: sizes, metric and labels of each learned task, and where its data came from."""
+    """Tabulate the stream: sizes, metric and labels of each learned task, and where its data came from."""
     return [
         {
             "name": task.name,
@@ -251,22 +251,22 @@ def _named(run: RunRecord, key: str) -> str:
 
 
 def method_name(run: RunRecord) -> str:
-    """Name of the method of ``run``, as its config says it."""
+    """Return the name of the method of ``run``."""
     return _named(run, "method") or "unnamed method"
 
 
 def model_name(run: RunRecord) -> str:
-    """The model as a person calls it: a hub id as it is, of a folder's path its last two parts."""
+    """Return a hub id as it is, and the last two parts of a folder's path."""
     name = _named(run, "model")
     parts = Path(name).parts
     return "/".join(parts[-2:]) if Path(name).is_absolute() else name or "a model"
 
 
 def standfirst(run: RunRecord) -> str:
-    """The run in two sentences."""
+    """Summarise the run in two sentences."""
     model = model_name(run)
     merges = sum(merge.status == "applied" for merge in run.merges)
-    # A model seen before it learned anything is a run as well: only its first row exists.
+    # A run whose first task is not learned yet has only its first row.
     if not run.tasks:
         return f"{model} has not learned any task of this run yet."
     joint = len({task.row for task in run.tasks}) == 1 and len(run.tasks) > 1

@@ -1,4 +1,4 @@
-"""What the charts draw: a run as lists of numbers, thinned honestly where a run has more steps than a page can show."""
+"""The data of the charts: a run as lists of numbers, thinned to means within bands where it has too many steps."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ def _round(value: float | None) -> float | None:
 
 
 def learned_before(run: RunRecord) -> list[int]:
-    """For each row of the matrix, how many tasks had been learned when it was measured (tasks learned together share
-    a row, so this is not always the number of the row)."""
+    """Return for each row of the matrix how many tasks had been learned when it was measured (tasks learned together
+    share a row, so this is not always the number of the row)."""
     counts, learned = [], 0
     for row in run.scores.rows:
         learned += len(row.learned)
@@ -28,29 +28,31 @@ def learned_before(run: RunRecord) -> list[int]:
     return counts
 
 
-def own_rows(run: RunRecord) -> dict[str, int]:
-    """Task name -> row of the matrix that was measured right after the task was learned."""
+def rows_learned(run: RunRecord) -> dict[str, int]:
+    """Map each task to the row of the matrix that was measured right after it was learned."""
     rows = {name: index for index, row in enumerate(run.scores.rows) for name in row.learned}
     return rows | {task.name: task.row for task in run.tasks}
 
 
 def task_order(run: RunRecord) -> list[str]:
-    """Names under which steps or merges were recorded, in order of learning (of tasks learned together, only the one
-    that carries their steps)."""
+    """List the names under which steps or merges were recorded, in order of learning (of tasks learned together, only
+    the one that carries their steps)."""
     recorded = dict.fromkeys([*(name for name, steps in run.signals.items() if steps), *(m.task for m in run.merges)])
     index = {task.name: task.index for task in run.tasks}
     return sorted(recorded, key=lambda name: index.get(name, len(index) + 1))
 
 
 def merges_in_order(run: RunRecord) -> list[MergeRecord]:
-    """The ledger by task, step and number: the order of the page's table and of its charts."""
+    """Sort the ledger by task, step and number: the order of the page's table and of its charts."""
     position = {name: index for index, name in enumerate(task_order(run))}
     return sorted(run.merges, key=lambda merge: (position[merge.task], merge.step, merge.merge))
 
 
 def buckets(values: Sequence[float | None], width: int) -> dict[str, list[float | None]]:
-    """Mean, minimum and maximum over consecutive groups of ``width`` values; missing values are left out, and a group
-    of missing values only is ``None``. No value is dropped: every step is within the band drawn from low to high."""
+    """Return mean, minimum and maximum over consecutive groups of ``width`` values; a group without values is ``None``.
+
+    No value is dropped: every step is within the band drawn from low to high.
+    """
     out: dict[str, list[float | None]] = {"mean": [], "low": [], "high": []}
     for start in range(0, len(values), width):
         group = [value for value in values[start : start + width] if value is not None and math.isfinite(value)]
@@ -61,7 +63,7 @@ def buckets(values: Sequence[float | None], width: int) -> dict[str, list[float 
 
 
 def segments(signals: Sequence[SignalRecord], key: str) -> list[list[float]]:
-    """Runs of equal values as ``[first step, last step, value]``: piecewise constant signals are never thinned."""
+    """Join equal values of consecutive steps into ``[first step, last step, value]``, without thinning."""
     out: list[list[float]] = []
     for signal in signals:
         value = _round(getattr(signal, key))
@@ -81,7 +83,7 @@ def _task_series(name: str, signals: Sequence[SignalRecord], last_merge: int) ->
         "name": name,
         "steps": max(ordered[-1].step if ordered else 0, last_merge),
         "width": width,
-        # A point stands in the middle of the steps it is the mean of.
+        # A point lies in the middle of the steps that it is the mean of.
         "x": [
             (ordered[start].step + ordered[min(start + width, len(ordered)) - 1].step) / 2
             for start in range(0, len(ordered), width)
@@ -104,14 +106,14 @@ def _curve(run: RunRecord, task: str) -> list[list[float | None]]:
 
 
 def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, Any]:
-    """Everything the page's script draws, as plain JSON values without NaN or infinity."""
+    """Return the data of all charts as plain JSON values without NaN or infinity."""
     names = task_order(run)
     index = {name: position for position, name in enumerate(names)}
     last_merge = dict.fromkeys(names, 0)
     for merge in run.merges:
         last_merge[merge.task] = max(last_merge[merge.task], merge.step)
     learned = learned_before(run)
-    own = own_rows(run)
+    row_of = rows_learned(run)
     # Tasks learned together share one training, which is recorded under the first one's name.
     sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
     shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}
@@ -131,7 +133,7 @@ def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, A
         "curves": [
             {
                 "name": task,
-                "own": learned[own[task]] if own.get(task, len(learned)) < len(learned) else None,
+                "own": learned[row_of[task]] if row_of.get(task, len(learned)) < len(learned) else None,
                 "points": _curve(run, task),
                 "baseline": _curve(baseline, task) if baseline else [],
             }

@@ -1,4 +1,4 @@
-"""The numbers of a run as CSV files, one header row each, ready for a spreadsheet or a plotting script."""
+"""The numbers of a run as CSV files with one header row each. Scores are fractions, not percent."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from merganser.report.files import make_folder, write_whole
 from merganser.report.formatting import finite
 from merganser.report.sections import merging_share, other_seconds
-from merganser.report.series import learned_before, own_rows, task_order
+from merganser.report.series import learned_before, rows_learned, task_order
 from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord
 
 Cells = Sequence[str | int | float | None]
@@ -29,7 +29,7 @@ def _write(path: Path, head: Sequence[str], rows: Iterable[Cells]) -> Path:
 
 
 def _scores(run: RunRecord) -> Iterable[Cells]:
-    own = own_rows(run)
+    row_of = rows_learned(run)
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
         after = " + ".join(row.learned) if row.learned else ("" if learned else "before training")
         for task in run.scores.tasks:
@@ -37,7 +37,9 @@ def _scores(run: RunRecord) -> Iterable[Cells]:
             if entry is not None:
                 metric = run.scores.metrics.get(task)
                 state = (
-                    "own" if own.get(task) == number else ("earlier" if own.get(task, number + 1) < number else "later")
+                    "own"
+                    if row_of.get(task) == number
+                    else ("earlier" if row_of.get(task, number + 1) < number else "later")
                 )
                 yield number, learned, after, task, state, metric, entry.value, entry.stderr, entry.n
     for task, entry in run.scores.references.items():
@@ -48,8 +50,8 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
     """Write the numbers of ``run`` as UTF-8 CSV files into ``folder`` and return their paths.
 
     * ``scores.csv``: the matrix, one line per evaluated entry: row, tasks learned so far, after which task, task, its
-      state in that row (earlier, own, later), metric, score in [0, 1], standard error, test examples. Rows called
-      ``alone`` are the single-task references, where measured.
+      state in that row (earlier, own, later), metric, score as a fraction in [0, 1], standard error, test examples.
+      Rows called ``alone`` are the single-task references, where measured.
     * ``summary.csv``: summary metrics with standard error, definition and source.
     * ``merges.csv``: the ledger; one column per field of :class:`~merganser.runs.record.MergeRecord`.
     * ``signals.csv``: one line per inner step, never thinned; losses in nats.
