@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -130,6 +131,15 @@ def test_story_of_each_cause_and_of_a_refusal() -> None:
     assert "cosine −0.25) was refused and undone." in describe_merge(merge(status="refused"))
     assert describe_merge(merge(next_interval=8)).endswith("The interval stays at 8 steps.")
     assert describe_merge(merge(next_interval=5)).endswith("The interval shortens from 8 to 5 steps.")
+
+
+def test_the_documentation_states_the_causes_as_the_page_does() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
+    assert [
+        cause
+        for cause in CAUSES
+        if f", {formatting.CAUSE_LETTER[cause]} | {formatting.cause_title(cause)} |" not in text
+    ] == []
 
 
 def test_causes_have_different_letters() -> None:

@@ -39,6 +39,7 @@ def test_tables_hold_every_number(tmp_path: Path) -> None:
 
     assert [line["metric"] for line in summary] == ["OP", "BWT", "FWT"]
     assert summary[2]["value"] == ""
+    assert summary[0]["title"] == "OP, overall performance"
     assert summary[0]["definition"].startswith("Overall performance")
 
     assert len(merges) == len(run.merges)

@@ -30,8 +30,9 @@ from merganser.errors import InputError, MerganserError, sentence
 
 HELP = (
     "Fine-tune one language model on task after task without forgetting: continual learning by adaptive model merging."
-    "\n\nTry it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold]. One more "
-    "task: [bold]merganser learn RUN --task NAME --train FILE[/bold]. Inference: [bold]merganser ask RUN TEXT[/bold]."
+    "\n\nTry it: [bold]merganser demo[/bold]. Your own tasks: [bold]merganser run STREAM.yaml --out RUN[/bold]. "
+    "One more task: [bold]merganser learn RUN --task NAME --train FILE[/bold]. "
+    "Inference: [bold]merganser ask RUN TEXT[/bold]."
 )
 
 app = typer.Typer(

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from merganser.report.files import make_folder, write_whole
-from merganser.report.formatting import finite
+from merganser.report.formatting import finite, metric_title
 from merganser.report.sections import merging_share, other_seconds
 from merganser.report.series import learned_before, rows_learned, task_order
 from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord
@@ -52,7 +52,7 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
     * ``scores.csv``: the matrix, one line per evaluated entry: row, tasks learned so far, after which task, task, its
       state in that row (earlier, own, later), metric, score as a fraction in [0, 1], standard error, test examples.
       Rows called ``alone`` are the single-task references, where measured.
-    * ``summary.csv``: summary metrics with standard error, definition and source.
+    * ``summary.csv``: summary metrics with their abbreviation spelled out, standard error, definition and source.
     * ``merges.csv``: the ledger; one column per field of :class:`~merganser.runs.record.MergeRecord`.
     * ``signals.csv``: one line per inner step, never thinned; losses in nats.
     * ``memory.csv``: per task, examples and bytes kept, budget, share, sampler, and bytes kept by the method.
@@ -103,8 +103,8 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
         ),
         _write(
             folder / "summary.csv",
-            ["metric", "value", "stderr", "definition", "source"],
-            ([m.name, m.value, m.stderr, m.definition, m.source] for m in summary),
+            ["metric", "title", "value", "stderr", "definition", "source"],
+            ([m.name, metric_title(m.name), m.value, m.stderr, m.definition, m.source] for m in summary),
         ),
         _write(folder / "merges.csv", merge_fields, ([getattr(m, f) for f in merge_fields] for m in run.merges)),
         _write(folder / "signals.csv", ["task", *signal_fields], signals),

@@ -12,7 +12,7 @@ const byId = (id) => document.getElementById(id);
 addEventListener("error", () => { byId("failed").hidden = false; document.documentElement.dataset.charts = "failed"; });
 const data = JSON.parse(byId("run-data").textContent);
 const namespace = document.querySelector("svg") ? document.querySelector("svg").namespaceURI : "";
-// The stories stand once in the page, in the table of the ledger, whose rows are in the order of data.merges.
+// The descriptions are in the page once, in the table of the ledger, whose rows are in the order of data.merges.
 document.querySelectorAll("#ledger .story-text").forEach((cell, index) => { data.merges[index].story = cell.textContent; });
 const SHAPES = {
   due: (r) => `M${-r},0a${r},${r} 0 1,0 ${2 * r},0a${r},${r} 0 1,0 ${-2 * r},0Z`,
@@ -35,7 +35,7 @@ function canvas(svg, width, height) {
   return svg;
 }
 
-/** A label that ends in an ellipsis where it would be longer than `room` pixels; its full text stays as a tooltip. */
+/** Add a label that ends in an ellipsis where it would be longer than `room` pixels; its full text stays as a tooltip. */
 function label(parent, text, x, y, room, attributes = {}) {
   const node = add(parent, "text", { x, y, ...attributes }, text);
   let kept = text.length;
@@ -44,7 +44,7 @@ function label(parent, text, x, y, room, attributes = {}) {
   return node;
 }
 
-/** A merge's marker. Letter and shape both tell the cause; small markers (radius below 6) have the shape only. */
+/** Draw a merge's marker. Letter and shape both show the cause; small markers (radius below 6) have the shape only. */
 function marker(parent, merge, x, y, radius) {
   const node = add(parent, "g", { class: merge.refused ? "marker refused" : "marker", transform: `translate(${x},${y})` });
   add(node, "circle", { class: "halo", r: radius + 5 });
@@ -53,7 +53,7 @@ function marker(parent, merge, x, y, radius) {
   return node;
 }
 
-/** Round numbers from 0 or `low` to `high`, about `count` of them. */
+/** Return round numbers from 0 or `low` to `high`, about `count` of them. */
 function ticks(low, high, count) {
   const rough = (high - low) / count || 1;
   const power = 10 ** Math.floor(Math.log10(rough));
@@ -69,11 +69,11 @@ const shown = (value) => {
   return text.replace(/-/g, "−");
 };
 
-/** Path through [x, y] points; a null point lifts the pen. */
+/** Return the path through [x, y] points; a null point begins a new line. */
 const path = (points) => points.map((point, index) => point
   ? `${index && points[index - 1] ? "L" : "M"}${point[0].toFixed(1)},${point[1].toFixed(1)}` : "").join("");
 
-/** Signals over steps: loss and forgetting, learning signal, planned interval, on one axis of steps. */
+/** Draw the signals over steps: loss and forgetting, learning signal, planned interval, on one axis of steps. */
 function drawSteps(svg, width, selected) {
   const indices = data.tasks.map((_, index) => index).filter((index) => selected === "" || index === Number(selected));
   const offsets = new Map();
@@ -119,7 +119,7 @@ function drawSteps(svg, width, selected) {
   }
   const axis = selected === "" && indices.length > 1 ? "inner steps, one task after another" : "inner step of the task";
   add(svg, "text", { class: "quiet", x: left, y: bottom + 35 }, axis);
-  // Where not even small markers fit side by side, a sentence stands in their place; choosing a task brings them back.
+  // Where not even small markers fit side by side, a sentence replaces them; choosing a task shows them.
   const crowded = merges.length * 17 > right - left, hidden = merges.length * 6 > right - left, radius = crowded ? 3.2 : 7;
   const falls = merges.map((merge) => `M${at(merge.task, merge.step).toFixed(1)},${head + 18}V${bottom}`);
   if (!hidden) add(svg, "path", { class: crowded ? "when crowded" : "when", d: falls.join("") });
@@ -131,7 +131,7 @@ function drawSteps(svg, width, selected) {
       const half = (at(index, task.width) - at(index, 0)) / 2;
       const box = (point) => `M${(xs[point] - half).toFixed(2)},${loss.y(high[point]).toFixed(1)}h${(2 * half).toFixed(2)}V${loss.y(low[point]).toFixed(1)}h${(-2 * half).toFixed(2)}Z`;
       if (task.width > 1) add(svg, "path", { class: `band-${kind}`, d: mean.map((value, point) => value === null ? "" : box(point)).join("") });
-      // Steps that were not probed do not break the line: it goes from probe to probe.
+      // Steps that were not probed do not break the line: it joins one probe to the next.
       const points = mean.map((value, point) => value === null ? null : [xs[point], loss.y(value)]).filter((point) => point);
       if (points.length === 1) add(svg, "circle", { class: "dot", cx: points[0][0], cy: points[0][1], r: 2.5 });
       else add(svg, "path", { class: `line ${kind}`, d: path(points) });
@@ -140,9 +140,9 @@ function drawSteps(svg, width, selected) {
     const armed = task.threshold.filter((segment) => segment[2] <= loss.most * 1.05);
     add(svg, "path", { class: "line threshold", d: armed.map((segment) => path(level(loss, segment))).join("") });
     if (interval) add(svg, "path", { class: "line step", d: path(task.interval.flatMap((segment) => level(interval, segment))) });
-    const own = merges.filter((merge) => merge.task === index && merge.signal !== null);
-    if (own.length > 1) add(svg, "path", { class: "line loss", d: path(own.map((merge) => [at(index, merge.step), learning.y(merge.signal)])) });
-    for (const merge of own) marker(svg, merge, at(index, merge.step), learning.y(merge.signal), crowded ? 2.5 : 3.5);
+    const measured = merges.filter((merge) => merge.task === index && merge.signal !== null);
+    if (measured.length > 1) add(svg, "path", { class: "line loss", d: path(measured.map((merge) => [at(index, merge.step), learning.y(merge.signal)])) });
+    for (const merge of measured) marker(svg, merge, at(index, merge.step), learning.y(merge.signal), crowded ? 2.5 : 3.5);
   }
   if (hidden) add(svg, "text", { x: left, y: head + 18 }, `${merges.length} merges${indices.length > 1 ? ": choose a task to see them" : ""}`);
   else for (const merge of merges) marker(svg, merge, at(merge.task, merge.step), head + 14, radius);
@@ -164,17 +164,17 @@ function readStep(indices, at, merges, x, cross) {
   cross.setAttribute("x1", position); cross.setAttribute("x2", position); cross.setAttribute("visibility", "visible");
   const inside = (segments) => segments.find((segment) => segment[0] <= Math.ceil(best.step) && Math.ceil(best.step) <= segment[1]);
   const words = [`${task.name}, ${task.width > 1 ? `about step ${Math.round(best.step)} (mean of ${task.width} steps)` : `step ${best.step}`}`];
-  const say = (name, value) => { if (value !== null && value !== undefined) words.push(`${name} ${shown(value)}`); };
-  say("loss", task.loss.mean[best.point]);
-  say("on the memory", task.probe.mean[best.point]);
-  say("threshold", inside(task.threshold)?.[2]);
-  say("planned interval", inside(task.interval)?.[2]);
+  const report = (name, value) => { if (value !== null && value !== undefined) words.push(`${name} ${shown(value)}`); };
+  report("loss", task.loss.mean[best.point]);
+  report("on the memory", task.probe.mean[best.point]);
+  report("threshold", inside(task.threshold)?.[2]);
+  report("planned interval", inside(task.interval)?.[2]);
   const near = merges.filter((merge) => Math.abs(at(merge.task, merge.step) - position) < 5)
     .sort((a, b) => Math.abs(at(a.task, a.step) - position) - Math.abs(at(b.task, b.step) - position))[0];
   byId("step-readout").textContent = words.join(" · ") + (near ? `. ${near.story}` : "");
 }
 
-/** The ledger: a lane per task; each merge is a button, one of which is in the tab order (arrow keys walk). */
+/** The ledger: a lane per task. Each merge is a button; one is in the tab order, the arrow keys choose another. */
 let chosen = 0, nodes = [];
 function choose(index, focus) {
   chosen = Math.min(data.merges.length - 1, Math.max(0, index));
@@ -206,7 +206,7 @@ function drawMerges(svg, width) {
   canvas(svg, width, lanes.reduce((sum, lane) => sum + lane.height, 0) + 8);
   nodes = [];
   let top = 0;
-  const found = [];
+  const spots = [];
   for (const { task, places, height } of lanes) {
     const count = `${places.length === 1 ? "1 merge" : `${places.length || "no"} merges`} in ${task.steps.toLocaleString("en")} steps`;
     const right_text = add(svg, "text", { class: "quiet", x: width, y: top + 15, "text-anchor": "end" }, count);
@@ -220,14 +220,14 @@ function drawMerges(svg, width) {
       for (const [name, value] of [["role", "button"], ["aria-label", merge.story], ["tabindex", -1]]) node.setAttribute(name, value);
       node.addEventListener("focus", () => { if (chosen !== index) choose(index); });
       nodes.push(node);
-      found.push({ x, y, index });
+      spots.push({ x, y, index });
     }
     top += height;
   }
   const nearest = (event) => {
     const box = svg.getBoundingClientRect(), scale = width / box.width;
     const x = (event.clientX - box.left) * scale, y = (event.clientY - box.top) * scale;
-    return found.map((spot) => ({ ...spot, distance: Math.hypot(spot.x - x, spot.y - y) }))
+    return spots.map((spot) => ({ ...spot, distance: Math.hypot(spot.x - x, spot.y - y) }))
       .sort((a, b) => a.distance - b.distance).find((spot) => spot.distance < 24);
   };
   svg.onpointermove = (event) => { const spot = event.pointerType === "mouse" && nearest(event); if (spot && spot.index !== chosen) choose(spot.index); };
