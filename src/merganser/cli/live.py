@@ -149,10 +149,8 @@ def score_table(rows: Sequence[Row]) -> Table:
     for column in columns:
         table.add_column(column, justify="right", overflow="fold")
     for number, (learned, scores) in enumerate(rows):
-        cells = [
-            Text(score(scores.get(task)), style="bold underline" if task in learned else "dim" * (task not in scores))
-            for task in columns
-        ]
+        styles = ["bold underline" if task in learned else "" if task in scores else "dim" for task in columns]
+        cells = [Text(score(scores.get(task)), style) for task, style in zip(columns, styles, strict=True)]
         table.add_row(row_label(learned, first=number == 0), *cells)
     return table
 

@@ -31,8 +31,7 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[flo
     axes.hlines([0.5, 1], -0.4, max(learned, 1) + 0.4, colors=RULE, linewidths=0.6, zorder=0, clip_on=False)
     if curve["baseline"]:
         xs, ys, _ = zip(*curve["baseline"], strict=True)
-        line = {"linestyle": (0, (3, 2)), "marker": "s", "markersize": 2.5, "clip_on": False}
-        axes.plot(xs, ys, color=GREY, linewidth=1, **line)
+        axes.plot(xs, ys, color=GREY, linewidth=1, linestyle=(0, (3, 2)), marker="s", markersize=2.5, clip_on=False)
     xs, ys, errors = zip(*curve["points"], strict=True)
     spread = [(x, y - e, y + e) for x, y, e in zip(xs, ys, errors, strict=True) if e]
     if spread:
@@ -41,8 +40,7 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[flo
     axes.plot(xs, ys, color=BLUE, linewidth=1.3, marker="o", markersize=2.5, clip_on=False)
     ring = [(x, y) for x, y, _ in curve["points"] if x == curve["own"]]
     if ring:
-        ringed = {"marker": "o", "markersize": 6, "markerfacecolor": PAPER, "markeredgecolor": BLUE}
-        axes.plot(*zip(*ring, strict=True), linestyle="", markeredgewidth=1.6, clip_on=False, **ringed)
+        axes.plot(*zip(*ring, strict=True), "o", markersize=6, mfc=PAPER, mec=BLUE, markeredgewidth=1.6, clip_on=False)
     axes.set_title(literal(shortened(curve["name"])), loc="left", fontsize=large, color=INK)
     axes.set_xticks(_whole_ticks(learned))
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100"])
