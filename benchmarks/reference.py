@@ -44,11 +44,10 @@ import torch
 from quality import bare
 
 from merganser.config import check_config
-from merganser.control import Merge, MergeController
+from merganser.control import ControllerConfig, Merge, MergeController
 from merganser.demo import demo_model
 from merganser.events import Evaluating, Event, TaskStarted
 from merganser.learner import Learner
-from merganser.methods.aim import AimOptions
 from merganser.metrics import t_interval
 from merganser.streams.demo import demo_stream
 from merganser.streams.loading import load_stream
@@ -157,12 +156,12 @@ def build(folder: Path, data: Path) -> None:
 class RecordedSignals(MergeController):
     """A controller that decides by recorded signals in place of the ones it is told."""
 
-    def __init__(self) -> None:
+    def __init__(self, config: ControllerConfig) -> None:
         recorded = json.loads(RECORDED.read_text())
         self._probes: list[float] = recorded["probe_losses"]
         self._learning: list[float] = recorded["learning_signals"]
         names = ("threshold_factor", "interval", "cold_start", "min_interval", "max_interval")
-        super().__init__(**{name: recorded[name] for name in names})
+        super().__init__(config, **{name: recorded[name] for name in names})
 
     def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
         return super().observe(step, None if probe_loss is None else self._probes[step - 1])
@@ -251,7 +250,7 @@ def main() -> None:
                 method["batch"] = 20  # all there is: a loader with batches of 32 gives no more
             with ExitStack() as stack:
                 if arguments.recorded:
-                    stack.enter_context(patch.object(AimOptions, "controller", lambda _: RecordedSignals()))
+                    stack.enter_context(patch("merganser.training.aim.callback.MergeController", RecordedSignals))
                 found[name].append(learn(model, method, stream, seed, run, arguments.cold))
             print(name, seed, found[name][-1], file=sys.stderr, flush=True)
     print("# AimMerging in the setting of its released program\n")

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser import AimMerging, MergeController
+from merganser import AimMerging
 
 
 def tokenised(file: Path, text: str, answer: str, tokenizer: Any, kind: str) -> Any:
@@ -105,10 +105,8 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging | None:
         aim = None
         if not given.without:
             memory = dates.select(range(given.remembered))
-            # Without a controller of one's own: AimMerging(memory=memory), with the paper's numbers.
-            aim = AimMerging(
-                memory=memory, controller=MergeController(interval=8, threshold_factor=2.0), task="reviews"
-            )
+            # Every setting has a default; these two are named only to show how.
+            aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0, task="reviews")
         after = losses(learn(reviews, callbacks=[aim] if aim else []))
 
     for merge in aim.merges if aim else []:

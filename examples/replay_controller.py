@@ -45,7 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> list[list[Merge]]:
     as_it_was, what_if = replay(run, task=task), replay(run, {"threshold_factor": given.threshold_factor}, task)
     (was,), (other,) = as_it_was.tasks, what_if.tasks
     print(f"Task '{was.task}', {was.steps} steps; the replay {'equals' if was.same else 'DIFFERS FROM'} the ledger.")
-    show(f"threshold factor {as_it_was.options.threshold_factor:g}, as it was", was.replayed)
+    show(f"threshold factor {as_it_was.config.threshold_factor:g}, as it was", was.replayed)
     show(f"threshold factor {given.threshold_factor:g}, what if", other.replayed)
     return [list(was.replayed), list(other.replayed)]
 

@@ -59,6 +59,16 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ),
         (
             "method",
+            {"name": "aim", "only_at_end": True},
+            "run.yaml: method.only_at_end: unknown key. Did you mean 'ablation.only_at_end'?",
+        ),
+        (
+            "method",
+            {"name": "aim", "ablation": {"only_at_and": True}},
+            "run.yaml: method.ablation.only_at_and: unknown key. Did you mean 'only_at_end'?",
+        ),
+        (
+            "method",
             {"name": "sequential", "batch": 3},
             "run.yaml: method.batch: unknown key. Known keys: name.",
         ),

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merganser import MergeController
-from merganser.control import WeightTable
+from merganser import ControllerConfig, MergeController
 
 TRACES = sorted((Path(__file__).parent / "data" / "controller_traces").glob("*.json"))
 
@@ -112,9 +113,11 @@ def test_three_alarms_merge_early() -> None:
 
 
 def test_the_weight_table_has_four_corners() -> None:
-    table = WeightTable(moving_alarmed=0.1, moving_calm=0.2, settled_alarmed=0.3, settled_calm=0.4)
+    table = ControllerConfig(
+        weight_moving_alarmed=0.1, weight_moving_calm=0.2, weight_settled_alarmed=0.3, weight_settled_calm=0.4
+    )
     for interval, loss, expected in ((70, 9.0, 0.1), (70, 1.0, 0.2), (71, 9.0, 0.3), (71, 1.0, 0.4)):
-        controller = MergeController(interval=interval, weights=table)
+        controller = MergeController(table, interval=interval)
         for step in range(1, int(interval * 2 / 3) + 2):
             controller.observe(step, 1.0)
         step = int(interval * 2 / 3) + 2
@@ -304,16 +307,30 @@ def test_misuse_is_named() -> None:
         ({"early_alarms": 0}, "early_alarms"),
         ({"rehearsal_steps": -1}, "rehearsal_steps"),
         ({"minimum_rehearsal_steps": -1}, "minimum_rehearsal_steps"),
+        ({"weight_settled_calm": 1.2}, "weight_settled_calm"),
+        ({"weight_old": math.nan}, "weight_old"),
+        ({"interval": 2.5}, "interval is 2.5; give a whole number >= 1"),
+        ({"interval": True}, "interval is True"),
+        ({"threshold_factor": "2"}, "threshold_factor is '2'; give a number > 0"),
         ({"probe_every": 0}, "probe_every"),
         ({"probes_per_interval": 0}, "probes_per_interval"),
         ({"probe_every": 2, "probes_per_interval": 4}, "keep one"),
     ],
 )
-def test_impossible_numbers_are_refused_by_name(options: dict[str, float], word: str) -> None:
+def test_impossible_numbers_are_refused_by_name(options: dict[str, Any], word: str) -> None:
     with pytest.raises(ValueError, match=word):
-        MergeController(**options)  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="settled_calm"):
-        WeightTable(settled_calm=1.2)
+        MergeController(**options)
+
+
+def test_settings_by_name() -> None:
+    config = ControllerConfig(interval=5)
+    controller = MergeController(config, threshold_factor=np.float32(1.5), probe_every=np.int64(3))
+    assert controller.config == ControllerConfig(interval=5, threshold_factor=1.5, probe_every=3)
+    assert type(controller.config.threshold_factor) is float
+    assert config == ControllerConfig(interval=5)
+    assert controller.config.changed(probes_per_interval=2).probe_every is None
+    with pytest.raises(TypeError, match=r"There is no setting 'treshold_factor'\. Did you mean 'threshold_factor'"):
+        MergeController(treshold_factor=1.5)
 
 
 def test_a_threshold_can_always_be_written_down() -> None:
@@ -345,7 +362,7 @@ def test_state_can_be_taken_and_given_back_anywhere(losses: list[float], signals
                     controller = MergeController(threshold_factor=1.1)
                     controller.load_state_dict(state)
                 found.append((merge, controller.record(next(feed))))
-                assert controller.min_interval <= controller.interval <= controller.max_interval
+                assert controller.config.min_interval <= controller.interval <= controller.config.max_interval
                 assert controller.due_step > step
             if interrupted and step == cut:
                 state = json.loads(json.dumps(controller.state_dict()))

@@ -10,19 +10,22 @@ import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from merganser.control import Merge, MergeController
+    from merganser.control import ControllerConfig, Merge, MergeController
     from merganser.learner import Learner
     from merganser.metrics import ScoreMatrix
     from merganser.runs import read_run
     from merganser.streams.task import Example, Stream, Task
     from merganser.training.aim.callback import AimMerging
+    from merganser.training.aim.config import AimConfig
     from merganser.weights import Weights
 
 if os.name != "posix":
     raise ImportError("Merganser runs on POSIX systems (Linux, macOS) only. On Windows, use it within WSL.")
 
 _HOMES = {
+    "AimConfig": "merganser.training.aim.config",
     "AimMerging": "merganser.training.aim.callback",
+    "ControllerConfig": "merganser.control",
     "Example": "merganser.streams.task",
     "Learner": "merganser.learner",
     "Merge": "merganser.control",
@@ -35,7 +38,9 @@ _HOMES = {
 }
 
 __all__ = [
+    "AimConfig",
     "AimMerging",
+    "ControllerConfig",
     "Example",
     "Learner",
     "Merge",

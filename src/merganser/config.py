@@ -199,7 +199,9 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
     at = f"{where}: {path}" if path else where
     if first["type"] == "extra_forbidden":
         known = known_keys(model, location[:-1], first["loc"])
-        remedy = nearest(str(location[-1]), known) or (f"Known keys: {', '.join(known)}." if known else "")
+        inner = inner_key(model, location, first["loc"])
+        remedy = f"Did you mean '{inner}'?" if inner else nearest(str(location[-1]), known)
+        remedy = remedy or (f"Known keys: {', '.join(known)}." if known else "")
         return InputError(f"{at}: unknown key{more}.", remedy)
     if first["type"] == "missing":
         return InputError(f"{at}: missing{more}.", "Add it; `merganser schema` describes every key.")
@@ -224,8 +226,12 @@ def _models(annotation: Any) -> list[type[BaseModel]]:
     return []
 
 
-def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int] = ()) -> list[str]:
-    """List the keys that are allowed at a path of the configuration."""
+def _models_at(
+    model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int] = ()
+) -> list[type[BaseModel]]:
+    """List the sections that may stand at a path of the configuration."""
+    if path and path[0] == "method" and len(raw) > 1 and raw[1] in METHODS:
+        return _models_at(METHODS[str(raw[1])].Options, path[1:])
     current = [model]
     for part in path:
         if isinstance(part, int):
@@ -234,9 +240,21 @@ def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[
         if not fields:
             continue  # a key that the user chose, such as a task's name
         current = [inner for field in fields for inner in _models(field.annotation)]
-    if path and path[0] == "method" and len(raw) > 1 and raw[1] in METHODS:
-        current = [METHODS[str(raw[1])].Options]
-    return sorted({key for model in current for key in model.model_fields})
+    return current
+
+
+def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int] = ()) -> list[str]:
+    """List the keys that are allowed at a path of the configuration."""
+    return sorted({key for section in _models_at(model, path, raw) for key in section.model_fields})
+
+
+def inner_key(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int]) -> str | None:
+    """Return where a misplaced key belongs, such as ``ablation.adapt_interval``; ``None`` if nowhere near."""
+    for each in _models_at(model, path[:-1], raw):
+        for section, field in each.model_fields.items():
+            if any(path[-1] in inner.model_fields for inner in _models(field.annotation)):
+                return f"{section}.{path[-1]}"
+    return None
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str = "") -> list[str]:

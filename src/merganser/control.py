@@ -12,8 +12,10 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
+
+from merganser.settings import ABLATION, Settings, setting
 
 Cause = Literal["due", "early", "forced", "end"]
 
@@ -24,26 +26,6 @@ CAUSES: dict[str, str] = {
     "end": "after the last step of the task",
 }
 """What each cause of a merge means, as the page, the figures, the live view and the documentation state it."""
-
-
-@dataclass(frozen=True, slots=True)
-class WeightTable:
-    """Weight of the new task's update at a merge; the old tasks' update gets one minus it, unless told otherwise.
-
-    *moving*: the planned interval is still short, the current task is still changing the weights a lot.
-    *alarmed*: more than one alarm was raised since the last merge, what was learned before is in danger.
-    """
-
-    moving_alarmed: float = 0.5
-    moving_calm: float = 0.6
-    settled_alarmed: float = 0.4
-    settled_calm: float = 0.5
-
-    def __post_init__(self) -> None:
-        for item in fields(self):
-            value = getattr(self, item.name)
-            if not 0.0 <= value <= 1.0:
-                raise ValueError(f"{item.name} is {value}; a merging weight lies between 0 and 1")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +55,97 @@ class Merge:
     threshold: float | None = None
 
 
+@dataclass(frozen=True)
+class ControllerConfig(Settings):
+    """The numbers of a :class:`MergeController`; the defaults are the paper's.
+
+    The weight of the new task's update at a merge is one of four. *moving*: the planned interval is still short, the
+    current task is still changing the weights a lot; else *settled*. *alarmed*: more than ``alarmed_above`` alarms
+    were raised since the last merge, what was learned before is in danger; else *calm*.
+
+    However rarely it probes, the controller counts steps: a step that is not probed is judged by the probe before it,
+    so that alarms mean the same at any rate of probing. Probes are never so far apart that the threshold would be
+    known later than with a probe after every step.
+
+    Raises:
+        ValueError: a value is impossible, or two contradict each other.
+    """
+
+    interval: int = setting(8, "planned merge interval at the start of a task, in inner steps", ge=1)
+    cold_start: int = setting(3, "the interval is left alone until more merges than this were made", ge=0)
+    min_interval: int = setting(2, "shortest planned interval", ge=1)
+    max_interval: int = setting(128, "longest planned interval", ge=1)
+    threshold_factor: float = setting(2.0, "alarm at this multiple of the interval's first probe losses", gt=0)
+    warmup_fraction: float = setting(2 / 3, "share of the interval whose probe losses are averaged", ge=0, le=1)
+    early_alarms: int = setting(3, "alarms at which a merge fires before it is due", ge=1)
+    moving_until: int = setting(70, "intervals up to this count as 'moving' in the weight table", ge=0)
+    alarmed_above: int = setting(1, "more alarms than this count as 'alarmed' in the weight table", ge=0)
+    halve_from: int = setting(64, "shortened intervals still this long are halved; growth slows here", ge=1)
+    growth_short: float = setting(1.0, "added to the growth of intervals below halve_from", ge=0)
+    growth_long: float = setting(0.5, "added to the growth of intervals from halve_from on", ge=0)
+    weight_moving_alarmed: float = setting(0.5, "weight of the new update: moving, alarmed", ge=0, le=1)
+    weight_moving_calm: float = setting(0.6, "weight of the new update: moving, calm", ge=0, le=1)
+    weight_settled_alarmed: float = setting(0.4, "weight of the new update: settled, alarmed", ge=0, le=1)
+    weight_settled_calm: float = setting(0.5, "weight of the new update: settled, calm", ge=0, le=1)
+    weight_old: float | None = setting(
+        None,
+        "weight of the rehearsal's update at every merge; null: one minus that of the new update, as in the paper",
+        ge=0,
+        le=1,
+    )
+    rehearsal_steps: int | Literal["half", "interval"] = setting(
+        "interval",
+        "memory steps at the first merges, later ones keep their ratio to the interval; half: half of the interval, "
+        "interval: as many as the interval, as in the paper; 0: never rehearse",
+        ge=0,
+    )
+    minimum_rehearsal_steps: int = setting(
+        1, "least number of memory steps after a short interval (unless rehearsal_steps is 0)", ge=0
+    )
+    probes_per_interval: int | None = setting(
+        None,
+        "probes per planned interval, so that long ones cost less; steps between are judged by the last probe. "
+        "null: as probe_every says",
+        ge=1,
+    )
+    probe_every: int | None = setting(
+        None, "instead: inner steps from one probe to the next; with both null: 1, as in the paper", ge=1
+    )
+    adapt_interval: bool = setting(True, "false: fixed interval (without the learning signal)", section=ABLATION)
+    watch_forgetting: bool = setting(
+        True, "false: merge whenever due, probe nothing (without the forgetting signal)", section=ABLATION
+    )
+    weight_new: float | None = setting(
+        None, "one weight of the new update for every merge, instead of the table's four", ge=0, le=1, section=ABLATION
+    )
+    only_at_end: bool = setting(
+        False, "merge once, after the last step of a task, and at no other time; nothing is probed", section=ABLATION
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.min_interval > self.max_interval:
+            raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
+        if self.probe_every is not None and self.probes_per_interval is not None:
+            raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
+
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """Whoever chooses one way to say how often to probe gives the other one up."""
+        rates = ("probe_every", "probes_per_interval")
+        for rate, other in (rates, rates[::-1]):
+            if given.get(rate) is not None and other not in given:
+                return {other: None}
+        return {}
+
+    @property
+    def first_rehearsal_steps(self) -> int:
+        """Steps on the memory at the first merges."""
+        if self.rehearsal_steps == "half":
+            return max(1, self.interval // 2)
+        return self.interval if self.rehearsal_steps == "interval" else self.rehearsal_steps
+
+
 class MergeController:
     """Decides when a merge fires and adapts the interval between merges.
 
@@ -80,119 +153,22 @@ class MergeController:
     signal of the finished interval with :meth:`record`.
 
     Args:
-        interval: planned interval at the start of a task, in inner steps.
-        cold_start: number of earlier merges below or at which the interval is left alone.
-        min_interval, max_interval: bounds of the planned interval.
-        threshold_factor: an alarm is raised when the probe loss reaches this multiple of its mean over the first part
-            of the interval.
-        warmup_fraction: that first part, as a share of the planned interval.
-        early_alarms: number of alarms at which a merge fires before it is due.
-        moving_until: planned intervals up to this one count as *moving* in the weight table.
-        alarmed_above: more alarms than this count as *alarmed* in the weight table.
-        halve_from: a shortened interval that is still this long is halved; a lengthened one that is this long grows by
-            ``growth_long`` instead of ``growth_short``.
-        growth_short, growth_long: added to the ratio of learning signals when the interval is lengthened.
-        weights: the weight table.
-        weight_old: weight of the rehearsal's update at every merge. ``None``: one minus that of the new task's update.
-        rehearsal_steps: steps on the memory at the first merges; later ones keep its ratio to ``interval``. ``None``:
-            as many as ``interval``. 0: never rehearse.
-        minimum_rehearsal_steps: where the ratio would leave fewer after a short interval, so many are taken (0: as
-            the released program, which may then merge without rehearsing).
-        adapt_interval: ``False`` keeps the interval fixed (the ablation without the learning signal).
-        watch_forgetting: ``False`` ignores probe losses and merges whenever a merge is due (the ablation without the
-            forgetting signal).
-        probe_every: probe after every so many inner steps, counted from the last merge. Everything is still counted in
-            steps: a step that is not probed is judged by the probe before it, so that alarms mean the same at any
-            rate of probing. Probes are never so far apart that the threshold would be known later than with a probe
-            after every step. 1: after every step, as in the paper.
-        probes_per_interval: instead, so many probes per planned interval, evenly: the longer the interval, the fewer
-            steps are probed.
-        only_at_end: nothing fires before :meth:`finish`, and nothing is probed.
+        config: its numbers; by default the paper's.
+        **settings: fields of :class:`ControllerConfig` that replace those of ``config``.
 
     Raises:
         ValueError: a value is impossible (named in the message).
+        TypeError: there is no such setting.
     """
 
-    def __init__(
-        self,
-        interval: int = 8,
-        cold_start: int = 3,
-        min_interval: int = 2,
-        max_interval: int = 128,
-        threshold_factor: float = 2.0,
-        *,
-        warmup_fraction: float = 2 / 3,
-        early_alarms: int = 3,
-        moving_until: int = 70,
-        alarmed_above: int = 1,
-        halve_from: int = 64,
-        growth_short: float = 1.0,
-        growth_long: float = 0.5,
-        weights: WeightTable | None = None,
-        weight_old: float | None = None,
-        rehearsal_steps: int | None = None,
-        minimum_rehearsal_steps: int = 1,
-        adapt_interval: bool = True,
-        watch_forgetting: bool = True,
-        probe_every: int = 1,
-        probes_per_interval: int | None = None,
-        only_at_end: bool = False,
-    ) -> None:
-        if not 1 <= min_interval <= max_interval:
-            raise ValueError(
-                f"min_interval {min_interval} and max_interval {max_interval} do not satisfy 1 <= min <= max"
-            )
-        if interval < 1:
-            raise ValueError(f"interval is {interval}; it counts inner steps and must be at least 1")
-        if cold_start < 0:
-            raise ValueError(f"cold_start is {cold_start}; it counts merges and cannot be negative")
-        if not 0 < threshold_factor < math.inf:
-            raise ValueError(
-                f"threshold_factor is {threshold_factor}; it multiplies a loss and must be positive and finite"
-            )
-        if not 0.0 <= warmup_fraction <= 1.0:
-            raise ValueError(f"warmup_fraction is {warmup_fraction}; it is a share of the interval, between 0 and 1")
-        if early_alarms < 1:
-            raise ValueError(f"early_alarms is {early_alarms}; at least one alarm is needed")
-        if rehearsal_steps is not None and rehearsal_steps < 0:
-            raise ValueError(f"rehearsal_steps is {rehearsal_steps}; it cannot be negative")
-        if minimum_rehearsal_steps < 0:
-            raise ValueError(f"minimum_rehearsal_steps is {minimum_rehearsal_steps}; it cannot be negative")
-        if weight_old is not None and not 0.0 <= weight_old <= 1.0:
-            raise ValueError(f"weight_old is {weight_old}; a merging weight lies between 0 and 1")
-        if probe_every < 1:
-            raise ValueError(f"probe_every is {probe_every}; it counts inner steps and must be at least 1")
-        if probes_per_interval is not None and probes_per_interval < 1:
-            raise ValueError(f"probes_per_interval is {probes_per_interval}; at least one probe is needed")
-        if probes_per_interval is not None and probe_every != 1:
-            raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
-        self.initial_interval = interval
-        self.cold_start = cold_start
-        self.min_interval = min_interval
-        self.max_interval = max_interval
-        self.threshold_factor = threshold_factor
-        self.warmup_fraction = warmup_fraction
-        self.early_alarms = early_alarms
-        self.moving_until = moving_until
-        self.alarmed_above = alarmed_above
-        self.halve_from = halve_from
-        self.growth_short = growth_short
-        self.growth_long = growth_long
-        self.weights = weights or WeightTable()
-        self.weight_old = weight_old
-        self.rehearsal_ratio = (interval if rehearsal_steps is None else rehearsal_steps) / interval
-        self.minimum_rehearsal_steps = minimum_rehearsal_steps
-        self.adapt_interval = adapt_interval
-        self.watch_forgetting = watch_forgetting
-        self.probe_every = probe_every
-        self.probes_per_interval = probes_per_interval
-        self.only_at_end = only_at_end
-
-        self.interval = interval
-        self.due_step = interval
+    def __init__(self, config: ControllerConfig | None = None, **settings: Any) -> None:
+        self.config = (config or ControllerConfig()).changed(**settings)
+        self.interval = self.config.interval
+        self.due_step = self.interval
         self.threshold: float | None = None
         self.alarms = 0
         self.learning_signals: list[float] = []
+        self._rehearsal_ratio = self.config.first_rehearsal_steps / self.config.interval
         self._steps = 0  # inner steps observed since the last merge (the paper's probe counter)
         self._losses: list[float] = []  # probe losses of the warm-up part of this interval
         self._last_probe: float | None = None
@@ -201,24 +177,29 @@ class MergeController:
     @property
     def rehearsal_steps(self) -> int:
         """Steps on the memory at the next merge; 0 throughout where rehearsal is switched off."""
-        if self.rehearsal_ratio == 0:
+        if self._rehearsal_ratio == 0:
             return 0
-        return max(self.minimum_rehearsal_steps, int(self.interval * self.rehearsal_ratio))
+        return max(self.config.minimum_rehearsal_steps, int(self.interval * self._rehearsal_ratio))
 
     @property
     def _warmup(self) -> int:
         """Steps after the last merge before the one that sets the threshold."""
-        return int(self.interval * self.warmup_fraction)
+        return int(self.interval * self.config.warmup_fraction)
 
     @property
     def probe_distance(self) -> int:
         """Inner steps from one probe to the next in the planned interval in force."""
-        asked = self.probe_every if self.probes_per_interval is None else self.interval // self.probes_per_interval
-        return max(1, min(asked, self._warmup + 1))
+        per_interval = self.config.probes_per_interval
+        wanted = self.config.probe_every or 1 if per_interval is None else self.interval // per_interval
+        return max(1, min(wanted, self._warmup + 1))
 
     def wants_probe(self) -> bool:
         """Whether the loss on the memory should be probed after the inner step that is observed next."""
-        return self.watch_forgetting and not self.only_at_end and (self._steps + 1) % self.probe_distance == 0
+        return (
+            self.config.watch_forgetting
+            and not self.config.only_at_end
+            and (self._steps + 1) % self.probe_distance == 0
+        )
 
     def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
         """Take note of one inner step.
@@ -239,10 +220,10 @@ class MergeController:
             raise RuntimeError(f"the merge at step {self._pending.step} was not recorded; call record() first")
         if probe_loss is not None and not math.isfinite(probe_loss):
             raise ValueError(f"probe loss at step {step} is {probe_loss}")
-        if self.only_at_end:
+        if self.config.only_at_end:
             self._steps += 1
             return None
-        if not self.watch_forgetting:
+        if not self.config.watch_forgetting:
             self._steps += 1
             return self._fire(step, "due") if step >= self.due_step else None
 
@@ -260,12 +241,12 @@ class MergeController:
                 self._losses.append(probe_loss)
             if self._steps >= self._warmup and self._losses:
                 mean = math.fsum(self._losses) / len(self._losses)
-                self.threshold = min(mean * self.threshold_factor, sys.float_info.max)  # must be written down
+                self.threshold = min(mean * self.config.threshold_factor, sys.float_info.max)  # must be written down
         self._steps += 1
 
         if step >= self.due_step and self.alarms >= 1:
             return self._fire(step, "forced" if forced and self.alarms == 1 else "due")
-        if self.alarms >= self.early_alarms:
+        if self.alarms >= self.config.early_alarms:
             return self._fire(step, "early")
         return None
 
@@ -274,13 +255,7 @@ class MergeController:
         return self._fire(step, "end") if self._steps > 0 else None
 
     def _fire(self, step: int, cause: Cause) -> Merge:
-        moving = self.interval <= self.moving_until
-        alarmed = self.alarms > self.alarmed_above
-        table = self.weights
-        if moving:
-            weight_new = table.moving_alarmed if alarmed else table.moving_calm
-        else:
-            weight_new = table.settled_alarmed if alarmed else table.settled_calm
+        weight_new, weight_old = self._weight_new(), self.config.weight_old
         self._pending = Merge(
             step=step,
             cause=cause,
@@ -288,11 +263,21 @@ class MergeController:
             interval=self.interval,
             rehearsal_steps=self.rehearsal_steps,
             weight_new=weight_new,
-            weight_old=1.0 - weight_new if self.weight_old is None else self.weight_old,
+            weight_old=1.0 - weight_new if weight_old is None else weight_old,
             probe_loss=self._last_probe,
             threshold=self.threshold,
         )
         return self._pending
+
+    def _weight_new(self) -> float:
+        """The weight of the new update at a merge that fires now."""
+        config = self.config
+        if config.weight_new is not None:
+            return config.weight_new
+        alarmed = self.alarms > config.alarmed_above
+        if self.interval <= config.moving_until:
+            return config.weight_moving_alarmed if alarmed else config.weight_moving_calm
+        return config.weight_settled_alarmed if alarmed else config.weight_settled_calm
 
     def record(self, learning_signal: float) -> int:
         """Report the learning signal of the interval that the last merge ended, and adapt the interval.
@@ -311,7 +296,7 @@ class MergeController:
             raise RuntimeError("no merge is waiting to be recorded; observe() has not returned one")
         if not math.isfinite(learning_signal) or learning_signal < 0:
             raise ValueError(f"learning signal at step {self._pending.step} is {learning_signal}")
-        if self.adapt_interval and len(self.learning_signals) > self.cold_start:
+        if self.config.adapt_interval and len(self.learning_signals) > self.config.cold_start:
             self.interval = self._adapted(self.learning_signals[-1], learning_signal)
         self.learning_signals.append(learning_signal)
         self.due_step = self._pending.step + self.interval
@@ -325,17 +310,19 @@ class MergeController:
 
     def _adapted(self, before: float, now: float) -> int:
         """The interval after two successive learning signals (Section "Adapting the interval" of the paper)."""
+        config = self.config
         if now >= before:
             if now == 0:  # nothing moves, and nothing moved before: there is nothing to learn about the pace
                 return self.interval
             # A move out of a standstill is infinitely faster: merge as often as allowed.
-            interval = self.min_interval if before == 0 else max(self.min_interval, int(self.interval / (now / before)))
-            return int(interval / 2) if interval >= self.halve_from else interval
+            shortened = 0 if before == 0 else int(self.interval / (now / before))
+            interval = max(config.min_interval, shortened)
+            return int(interval / 2) if interval >= config.halve_from else interval
         if now == 0:  # came to a standstill: infinitely slower
-            return self.max_interval
-        growth = self.growth_short if self.interval < self.halve_from else self.growth_long
+            return config.max_interval
+        growth = config.growth_short if self.interval < config.halve_from else config.growth_long
         # Bounded before it is cut to a whole number: the ratio may overflow to infinity.
-        return int(min(self.max_interval, self.interval * (before / now + growth)))
+        return int(min(config.max_interval, self.interval * (before / now + growth)))
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that changes while a task is learned, as plain JSON values."""

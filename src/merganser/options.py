@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal, Union
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import InitErrorDetails
+
+from merganser.settings import Settings, alternatives, described, expected
 
 
 class StrictOptions(BaseModel):
@@ -41,3 +43,40 @@ def _allows_boolean(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(
         isinstance(argument, bool) or _allows_boolean(argument) for argument in arguments
     )
+
+
+def option_fields(settings: type[Settings], section: str = "") -> dict[str, Any]:
+    """Return the settings that stand in a section of a configuration file, as fields for ``pydantic.create_model``.
+
+    Args:
+        section: "" for the top of the section that the settings as a whole describe.
+    """
+    defaults = settings()
+    return {
+        name: (
+            _bounded(annotation, metadata["bounds"]),
+            Field(getattr(defaults, name), description=metadata["description"]),
+        )
+        for name, annotation, metadata in described(settings)
+        if metadata["section"] == section
+    }
+
+
+def _bounded(annotation: Any, bounds: Mapping[str, Any]) -> Any:
+    """Add bounds to the numbers of a type; a number or a word has one message for both."""
+    kinds = alternatives(annotation)
+
+    def member(kind: Any) -> Any:
+        if kind is float:
+            return Annotated[kind, Field(allow_inf_nan=False, **bounds)]
+        return Annotated[kind, Field(**bounds)] if kind is int and bounds else kind
+
+    def one_message(value: Any, validate: Callable[[Any], Any]) -> Any:
+        try:
+            return validate(value)
+        except ValidationError:
+            raise ValueError(f"give {expected(annotation, bounds)}") from None
+
+    union: Any = Union[tuple(map(member, kinds))]  # noqa: UP007
+    words = any(typing.get_origin(kind) is Literal for kind in kinds)
+    return Annotated[union, WrapValidator(one_message)] if words and len(kinds) > 1 else union

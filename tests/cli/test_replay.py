@@ -21,9 +21,14 @@ CASES: dict[str, dict[str, Any]] = {
     "sparse": {"interval": 4, "cold_start": 0, "probe_every": 2, "threshold_factor": 1.01},
     "per interval": {"interval": 4, "cold_start": 0, "probes_per_interval": 2, "merge_at_end": True},
     "defaults": {"interval": 2},
-    "fixed": {"interval": 3, "watch_forgetting": False},
-    "masks": {"interval": 3, "fusion": "importance_masks", "rehearsal_steps": 2, "adapt_interval": False},
-    "once": {"only_at_end": True},
+    "fixed": {"interval": 3, "ablation": {"watch_forgetting": False}},
+    "masks": {
+        "interval": 3,
+        "fusion": "importance_masks",
+        "rehearsal_steps": 2,
+        "ablation": {"adapt_interval": False},
+    },
+    "once": {"ablation": {"only_at_end": True}},
     "released": {"compat": "reference", "interval": 2, "cold_start": 1},
 }
 
@@ -62,9 +67,9 @@ def test_command(merganser: Command, tmp_path: Path) -> None:
     assert "interval 3 instead of 2, threshold_factor 1000 instead of 2" in done.out.replace("\n", " ")
     assert "An estimate" in done.out
     assert "learning signals are of stretches that the run did not have" in done.out.replace("\n", " ")
-    done = merganser("replay", run, "--json", "--task", "topic", "--set", "weight_new=0.5")
+    done = merganser("replay", run, "--json", "--task", "topic", "--set", "ablation.weight_new=0.5")
     found = json.loads(done.out)
-    assert found["changes"] == {"weight_new": {"run": None, "replay": 0.5}}
+    assert found["changes"] == {"ablation.weight_new": {"run": None, "replay": 0.5}}
     (task,) = found["tasks"]
     assert [each["step"] for each in task["replayed"]] == [each["step"] for each in task["actual"]]
     assert {each["weight_new"] for each in task["replayed"]} == {0.5}
@@ -75,11 +80,15 @@ def test_command(merganser: Command, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--set", "threshhold_factor=1"], "no option 'threshhold_factor'. Did you mean 'threshold_factor'?"),
+        (
+            ["--set", "threshhold_factor=1"],
+            "no option 'threshhold_factor'. Did you mean 'threshold_factor'?",
+        ),
         (["--set", "batch=3"], "A replay cannot change 'batch': rehearsal with other batches leaves other weights."),
         (["--set", "fusion=importance_masks"], "A replay cannot change 'fusion'"),
+        (["--set", "weight_new=1"], "no option 'weight_new'. Did you mean 'ablation.weight_new'?"),
         (["--set", "threshold_factor"], "--set 'threshold_factor' is not KEY=VALUE."),
-        (["--set", "threshold_factor=-1"], "--set: threshold_factor: Input should be greater than 0"),
+        (["--set", "threshold_factor=-1"], "--set: threshold_factor is -1; give a number > 0."),
         (["--set", "interval=[1"], "--set interval: '[1' is not a value."),
         (["--task", "topics"], "made no merge in a task 'topics'. Did you mean 'topic'?"),
     ],
@@ -112,8 +121,8 @@ def test_runs_that_cannot_be_replayed(merganser: Command, tmp_path: Path) -> Non
     file.write_text(lines)
     assert "was learned with method sequential, which has no merge controller" in merganser("replay", run).error
     run = learned(tmp_path / "d", CASES["fixed"])
-    done = merganser("replay", run, "--set", "watch_forgetting=true")
-    assert "took no probes in task 'topic' (watch_forgetting: false)" in done.error
+    done = merganser("replay", run, "--set", "ablation.watch_forgetting=true")
+    assert "took no probes in task 'topic' (ablation.watch_forgetting: false)" in done.error
     run = learned(tmp_path / "e", CASES["sparse"])
     assert (
         "probed every 2 steps, and these options probe more often"

@@ -72,7 +72,12 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"checkpoint_steps": 3, "learning_rate": 0.002},
     },
     "aim, importance masks": {
-        "method": {"fusion": "importance_masks", "interval": 3, "rehearsal_steps": 2, "watch_forgetting": False}
+        "method": {
+            "fusion": "importance_masks",
+            "interval": 3,
+            "rehearsal_steps": 2,
+            "ablation": {"watch_forgetting": False},
+        }
     },
     "aim, best by development texts": {"training": {"select_best": True, "select_every": 2}},
     "replay": {"method": {"name": "replay"}},

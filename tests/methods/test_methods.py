@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from types import SimpleNamespace
 from typing import Any
 
@@ -10,10 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from merganser.config import RunConfig
+from merganser.control import MergeController
 from merganser.errors import InputError
 from merganser.methods import METHODS, TaskContext, make_method
 from merganser.methods.aim import AimOptions
 from merganser.methods.replay import Replay, ReplayOptions
+from merganser.training.aim.config import AimConfig
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import MemoryBatches
@@ -83,56 +86,27 @@ def test_a_batch_that_was_asked_for_must_fit_the_memory(name: str) -> None:
     assert relaxed.rehearsal_batch(training, 9) == 4
 
 
-def test_aim_gives_every_number_to_the_controller() -> None:
-    options = AimOptions(
-        interval=5,
-        cold_start=1,
-        min_interval=3,
-        max_interval=50,
-        threshold_factor=1.5,
-        warmup_fraction=0.5,
-        early_alarms=4,
-        moving_until=30,
-        alarmed_above=2,
-        halve_from=40,
-        growth_short=0.7,
-        growth_long=0.2,
-        weight_moving_alarmed=0.1,
-        weight_moving_calm=0.2,
-        weight_settled_alarmed=0.3,
-        weight_settled_calm=0.4,
-        rehearsal_steps=10,
-        adapt_interval=False,
-        watch_forgetting=False,
-        probe_every=4,
-    )
-    controller = options.controller()
-    for name in (
-        "cold_start",
-        "min_interval",
-        "max_interval",
-        "threshold_factor",
-        "warmup_fraction",
-        "early_alarms",
-        "moving_until",
-        "alarmed_above",
-        "halve_from",
-        "growth_short",
-        "growth_long",
-        "adapt_interval",
-        "watch_forgetting",
-        "probe_every",
-        "probes_per_interval",
-    ):
-        assert getattr(controller, name) == getattr(options, name)
-    assert AimOptions(probes_per_interval=4).controller().probes_per_interval == 4
+def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
+    """Every setting can be given in a file, at the top or under ``ablation``, and has the same default there."""
+    assert AimOptions().config() == AimConfig()
+    top = {"interval": 5, "growth_short": 0.7, "weight_moving_calm": 0.2, "rehearsal_steps": 10, "probe_set": "fresh"}
+    ablation = {"adapt_interval": False, "weight_new": 0.3}
+    config = AimOptions(**top, ablation=ablation).config()
+    assert config == AimConfig(**top, **ablation)
+    given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - {"name", "compat", "ablation"}
+    assert given == {field.name for field in fields(AimConfig)} - {"seed", "checkpoints"}
+    assert AimOptions(probe_every=4).config().probes_per_interval is None
     with pytest.raises(ValueError, match="keep one"):
         AimOptions(probe_every=2, probes_per_interval=4)
-    assert controller.interval == 5
-    assert controller.rehearsal_steps == 10
-    table = controller.weights
-    assert (table.moving_alarmed, table.moving_calm) == (0.1, 0.2)
-    assert (table.settled_alarmed, table.settled_calm) == (0.3, 0.4)
+
+
+@pytest.mark.parametrize(
+    ("given", "rehearsed"), [({}, 4), ({"compat": "reference"}, 8), ({"compat": "reference", "rehearsal_steps": 3}, 3)]
+)
+def test_half_of_the_interval_is_rehearsed_or_as_much_as_in_the_released_program(
+    given: dict[str, Any], rehearsed: int
+) -> None:
+    assert MergeController(AimOptions(**given).config()).rehearsal_steps == rehearsed
 
 
 def test_aim_without_a_memory_is_plain_training() -> None:

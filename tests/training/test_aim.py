@@ -12,7 +12,7 @@ import torch
 from torch import nn
 from transformers import Trainer, TrainingArguments
 
-from merganser import AimMerging, MergeController
+from merganser import AimConfig, AimMerging
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged
 from merganser.training.rehearsal import MemoryBatches
@@ -74,13 +74,22 @@ def train(folder: Path, callback: AimMerging, **more: Any) -> Regression:
     return model
 
 
-def every_step(controller: MergeController, **more: Any) -> AimMerging:
+PAPER: dict[str, Any] = {"rehearsal_steps": "interval", "probes_per_interval": None, "weight_old": None}
+
+
+def paper(**more: Any) -> AimConfig:
+    """The paper's numbers, but for those given."""
+    return AimConfig(**{**PAPER, **more})
+
+
+def eager(**more: Any) -> AimConfig:
+    """The paper's numbers, with merges early enough for the toy task."""
+    return paper(**{"interval": 4, "cold_start": 1, "threshold_factor": 1.02, "max_interval": 16, **more})
+
+
+def every_step(**more: Any) -> AimMerging:
     """As in the paper: a fresh batch of the memory after every step, and no merge at the end."""
-    return AimMerging(OLD, controller, **{"probe_set": "fresh", "merge_at_end": False, **more})
-
-
-def controller() -> MergeController:
-    return MergeController(interval=4, cold_start=1, threshold_factor=1.02, max_interval=16)
+    return AimMerging(OLD, eager(probe_set="fresh", merge_at_end=False), **more)
 
 
 def transcription() -> tuple[list[dict[str, Any]], Regression]:
@@ -157,7 +166,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model[0].parameters() if p.requires_grad])
 
-    callback = every_step(controller(), listener=listener)
+    callback = every_step(listener=listener)
     model.append(Regression())
     trainer = Trainer(model[0], arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback])
     trainer.train()
@@ -175,7 +184,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
 
 
 def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: Path) -> None:
-    callback = every_step(controller(), task="second", task_index=2)
+    callback = every_step(task="second", task_index=2)
     model = train(tmp_path, callback)
     assert torch.equal(model.frozen.weight, Regression().frozen.weight)
     assert callback.merges
@@ -196,7 +205,7 @@ def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: 
 
 
 def test_measuring_merges_changes_nothing(tmp_path: Path) -> None:
-    told, silent = AimMerging(OLD, controller()), AimMerging(OLD, controller(), measure_merges=False)
+    told, silent = AimMerging(OLD, eager()), AimMerging(OLD, eager(), measure_merges=False)
     a, b = train(tmp_path, told), train(tmp_path, silent)
     for left, right in zip(a.parameters(), b.parameters(), strict=True):
         assert torch.equal(left, right)
@@ -205,7 +214,7 @@ def test_measuring_merges_changes_nothing(tmp_path: Path) -> None:
 
 
 def test_fewer_probes_cost_fewer_examples(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, MergeController(interval=10, probe_every=5), probe_set="fixed")
+    callback = AimMerging(OLD, paper(interval=10, probe_every=5))
     train(tmp_path, callback)
     probed = [step for step, (probe, _, _) in callback.probes.items() if probe is not None]
     assert probed[:4] == [5, 10, 15, 20]
@@ -223,14 +232,14 @@ def test_the_probe_at_a_merge_is_not_measured_twice(tmp_path: Path, dropout: boo
         found: torch.Tensor = model(**batch)["loss"]
         return found
 
-    callback = every_step(controller(), loss=loss, probe_dropout=dropout)
+    callback = every_step(loss=loss, probe_dropout=dropout)
     train(tmp_path, callback)
     assert calls.count(False) == STEPS + passes * len(callback.merges)
     assert all(merge.loss_old_before is not None for merge in callback.merges)
 
 
 def test_merging_keeps_more_of_the_old_task_than_plain_training(tmp_path: Path) -> None:
-    merged = train(tmp_path, AimMerging(OLD, controller()))
+    merged = train(tmp_path, AimMerging(OLD, eager()))
     plain = Regression()
     Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
     with torch.no_grad():
@@ -238,7 +247,7 @@ def test_merging_keeps_more_of_the_old_task_than_plain_training(tmp_path: Path) 
 
 
 def test_merge_at_end_leaves_no_update_unmerged(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100))
+    callback = AimMerging(OLD, paper(interval=50, threshold_factor=100))
     train(tmp_path, callback, lr_scheduler_type="constant")
     assert [merge.cause for merge in callback.merges] == ["end"]
     assert callback.merges[0].step == STEPS
@@ -246,7 +255,7 @@ def test_merge_at_end_leaves_no_update_unmerged(tmp_path: Path) -> None:
 
 
 def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, MergeController(interval=50, threshold_factor=100))
+    callback = AimMerging(OLD, paper(interval=50, threshold_factor=100))
     merged = train(tmp_path, callback)
     (merge,) = callback.merges
     assert (merge.cause, merge.rehearsal_steps, merge.norm_old) == ("end", 0, 0.0)
@@ -266,7 +275,7 @@ def test_by_default_two_probes_per_interval_and_half_of_its_steps_in_rehearsal(t
 
 
 def test_no_rehearsal_is_pure_interpolation(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, MergeController(interval=STEPS, watch_forgetting=False, rehearsal_steps=0))
+    callback = AimMerging(OLD, paper(interval=STEPS, watch_forgetting=False, rehearsal_steps=0))
     merged = train(tmp_path, callback)
     plain = Regression()
     Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
@@ -277,7 +286,7 @@ def test_no_rehearsal_is_pure_interpolation(tmp_path: Path) -> None:
 
 
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, controller())
+    callback = AimMerging(OLD, eager())
     train(tmp_path, callback, gradient_accumulation_steps=2, max_steps=20)
     assert set(callback.probes) == set(range(1, 21))
     assert callback.merges
@@ -285,7 +294,7 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
 
 def test_memory_of_other_columns_goes_through_the_trainers_collator(tmp_path: Path) -> None:
     memory = [{**copy.copy(item), "source": "an old task"} for item in OLD]
-    callback = AimMerging(memory, controller())
+    callback = AimMerging(memory, eager())
     train(tmp_path, callback)
     assert callback.merges
 
@@ -293,12 +302,12 @@ def test_memory_of_other_columns_goes_through_the_trainers_collator(tmp_path: Pa
 def test_bad_memories_and_diverged_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="memory is empty"):
         AimMerging([])
-    with pytest.raises(InputError, match="batch_size is 13, but the memory holds 12"):
-        train(tmp_path, AimMerging(OLD, batch_size=13))
-    with pytest.raises(InputError, match="probe_batch_size is 99"):
-        train(tmp_path, AimMerging(OLD, probe_batch_size=99))
-    with pytest.raises(InputError, match="no probe_set 'frozen'"):
-        AimMerging(OLD, probe_set="frozen")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="batch is 13, but the memory holds 12"):
+        train(tmp_path, AimMerging(OLD, batch=13))
+    with pytest.raises(InputError, match="probe_batch is 99"):
+        train(tmp_path, AimMerging(OLD, probe_batch=99))
+    with pytest.raises(InputError, match="probe_set is 'frozen'; give 'fresh' or 'fixed'"):
+        AimMerging(OLD, probe_set="frozen")
     with pytest.raises(InputError, match="1 groups for 12 examples"):
         AimMerging(OLD, probe_groups=["a"])
     broken = [{**item, "y": torch.tensor(math.nan)} for item in OLD]

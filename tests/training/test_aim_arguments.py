@@ -10,33 +10,40 @@ import pytest
 import torch
 from transformers import Trainer
 
-from merganser import AimMerging
+from merganser import AimConfig, AimMerging
 from merganser.errors import InputError
-from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, controller, train
+from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, eager, train
 
 
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"batch_size": 0}, "batch_size is 0; it counts examples. Use at least 1"),
-        ({"batch_size": 13}, "batch_size is 13, but the memory holds 12"),
-        ({"probe_batch_size": 0}, "probe_batch_size is 0"),
-        ({"probe_batch_size": -1, "probe_set": "fresh"}, "probe_batch_size is -1"),
-        ({"guard_factor": 0.5}, "guard_factor is 0.5"),
-        ({"guard_factor": 1.0}, "guard_factor is 1.0"),
-        ({"guard_factor": math.inf}, "guard_factor is inf.*or None"),
+        ({"batch": 0}, "batch is 0; give a whole number > 0 or None"),
+        ({"batch": 13}, "batch is 13, but the memory holds 12"),
+        ({"probe_batch": -1, "probe_set": "fresh"}, "probe_batch is -1"),
+        ({"guard_factor": 1.0}, "guard_factor is 1.0; give a number > 1 or None"),
+        ({"guard_factor": math.inf}, "guard_factor is inf"),
         ({"guard_factor": math.nan}, "guard_factor is nan"),
-        ({"important_share": 0.0}, "important_share is 0.0"),
+        ({"important_share": 0.0}, "important_share is 0.0; give a number > 0 and <= 1"),
         ({"important_share": 1.5}, "important_share is 1.5"),
         ({"importance_smoothing": 1.0}, "importance_smoothing is 1.0"),
-        ({"importance_smoothing": math.nan}, "importance_smoothing is nan"),
-        ({"fusion": "mean"}, "no fusion 'mean'"),
-        ({"rehearsal_sampling": "all"}, "no rehearsal_sampling 'all'"),
+        ({"fusion": "mean"}, "fusion is 'mean'; give 'trajectory' or 'importance_masks'"),
+        ({"measure_merges": 1}, "measure_merges is 1; give True or False"),
+        ({"rehearsal_steps": "all"}, "rehearsal_steps is 'all'; give a whole number >= 0 or 'half' or 'interval'"),
+        ({"min_interval": 9, "max_interval": 8}, "min_interval 9 is larger than max_interval 8"),
     ],
 )
 def test_impossible_arguments_are_refused_at_once(given: dict[str, Any], match: str) -> None:
     with pytest.raises(InputError, match=match):
         AimMerging(OLD, **given)
+
+
+def test_settings_by_name_replace_those_of_the_configuration() -> None:
+    aim = AimMerging(OLD, AimConfig(interval=5), threshold_factor=1.5)
+    assert (aim.config.interval, aim.config.threshold_factor, aim.config.weight_old) == (5, 1.5, 1.0)
+    assert aim.controller.config == aim.config
+    with pytest.raises(TypeError, match=r"There is no setting 'treshold_factor'\. Did you mean 'threshold_factor'"):
+        AimMerging(OLD, treshold_factor=1.5)
 
 
 @pytest.mark.parametrize(("mark", "what"), [("ds_id", "DeepSpeed ZeRO-3"), ("_is_flat_param", "FSDP version 1")])
@@ -58,7 +65,7 @@ class Stream(torch.utils.data.IterableDataset):
 
 def test_a_stream_of_training_data_does_where_merges_are_not_measured_on_it(tmp_path: Path) -> None:
     def trained(data: Any, **more: Any) -> tuple[AimMerging, Regression]:
-        model, callback = Regression(), AimMerging(OLD, controller(), **more)
+        model, callback = Regression(), AimMerging(OLD, eager(), **more)
         given = arguments(tmp_path, max_steps=20)
         Trainer(model, given, train_dataset=data, data_collator=collate, callbacks=[callback]).train()
         return callback, model
@@ -73,16 +80,16 @@ def test_a_stream_of_training_data_does_where_merges_are_not_measured_on_it(tmp_
 
 
 def test_a_memory_in_another_form_is_refused_before_any_step(tmp_path: Path) -> None:
-    callback = AimMerging([{"prompt": "a text", "y": torch.tensor(1.0)}] * 12, controller(), probe_set="fresh")
+    callback = AimMerging([{"prompt": "a text", "y": torch.tensor(1.0)}] * 12, eager(), probe_set="fresh")
     with pytest.raises(InputError, match=r"they have no x\. Give them in the form of the training data"):
         train(tmp_path, callback)
     assert callback.probes == {}
     with pytest.raises(InputError, match=r"they have no x, y\."):
-        train(tmp_path, AimMerging(["a text"] * 12, controller()))
+        train(tmp_path, AimMerging(["a text"] * 12, eager()))
 
 
 def test_a_memory_may_lack_columns_that_the_collator_does_not_need(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, controller())
+    callback = AimMerging(OLD, eager())
     new = [{**item, "source": "a new task"} for item in NEW]
     given = arguments(tmp_path, max_steps=12)
     Trainer(Regression(), given, train_dataset=new, data_collator=collate, callbacks=[callback]).train()

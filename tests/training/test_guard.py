@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback
 
 from merganser import AimMerging as WithDefaults
-from merganser.errors import InputError, RunError
+from merganser.errors import RunError
 from merganser.events import Event, Merged
 from merganser.methods.aim import AimOptions
 from merganser.training.aim.guard import FLOOR, OptimizerCopy, refusal
-from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, controller, examples, train
+from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, eager, examples, train
 
 AimMerging = functools.partial(WithDefaults, probe_set="fresh", merge_at_end=False)
 """As the numbers below were thought out."""
@@ -45,7 +45,7 @@ def state_of(optimizer: Any) -> list[Tensor]:
 
 
 def test_training_goes_on_as_if_refused_merges_had_never_been(tmp_path: Path) -> None:
-    callback = AimMerging(OLD, controller(), loss=spoiled(lambda rehearsing, _: rehearsing))
+    callback = AimMerging(OLD, eager(), loss=spoiled(lambda rehearsing, _: rehearsing))
     ours = train(tmp_path, callback)
     plain = Regression()
     Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
@@ -77,7 +77,7 @@ def test_one_refused_merge_puts_back_weights_and_optimizer(tmp_path: Path) -> No
             at_firing[:] = [*at_firing, now()]
 
     loss = spoiled(lambda rehearsing, number: rehearsing and number == 6)  # in the second merge, of four steps each
-    callback = AimMerging(OLD, controller(), listener=listener, loss=loss)
+    callback = AimMerging(OLD, eager(), listener=listener, loss=loss)
     holder.append(
         Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[Before(), callback])
     )
@@ -104,18 +104,18 @@ def test_one_refused_merge_puts_back_weights_and_optimizer(tmp_path: Path) -> No
 )
 def test_a_loss_that_is_not_finite_with_finite_weights(tmp_path: Path, probed: int, name: str) -> None:
     # Before the first merge: a probe per step, one loss on the new task; the next two are those after it.
-    first = AimMerging(OLD, controller())
+    first = AimMerging(OLD, eager())
     train(tmp_path, first)
     step = first.merges[0].step
     loss = spoiled(lambda rehearsing, number: not rehearsing and number == step + probed - 1, math.inf)
-    callback = AimMerging(OLD, controller(), loss=loss)
+    callback = AimMerging(OLD, eager(), loss=loss)
     train(tmp_path, callback)
     assert (callback.merges[0].status, callback.merges[0].reason) == ("refused", name)
     assert {merge.status for merge in callback.merges[1:]} == {"applied"}
 
 
 def test_a_loss_that_rises_by_more_than_the_factor(tmp_path: Path) -> None:
-    free = AimMerging(OLD, controller(), guard_factor=None)
+    free = AimMerging(OLD, eager(), guard_factor=None)
     train(tmp_path, free)
     risen = [
         max(after / max(before, FLOOR) for before, after in pairs if before is not None and after is not None)
@@ -124,7 +124,7 @@ def test_a_loss_that_rises_by_more_than_the_factor(tmp_path: Path) -> None:
         )
     ]
     assert risen[0] > 1.01  # the first merge gives up some of the new task
-    callback = AimMerging(OLD, controller(), guard_factor=(1 + risen[0]) / 2)
+    callback = AimMerging(OLD, eager(), guard_factor=(1 + risen[0]) / 2)
     train(tmp_path, callback)
     refused = callback.merges[0]
     assert refused.status == "refused"
@@ -166,11 +166,10 @@ def test_an_optimizer_that_first_meets_a_weight_while_rehearsing() -> None:
 def test_what_was_wrong_before_the_merge_is_an_error(tmp_path: Path) -> None:
     # Not probed and not watched: the losses measured for the merge are the first to be seen.
     broken = [{**item, "y": torch.tensor(math.nan)} for item in OLD]
-    options = AimOptions(interval=3, watch_forgetting=False)
     with pytest.raises(RunError, match="the loss on the memory became nan after step 3"):
-        train(tmp_path, AimMerging(broken, options.controller()))
+        train(tmp_path, AimMerging(broken, interval=3, watch_forgetting=False))
     bad = [{**item, "y": torch.tensor(math.inf)} for item in examples(3, 9, 1.0)]
-    callback = AimMerging(OLD, options.controller())
+    callback = AimMerging(OLD, interval=3, watch_forgetting=False)
     trainer = Trainer(Regression(), arguments(tmp_path), train_dataset=bad, data_collator=collate, callbacks=[callback])
     with pytest.raises(RunError, match=r"the loss on the task became (nan|inf) after step 3"):
         trainer.train()
@@ -182,7 +181,7 @@ def test_a_learning_signal_of_0(tmp_path: Path) -> None:
             """Nothing moves."""
 
     model = Regression()
-    callback = AimMerging(OLD, controller())
+    callback = AimMerging(OLD, eager())
     trainer = Trainer(
         model,
         arguments(tmp_path),
@@ -202,8 +201,10 @@ def test_a_learning_signal_of_0(tmp_path: Path) -> None:
 def test_options() -> None:
     assert AimOptions().guard_factor == 10.0
     assert AimOptions(compat="reference").guard_factor is None
-    assert AimOptions(only_at_end=True).guard_factor is None
-    assert AimOptions(only_at_end=True, guard_factor=4).guard_factor == 4
+    once = {"ablation": {"only_at_end": True}}
+    assert AimOptions(**once).guard_factor is None
+    assert AimOptions(**once, guard_factor=4).guard_factor == 4
+    assert AimMerging(OLD, only_at_end=True).config.guard_factor is None
     quiet = AimOptions(measure_merges=False)
     assert quiet.guard_factor is None
     assert AimOptions.model_validate(quiet.model_dump()).guard_factor is None
@@ -211,5 +212,3 @@ def test_options() -> None:
         AimOptions(measure_merges=False, guard_factor=3)
     with pytest.raises(ValueError, match="needs guard_factor: null"):
         AimOptions(compat="reference", guard_factor=3)
-    with pytest.raises(InputError, match="no fusion 'ties'"):
-        AimMerging(OLD, fusion="ties")  # type: ignore[arg-type]

@@ -9,15 +9,12 @@ import torch
 from torch import Tensor, nn
 from transformers import Trainer
 
-from merganser import AimMerging
+from merganser import AimConfig, AimMerging
 from merganser.events import Event, Merged
-from merganser.methods.aim import AimOptions
 from merganser.training.rehearsal import MemoryBatches
 from tests.training.test_aim import BATCH, CLIP, NEW, OLD, RATE, STEPS, Regression, arguments, collate, train
 
-OPTIONS = AimOptions(
-    fusion="importance_masks", interval=8, rehearsal_steps=4, adapt_interval=False, watch_forgetting=False
-)
+CONFIG = AimConfig(interval=8, rehearsal_steps=4, adapt_interval=False, watch_forgetting=False)
 
 
 def transcription() -> tuple[list[list[Tensor]], list[float]]:
@@ -85,7 +82,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
 
-    callback = AimMerging(OLD, OPTIONS.controller(), fusion="importance_masks", merge_at_end=False, listener=listener)
+    callback = AimMerging(OLD, CONFIG, fusion="importance_masks", merge_at_end=False, listener=listener)
     Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback]).train()
     expected, means = transcription()
     assert [merge.step for merge in callback.merges] == list(range(8, STEPS, 8))
@@ -102,7 +99,7 @@ def test_nothing_is_scored_that_nothing_reads(tmp_path: Path, monkeypatch: pytes
         raise AssertionError
 
     monkeypatch.setattr("merganser.training.aim.callback.Importance", never)
-    callback = AimMerging(OLD, OPTIONS.controller())
+    callback = AimMerging(OLD, CONFIG)
     train(tmp_path, callback)
     assert callback.merges
     assert not any("importance" in name for name in callback.task_state().tensors)

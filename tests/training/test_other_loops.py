@@ -23,10 +23,10 @@ from transformers import (
     set_seed,
 )
 
-from merganser import AimMerging, MergeController
+from merganser import AimMerging
 from merganser.errors import InputError, RunError
 from tests import tiny
-from tests.training.test_aim import BATCH, NEW, OLD, Regression, collate, controller
+from tests.training.test_aim import BATCH, NEW, OLD, Regression, collate, eager, paper
 
 STEPS = 24
 
@@ -79,7 +79,7 @@ def arguments(folder: Path, **more: Any) -> TrainingArguments:
 
 
 def make(folder: Path, stop: int = 0, resume_from: Path | None = None, **more: Any) -> tuple[Trainer, AimMerging]:
-    aim = AimMerging(OLD, controller(), probe_dropout=True, resume_from=resume_from)
+    aim = AimMerging(OLD, eager(), probe_dropout=True, resume_from=resume_from)
     trainer = Trainer(
         Noisy(),
         arguments(folder, **more),
@@ -129,7 +129,7 @@ def test_resumed_by_the_trainers_own_mechanism_it_ends_in_the_same_bits(more: di
             same(whole, again)
     last = sorted((tmp_path / "run").glob("checkpoint-*"), key=lambda path: path.stat().st_mtime)[-1]
     held = json.loads((last / "aim_merging.json").read_text())
-    assert set(held) == {"format", "step", "size", "options", "values"}
+    assert set(held) == {"format", "step", "size", "settings", "values"}
     assert not list((tmp_path / "run").rglob("*.partial"))
 
 
@@ -179,7 +179,7 @@ class Enough(TrainerCallback):
 
 
 def stopped(folder: Path, where: str, **more: Any) -> tuple[Trainer, AimMerging]:
-    aim = AimMerging(OLD, controller())
+    aim = AimMerging(OLD, eager())
     event, _, place = where.partition(", ")
     callbacks = [Enough(event), aim] if place == "before" else [aim, Enough(event)]
     given = arguments(folder, eval_strategy="steps", eval_steps=5, **more)
@@ -209,12 +209,12 @@ def test_best_weights_put_back_after_an_early_stop_are_not_merged(tmp_path: Path
 
 
 def test_without_checkpoints_nothing_is_written_and_one_put_elsewhere_is_an_error(tmp_path: Path) -> None:
-    aim = AimMerging(OLD, controller(), checkpoints=False)
+    aim = AimMerging(OLD, eager(), checkpoints=False)
     trainer = Trainer(Noisy(), arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[aim])
     trainer.train()
     assert (tmp_path / "checkpoint-5").is_dir()
     assert not list(tmp_path.rglob("aim_merging*"))
-    aim.checkpoints = True
+    aim.config = aim.config.changed(checkpoints=True)
     trainer.args.output_dir = str(tmp_path / "other")
     with pytest.raises(RunError, match=r"has written no checkpoint '.*other/checkpoint-24'"):
         aim.on_save(trainer.args, trainer.state, trainer.control)
@@ -257,7 +257,7 @@ def tokenised(tokenizer: Any, number: int, seq2seq: bool = False) -> list[dict[s
 
 def often(memory: Any) -> AimMerging:
     """Merges every few steps."""
-    return AimMerging(memory, MergeController(interval=2, cold_start=1, threshold_factor=1.01, max_interval=4))
+    return AimMerging(memory, paper(interval=2, cold_start=1, threshold_factor=1.01, max_interval=4))
 
 
 WAYS = {

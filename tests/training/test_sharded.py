@@ -20,7 +20,7 @@ from merganser.training.distributed import reshard, sharded_copy
 from merganser.weights import Weights
 from tests.cli.spawner import Spawner
 from tests.cli.test_processes import succeed, together
-from tests.training.test_aim import NEW, OLD, Regression, collate, controller
+from tests.training.test_aim import NEW, OLD, Regression, collate, eager
 
 STEPS, SAVED, RATE = 16, 7, 0.05
 HERE = "tests.training.test_sharded"
@@ -46,7 +46,7 @@ class Loop:
 
     def __init__(self, folder: Path, fusion: Any) -> None:
         self.model = sharded_copy(Layered(), "cpu")
-        self.aim = AimMerging(OLD, controller(), batch_size=4, fusion=fusion)
+        self.aim = AimMerging(OLD, eager(), batch=4, fusion=fusion)
         self.args = SimpleNamespace(
             output_dir=str(folder),
             per_device_train_batch_size=2,

@@ -16,13 +16,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import ValidationError
-
-from merganser.config import explain
 from merganser.control import Merge, MergeController
 from merganser.errors import InputError, nearest
 from merganser.methods.aim import AimOptions
 from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
+from merganser.settings import described
+from merganser.training.aim.config import AimConfig
 
 NEEDS_TRAINING: dict[str, str] = {
     "name": "another method leaves other signals",
@@ -40,8 +39,12 @@ NEEDS_TRAINING: dict[str, str] = {
 }
 """Options of ``aim`` that a replay cannot change, and why."""
 
-REPLAYABLE = tuple(key for key in AimOptions.model_fields if key not in NEEDS_TRAINING)
-"""Options that a replay can change: those that the controller reads."""
+REPLAYABLE = {
+    f"{metadata['section']}.{name}".removeprefix("."): name
+    for name, _, metadata in described(AimConfig)
+    if metadata["section"] is not None and name not in NEEDS_TRAINING
+}
+"""Options that a replay can change, as a configuration file names them -> settings of ``AimConfig``."""
 
 
 @dataclass(frozen=True)
@@ -94,14 +97,14 @@ class Replay:
     """What a replay found.
 
     Attributes:
-        options: those it replayed with.
-        changes: key -> (value in the run, value in the replay).
+        config: the settings it replayed with.
+        changes: option -> (value in the run, value in the replay).
         tasks: task by task; tasks in which the run made no merge are left out.
         without_merges: their names, as far as they have signals.
         masks: the weights of the run's merges are means over masks, which a replay does not have.
     """
 
-    options: AimOptions
+    config: AimConfig
     changes: dict[str, tuple[Any, Any]]
     tasks: list[TaskReplay]
     without_merges: list[str] = field(default_factory=list)
@@ -194,12 +197,12 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
     """Replay the merges of a run with changed options.
 
     Args:
-        changes: options of ``aim`` that the controller reads (:data:`REPLAYABLE`), by key.
+        changes: options of ``aim`` that the controller reads (:data:`REPLAYABLE`) -> their new values.
         task: only this one.
 
     Raises:
-        InputError: the run's method is not ``aim``; it made no merge, or none in the task; a key is unknown, would need
-            training, or has an impossible value; probes are needed that the run did not take.
+        InputError: the run's method is not ``aim``; it made no merge, or none in the task; an option is unknown, would
+            need training, or has an impossible value; probes are needed that the run did not take.
     """
     config = run.info.config["method"]
     if config["name"] != "aim":
@@ -207,8 +210,8 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
             f"'{run.path}' was learned with method {config['name']}, which has no merge controller.",
             "Only a run of method aim can be replayed.",
         )
-    before = AimOptions.model_validate(config)
-    options = _changed(before, dict(changes or {}))
+    before = AimOptions.model_validate(config).config()
+    now = _changed(before, changes or {})
     merged = list(dict.fromkeys(merge.task for merge in run.merges))
     signals = {name: found for name, found in run.signals.items() if found}
     if not merged:
@@ -223,19 +226,19 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
         )
     chosen = merged if task is None else [task]
     for name in chosen:
-        _check_probes(before, options, name, signals.get(name, []))
+        _check_probes(before, now, name, signals.get(name, []))
     masks = before.fusion == "importance_masks"
-    at_end = options.merge_at_end or options.only_at_end
+    at_end = now.merge_at_end or now.only_at_end
     return Replay(
-        options=options,
+        config=now,
         changes={
-            key: (getattr(before, key), getattr(options, key))
-            for key in REPLAYABLE
-            if key in (changes or {}) and getattr(before, key) != getattr(options, key)
+            option: (getattr(before, name), getattr(now, name))
+            for option, name in REPLAYABLE.items()
+            if option in (changes or {}) and getattr(before, name) != getattr(now, name)
         },
         tasks=[
             replay_task(
-                options.controller(),
+                MergeController(now),
                 sorted(signals[name], key=lambda signal: signal.step),
                 sorted((merge for merge in run.merges if merge.task == name), key=lambda merge: merge.merge),
                 at_end,
@@ -248,48 +251,43 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
     )
 
 
-def _changed(before: AimOptions, changes: dict[str, Any]) -> AimOptions:
-    for key in changes:
-        if key not in AimOptions.model_fields:
-            raise InputError(
-                f"Method aim has no option '{key}'.",
-                nearest(key, REPLAYABLE) or f"A replay can change {', '.join(REPLAYABLE)}.",
-            )
-        if reason := NEEDS_TRAINING.get(key):
-            raise InputError(f"A replay cannot change '{key}': {reason}.", "Train a run with it.")
-    # What compat stood for is in the values; it would refuse changes of them.
-    values = {**before.model_dump(), "compat": None, **changes}
-    if before.compat is not None and values["rehearsal_steps"] is None:
-        values["rehearsal_steps"] = values["interval"]
-    for key, other in (("probe_every", "probes_per_interval"), ("probes_per_interval", "probe_every")):
-        if key in changes and other not in changes:
-            values[other] = None
+def _changed(before: AimConfig, changes: Mapping[str, Any]) -> AimConfig:
+    for option in changes:
+        if option in REPLAYABLE:
+            continue
+        if reason := NEEDS_TRAINING.get(option):
+            raise InputError(f"A replay cannot change '{option}': {reason}.", "Train a run with it.")
+        inner = next((path for path, name in REPLAYABLE.items() if name == option), None)
+        remedy = f"Did you mean '{inner}'?" if inner else nearest(option, REPLAYABLE)
+        raise InputError(
+            f"Method aim has no option '{option}'.", remedy or f"A replay can change {', '.join(REPLAYABLE)}."
+        )
     try:
-        return AimOptions.model_validate(values)
-    except ValidationError as error:
-        raise explain(error, "--set", AimOptions) from error
+        return before.changed(**{REPLAYABLE[option]: value for option, value in changes.items()})
+    except ValueError as error:
+        raise InputError(f"--set: {error}.", "`merganser schema` describes every option.") from error
 
 
-def _check_probes(before: AimOptions, options: AimOptions, task: str, signals: Sequence[SignalRecord]) -> None:
+def _check_probes(before: AimConfig, now: AimConfig, task: str, signals: Sequence[SignalRecord]) -> None:
     """Refuse what would need probes that the run did not take."""
     if not signals:
-        raise InputError(f"There are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
-    if not options.watch_forgetting or options.only_at_end:
+        raise InputError(f"there are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
+    if not now.watch_forgetting or now.only_at_end:
         return
     if all(signal.probe is None for signal in signals):
-        key = "only_at_end" if before.only_at_end else "watch_forgetting"
+        name = "only_at_end" if before.only_at_end else "watch_forgetting"
+        value = str(getattr(before, name)).lower()
         raise InputError(
-            f"The run took no probes in task '{task}' ({key}: {str(getattr(before, key)).lower()}), and these options "
-            "decide by them.",
-            "Set watch_forgetting=false, or train a run that probes.",
+            f"The run took no probes in task '{task}' (ablation.{name}: {value}), and these options decide by them.",
+            "Set ablation.watch_forgetting=false, or train a run that probes.",
         )
     # How many steps lie between two probes of the longest interval, which is where sparse ones differ most.
-    longest = max([options.interval, *(signal.interval or 1 for signal in signals)])
+    longest = max([now.interval, *(signal.interval or 1 for signal in signals)])
 
-    def distance(each: AimOptions) -> int:
-        return each.probe_every or (longest // each.probes_per_interval if each.probes_per_interval else 1)
+    def distance(config: AimConfig) -> int:
+        return config.probe_every or (longest // config.probes_per_interval if config.probes_per_interval else 1)
 
-    denser = distance(options) < distance(before)
+    denser = distance(now) < distance(before)
     if denser:
         was = (
             f"every {before.probe_every or 1} steps"

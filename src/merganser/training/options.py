@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 from pydantic import Field, model_validator
 
@@ -14,19 +14,6 @@ MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 
 RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
-
-ProbeSet = Literal["fresh", "fixed"]
-"""Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
-
-Fusion = Literal["trajectory", "importance_masks"]
-"""How AimMerging merges the updates of its two phases."""
-
-GUARD_FACTOR = 10.0
-"""A merge that leaves a loss this many times what it was did harm; ordinary ones change losses by far less."""
-
-REHEARSAL_SAMPLINGS: tuple[str, ...] = get_args(RehearsalSampling)
-PROBE_SETS: tuple[str, ...] = get_args(ProbeSet)
-FUSIONS: tuple[str, ...] = get_args(Fusion)
 
 
 class TrainingOptions(StrictOptions):

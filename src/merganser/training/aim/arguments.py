@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
@@ -10,52 +9,34 @@ from torch import nn
 from torch.utils.data import IterableDataset
 
 from merganser.errors import InputError
-from merganser.training.options import FUSIONS, PROBE_SETS, REHEARSAL_SAMPLINGS, check_batch
+from merganser.training.aim.config import AimConfig
+from merganser.training.options import check_batch
 from merganser.training.rehearsal import Collator, Dataset
 
 
-def check_arguments(
-    memory: Dataset,
-    batch_sizes: Mapping[str, int | None],
-    *,
-    rehearsal_sampling: str,
-    probe_set: str,
-    probe_groups: Sequence[Hashable],
-    fusion: str,
-    important_share: float,
-    importance_smoothing: float,
-    guard_factor: float | None,
-) -> None:
-    """InputError where an argument of :class:`~merganser.training.aim.callback.AimMerging` is impossible.
+def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
+    """The configuration with some settings replaced.
 
-    Args:
-        batch_sizes: argument -> examples of the memory per batch, ``None`` for the default.
+    Raises:
+        InputError: a value is impossible.
+        TypeError: there is no such setting.
     """
+    try:
+        return config.changed(**settings)
+    except ValueError as error:
+        raise InputError(f"{error}.", "AimConfig describes every setting.") from error
+
+
+def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hashable]) -> None:
+    """InputError where the memory is empty or smaller than a batch, or groups are not one per example."""
     if len(memory) == 0:
         raise InputError("The rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
-    for name, asked in batch_sizes.items():
-        check_batch(name, asked, 1, len(memory))
-    choices = (
-        ("rehearsal_sampling", rehearsal_sampling, REHEARSAL_SAMPLINGS),
-        ("probe_set", probe_set, PROBE_SETS),
-        ("fusion", fusion, FUSIONS),
-    )
-    for name, chosen, known in choices:
-        if chosen not in known:
-            raise InputError(f"There is no {name} '{chosen}'.", f"Known: {', '.join(known)}.")
+    for name, size in (("batch", config.batch), ("probe_batch", config.probe_batch)):
+        check_batch(name, size, 1, len(memory))
     if probe_groups and len(probe_groups) != len(memory):
         raise InputError(
-            f"probe_groups names {len(probe_groups)} groups for {len(memory)} examples of the memory.",
+            f"probe_groups has {len(probe_groups)} groups for {len(memory)} examples of the memory.",
             "Give one group per example, or none.",
-        )
-    if not 0 < important_share <= 1:
-        raise InputError(f"important_share is {important_share}.", "Give a share above 0 and at most 1.")
-    if not 0 <= importance_smoothing < 1:
-        raise InputError(f"importance_smoothing is {importance_smoothing}.", "Give a share of at least 0 and below 1.")
-    if guard_factor is not None and not 1 < guard_factor < math.inf:
-        raise InputError(
-            f"guard_factor is {guard_factor}; it says how many times what it was a loss may be after a merge.",
-            "Give a finite number above 1, or None to refuse only what is not finite.",
         )
 
 

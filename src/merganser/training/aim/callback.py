@@ -24,27 +24,22 @@ from merganser.control import Merge, MergeController
 from merganser.errors import MerganserError, RunError
 from merganser.events import Listener, Merged, silent
 from merganser.runs.record import CostRecord, MergeRecord
-from merganser.training.aim.arguments import check_arguments, check_sharing, collator_of, new_examples
+from merganser.training.aim.arguments import check_memory, check_settings, check_sharing, collator_of, new_examples
 from merganser.training.aim.checkpoint import (
     Identity,
     checkpoint_folder,
-    options_of,
+    identifying_settings,
     read_state,
     where_to_look,
     write_state,
 )
+from merganser.training.aim.config import AimConfig
 from merganser.training.aim.fusion import fuse
 from merganser.training.aim.guard import Losses, OptimizerCopy, refusal
 from merganser.training.aim.importance import Importance
 from merganser.training.aim.probing import Probes
 from merganser.training.distributed import LocalBatch, shifts_labels
-from merganser.training.options import (
-    GUARD_FACTOR,
-    Fusion,
-    ProbeSet,
-    RehearsalSampling,
-    check_batch,
-)
+from merganser.training.options import check_batch
 from merganser.training.rehearsal import (
     Collator,
     Dataset,
@@ -71,117 +66,63 @@ class AimMerging(TrainerCallback):
 
     Args:
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
-        controller: decides; by default a fresh one with the paper's numbers, but two probes per interval, half of its
-            steps in rehearsal, and the rehearsal's update kept whole.
-        batch_size: examples per rehearsal batch, over all processes; default: the training batch, or the whole memory
-            if that is smaller.
-        probe_batch_size: examples per probe; default: ``batch_size``.
-        seed: decides which examples are drawn; default: the training seed.
+        config: the numbers; :class:`~merganser.training.aim.config.AimConfig` lists them with their defaults.
         collator: turns examples into a batch; default: the one of the training data loader.
         loss: ``loss(model, batch)``; default: the loss the model returns.
-        rehearsal_sampling: ``epoch``: every example of the memory once per pass; ``iid``: every batch is
-            drawn afresh (see :class:`~merganser.training.rehearsal.MemoryBatches`).
-        probe_set: ``fresh``: a random batch for every probe; ``fixed``: one batch for the whole task.
         probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
             spread; default: no groups, any examples.
-        probe_dropout: leave dropout on while probing, as the released program does.
-        measure_merges: measure losses on the new task and on the memory before and after every merge, for the ledger
-            (three more forward passes per merge: the probe at the merge, if there was one without dropout, is the loss
-            on the memory before it).
-        merge_at_end: merge once more after the last step of the task, or where training is stopped before it; not
-            where the trainer has put the best weights back by then (``load_best_model_at_end`` with an evaluation that
-            stops training).
-        fusion: ``trajectory``: the updates are weighted as the controller says; ``importance_masks``: every weight goes
-            the way of the phase that it is important to (see :func:`merganser.merging.importance.merge_by_importance`).
-        important_share, importance_smoothing: for ``importance_masks``: the share of weights that are important, and
-            how slowly importance follows the steps (:class:`~merganser.training.aim.importance.Importance`).
-        guard_factor: a merge after which a loss is more than this many times what it was before is taken back; with
-            ``None`` only one that leaves a loss or weights that are not finite. Losses are known where
-            ``measure_merges`` is on.
-        checkpoints: add the state to every checkpoint that the trainer writes, and read it when the trainer goes on
-            from one (``trainer.train(resume_from_checkpoint=...)``); see :mod:`merganser.training.aim.checkpoint`.
-        resume_from: the checkpoint that the trainer goes on from, if it is not in its ``output_dir``.
+        resume_from: the checkpoint that the trainer resumes from, if it is not in its ``output_dir``.
         task, task_index: written into the records.
-        listener: is told about every merge.
+        listener: receives an event for every merge.
+        **settings: fields of ``AimConfig`` that replace those of ``config``, as in
+            ``AimMerging(memory, threshold_factor=1.5)``.
 
-    Training that starts at the first step finds an instance that was used before as it was before its first training.
+    One instance serves one task. Where training starts at the first step again, the instance starts over, too.
 
     Attributes:
+        config: the numbers used.
+        controller: takes the decisions.
         merges: one :class:`~merganser.runs.record.MergeRecord` per merge.
         probes: step -> (probe loss or ``None``, planned interval, threshold or ``None``).
         cost: seconds and examples spent.
 
     Raises:
-        InputError: the memory is empty or smaller than a batch, an argument is impossible, or groups are not one per
+        InputError: the memory is empty or smaller than a batch, a setting is impossible, or groups are not one per
             example; when training begins: the memory has not the form of the training data, which is a stream while
-            merges are to be measured on it, or the checkpoint has no state to go on from, or one of other arguments.
+            merges are to be measured on it, or the checkpoint has no state to resume from, or one of other settings.
+        TypeError: there is no such setting.
         RunError: while training, a loss or the weights are not finite, and not because of a merge.
     """
 
     def __init__(
         self,
         memory: Dataset,
-        controller: MergeController | None = None,
+        config: AimConfig | None = None,
         *,
-        batch_size: int | None = None,
-        probe_batch_size: int | None = None,
-        seed: int | None = None,
         collator: Collator | None = None,
         loss: LossFunction = model_loss,
-        rehearsal_sampling: RehearsalSampling = "epoch",
-        probe_set: ProbeSet = "fixed",
         probe_groups: Sequence[Hashable] = (),
-        probe_dropout: bool = False,
-        measure_merges: bool = True,
-        merge_at_end: bool = True,
-        fusion: Fusion = "trajectory",
-        important_share: float = 0.2,
-        importance_smoothing: float = 0.85,
-        guard_factor: float | None = GUARD_FACTOR,
-        checkpoints: bool = True,
         resume_from: str | Path | None = None,
         task: str = "task",
         task_index: int = 1,
         listener: Listener = silent,
+        **settings: Any,
     ) -> None:
-        check_arguments(
-            memory,
-            {"batch_size": batch_size, "probe_batch_size": probe_batch_size},
-            rehearsal_sampling=rehearsal_sampling,
-            probe_set=probe_set,
-            probe_groups=probe_groups,
-            fusion=fusion,
-            important_share=important_share,
-            importance_smoothing=importance_smoothing,
-            guard_factor=guard_factor,
-        )
+        self.config = check_settings(config or AimConfig(), settings)
+        check_memory(memory, self.config, probe_groups)
         self.memory = memory
-        self.controller = controller or MergeController(rehearsal_steps=4, probes_per_interval=2, weight_old=1.0)
-        self.batch_size = batch_size
-        self.probe_batch_size = probe_batch_size
-        self.seed = seed
         self.collator = collator
         self.loss = loss
-        self.rehearsal_sampling = rehearsal_sampling
-        self.probe_set = probe_set
         self.probe_groups = probe_groups
-        self.probe_dropout = probe_dropout
-        self.measure_merges = measure_merges
-        self.merge_at_end = merge_at_end
-        self.fusion = fusion
-        self.important_share = important_share
-        self.importance_smoothing = importance_smoothing
-        self.guard_factor = guard_factor
-        self.checkpoints = checkpoints
         self.resume_from = resume_from
         self.task = task
         self.task_index = task_index
         self.listener = listener
-        self._fresh: dict[str, Any] | None = None
         self._begin()
 
     def _begin(self) -> None:
         """Hold what a fresh instance holds."""
+        self.controller = MergeController(self.config)
         self.merges: list[MergeRecord] = []
         self.probes: dict[int, tuple[float | None, int, float | None]] = {}
         self.cost = CostRecord()
@@ -193,38 +134,36 @@ class AimMerging(TrainerCallback):
     ) -> None:
         model, loader = kwargs["model"], kwargs["train_dataloader"]
         check_sharing(model)
-        if self._fresh is None:
-            self._fresh = self.controller.state_dict()
-        elif state.global_step == 0:  # the trainer starts over, or another one starts
-            self.controller.load_state_dict(self._fresh)
+        config = self.config
+        if state.global_step == 0:  # a trainer may start over, and another one may start with this instance
             self._begin()
         default = args.per_device_train_batch_size * processes.count()
-        size = check_batch("batch_size", self.batch_size, default, len(self.memory))
-        probe = check_batch("probe_batch_size", self.probe_batch_size, size, len(self.memory))
-        seed = args.seed if self.seed is None else self.seed
-        self._rehearsal = MemoryBatches(self.memory, size, seed, self.rehearsal_sampling)
-        self._new = new_examples(loader, self.measure_merges)
+        size = check_batch("batch", config.batch, default, len(self.memory))
+        probe = check_batch("probe_batch", config.probe_batch, size, len(self.memory))
+        seed = args.seed if config.seed is None else config.seed
+        self._rehearsal = MemoryBatches(self.memory, size, seed, config.rehearsal_sampling)
+        self._new = new_examples(loader, config.measure_merges)
         self._seed = seed
         self._collate = self.collator or collator_of(loader, self.memory)
         self._device = next(model.parameters()).device
         self._shifts_labels = shifts_labels(model)
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
-        if self.fusion == "importance_masks":
-            self._importance = Importance(model, self.importance_smoothing)
-        self._probing = Probes(self.memory, probe, seed, self._batch, self.probe_set, self.probe_groups)
-        if self.checkpoints and state.global_step > 0:
+        if config.fusion == "importance_masks":
+            self._importance = Importance(model, config.importance_smoothing)
+        self._probing = Probes(self.memory, probe, seed, self._batch, config.probe_set, self.probe_groups)
+        if config.checkpoints and state.global_step > 0:
             folders = where_to_look(self.resume_from, args, state)
             self.load_task_state(read_state(folders, self._identity(state)))
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        if self.checkpoints:
+        if self.config.checkpoints:
             write_state(checkpoint_folder(args, state), self._identity(state), self.task_state())
 
     def _identity(self, state: TrainerState) -> Identity:
         """Called in every process: each may hold a part of the weights."""
-        options = options_of(self.controller, self.fusion)
-        return Identity(state.global_step, self._weights.l1(), self._weights.sharded, options)
+        settings = identifying_settings(self.config)
+        return Identity(state.global_step, self._weights.l1(), self._weights.sharded, settings)
 
     def task_state(self) -> TaskState:
         """What it holds after a step: decisions, draws, records, and the weights after the last merge."""
@@ -254,6 +193,11 @@ class AimMerging(TrainerCallback):
         self._start.copy_(Weights({name: state.tensors[name] for name in self._start}))
         if self._importance is not None:
             self._importance.load_state_tensors(state.tensors)
+
+    @property
+    def merges_at_end(self) -> bool:
+        """Whether there is a merge after the last step of the task."""
+        return self.config.merge_at_end or self.config.only_at_end
 
     @contextlib.contextmanager
     def _timed(self, part: str) -> Iterator[None]:
@@ -295,13 +239,13 @@ class AimMerging(TrainerCallback):
         if self.controller.wants_probe():
             batch = self._probing.batch(step)
             with self._timed("probing_seconds"):
-                probe = self._measure(model, batch, self.probe_dropout)
+                probe = self._measure(model, batch, self.config.probe_dropout)
             self.cost.examples_probed += self._probing.batch_size
             if not math.isfinite(probe):
                 raise self._diverged(f"the loss on the memory became {probe} after step {step}")
         decision = self.controller.observe(step, probe)
         self.probes[step] = (probe, self.controller.interval, self.controller.threshold)
-        if decision is None and self.merge_at_end and (step >= state.max_steps or control.should_training_stop):
+        if decision is None and self.merges_at_end and (step >= state.max_steps or control.should_training_stop):
             decision = self.controller.finish(step)
         if decision is not None:
             self._merge(decision, model, kwargs["optimizer"], args.max_grad_norm, probe)
@@ -313,7 +257,7 @@ class AimMerging(TrainerCallback):
         # Stopped after a step was over, by an evaluation for example: its updates are not merged yet. Weights that the
         # trainer has put back are not those at the end of these updates.
         put_back = args.load_best_model_at_end and state.best_model_checkpoint is not None
-        decision = self.controller.finish(state.global_step) if self.merge_at_end and not put_back else None
+        decision = self.controller.finish(state.global_step) if self.merges_at_end and not put_back else None
         if decision is not None:
             self._merge(decision, kwargs["model"], kwargs["optimizer"], args.max_grad_norm, None)
 
@@ -331,7 +275,7 @@ class AimMerging(TrainerCallback):
             probe: the probe loss of this very step, if any.
         """
         # Without dropout the probe was the same forward pass.
-        before = self._losses(model, decision.step, None if self.probe_dropout else probe)
+        before = self._losses(model, decision.step, None if self.config.probe_dropout else probe)
         with self._timed("merging_seconds"):
             after_new = self._weights.snapshot()
             change_new = after_new.minus(self._start)
@@ -363,10 +307,10 @@ class AimMerging(TrainerCallback):
             if self._importance is not None and scores_new is not None:
                 scores = scores_new, self._importance.end_phase()
             weights = self._weights, self._start, after_new
-            weight_new, weight_old = fuse(decision, *weights, scores, self.important_share)
+            weight_new, weight_old = fuse(decision, *weights, scores, self.config.important_share)
             finite = math.isfinite(norm_old) and self._weights.is_finite()
         after = self._losses(model, decision.step) if finite else (None, None)
-        reason = refusal(before, after, finite, self.guard_factor)
+        reason = refusal(before, after, finite, self.config.guard_factor)
         with self._timed("merging_seconds"):
             if reason is not None:
                 self._weights.copy_(after_new)
@@ -407,7 +351,7 @@ class AimMerging(TrainerCallback):
         Args:
             loss_old: the second loss, where it is known already.
         """
-        if not self.measure_merges or self._new is None:
+        if not self.config.measure_merges or self._new is None:
             return None, None
         generator = np.random.default_rng([self._seed, 3, step])
         size = min(self._probing.batch_size, len(self._new))

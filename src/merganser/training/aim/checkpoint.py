@@ -10,11 +10,10 @@ neither weights nor a memory of examples fit there.
 
 from __future__ import annotations
 
-import inspect
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +21,13 @@ from transformers import TrainerState, TrainingArguments
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 
 from merganser import processes
-from merganser.control import MergeController
+from merganser.control import ControllerConfig
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import PARTIAL, full_disk_is_an_error, write_json
-from merganser.training.aim.importance import AVERAGE
+from merganser.training.aim.config import AimConfig
 from merganser.training.state import TaskState
 
-FORMAT = 1
+FORMAT = 2
 """Version of the two files; another one is refused."""
 
 VALUES, TENSORS = "aim_merging.json", "aim_merging.safetensors"
@@ -46,28 +45,20 @@ class Identity:
         size: sum of the absolute values of the trainable weights.
         sharded: whether each process holds its shards of them; else every one holds them all, and the tensors of
             process 0 are all there is.
-        options: of :func:`options_of`.
+        settings: of :func:`identifying_settings`.
     """
 
     step: int
     size: float
     sharded: bool
-    options: dict[str, Any]
+    settings: dict[str, Any]
 
 
-def options_of(controller: MergeController, fusion: str) -> dict[str, Any]:
-    """The arguments with which training must go on as it began, by name, as JSON values."""
-    steps = round(controller.rehearsal_ratio * controller.initial_interval)
-    given = {"interval": controller.initial_interval, "rehearsal_steps": steps, "weights": asdict(controller.weights)}
-    names = inspect.signature(MergeController).parameters
-    held = {f"controller.{name}": given[name] if name in given else getattr(controller, name) for name in names}
-    return {"fusion": fusion} | {name: _plain(value) for name, value in held.items()}
-
-
-def _plain(value: Any) -> Any:
-    """A number of numpy's, or one that JSON has no word for, as a plain value."""
-    value = value.item() if hasattr(value, "item") else value
-    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
+def identifying_settings(config: AimConfig) -> dict[str, Any]:
+    """The settings with which training must go on as it began: those of the controller, and the fusion."""
+    names = [*(item.name for item in fields(ControllerConfig)), "fusion"]
+    values = {name: getattr(config, name) for name in names}
+    return values | {"rehearsal_steps": config.first_rehearsal_steps}
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
@@ -114,7 +105,7 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
             save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}, unfinished)
             unfinished.replace(folder / name)
 
-    described = {"format": FORMAT, "step": identity.step, "size": identity.size, "options": identity.options}
+    described = {"format": FORMAT, "step": identity.step, "size": identity.size, "settings": identity.settings}
     described["values"] = state.values
     if identity.sharded:
         described["processes"] = processes.count()
@@ -155,6 +146,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     try:
         described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
         form, found, values = described["format"], (described["step"], described["size"]), described["values"]
+        settings = described["settings"] if form == FORMAT else {}
         wrote, now = described.get("processes"), processes.count() if identity.sharded else None
         tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
@@ -177,15 +169,12 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
             f"{identity.step}.",
             "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
         )
-    # A state without options is of an earlier version, which let the scores of importance alone tell the fusion.
-    masks = any(name.startswith(AVERAGE) for name in tensors)
-    options = described.get("options", {"fusion": "importance_masks" if masks else "trajectory"})
-    other = [key for key, value in identity.options.items() if options.get(key, value) != value]
-    if other:
-        told = ", ".join(f"{key} {options[key]} (now {identity.options[key]})" for key in other)
+    different = [key for key, value in identity.settings.items() if settings.get(key) != value]
+    if different:
+        values_then = ", ".join(f"{key} {settings.get(key)} (now {identity.settings[key]})" for key in different)
         raise InputError(
-            f"The state of AimMerging in '{folder}' was written with {told}.",
-            "Go on with the arguments that training began with, or start over.",
+            f"the state of AimMerging in '{folder}' was written with {values_then}.",
+            "Go on with the settings that training began with, or start over.",
         )
     return TaskState(values, tensors)
 

@@ -8,7 +8,7 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from merganser.streams.sampling import pick, spread
-from merganser.training.options import ProbeSet
+from merganser.training.aim.config import ProbeSet
 from merganser.training.rehearsal import Dataset, MemoryBatches
 
 

@@ -1,0 +1,109 @@
+"""AimMerging's numbers: each once, with its default, its bounds and its description; no torch here.
+
+The options of ``method: aim``, the callback, the controller, the identity of a checkpoint, ``merganser replay --set``
+and the table in docs/methods/aim.md are all derived from :class:`AimConfig`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from merganser.control import ControllerConfig
+from merganser.settings import setting, with_default
+from merganser.training.options import RehearsalSampling
+
+ProbeSet = Literal["fresh", "fixed"]
+"""Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
+
+Fusion = Literal["trajectory", "importance_masks"]
+"""How the updates of the two phases are merged, see :func:`merganser.training.aim.fusion.fuse`."""
+
+
+@dataclass(frozen=True)
+class AimConfig(ControllerConfig):
+    """The numbers of AimMerging: those of its controller, of rehearsal, probes and merges.
+
+    Three defaults of the controller differ from the paper's because they are cheaper and no worse (measured in
+    docs/methods/aim.md, "Where it differs"): half of the rehearsal, two probes per interval, and the rehearsal's update
+    kept whole.
+
+    Raises:
+        ValueError: a value is impossible, or two contradict each other.
+    """
+
+    weight_old: float | None = with_default(ControllerConfig, "weight_old", 1.0)
+    rehearsal_steps: int | Literal["half", "interval"] = with_default(ControllerConfig, "rehearsal_steps", "half")
+    probes_per_interval: int | None = with_default(ControllerConfig, "probes_per_interval", 2)
+    rehearsal_sampling: RehearsalSampling = setting(
+        "epoch", "epoch: every example once per pass over the memory, in a new order; iid: independent draws"
+    )
+    batch: int | None = setting(
+        None, "memory examples per rehearsal step; null: the training batch, or the whole memory if smaller", gt=0
+    )
+    probe_batch: int | None = setting(None, "memory examples per probe; null: as in rehearsal", gt=0)
+    probe_set: ProbeSet = setting(
+        "fixed",
+        "fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old tasks and "
+        "their labels",
+    )
+    probe_dropout: bool = setting(False, "leave dropout on while probing, as the released program does")
+    merge_at_end: bool = setting(
+        True, "merge once more after the last step of a task, or where training is stopped before it"
+    )
+    fusion: Fusion = setting(
+        "trajectory",
+        "trajectory: two weights for all parameters; importance_masks: every parameter follows the phase that it is "
+        "important to (Recurrent-KIF)",
+    )
+    important_share: float = setting(
+        0.2, "importance_masks: share of the parameters that are important to a phase", gt=0, le=1
+    )
+    importance_smoothing: float = setting(
+        0.85, "importance_masks: weight of the past in the moving averages of importance", ge=0, lt=1
+    )
+    measure_merges: bool = setting(
+        True,
+        "measure losses before and after each merge, for the ledger and for guard_factor: three more forward passes, "
+        "or four where the step was not probed without dropout",
+    )
+    guard_factor: float | None = setting(
+        10.0,
+        "a merge that multiplies a loss by more than this is refused (ordinary ones change losses by far less); null: "
+        "only one that leaves a loss or weights that are not finite (the default with measure_merges: false and with "
+        "only_at_end)",
+        gt=1,
+    )
+    seed: int | None = setting(None, "decides which examples are drawn; None: the training seed", ge=0, section=None)
+    checkpoints: bool = setting(
+        True, "add the state to the trainer's checkpoints, and read it when training resumes from one", section=None
+    )
+
+    @classmethod
+    def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
+        """As of the controller; and no factor guards what is not measured, or the one merge of a whole task.
+
+        Going back from the end of a task may well multiply a loss that had fallen to 0.
+        """
+        unguarded = given.get("measure_merges") is False or given.get("only_at_end") is True
+        guard = {"guard_factor": None} if unguarded and "guard_factor" not in given else {}
+        return super().implied(given) | guard
+
+
+REFERENCE: dict[str, Any] = {
+    "minimum_rehearsal_steps": 0,
+    "rehearsal_sampling": "iid",
+    "probe_batch": None,
+    "probe_every": 1,
+    "probes_per_interval": None,
+    "probe_set": "fresh",
+    "probe_dropout": True,
+    "merge_at_end": False,
+    "weight_old": None,
+    "guard_factor": None,
+}
+"""What ``compat: reference`` sets: the behaviour of the program released with the paper."""
+
+REFERENCE_DEFAULTS: dict[str, Any] = {"rehearsal_steps": "interval"}
+"""Its defaults of settings that can still be chosen."""
