@@ -81,6 +81,7 @@ class _CompatOptions(MethodOptions):
 
 AimAblation = create_model(
     "AimAblation",
+    __module__=__name__,
     __base__=StrictOptions,
     __doc__="Parts of AimMerging switched off, to measure what they contribute.",
     **option_fields(AimConfig, ABLATION),
@@ -90,6 +91,7 @@ _ABLATION: Any = (AimAblation, Field(default_factory=AimAblation, description="p
 
 AimOptions = create_model(
     "AimOptions",
+    __module__=__name__,
     __base__=_CompatOptions,
     __doc__="AimMerging; the defaults of rehearsal and probing are cheaper than the paper's, the others are its own.",
     **option_fields(AimConfig),
