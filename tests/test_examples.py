@@ -250,7 +250,7 @@ def test_own_trainer(kind: str, home: Path, capsys: pytest.CaptureFixture[str]) 
     aim = own_trainer(["--kind", kind, "--model", str(home / kind), "--data", str(home / "data"), "--steps", "16"])
     assert [merge.step for merge in aim.merges][-1] <= 16
     assert aim.cost.examples_rehearsed == 8 * sum(merge.rehearsal_steps for merge in aim.merges) > 0
-    assert sorted(aim.probes) == list(range(1, 17))
+    assert [signal.step for signal in aim.signals] == list(range(1, 17))
     printed = capsys.readouterr().out
     assert printed.count("merge after step") == len(aim.merges)
     assert len(re.findall(r"loss on (?:dates|reviews): \d+\.\d{3} before reviews were learned, \d", printed)) == 2

@@ -37,7 +37,7 @@ class StepDone:
     task: str
     step: int
     steps: int
-    loss: float
+    loss: float | None
     probe: float | None = None
     interval: int | None = None
 

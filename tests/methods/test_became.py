@@ -11,9 +11,11 @@ import torch
 
 from merganser.methods import make_method
 from merganser.methods.became import Became, BecameOptions
-from merganser.training.trainer import train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, train_task
 from merganser.weights import Weights
 from tests.methods.stream import Stream, collate, draw_features, draw_weights, exact_fisher
+from tests.training.trainable import Model
 
 FIRST, SECOND = (draw_weights(1), draw_features(1)), (draw_weights(2), draw_features(2))
 
@@ -67,9 +69,9 @@ def test_one_stage_only(projected: float, tmp_path: Path) -> None:
     run = after_first_task(tmp_path, projected=projected, energy=0.9)
     context = run.context(2, SECOND[1])
     current = Weights.of(run.module).copy_(run.deployed[1])
-    callbacks = run.method.callbacks(context)
+    hooks = TaskHooks(run.method.callbacks(context))
     training = context.training.model_copy(update={"steps": 4, "learning_rate": 0.1, "warmup": 0})
-    train_task(run.module, SECOND[1], collate, training, task="t", seed=1, precision="fp32", callbacks=callbacks)
+    train_task(Model(run.module, collate), SECOND[1], training, seed=1, records=TaskRecords("t"), hooks=hooks)
     trained = current.snapshot()
     run.method.after_task(context)
     share = run.method.records.merges[0].weight_new

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 from merganser.methods.ewc import Ewc, EwcOptions
 from merganser.training.fisher import diagonal_fisher
 from merganser.training.options import TrainingOptions
-from merganser.training.trainer import train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, train_task
 from merganser.weights import Weights
 from tests.methods.plain import Holder, context, random_weights, set_to
+from tests.training.trainable import Model
 
 
 class Bowl(nn.Module):
@@ -66,8 +68,8 @@ def test_training_ends_at_the_minimum_in_closed_form(weight: float, place: list[
     features = [{"c": [2.0, -1.0], "length": 1}] * 4
     task = given(module, features, 2)
     options = TrainingOptions(batch=4, steps=120, learning_rate=0.2, schedule="linear", warmup=0, clip=0)
-    penalty = method.penalty(task)
-    train_task(module, features, collate, options, task="t", seed=0, precision="fp32", penalty=penalty)
+    hooks = TaskHooks(penalty=method.penalty(task))
+    train_task(Model(module, collate), features, options, seed=0, records=TaskRecords("t"), hooks=hooks)
     torch.testing.assert_close(module.w.detach(), torch.tensor(place), atol=2e-2, rtol=0)
 
 

@@ -15,6 +15,7 @@ from transformers import Trainer, TrainingArguments
 from merganser import AimConfig, AimMerging
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged
+from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import MemoryBatches
 
 STEPS, BATCH, CLIP, RATE = 60, 4, 1.0, 0.05
@@ -166,7 +167,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model[0].parameters() if p.requires_grad])
 
-    callback = every_step(listener=listener)
+    callback = every_step(records=TaskRecords(listener=listener))
     model.append(Regression())
     trainer = Trainer(model[0], arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback])
     trainer.train()
@@ -184,7 +185,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
 
 
 def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: Path) -> None:
-    callback = every_step(task="second", task_index=2)
+    callback = every_step(records=TaskRecords("second", 2))
     model = train(tmp_path, callback)
     assert torch.equal(model.frozen.weight, Regression().frozen.weight)
     assert callback.merges
@@ -200,7 +201,7 @@ def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: 
     cost = callback.cost
     assert cost.examples_probed == STEPS * BATCH
     assert cost.examples_rehearsed == BATCH * sum(merge.rehearsal_steps for merge in callback.merges)
-    assert set(callback.probes) == set(range(1, STEPS + 1))
+    assert [signal.step for signal in callback.signals] == list(range(1, STEPS + 1))
     assert min(cost.probing_seconds, cost.rehearsal_seconds, cost.merging_seconds, cost.bookkeeping_seconds) > 0
 
 
@@ -216,10 +217,10 @@ def test_measuring_merges_changes_nothing(tmp_path: Path) -> None:
 def test_fewer_probes_cost_fewer_examples(tmp_path: Path) -> None:
     callback = AimMerging(OLD, paper(interval=10, probe_every=5))
     train(tmp_path, callback)
-    probed = [step for step, (probe, _, _) in callback.probes.items() if probe is not None]
+    probed = [signal.step for signal in callback.signals if signal.probe is not None]
     assert probed[:4] == [5, 10, 15, 20]
     assert callback.cost.examples_probed == len(probed) * BATCH
-    assert set(callback.probes) == set(range(1, STEPS + 1))
+    assert [signal.step for signal in callback.signals] == list(range(1, STEPS + 1))
     assert callback.merges
 
 
@@ -269,7 +270,7 @@ def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Pa
 def test_by_default_two_probes_per_interval_and_half_of_its_steps_in_rehearsal(tmp_path: Path) -> None:
     callback = AimMerging(OLD)
     train(tmp_path, callback)
-    assert [step for step, (probe, _, _) in callback.probes.items() if probe is not None][:4] == [4, 8, 12, 16]
+    assert [signal.step for signal in callback.signals if signal.probe is not None][:4] == [4, 8, 12, 16]
     assert callback.merges[0].rehearsal_steps == 4
     assert {(merge.weight_new, merge.weight_old) for merge in callback.merges} <= {(0.6, 1.0), (0.5, 1.0)}
 
@@ -288,7 +289,7 @@ def test_no_rehearsal_is_pure_interpolation(tmp_path: Path) -> None:
 def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     callback = AimMerging(OLD, eager())
     train(tmp_path, callback, gradient_accumulation_steps=2, max_steps=20)
-    assert set(callback.probes) == set(range(1, 21))
+    assert [signal.step for signal in callback.signals] == list(range(1, 21))
     assert callback.merges
 
 

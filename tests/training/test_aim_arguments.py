@@ -83,7 +83,7 @@ def test_a_memory_in_another_form_is_refused_before_any_step(tmp_path: Path) -> 
     callback = AimMerging([{"prompt": "a text", "y": torch.tensor(1.0)}] * 12, eager(), probe_set="fresh")
     with pytest.raises(InputError, match=r"they have no x\. Give them in the form of the training data"):
         train(tmp_path, callback)
-    assert callback.probes == {}
+    assert callback.signals == []
     with pytest.raises(InputError, match=r"they have no x, y\."):
         train(tmp_path, AimMerging(["a text"] * 12, eager()))
 

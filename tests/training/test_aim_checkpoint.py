@@ -25,7 +25,7 @@ def test_a_state_that_cannot_be_used_is_an_error_before_any_step(tmp_path: Path)
         trainer, aim = make(tmp_path / "run")
         with pytest.raises(InputError, match=match):
             trainer.train(resume_from_checkpoint=True)
-        assert aim.probes == {}
+        assert aim.signals == []
         values.write_text(kept[0])
         tensors.write_bytes(kept[1])
 

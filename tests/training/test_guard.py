@@ -18,6 +18,7 @@ from merganser.errors import RunError
 from merganser.events import Event, Merged
 from merganser.methods.aim import AimOptions
 from merganser.training.aim.guard import FLOOR, OptimizerCopy, refusal
+from merganser.training.records import TaskRecords
 from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, eager, examples, train
 
 AimMerging = functools.partial(WithDefaults, probe_set="fresh", merge_at_end=False)
@@ -77,7 +78,7 @@ def test_one_refused_merge_puts_back_weights_and_optimizer(tmp_path: Path) -> No
             at_firing[:] = [*at_firing, now()]
 
     loss = spoiled(lambda rehearsing, number: rehearsing and number == 6)  # in the second merge, of four steps each
-    callback = AimMerging(OLD, eager(), listener=listener, loss=loss)
+    callback = AimMerging(OLD, eager(), records=TaskRecords(listener=listener), loss=loss)
     holder.append(
         Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[Before(), callback])
     )
@@ -157,7 +158,7 @@ def test_an_optimizer_that_first_meets_a_weight_while_rehearsing() -> None:
         weight.grad = torch.full((2,), 3.0)
     optimizer.step()
     assert len(optimizer.state) == 2
-    kept.put_back()
+    kept.restore()
     after = state_of(optimizer)
     assert len(before) == len(after) == 3
     assert all(torch.equal(a, b) for a, b in zip(before, after, strict=True))

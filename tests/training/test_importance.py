@@ -11,6 +11,7 @@ from transformers import Trainer
 
 from merganser import AimConfig, AimMerging
 from merganser.events import Event, Merged
+from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import MemoryBatches
 from tests.training.test_aim import BATCH, CLIP, NEW, OLD, RATE, STEPS, Regression, arguments, collate, train
 
@@ -82,7 +83,9 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert isinstance(event, Merged)
         seen.append([p.detach().clone() for p in model.parameters() if p.requires_grad])
 
-    callback = AimMerging(OLD, CONFIG, fusion="importance_masks", merge_at_end=False, listener=listener)
+    callback = AimMerging(
+        OLD, CONFIG, fusion="importance_masks", merge_at_end=False, records=TaskRecords(listener=listener)
+    )
     Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[callback]).train()
     expected, means = transcription()
     assert [merge.step for merge in callback.merges] == list(range(8, STEPS, 8))
@@ -98,7 +101,7 @@ def test_nothing_is_scored_that_nothing_reads(tmp_path: Path, monkeypatch: pytes
     def never(*given: object) -> None:
         raise AssertionError
 
-    monkeypatch.setattr("merganser.training.aim.callback.Importance", never)
+    monkeypatch.setattr("merganser.training.aim.fusion.Importance", never)
     callback = AimMerging(OLD, CONFIG)
     train(tmp_path, callback)
     assert callback.merges

@@ -100,7 +100,7 @@ def same(one: tuple[Trainer, AimMerging], other: tuple[Trainer, AimMerging]) -> 
     for left, right in zip(one[0].model.parameters(), other[0].model.parameters(), strict=True):
         assert torch.equal(left, right)
     assert one[1].merges == other[1].merges
-    assert one[1].probes == other[1].probes
+    assert one[1].signals == other[1].signals
     assert one[1].cost.examples_rehearsed == other[1].cost.examples_rehearsed
 
 
@@ -278,10 +278,10 @@ def test_a_causal_model_with_lora(way: str, tmp_path: Path) -> None:
     given = arguments(tmp_path / "out", max_steps=8, save_strategy="no", lr_scheduler_type="constant", **WAYS[way])
     collator = DataCollatorForSeq2Seq(tokenizer)
     Trainer(model, given, train_dataset=data[6:], data_collator=collator, callbacks=[aim]).train()
-    assert set(aim.probes) == set(range(1, 9))
+    assert [signal.step for signal in aim.signals] == list(range(1, 9))
     assert aim.merges
     assert all(merge.norm_new > 0 and merge.norm_old > 0 for merge in aim.merges)
-    assert all(math.isfinite(loss) for loss, _, _ in aim.probes.values() if loss is not None)
+    assert all(math.isfinite(signal.probe) for signal in aim.signals if signal.probe is not None)
     assert all(torch.equal(weight, before[name]) for name, weight in model.named_parameters() if name in before)
 
 

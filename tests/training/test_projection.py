@@ -11,8 +11,10 @@ from transformers.pytorch_utils import Conv1D
 
 from merganser.training.options import TrainingOptions
 from merganser.training.projection import GradientProjection, extend_bases, extend_basis, trained_layers
-from merganser.training.trainer import train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, train_task
 from merganser.weights import Weights
+from tests.training.trainable import Model
 
 
 class Net(nn.Module):
@@ -50,7 +52,8 @@ OLD, NEW = data(2, 1), data(4, 2)
 
 def train(model: Net, projection: GradientProjection) -> None:
     options = TrainingOptions(steps=6, batch=4, learning_rate=0.05, warmup=0, weight_decay=0.1)
-    train_task(model, NEW, collate, options, task="t", seed=1, precision="fp32", callbacks=[projection])
+    hooks = TaskHooks([projection])
+    train_task(Model(model, collate), NEW, options, seed=1, records=TaskRecords("t"), hooks=hooks)
 
 
 def test_old_outputs_stay_until_training_is_free() -> None:

@@ -1,6 +1,6 @@
 """`compat: reference` on a tiny T5 with LoRA against a straight-line transcription of the released program's algorithm.
 
-Both see the same data order (:class:`~merganser.training.trainer.EpochOrder`) and draw the same examples of the memory
+Both see the same data order (:class:`~merganser.training.data.EpochOrder`) and draw the same examples of the memory
 (``numpy`` generators made of the seed and the number of the step or draw). Dropout is on in training, in rehearsal and
 in the probes; its masks are made equal by a hook that seeds torch with the number of the forward pass. So the order and
 the number of all forward passes are compared, too: one pass more or less on either side changes every later mask.
@@ -22,9 +22,11 @@ from merganser.models.base import AnswerSpec, Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.streams.task import Example
+from merganser.training.data import EpochOrder
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
-from merganser.training.trainer import EpochOrder, train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, train_task
 from tests.learner import toys
 from tests.methods import plain
 
@@ -128,7 +130,7 @@ def test_every_weight_after_every_merge_of_a_second_task() -> None:
     def prepared() -> tuple[Backbone, list[dict[str, Any]], list[dict[str, Any]]]:
         model = backbone()
         old, new = features(model, "mood", 10), features(model, "topic", 12)
-        train_task(model.module, old, model.collate, first, task="mood", seed=SEED, precision="fp32")
+        train_task(model, old, first, seed=SEED, records=TaskRecords("mood"))
         return model, new, old
 
     model, new, old = prepared()
@@ -142,13 +144,10 @@ def test_every_weight_after_every_merge_of_a_second_task() -> None:
         copy_weights()
 
     method = Aim(OPTIONS.model_copy(update={"measure_merges": False}))
-    context = plain.context(
-        model.module, 2, task="topic", backbone=model, memory=old, training=training, seed=SEED, listener=listener
-    )
-    callbacks = method.callbacks(context)
-    train_task(
-        model.module, new, model.collate, training, task="topic", seed=SEED, precision="fp32", callbacks=callbacks
-    )
+    method.records = TaskRecords("topic", 2, listener)
+    context = plain.context(model.module, 2, task="topic", backbone=model, memory=old, training=training, seed=SEED)
+    hooks = TaskHooks(method.callbacks(context))
+    train_task(model, new, training, seed=SEED, records=method.records, hooks=hooks)
     method.after_task(context)
     copy_weights()
 

@@ -97,7 +97,7 @@ def go_on(folder: str, fusion: str) -> None:
     put_in(again.model, kept)
     again.run(first=SAVED + 1)
     assert again.aim.merges == whole.aim.merges
-    assert again.aim.probes == whole.aim.probes
+    assert again.aim.signals == whole.aim.signals
     for name, weight in Weights.of(whole.model).items():
         assert torch.equal(weight, Weights.of(again.model)[name]), name
     size = kept.l1()

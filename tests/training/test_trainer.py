@@ -11,8 +11,11 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from merganser.errors import RunError
+from merganser.training.data import EpochOrder
 from merganser.training.options import TrainingOptions
-from merganser.training.trainer import EpochOrder, Outcome, StepLog, planned_steps, train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, planned_steps, train_task
+from tests.training.trainable import Model
 
 
 class Line(nn.Module):
@@ -37,11 +40,17 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
     return {key: torch.tensor([item[key] for item in items]) for key in ("x", "y")}
 
 
-def train(model: nn.Module, data: list[dict[str, Any]], seed: int = 1, penalty: Any = None, **options: Any) -> Outcome:
+def train(
+    model: nn.Module, data: list[dict[str, Any]], seed: int = 1, penalty: Any = None, **options: Any
+) -> TaskRecords:
     given = {"epochs": 2, "batch": 4, "learning_rate": 0.01, "warmup": 0.0, **options}
-    return train_task(
-        model, data, collate, TrainingOptions(**given), task="t", seed=seed, precision="fp32", penalty=penalty
-    )
+    records, hooks = TaskRecords("t"), TaskHooks(penalty=penalty)
+    train_task(Model(model, collate), data, TrainingOptions(**given), seed=seed, records=records, hooks=hooks)
+    return records
+
+
+def losses(records: TaskRecords) -> list[float | None]:
+    return [signal.loss for signal in records.signals]
 
 
 def test_order_depends_on_seed_and_epoch_alone_and_groups_lengths() -> None:
@@ -88,29 +97,16 @@ def test_the_callers_random_state_is_left_alone() -> None:
     assert torch.equal(torch.rand(2), expected)
 
 
-def test_the_log_has_one_line_per_optimizer_step() -> None:
-    log = StepLog()
-    outcome = train_task(
-        Line(),
-        features(20),
-        collate,
-        TrainingOptions(epochs=3, batch=4, warmup=0.0),
-        task="t",
-        seed=0,
-        precision="fp32",
-        log=log,
-    )
-    assert (
-        outcome.steps
-        == len(log.losses)
-        == len(log.learning_rates)
-        == planned_steps(20, TrainingOptions(epochs=3, batch=4))
-        == 15
-    )
+def test_there_is_one_record_per_optimizer_step() -> None:
+    records, options = TaskRecords("t"), TrainingOptions(epochs=3, batch=4, warmup=0.0)
+    outcome = train_task(Model(Line(), collate), features(20), options, seed=0, records=records)
+    assert outcome.steps == len(records.signals) == planned_steps(20, options) == 15
+    assert [signal.step for signal in records.signals] == list(range(1, 16))
     assert outcome.examples == 60
-    assert log.losses[0] == pytest.approx(1.0)  # w = 0: (0 - 1)^2
-    assert log.learning_rates[0] == pytest.approx(3e-4)
-    assert log.learning_rates == sorted(log.learning_rates, reverse=True)
+    assert records.signals[0].loss == pytest.approx(1.0)  # w = 0: (0 - 1)^2
+    rates = [signal.learning_rate for signal in records.signals]
+    assert rates[0] == pytest.approx(3e-4)
+    assert rates == sorted(rates, reverse=True)
 
 
 def test_accumulation_equals_one_large_batch() -> None:
@@ -118,9 +114,9 @@ def test_accumulation_equals_one_large_batch() -> None:
     whole, parts = Line(), Line()
     a = train(whole, data, epochs=1, batch=8)
     b = train(parts, data, epochs=1, batch=2, accumulation=4)
-    assert a.steps == b.steps == 1
+    assert len(a.signals) == len(b.signals) == 1
     assert parts.w.item() == pytest.approx(whole.w.item(), abs=1e-7)
-    assert b.log.losses == pytest.approx(a.log.losses)
+    assert losses(b) == pytest.approx(losses(a))
     assert planned_steps(8, TrainingOptions(epochs=1, batch=2, accumulation=4)) == 1
 
 
@@ -146,8 +142,9 @@ def test_accumulated_batches_count_by_their_labels_whatever_the_models_signature
     for batch, accumulation in ((8, 1), (3, 3)):
         options = TrainingOptions(epochs=2, batch=batch, accumulation=accumulation, warmup=0.0, clip=0.5)
         model = Words()
-        log = train_task(model, data, stacked, options, task="t", seed=1, precision="fp32").log
-        found.append((model.w.item(), *log.losses))
+        records = TaskRecords("t")
+        train_task(Model(model, stacked), data, options, seed=1, records=records)
+        found.append((model.w.item(), *losses(records)))
     assert found[1] == pytest.approx(found[0], rel=1e-6)
     assert found[0][1] == pytest.approx((8 * 1 + 5 * 25 + 2 * 4) / 15)  # every label counts the same
 
@@ -160,8 +157,8 @@ def test_a_penalty_is_part_of_the_loss() -> None:
         torch.testing.assert_close(outputs["loss"], model(**inputs)["loss"])
         return 100.0 * (model.w + 3.0).pow(2).sum()
 
-    outcome = train(pulled, features(8), penalty=penalty, learning_rate=0.1, epochs=50)
-    assert outcome.log.losses[0] == pytest.approx(901.0)
+    records = train(pulled, features(8), penalty=penalty, learning_rate=0.1, epochs=50)
+    assert records.signals[0].loss == pytest.approx(901.0)
     assert pulled.w.item() < -2
     assert steps[:3] == [0, 1, 2]
 
@@ -175,7 +172,7 @@ def test_a_loss_that_is_not_finite_stops_the_task(bad: float) -> None:
 
 
 def test_steps_instead_of_epochs() -> None:
-    assert train(Line(), features(8), steps=7).steps == 7
+    assert len(train(Line(), features(8), steps=7).signals) == 7
 
 
 def test_options_are_checked() -> None:

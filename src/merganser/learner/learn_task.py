@@ -24,7 +24,6 @@ from merganser.models.base import AnswerSpec
 from merganser.runs.record import (
     CostRecord,
     RowFile,
-    SignalRecord,
     TaskRecord,
 )
 from merganser.streams.checks import check_names, check_task
@@ -32,7 +31,8 @@ from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memo
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
 from merganser.training.progress_callback import ProgressCallback
-from merganser.training.trainer import Outcome, StepLog, planned_steps, train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import Outcome, TaskHooks, planned_steps, train_task
 
 
 class TaskRun:
@@ -46,6 +46,7 @@ class TaskRun:
         self.session = session
         self.tasks = tasks
         self.selector: BestWeights | None = None
+        self.records = TaskRecords()
         self.began = time.perf_counter()
 
     def run(self) -> ScoreRow:
@@ -199,27 +200,27 @@ class TaskRun:
             trained=self.session.trained,
             listener=self.session.listener,
         )
+        self.records = records = TaskRecords(context.task, number, self.session.listener)
+        self.session.method.records = records
         self.session.method.begin_task()
-        log = StepLog()
         self.selector = selector = best_weights(self.session, self.tasks)
-        checkpoints = resume(self.session, self.tasks, number, steps, selector)
+        checkpoints = resume(self.session, self.tasks, records, steps, selector)
         step = checkpoints.found.step if checkpoints is not None and checkpoints.found is not None else 0
         self.session.listener(TaskStarted(context.task, number, len(features), len(memory), steps, step))
         outcome = train_task(
-            self.session.backbone.module,
+            self.session.backbone,
             features,
-            self.session.backbone.collate,
             options,
-            task=context.task,
             seed=seed,
-            precision=self.session.backbone.precision,
-            callbacks=[
-                *self.session.method.callbacks(context),
-                *([] if selector is None else [selector]),
-                ProgressCallback(self.session.listener, context.task, log, self.session.method.signals),
-            ],
-            penalty=self.session.method.penalty(context),
-            log=log,
+            records=records,
+            hooks=TaskHooks(
+                [
+                    *self.session.method.callbacks(context),
+                    *([] if selector is None else [selector]),
+                    ProgressCallback(records),
+                ],
+                self.session.method.penalty(context),
+            ),
             checkpoints=checkpoints,
         )
         if checkpoints is not None and checkpoints.found is not None:
@@ -240,7 +241,7 @@ class TaskRun:
         ending = time.perf_counter() - started
         processes.on_main(lambda: self._save_weights(folder / "adapter"))
         processes.on_main(lambda: self._save_method(folder / "method"))
-        cost = self.session.method.records.cost.model_copy()
+        cost = records.cost.model_copy()
         cost.steps, cost.examples_trained = outcome.steps, outcome.examples
         elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
         elsewhere += cost.merge_eval_seconds + cost.bookkeeping_seconds
@@ -300,8 +301,8 @@ class TaskRun:
         if self.selector is not None:
             examples["dev"] = [(task.name, example) for task in self.tasks for example in task.dev]
         lines = {name: [as_line(kept_example(*each)) for each in part] for name, part in examples.items()}
-        lines["merges"] = [merge.model_dump() for merge in self.session.method.records.merges]
-        lines["signals"] = [signal.model_dump() for signal in self._signals(outcome.log)]
+        lines["merges"] = [merge.model_dump() for merge in self.records.merges]
+        lines["signals"] = [signal.model_dump() for signal in self.records.signals]
         for name, part in lines.items():
             write_json_lines(folder / f"{name}.jsonl", part)
         write_images(folder, [example for part in examples.values() for _, example in part])
@@ -381,23 +382,6 @@ class TaskRun:
         scores = {name: score for row in self.session.directory.rows() for name, score in row.scores.scores.items()}
         changed = {name for name, row in self._answered_by(number).items() if row == number}
         return {**scores, **self.session.score([task for task in known if task.name in changed], {})}
-
-    def _signals(self, log: StepLog) -> list[SignalRecord]:
-        noted = self.session.method.records.signals
-        found = []
-        for step, (loss, rate) in enumerate(zip(log.losses, log.learning_rates, strict=True), 1):
-            signal = noted.get(step)
-            found.append(
-                SignalRecord(
-                    step=step,
-                    loss=loss,
-                    learning_rate=rate,
-                    probe=signal.probe if signal else None,
-                    interval=signal.interval if signal else None,
-                    threshold=signal.threshold if signal else None,
-                )
-            )
-        return found
 
 
 def _now() -> str:

@@ -23,7 +23,8 @@ from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
 from merganser.training.options import MAY_CHANGE
 from merganser.training.progress_callback import ProgressCallback
-from merganser.training.trainer import StepLog, planned_steps, train_task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import TaskHooks, planned_steps, train_task
 
 
 def cache_folder() -> Path:
@@ -103,22 +104,12 @@ def _train_alone(session: Session, task: Task, number: int, seed: int, start: Pa
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
     session.use(start)
     session.weights_changed()
-    log = StepLog()
 
     def tell(event: object) -> None:
         if isinstance(event, StepDone):
             session.listener(event)
 
-    progress_callback = ProgressCallback(tell, f"{task.name} (alone)", log, lambda step: (None, None))
-    train_task(
-        session.backbone.module,
-        features,
-        session.backbone.collate,
-        session.config.training,
-        task=task.name,
-        seed=seed,
-        precision=session.backbone.precision,
-        callbacks=[progress_callback],
-        log=log,
-    )
+    records = TaskRecords(f"{task.name} (alone)", number, tell)
+    hooks = TaskHooks([ProgressCallback(records)])
+    train_task(session.backbone, features, session.config.training, seed=seed, records=records, hooks=hooks)
     return session.score([known], {})[task.name]

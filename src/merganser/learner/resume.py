@@ -14,6 +14,7 @@ from merganser.learner.session import Session
 from merganser.runs.checkpoint import CheckpointFolder
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
+from merganser.training.records import TaskRecords
 from merganser.training.state import Resumable
 
 
@@ -56,17 +57,17 @@ def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:
 
 
 def resume(
-    session: Session, tasks: Sequence[Task], number: int, steps: int, selector: BestWeights | None
+    session: Session, tasks: Sequence[Task], records: TaskRecords, steps: int, selector: BestWeights | None
 ) -> TaskCheckpoints | None:
     """The checkpoints of a lesson, with the one to go on from, if there is one; ``None``: none are taken.
 
     Args:
-        number: its row. steps: that its training takes in all.
+        records: those of the training, with the row as their index. steps: that the training takes in all.
     """
     options = session.config.training
     if not options.takes_checkpoints:
         return None
-    folder = checkpoints_of(session, tasks, number)
+    folder = checkpoints_of(session, tasks, records.index)
     notes = processes.on_main(lambda: folder.latest()[1])
     found, _ = folder.latest()  # the others find what process 0 left
     for note in notes:
@@ -77,4 +78,4 @@ def resume(
     parts: dict[str, Resumable] = {"method": session.method}
     if selector is not None:
         parts["selection"] = selector
-    return TaskCheckpoints(folder, options, parts, found)
+    return TaskCheckpoints(folder, options, parts, records, found)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from merganser.methods.base import Method, MethodOptions, Signals, TaskContext
+from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.options import StrictOptions, option_fields
 from merganser.settings import ABLATION, described
 from merganser.training.aim.config import REFERENCE, REFERENCE_DEFAULTS, AimConfig
@@ -116,11 +116,10 @@ class Aim(Method[_CompatOptions]):
     uses_memory = True
     supports_distributed = True
 
-    _callback: AimMerging | None = None
-
     def __init__(self, options: _CompatOptions) -> None:
         super().__init__(options)
         self.config = options.config()
+        self._callback: AimMerging | None = None  # of the task in hand; the first task has none
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
@@ -129,12 +128,9 @@ class Aim(Method[_CompatOptions]):
         check_batch("method.probe_batch", self.config.probe_batch, size, memory_examples)
         return size
 
-    def begin_task(self) -> None:
-        super().begin_task()
-        self._callback = None
-
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         size = self.rehearsal_batch(context.training, len(context.memory))
+        self._callback = None
         if size is None:
             return []
         from merganser.training.aim.callback import AimMerging
@@ -147,9 +143,7 @@ class Aim(Method[_CompatOptions]):
             checkpoints=False,
             collator=context.backbone.collate,
             probe_groups=context.memory_groups,
-            task=context.task,
-            task_index=context.index,
-            listener=context.listener,
+            records=self.records,
         )
         return [self._callback]
 
@@ -159,19 +153,3 @@ class Aim(Method[_CompatOptions]):
     def load_task_state(self, state: TaskState) -> None:
         if self._callback is not None:
             self._callback.load_task_state(state)
-
-    def after_task(self, context: TaskContext) -> None:
-        if self._callback is None:
-            return
-        self.records.merges = self._callback.merges
-        self.records.cost = self._callback.cost
-        self.records.signals = {
-            step: Signals(probe, interval, threshold)
-            for step, (probe, interval, threshold) in self._callback.probes.items()
-        }
-
-    def signals(self, step: int) -> tuple[float | None, int | None]:
-        if self._callback is None or step not in self._callback.probes:
-            return None, None
-        probe, interval, _ = self._callback.probes[step]
-        return probe, interval

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from merganser.events import Listener, silent
 from merganser.options import StrictOptions
-from merganser.runs.record import CostRecord, MergeRecord
 from merganser.training.options import TrainingOptions
+from merganser.training.records import TaskRecords
 from merganser.training.state import TaskState
 
 if TYPE_CHECKING:
@@ -86,24 +86,6 @@ class TaskContext:
         return self.deployed(self.index - 1)
 
 
-@dataclass
-class Signals:
-    """What a method measured at one step."""
-
-    probe: float | None = None
-    interval: int | None = None
-    threshold: float | None = None
-
-
-@dataclass
-class TaskRecords:
-    """What a method noted while a task was learned."""
-
-    merges: list[MergeRecord] = field(default_factory=list)
-    signals: dict[int, Signals] = field(default_factory=dict)
-    cost: CostRecord = field(default_factory=CostRecord)
-
-
 OptionsT = TypeVar("OptionsT", bound=MethodOptions)
 
 
@@ -170,8 +152,8 @@ class Method(Generic[OptionsT]):
         return None
 
     def begin_task(self) -> None:
-        """Forget the records of the task before."""
-        self.records = TaskRecords()
+        """Forget the task before, its records included."""
+        self.records.reset()
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         """What happens at the steps of a task."""
@@ -184,7 +166,7 @@ class Method(Generic[OptionsT]):
     def task_state(self) -> TaskState:
         """What the method holds in the middle of a task besides what :meth:`load` reads, to go on bit for bit.
 
-        With the seconds and examples in :attr:`records`, as far as it fills them while training.
+        The records are a part of every checkpoint anyway.
         """
         return TaskState()
 
@@ -223,8 +205,3 @@ class Method(Generic[OptionsT]):
     def bytes_kept(self) -> dict[str, int]:
         """Bytes of what must survive between tasks besides the deployed weights and the memory, by name."""
         return {}
-
-    def signals(self, step: int) -> tuple[float | None, int | None]:
-        """Probe loss and planned interval at a step, for the live view."""
-        found = self.records.signals.get(step)
-        return (found.probe, found.interval) if found else (None, None)

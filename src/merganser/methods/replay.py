@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.runs.record import CostRecord
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
 from merganser.training.state import TaskState
@@ -81,8 +80,7 @@ class Replay(Method[ReplayOptions]):
         return loss_on_memory
 
     def task_state(self) -> TaskState:
-        return TaskState(values={"draws": self._draws, "cost": self.records.cost.model_dump()})
+        return TaskState(values={"draws": self._draws})
 
     def load_task_state(self, state: TaskState) -> None:
         self._draws = int(state.values["draws"])
-        self.records.cost = CostRecord.model_validate(state.values["cost"])

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from merganser.events import Merged
 from merganser.files.atomic import write_json
 from merganser.methods.base import Method, MethodOptions, TaskContext, TaskState
 from merganser.runs.record import MergeRecord
@@ -87,26 +83,19 @@ class Trm(Method[TrmOptions]):
             context.training.batch,
             derive_seed(context.seed, "trm"),
         )
-        with self._timed("merge_eval_seconds"):
+        with self.records.timed("merge_eval_seconds"):
             before = merging.task_loss()
-        with self._timed("merging_seconds"):
+        with self.records.timed("merging_seconds"):
             self._report = merging.merge(trajectory)
-        with self._timed("merge_eval_seconds"):
+        with self.records.timed("merge_eval_seconds"):
             after = merging.task_loss()
         self._path = self._start = None
         self._note(context, self._report, before, after)
 
-    @contextlib.contextmanager
-    def _timed(self, part: str) -> Iterator[None]:
-        started = time.perf_counter()
-        yield
-        cost = self.records.cost
-        setattr(cost, part, getattr(cost, part) + time.perf_counter() - started)
-
     def _note(self, context: TaskContext, report: MergeReport, before: float, after: float) -> None:
         """The line of the ledger. There is no memory, so nothing is known of losses on it."""
         weight = report.weight
-        self.records.merges = [
+        self.records.add_merge(
             MergeRecord(
                 task=context.task,
                 task_index=context.index,
@@ -125,9 +114,6 @@ class Trm(Method[TrmOptions]):
                 loss_new_before=before,
                 loss_new_after=after,
             )
-        ]
-        context.listener(
-            Merged(context.task, context.steps, "end", weight, 1 - weight, 0, context.steps, context.steps)
         )
 
     def save(self, folder: Path) -> None:

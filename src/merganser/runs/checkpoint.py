@@ -27,7 +27,7 @@ from merganser.files.atomic import PARTIAL, full_disk_is_an_error, replace_folde
 if TYPE_CHECKING:
     from torch import Tensor
 
-FORMAT = 2
+FORMAT = 3
 """Version of the layout of a checkpoint; one with another number is not used."""
 
 KEPT = 2

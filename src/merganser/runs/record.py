@@ -94,8 +94,10 @@ class SignalRecord(Record):
     """One inner step of a task."""
 
     step: int
-    loss: float = Field(description="training loss of the step's batch (nats)")
-    learning_rate: float
+    loss: float | None = Field(
+        None, description="training loss of the step's batch (nats); None: not recorded (a Trainer of one's own)"
+    )
+    learning_rate: float | None = Field(None, description="None: likewise")
     probe: float | None = Field(None, description="loss on a batch of the memory after the step; None if not probed")
     interval: int | None = Field(None, description="planned merge interval in force at this step")
     threshold: float | None = Field(None, description="alarm threshold in force at this step, if armed")

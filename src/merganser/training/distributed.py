@@ -147,7 +147,7 @@ def check_batch_for_processes(batch: int) -> None:
 
 
 @contextlib.contextmanager
-def shared_out(module: nn.Module) -> Iterator[nn.Module]:
+def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
     """What is trained in place of ``module``: itself, or where the launcher asks for it a sharded copy.
 
     The trained weights are gathered into the module at the end of the block, so that everything outside of training

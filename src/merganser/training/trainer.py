@@ -2,35 +2,37 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 import transformers
 from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from merganser import processes
 from merganser.errors import RunError
-from merganser.models.base import IGNORED
 from merganser.models.quiet import quiet
-from merganser.training.checkpoint import TaskCheckpoints
+from merganser.runs.record import SignalRecord
+from merganser.training.checkpoint import RestoredState, TaskCheckpoints
+from merganser.training.data import EpochOrder, FeatureList, ignoring_padding
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     PartBatches,
     mean_over_processes,
     num_loss_items,
     rows,
-    shared_out,
+    sharded_as_launched,
     shifts_labels,
 )
 from merganser.training.options import TrainingOptions
-from merganser.training.rehearsal import Collator, without_cache
+from merganser.training.records import TaskRecords
+from merganser.training.rehearsal import without_cache
 
 Penalty = Callable[[nn.Module, int, Mapping[str, Any], Mapping[str, Any]], Tensor]
 """``penalty(model, step, inputs, outputs)``: a term added to the loss of every batch.
@@ -39,12 +41,36 @@ Penalty = Callable[[nn.Module, int, Mapping[str, Any], Mapping[str, Any]], Tenso
 """
 
 
-@dataclass
-class StepLog:
-    """Training loss and learning rate of every optimizer step of a task."""
+class Trainable(Protocol):
+    """What is trained; a :class:`~merganser.models.base.Backbone` is one.
 
-    losses: list[float] = field(default_factory=list)
-    learning_rates: list[float] = field(default_factory=list)
+    Attributes:
+        module: its ``forward(**batch)`` returns a mapping with ``loss``.
+        precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
+    """
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def precision(self) -> str: ...
+
+    def collate(self, features: list[dict[str, Any]], /) -> Mapping[str, Any]:
+        """Turn a list of features into a batch."""
+        ...
+
+
+@dataclass(frozen=True)
+class TaskHooks:
+    """What a method does while a task is trained.
+
+    Attributes:
+        callbacks: in the order in which they are called.
+        penalty: a term added to the loss of every batch; ``None``: none.
+    """
+
+    callbacks: Sequence[TrainerCallback] = ()
+    penalty: Penalty | None = None
 
 
 @dataclass(frozen=True)
@@ -52,90 +78,38 @@ class Outcome:
     """What training one task took.
 
     Attributes:
-        log: loss and learning rate per step.
         steps: optimizer steps taken.
         examples: examples trained on, counted once per pass.
-        seconds: wall-clock seconds in the training loop, callbacks included; of a task that was interrupted, up to the
-            checkpoint it went on from, too.
+        seconds: wall-clock seconds in the training loop, callbacks included; of a task that was interrupted, those up
+            to the checkpoint it resumed from, too.
     """
 
-    log: StepLog
     steps: int
     examples: int
     seconds: float
 
 
-class FeatureList(torch.utils.data.Dataset):
-    """Tokenised examples as a dataset; ``Trainer`` groups by their ``length``."""
-
-    def __init__(self, features: Sequence[dict[str, Any]]) -> None:
-        self.features = features
-
-    def __len__(self) -> int:
-        return len(self.features)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example; a negative index gives one that stands in, see :class:`PartBatches`."""
-        return self.features[index] if index >= 0 else {**self.features[-1 - index], "is_padding": True}
-
-
-class EpochOrder(torch.utils.data.Sampler[int]):
-    """The order of the examples in each epoch, a function of the seed and the epoch alone.
-
-    Within windows of 50 batches, examples of similar length come together (all lengths equal: plain shuffling).
-
-    Args:
-        lengths: length of every example.
-        batch: examples per optimizer step, over all processes.
-        seed: with the epoch, decides the order.
-    """
-
-    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
-        self.lengths = list(lengths)
-        self.batch = batch
-        self.seed = seed
-        self.epoch = 0
-
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop before every epoch."""
-        self.epoch = epoch
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", self.epoch))
-        if len(set(self.lengths)) == 1:
-            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
-        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
-
-
 class TaskTrainer(Trainer):
-    """A stock ``Trainer`` that adds a method's penalty to the loss, notes the loss of each step, and stops at a loss
-    that is not a number instead of training on. Checkpoints are Merganser's own
-    (:class:`~merganser.training.checkpoint.TaskCheckpoints`), for ``Trainer`` pickles some of its own.
+    """A ``Trainer`` that adds a penalty to the loss, records every step, and stops at a loss that is not finite.
 
     With several processes each reads its part of the batches that one process would read, and losses are weighted so
-    that gradients are those of one process.
+    that gradients are those of one process. docs/architecture.md lists the overridden methods and the reasons.
 
     Args:
         batch: examples per forward pass, over all processes.
-        log, task, penalty: as in :func:`train_task`.
+        records: receives the loss and the learning rate of every step.
+        penalty: as in :class:`TaskHooks`.
     """
 
-    checkpoints: TaskCheckpoints | None = None
-
-    def __init__(self, *args: Any, batch: int, log: StepLog, task: str, penalty: Penalty | None, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, batch: int, records: TaskRecords, penalty: Penalty | None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.batch = batch
-        self.step_log = log
-        self.task_name = task
+        self.records = records
         self.penalty = penalty
-        self.examples_seen = 0
         self._accumulated = 0.0
         self._batches = 0
-        # Whether a model's loss heeds a number of items cannot be told from its signature (T5 takes one and ignores
-        # it): it returns the mean over the batch it is given, and the shares are taken here.
+        # Whether a model's loss uses a number of items cannot be told from its signature (T5 takes one and ignores
+        # it): it returns the mean over the batch it is given, and the weights of parts are applied here.
         self.model_accepts_loss_kwargs = False
         self._shifted = shifts_labels(self.model)
 
@@ -168,7 +142,7 @@ class TaskTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         items = num_loss_items(inputs, self._shifted)
-        if items == 0 and "labels" in inputs:  # nothing but a stand-in, and the mean over no label is not a number
+        if items == 0 and "labels" in inputs:  # only a padding example, and the mean over no label is not a number
             inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
         wanted = return_outputs or self.penalty is not None
         result = super().compute_loss(model, inputs, wanted)
@@ -181,13 +155,13 @@ class TaskTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.examples_seen += rows(inputs) if num_loss_items(inputs) else 0
+        self.records.examples_seen += rows(inputs) if num_loss_items(inputs) else 0
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = mean_over_processes(float(loss))
         if not math.isfinite(value):
             raise processes.mark_collective(
                 RunError(
-                    f"The training loss of task '{self.task_name}' became {value} at step "
+                    f"The training loss of task '{self.records.task}' became {value} at step "
                     f"{self.state.global_step + 1}.",
                     "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
                     "training.warmup or precision: fp32.",
@@ -196,43 +170,40 @@ class TaskTrainer(Trainer):
         self._accumulated += value
         self._batches += 1
         if self._batches == self.current_gradient_accumulation_steps:
-            self.step_log.losses.append(self._accumulated)
-            self.step_log.learning_rates.append(float(self._get_learning_rate()))
+            rate = float(self._get_learning_rate())
+            step = self.state.global_step + 1
+            self.records.signals.append(SignalRecord(step=step, loss=self._accumulated, learning_rate=rate))
             self._accumulated = 0.0
             self._batches = 0
         return loss
 
+
+class ResumedTrainer(TaskTrainer):
+    """A :class:`TaskTrainer` that resumes from a checkpoint of Merganser's own; those of ``Trainer`` are pickled.
+
+    Args:
+        restored: the checkpoint.
+    """
+
+    def __init__(self, *args: Any, restored: RestoredState, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.restored = restored
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.put_back_weights(self.model if model is None else model)
+        self.restored.restore_weights(self.model if model is None else model)
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.put_back_optimizer(self.optimizer, self.lr_scheduler)
+        self.restored.restore_optimizer(self.optimizer, self.lr_scheduler)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
-        assert self.checkpoints is not None
-        self.checkpoints.put_back_random()
+        self.restored.restore_random()
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            # Gone on from a checkpoint after the last step: the loop of Trainer would take one more.
+            # Resumed after the last step: the loop of Trainer would take one more.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-
-def ignoring_padding(collate: Collator) -> Collator:
-    """``collate``, with the labels of examples that stand in for others ignored."""
-
-    def collated(features: list[Any]) -> dict[str, Any]:
-        batch = dict(collate(features))
-        for row, feature in enumerate(features):
-            if feature.get("is_padding"):
-                batch["labels"][row] = IGNORED
-        return batch
-
-    return collated
 
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
@@ -278,63 +249,54 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
 
 
 def train_task(
-    module: nn.Module,
+    model: Trainable,
     features: Sequence[dict[str, Any]],
-    collate: Collator,
     options: TrainingOptions,
     *,
-    task: str,
     seed: int,
-    precision: str,
-    callbacks: Sequence[TrainerCallback] = (),
-    penalty: Penalty | None = None,
-    log: StepLog | None = None,
+    records: TaskRecords,
+    hooks: TaskHooks = TaskHooks(),
     checkpoints: TaskCheckpoints | None = None,
 ) -> Outcome:
-    """Train ``module`` on one task.
+    """Train a model on one task.
 
     Args:
-        module: its ``forward(**batch)`` returns a mapping with ``loss``.
+        model: its module is trained in place.
         features: tokenised examples, each with a ``length``.
-        collate: turns a list of features into a batch.
-        task: its name, for messages.
-        seed: decides the order of the data and, with the number of the process, dropout; nothing else does.
-        precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
-        callbacks, penalty: what a method does during a task.
-        log: filled while training, so that callbacks can read it; a new one by default.
-        checkpoints: writes checkpoints, and has the one to go on from.
+        options: how the task is optimised.
+        seed: decides the order of the data and, with the rank of the process, dropout; nothing else does.
+        records: filled while training, so that callbacks can read them.
+        hooks: what a method does during the task.
+        checkpoints: writes checkpoints, and has the one to resume from.
 
     Raises:
         RunError: the loss is not finite, or the disk is full.
     """
-    log = StepLog() if log is None else log
     started = time.perf_counter()
     with (
         isolated_random(seed),
         quiet(),
         tempfile.TemporaryDirectory(prefix="merganser-") as folder,
-        shared_out(module) as trained,
+        sharded_as_launched(model.module) as trained,
         without_cache(trained),
     ):
-        trainer = TaskTrainer(
+        restored = None if checkpoints is None else checkpoints.begin()
+        kind = TaskTrainer if restored is None else functools.partial(ResumedTrainer, restored=restored)
+        trainer = kind(
             model=trained,
-            args=training_arguments(options, folder=folder, precision=precision, seed=seed),
+            args=training_arguments(options, folder=folder, precision=model.precision, seed=seed),
             train_dataset=FeatureList(features),
-            data_collator=collate,
-            callbacks=list(callbacks),
+            data_collator=model.collate,
+            callbacks=[*hooks.callbacks, *(each for each in (restored, checkpoints) if each is not None)],
             batch=options.batch,
-            log=log,
-            task=task,
-            penalty=penalty,
+            records=records,
+            penalty=hooks.penalty,
         )
         for printing in (transformers.PrinterCallback, transformers.ProgressCallback):
             trainer.remove_callback(printing)
-        if processes.rank() > 0:  # dropout of its own on every process
+        if processes.rank() > 0:  # every process draws its own dropout masks
             torch.manual_seed(derive_seed(seed, "process", processes.rank()))
-        if checkpoints is not None:
-            checkpoints.attach(trainer)
-        found = None if checkpoints is None else checkpoints.found
-        trainer.train(resume_from_checkpoint=None if found is None else str(found.folder))
+        trainer.train(resume_from_checkpoint=None if restored is None else str(restored.checkpoint.folder))
     seconds = time.perf_counter() - started if checkpoints is None else checkpoints.seconds
-    examples = int(processes.all_reduce_sum([trainer.examples_seen])[0])
-    return Outcome(log, trainer.state.global_step, examples, seconds)
+    examples = int(processes.all_reduce_sum([records.examples_seen])[0])
+    return Outcome(trainer.state.global_step, examples, seconds)

@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING
 
-from merganser.events import Merged
-from merganser.methods.base import TaskContext, TaskRecords
+from merganser.methods.base import TaskContext
 from merganser.runs.record import MergeRecord
+from merganser.training.records import TaskRecords
 
 if TYPE_CHECKING:
     from merganser.weights import Weights
 
 
-@contextlib.contextmanager
-def timed_merge(records: TaskRecords) -> Iterator[None]:
-    """Counts the time inside as merging."""
-    started = time.perf_counter()
-    try:
-        yield
-    finally:
-        records.cost.merging_seconds += time.perf_counter() - started
+def timed_merge(records: TaskRecords) -> AbstractContextManager[None]:
+    """Count the time inside as merging."""
+    return records.timed("merging_seconds")
 
 
 def record_merge(
@@ -51,7 +44,7 @@ def record_merge(
     norm_new, norm_old, cosine = sizes or _sizes(context, trained, before)
     travelled = trained.minus(before if start is None else start).l1()
     steps = context.steps
-    records.merges.append(
+    records.add_merge(
         MergeRecord(
             task=context.task,
             task_index=context.index,
@@ -69,7 +62,6 @@ def record_merge(
             cosine=cosine,
         )
     )
-    context.listener(Merged(context.task, steps, "end", weight_new, weight_old, 0, steps, steps))
 
 
 def _sizes(context: TaskContext, trained: Weights, before: Weights) -> tuple[float, float, float | None]:

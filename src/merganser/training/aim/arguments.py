@@ -40,7 +40,7 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
         )
 
 
-def check_sharing(model: nn.Module) -> None:
+def check_sharding(model: nn.Module) -> None:
     """InputError where weights are shared out in a way that looks like whole ones: signals and merges would be wrong.
 
     FSDP version 2 is fine: its shards are distributed tensors.

@@ -66,8 +66,8 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def where_to_look(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
-    """Where the checkpoint may be that a trainer goes on from; a callback is not told which it is."""
+def candidate_folders(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
+    """Where the checkpoint may be that a trainer resumes from; a callback does not receive its path."""
     if given is not None:
         return [Path(given)]
     named = args.resume_from_checkpoint

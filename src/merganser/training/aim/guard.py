@@ -1,4 +1,4 @@
-"""What is put back when a merge did harm, and what counts as harm."""
+"""When a merge is refused, and how the optimizer is restored then."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ import torch
 from torch import Tensor
 
 FLOOR = 0.1
-"""Losses below this (nats) are taken as this: a multiple of next to nothing says nothing."""
+"""Losses below this (nats) count as this: a multiple of a loss near 0 is no measure of harm."""
 
 Losses = tuple[float | None, float | None]
 """On the new task and on the memory, ``None`` where not measured."""
 
 
 class OptimizerCopy:
-    """An optimizer's moments at one moment, to return to; with sharded weights those of the local shards.
+    """A copy of an optimizer's moments, to return to; with sharded weights those of the local shards.
 
     Args:
         optimizer: any, also as accelerate wraps it.
@@ -32,21 +32,21 @@ class OptimizerCopy:
             for parameter, held in self._optimizer.state.items()
         }
 
-    def put_back(self) -> None:
-        """Return to it; what has been held since for further parameters is forgotten."""
+    def restore(self) -> None:
+        """Return to the copy; moments of parameters that had none then are dropped."""
         state = self._optimizer.state
         state.clear()
         state.update(self._held)
 
 
 def refusal(before: Losses, after: Losses, finite: bool, factor: float | None) -> str | None:
-    """Why a merge is not let stand; ``None``: it stands.
+    """Why a merge is refused; ``None``: it is applied.
 
     Args:
         before, after: the losses (nats) before the rehearsal and after the merge, on the same batches.
-        finite: whether all merged weights are.
-        factor: how many times a loss may be what it was; losses below :data:`FLOOR` count as that. ``None``: any
-            finite loss is let stand.
+        finite: whether all merged weights are finite.
+        factor: the merge is refused where it multiplies a loss by more than this; losses below :data:`FLOOR` count as
+            that. ``None``: only where a loss is not finite.
     """
     if not finite:
         return "the weights are not finite"

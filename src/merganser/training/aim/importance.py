@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from merganser.weights import Weights, local
 
 AVERAGE, UNCERTAINTY = "importance average/", "importance uncertainty/"
-"""Beginnings of the names of what is kept in a checkpoint; no parameter has a name like that."""
+"""Prefixes of the names in a checkpoint; no parameter has a name like that."""
 
 
 class Importance:
@@ -68,7 +68,7 @@ class Importance:
         return {f"{kind}{name}": tensor for kind, held in kinds for name, tensor in held.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Go on from :meth:`state_tensors`; other names are left alone."""
+        """Restore :meth:`state_tensors`; other names are left alone."""
         for kind, held in ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty)):
-            found = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
-            held.copy_(held.like(found))
+            saved = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
+            held.copy_(held.like(saved))

@@ -1,0 +1,71 @@
+"""The training examples of one task: as a dataset, and in which order they are read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from merganser.models.base import IGNORED
+from merganser.training.determinism import derive_seed
+from merganser.training.rehearsal import Collator
+
+
+class FeatureList(torch.utils.data.Dataset):
+    """Tokenised examples as a dataset; ``Trainer`` groups by their ``length``."""
+
+    def __init__(self, features: Sequence[dict[str, Any]]) -> None:
+        self.features = features
+
+    def __len__(self) -> int:
+        return len(self.features)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """An example; a negative index gives a padding example, see :class:`~.distributed.PartBatches`."""
+        return self.features[index] if index >= 0 else {**self.features[-1 - index], "is_padding": True}
+
+
+class EpochOrder(torch.utils.data.Sampler[int]):
+    """The order of the examples in each epoch, a function of the seed and the epoch alone.
+
+    Within windows of 50 batches, examples of similar length come together (all lengths equal: plain shuffling).
+
+    Args:
+        lengths: length of every example.
+        batch: examples per optimizer step, over all processes.
+        seed: with the epoch, decides the order.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch: int, seed: int) -> None:
+        self.lengths = list(lengths)
+        self.batch = batch
+        self.seed = seed
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Called by the training loop before every epoch."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(derive_seed(self.seed, "epoch", self.epoch))
+        if len(set(self.lengths)) == 1:
+            return iter(torch.randperm(len(self.lengths), generator=generator).tolist())
+        return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
+
+
+def ignoring_padding(collate: Collator) -> Collator:
+    """``collate``, with the labels of padding examples ignored by the loss."""
+
+    def collated(features: list[Any]) -> dict[str, Any]:
+        batch = dict(collate(features))
+        for row, feature in enumerate(features):
+            if feature.get("is_padding"):
+                batch["labels"][row] = IGNORED
+        return batch
+
+    return collated
