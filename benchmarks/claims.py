@@ -83,18 +83,22 @@ PLAIN: dict[str, dict[str, Any]] = {
     "trm": TRM,
 }
 PARTS: dict[str, dict[str, Any]] = {
-    "without alignment": {**TRM, "align": "none"},
-    "alignment by divergence from the trained model": {**TRM, "align": "kl"},
-    "loss and consistency over other labels": {**TRM, "align": "loss", "kept_labels": "earlier", "consistency": 0.5},
+    "without alignment": {**TRM, "ablation": {"align": "none"}},
+    "alignment by divergence from the trained model": {**TRM, "ablation": {"align": "kl"}},
+    "loss and consistency over other labels": {
+        **TRM,
+        "consistency": 0.5,
+        "ablation": {"align": "loss", "kept_labels": "earlier"},
+    },
     "without consistency": {**TRM, "consistency": 0.0},
-    "without responsiveness": {**TRM, "measure": "off"},
-    "literal responsiveness": {**TRM, "measure": "literal"},
+    "without responsiveness": {**TRM, "responsiveness": 0.0},
+    "literal responsiveness": {**TRM, "ablation": {"measure": "literal"}},
     "without ridge": {**TRM, "ridge": 0.0},
     "without path": {**TRM, "snapshots": 0},
-    "without pull-back": {**TRM, "pull_back": False},
-    "without augmentation": {**TRM, "augmentation": "none"},
+    "without pull-back": {**TRM, "ablation": {"pull_back": False}},
+    "without augmentation": {**TRM, "ablation": {"augmentation": "none"}},
     "from w = .5": {**TRM, "weight": 0.5},
-    "first task not merged": {**TRM, "merge_first": False},
+    "first task not merged": {**TRM, "ablation": {"merge_first": False}},
 }
 SETTINGS = {**PLAIN, **PARTS}
 

@@ -93,7 +93,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "joint": {"method": {"name": "joint"}},
     "trm, all weights, Adam's direction": {
-        "method": {"name": "trm", "steps": 3, "batch": 8, "augmentation": "adam"},
+        "method": {"name": "trm", "steps": 3, "batch": 8, "ablation": {"augmentation": "adam"}},
         "model": {"lora": None, "dropout": 0.2},
         "training": {"learning_rate": 0.002},
     },

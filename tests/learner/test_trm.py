@@ -39,7 +39,7 @@ def trained(folder: Path, values: dict[str, Any]) -> list[Weights]:
 @pytest.mark.parametrize("first_too", [True, False])
 def test_without_steps_it_is_the_interpolation(lora: bool, first_too: bool, tmp_path: Path) -> None:
     """From the first task on, or (the first one's weights are deployed as trained) from the second."""
-    values = trm(lora=lora, space="factors", steps=0, merge_first=first_too)
+    values = trm(lora=lora, space="factors", steps=0, ablation={"merge_first": first_too})
     first, merged = trained(tmp_path / "trm", values)
     coma = {"name": "coma", "alpha": 0.3, "merge_first": first_too}
     alone, interpolated = trained(tmp_path / "coma", {**values, "method": coma})

@@ -164,7 +164,7 @@ class Objective:
         logits, _, labels = self.run(weights, examples)
         teacher = self.run(self.subspace.origin, examples)[0].detach()
         align = functional.cross_entropy(logits[:, :own], labels)
-        first = own if options.kept_labels == "earlier" else 0
+        first = own if options.ablation.kept_labels == "earlier" else 0
         old, new = (each[:, first:].div(options.temperature).log_softmax(1) for each in (teacher, logits))
         consistency = options.temperature**2 * (old.exp() * (old - new)).sum(1).mean()
         found = {name: value.detach().clone().requires_grad_() for name, value in self.subspace.origin.items()}
@@ -191,7 +191,7 @@ def test_the_gradient_of_the_whole_objective_is_autograd_s(
     backbone.module.double()
     features = features_of(backbone)
     merging = merging_of(
-        backbone, features, steps=3, kept_labels=kept_labels, kappa=2.0, responsiveness=responsiveness,
+        backbone, features, steps=3, ablation={"kept_labels": kept_labels}, kappa=2.0, responsiveness=responsiveness,
         hvp="double_backward", consistency=0.8, ridge=0.3,
     )  # fmt: skip
     report = merging.merge(trajectory_of(backbone))
@@ -213,7 +213,7 @@ def merged(trajectory: Trajectory, backbone: Backbone, **options: Any) -> tuple[
     return Weights.of(backbone.module).snapshot(), report
 
 
-NO_TERM = {"steps": 8, "align": "none", "consistency": 0, "measure": "off"}
+NO_TERM = {"steps": 8, "consistency": 0, "responsiveness": 0, "ablation": {"align": "none"}}
 
 
 @pytest.mark.parametrize("change", [{"steps": 0}, {"steps": 8, "ridge": 1e8}, NO_TERM])
@@ -301,7 +301,12 @@ def test_a_fresh_adapter_is_not_measured_on_its_a(space: str, spy: Spy) -> None:
     start = Weights.of(backbone.module).snapshot()
     assert all(not value.any() for name, value in start.items() if B in name)
     _, report = merged(
-        Trajectory(start, moved(start, 2, 0.2)), backbone, space=space, groups="layer", steps=1, augmentation="none"
+        Trajectory(start, moved(start, 2, 0.2)),
+        backbone,
+        space=space,
+        groups="layer",
+        steps=1,
+        ablation={"augmentation": "none"},
     )
     (measure,) = spy.measures
     measured = {name for names in measure.groups.values() for name in names}

@@ -44,7 +44,7 @@ class Trm(Method[TrmOptions]):
     _report: MergeReport | None = None
 
     def _merges(self, context: TaskContext) -> bool:
-        return context.index > 1 or self.options.merge_first
+        return context.index > 1 or self.options.ablation.merge_first
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         from merganser.training.trm.path import TrajectoryPoints
@@ -55,7 +55,7 @@ class Trm(Method[TrmOptions]):
             return []
         weights = Weights.of(context.backbone.module)
         self._start = weights.snapshot()
-        self._path = TrajectoryPoints(weights, self.options.snapshots, self.options.augmentation == "adam")
+        self._path = TrajectoryPoints(weights, self.options.snapshots, self.options.ablation.augmentation == "adam")
         return [self._path]
 
     def task_state(self) -> TaskState:
@@ -72,7 +72,7 @@ class Trm(Method[TrmOptions]):
         weights = Weights.of(context.backbone.module)
         if self._path is None or self._start is None:
             return
-        pretrained = context.pretrained() if self.options.pull_back else None
+        pretrained = context.pretrained() if self.options.ablation.pull_back else None
         points = list(self._path.points.values())
         trajectory = Trajectory(self._start, weights.snapshot(), points, pretrained, self._path.direction)
         merging = SubspaceMerge(
@@ -123,4 +123,4 @@ class Trm(Method[TrmOptions]):
 
     def keeps_pretrained(self, lora: bool) -> bool:
         # As an update of whole matrices, what an adapter has changed before any task is zero.
-        return self.options.pull_back and (not lora or self.options.space == "factors")
+        return self.options.ablation.pull_back and (not lora or self.options.space == "factors")

@@ -152,7 +152,7 @@ class SubspaceMerge:
         directions = [end.minus(start), *(space.point(point).minus(start) for point in trajectory.points)]
         if trajectory.pretrained is not None:
             directions.append(space.point(trajectory.pretrained).minus(start))
-        augmentation = self.options.augmentation
+        augmentation = self.options.ablation.augmentation
         if augmentation == "consistency":
             directions.append(self._consistency_direction(start, end, parameters))
         elif augmentation == "gaussian":
@@ -187,12 +187,12 @@ class SubspaceMerge:
         noted = []
         for step in range(options.steps):
             subspace.materialize_(alpha.detach(), point)
-            teacher = end if options.align == "kl" else None
+            teacher = end if options.ablation.align == "kl" else None
             gradient, terms = self._gradient(self._batches.rehearsal(step), parameters, point, subspace.origin, teacher)
             pulled = subspace.project_gradient(gradient)
             if responsiveness is not None:
                 current.copy_(point)
-                loss = responsiveness.literal if options.measure == "literal" else responsiveness.hinge
+                loss = responsiveness.literal if options.ablation.measure == "literal" else responsiveness.hinge
                 terms["responsiveness"], slope = responsiveness.loss_and_gradient(loss)
                 if slope is not None:
                     pulled += options.responsiveness * subspace.project_gradient(slope)
@@ -232,9 +232,9 @@ class SubspaceMerge:
             current.copy_(point)
             with self._autocast():
                 found = self._predictor.predict(batch)
-                loss = found.own_loss if options.align == "own" else found.loss
+                loss = found.own_loss if options.ablation.align == "own" else found.loss
                 align = loss if answers is None else divergence(answers, found.answers)
-                align = align * 0 if options.align == "none" else align
+                align = align * 0 if options.ablation.align == "none" else align
             consistency = align * 0 if kept is None else divergence(kept, self._kept(found), options.temperature)
             value = consistency if consistency_only else align + options.consistency * consistency
             slopes = torch.autograd.grad(
@@ -247,7 +247,7 @@ class SubspaceMerge:
 
     def _kept(self, found: Predictions) -> Tensor:
         """The logits that consistency compares."""
-        return found.earlier if self.options.kept_labels == "earlier" else found.seen
+        return found.earlier if self.options.ablation.kept_labels == "earlier" else found.seen
 
     def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
         current.copy_(point)
@@ -259,14 +259,14 @@ class SubspaceMerge:
     ) -> Responsiveness | None:
         """The measure, with m_{t-1} as its reference; ``None`` where it has no weight."""
         options = self.options
-        if options.measure == "off" or options.responsiveness == 0:
+        if options.responsiveness == 0:
             return None
         examples = self._batches.probe(0)
         parts: list[Scalar] = []
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
         for piece in pieces(examples, self.batch):
             batch = self._collated(piece)
-            if options.measure == "literal":
+            if options.ablation.measure == "literal":
                 share = len(piece) / len(examples)
                 parts.append(functools.partial(self._share_of_loss, batch, share))
             else:
