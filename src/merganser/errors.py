@@ -30,8 +30,8 @@ class MerganserError(Exception):
     """
 
     exit_code = 1
-    told = False
-    """With several processes: another process reports the same error."""
+    reported_elsewhere = False
+    """With several processes: another one says it."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         self.cause = sentence(cause)

@@ -1,8 +1,7 @@
 """Several processes that train one model together, as ``torchrun`` and ``accelerate launch`` start them.
 
-Every process runs the same program. What one of them alone knows is exchanged here, as numbers or JSON, never pickled,
-and added up in the order of the processes, so that all of them go on with the same bits. With one process everything
-here does nothing.
+Every process runs the same program. Values are exchanged as numbers or JSON, never pickled, and reduced in the order of
+the ranks, so that every rank continues with the same bits. With one process all functions here are local.
 """
 
 from __future__ import annotations
@@ -21,39 +20,39 @@ from merganser.errors import DiskFullError, InputError, MerganserError, RunError
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_alone = False
-"""Inside :func:`on_main`: the others are waiting, so nothing can be exchanged."""
+_in_main_only = False
+"""Inside :func:`on_main`: the other ranks are waiting, so no collective can run."""
 
 
-def planned() -> int:
-    """How many processes the launcher started, whether or not they have met yet."""
+def launched_world_size() -> int:
+    """Number of processes that the launcher started, whether or not :func:`initialize` has been called."""
     launched = {"RANK", "MASTER_ADDR"} <= os.environ.keys()
     return int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
 
 
-def planned_rank() -> int:
-    """Which of them this one is, from 0."""
-    return int(os.environ.get("RANK", "0")) if planned() > 1 else 0
+def launched_rank() -> int:
+    """Rank that the launcher gave to this process."""
+    return int(os.environ.get("RANK", "0")) if launched_world_size() > 1 else 0
 
 
-def sharded() -> bool:
-    """Whether the launcher asks that the weights be shared out over the processes (FSDP2).
+def uses_fsdp() -> bool:
+    """Whether the launcher asks for sharded weights (FSDP2).
 
     Raises:
-        InputError: it asks for FSDP1, or for weights that wait in the processor's memory.
+        InputError: it asks for FSDP1, or for weights offloaded to the processor.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False
     if os.environ.get("FSDP_VERSION", "2") != "2":
-        raise InputError("FSDP version 1 was asked for.", "Use fsdp_version: 2 (--fsdp_version 2).")
+        raise InputError("FSDP version 1 is not supported.", "Use fsdp_version: 2 (--fsdp_version 2).")
     if os.environ.get("FSDP_OFFLOAD_PARAMS", "false").lower() == "true":
-        raise InputError("FSDP was asked to keep weights off the device.", "Use fsdp_offload_params: false.")
-    return planned() > 1
+        raise InputError("FSDP with offloaded parameters is not supported.", "Use fsdp_offload_params: false.")
+    return launched_world_size() > 1
 
 
-def begin() -> None:
-    """Meet the other processes that the launcher started; nothing when there are none, or when they have met."""
-    if planned() == 1:
+def initialize() -> None:
+    """Join the process group of the launcher; nothing with one process, or when this has been done."""
+    if launched_world_size() == 1:
         return
     import torch
 
@@ -64,132 +63,133 @@ def begin() -> None:
         torch.distributed.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
 
 
-def end() -> None:
-    """Part from the other processes, when all of them are done: this process ends here. Alone: nothing."""
+def exit_after_barrier() -> None:
+    """End this process when every rank has arrived here; nothing with one process."""
     group = _group()
     if group is None:
         return
-    group.barrier()  # none goes while another may still want something of it
+    group.barrier()  # no rank exits while another may still need it in a collective
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the group that are left when the interpreter winds up can abort it, after everything was done.
+    # Threads of the group that are left when the interpreter shuts down can abort it, after all work was done.
     os._exit(0)
 
 
-def lost(error: BaseException) -> bool:
-    """Whether this is how a process notices that another one has gone: the exchange with it fails."""
+def is_peer_lost(error: BaseException) -> bool:
+    """Whether a collective failed because another process is gone."""
     if _group() is None or not isinstance(error, RuntimeError):
         return False
     import torch
 
-    told = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
-    return isinstance(error, torch.distributed.DistError) or any(each in str(error) for each in told)
+    messages = ("Connection closed by peer", "Connection reset by peer", "Broken pipe", "Timed out waiting")
+    return isinstance(error, torch.distributed.DistError) or any(message in str(error) for message in messages)
 
 
 def _group() -> Any:
-    """``torch.distributed`` where several processes have met, else ``None``. Does not load torch."""
-    found = sys.modules.get("torch.distributed")
-    if found is None or not found.is_available() or not found.is_initialized():
+    """``torch.distributed`` where several processes have joined a group, else ``None``. Does not load torch."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
-    return found if found.get_world_size() > 1 else None
+    return distributed if distributed.get_world_size() > 1 else None
 
 
-def count() -> int:
+def world_size() -> int:
     """Number of processes that train together."""
     group = _group()
     return 1 if group is None else int(group.get_world_size())
 
 
 def rank() -> int:
-    """Number of this process, from 0."""
+    """Rank of this process, from 0."""
     group = _group()
     return 0 if group is None else int(group.get_rank())
 
 
 def is_main() -> bool:
-    """Whether this is the process that writes and speaks."""
+    """Whether this is rank 0, the only process that writes and logs."""
     return rank() == 0
 
 
 def _device(group: Any) -> str:
-    """Where tensors must be to be exchanged."""
+    """Device of tensors in collectives."""
     return "cpu" if "cpu" in str(group.get_backend_config()) else "cuda"
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Sums over the processes, number by number, in double precision; the same bits in every process."""
+    """Sums over the ranks, number by number, in double precision; the same bits on every rank."""
     group = _group()
     if group is None or not values:
         return list(values)
     import torch
 
-    mine = torch.tensor(values, dtype=torch.float64, device=_device(group))
-    everybody = [torch.empty_like(mine) for _ in range(group.get_world_size())]
-    group.all_gather(everybody, mine)
-    return [_sum(column) for column in zip(*(each.tolist() for each in everybody), strict=True)]
+    local = torch.tensor(values, dtype=torch.float64, device=_device(group))
+    gathered = [torch.empty_like(local) for _ in range(group.get_world_size())]
+    group.all_gather(gathered, local)
+    return [_sum(column) for column in zip(*(tensor.tolist() for tensor in gathered), strict=True)]
 
 
 def _sum(values: Sequence[float]) -> float:
-    """Correctly rounded sum; infinities and NaN go through as plain addition has them."""
+    """Correctly rounded sum; infinities and NaN as in plain addition."""
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """A JSON value of every process, in the order of the processes."""
+    """A JSON value from every rank, in the order of the ranks."""
     group = _group()
     if group is None:
         return [value]
     import torch
 
     device = _device(group)
-    mine = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
-    size = torch.tensor([len(mine)], device=device)
+    local = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8).to(device)
+    size = torch.tensor([len(local)], device=device)
     sizes = [torch.empty_like(size) for _ in range(group.get_world_size())]
     group.all_gather(sizes, size)
     longest = max(int(each) for each in sizes)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
-    padded[: len(mine)] = mine
-    everybody = [torch.empty_like(padded) for _ in sizes]
-    group.all_gather(everybody, padded)
+    padded[: len(local)] = local
+    gathered = [torch.empty_like(padded) for _ in sizes]
+    group.all_gather(gathered, padded)
     return [
-        json.loads(each[: int(number)].cpu().numpy().tobytes()) for each, number in zip(everybody, sizes, strict=True)
+        json.loads(tensor[: int(length)].cpu().numpy().tobytes())
+        for tensor, length in zip(gathered, sizes, strict=True)
     ]
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Do something in process 0 alone, while the others wait; all of them get its result or its error.
+    """Run ``work`` on rank 0 alone, while the others wait; every rank returns its result or raises its error.
 
     Args:
-        work: returns a JSON value or a ``Path``. It may call :func:`on_main` again, which then simply does the work.
+        work: returns a JSON value or a ``Path``. It may call :func:`on_main` again, which then simply runs the work.
 
     Raises:
-        MerganserError: what ``work`` raised, in every process.
-        RunError: ``work`` failed in some other way; process 0 raises that itself.
+        MerganserError: what ``work`` raised, on every rank.
+        RunError: ``work`` failed in some other way; rank 0 raises that error itself.
     """
-    global _alone
-    if _group() is None or _alone:
+    global _in_main_only
+    if _group() is None or _in_main_only:
         return work()
     failure: Exception | None = None
-    told: dict[str, Any] = {}
+    answer: dict[str, Any] = {}
     if is_main():
-        _alone = True
+        _in_main_only = True
         try:
-            told = _encode(work())
+            answer = _encode(work())
         except Exception as error:
-            failure, told = error, _describe(error)
+            failure, answer = error, _describe(error)
         finally:
-            _alone = False
-    told = all_gather_object(told)[0]
+            _in_main_only = False
+    answer = all_gather_object(answer)[0]
     if failure is not None:
         raise failure
-    if "error" in told:
-        raise _rebuild(told)
-    result: Any = Path(told["path"]) if "path" in told else told["value"]
+    if "error" in answer:
+        raise _rebuild(answer)
+    result: Any = Path(answer["path"]) if "path" in answer else answer["value"]
     return result
 
 
 def main_only(method: Callable[P, T]) -> Callable[P, T]:
-    """A function that process 0 alone carries out, see :func:`on_main`."""
+    """Decorate a function to run on rank 0 alone, see :func:`on_main`."""
 
     @functools.wraps(method)
     def shared(*args: P.args, **kwargs: P.kwargs) -> T:
@@ -199,15 +199,15 @@ def main_only(method: Callable[P, T]) -> Callable[P, T]:
 
 
 def run_collectively(work: Callable[[], T]) -> T:
-    """Do something in every process; where it fails in one of them, all raise that error.
+    """Run ``work`` on every rank; where it fails on one of them, all raise that error.
 
     Args:
-        work: exchanges nothing with other processes itself.
+        work: runs no collective itself.
 
     Raises:
-        MerganserError: of the first process in which ``work`` raised one.
+        MerganserError: of the first rank on which ``work`` raised one.
     """
-    if _group() is None or _alone:
+    if _group() is None or _in_main_only:
         return work()
     failure: MerganserError | None = None
     result: T
@@ -215,18 +215,18 @@ def run_collectively(work: Callable[[], T]) -> T:
         result = work()
     except MerganserError as error:
         failure = error
-    told = all_gather_object(None if failure is None else _describe(failure))
-    first = next((number for number, each in enumerate(told) if each is not None), None)
+    failures = all_gather_object(None if failure is None else _describe(failure))
+    first = next((number for number, described in enumerate(failures) if described is not None), None)
     if first is None:
         return result
     if failure is not None and first == rank():
         raise failure
-    raise _rebuild(told[first])
+    raise _rebuild(failures[first])
 
 
 def mark_collective(error: MerganserError) -> MerganserError:
-    """An error that every process raises at the same place, since all of them know the same; process 0 says it."""
-    error.told = not is_main()
+    """Mark an error that every rank raises at the same place, so that only rank 0 reports it."""
+    error.reported_elsewhere = not is_main()
     return error
 
 
@@ -237,23 +237,23 @@ def _encode(value: Any) -> dict[str, Any]:
 def _describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, MerganserError):
         return {"error": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
-    return {"error": "RunError", "cause": f"process {rank()} failed: {type(error).__name__}: {error}.", "remedy": ""}
+    return {"error": "RunError", "cause": f"Process {rank()} failed: {type(error).__name__}: {error}.", "remedy": ""}
 
 
-def _rebuild(told: dict[str, Any]) -> MerganserError:
+def _rebuild(described: dict[str, Any]) -> MerganserError:
     kinds: dict[str, type[MerganserError]] = {"InputError": InputError, "DiskFullError": DiskFullError}
-    error = kinds.get(told["error"], RunError)(told["cause"], told["remedy"])
-    error.told = True
+    error = kinds.get(described["error"], RunError)(described["cause"], described["remedy"])
+    error.reported_elsewhere = True
     return error
 
 
-def part_of(items: Sequence[T]) -> tuple[list[T], bool]:
-    """This process's part of the items: even, and in order.
+def local_part(items: Sequence[T]) -> tuple[list[T], bool]:
+    """This rank's part of the items: even, and in order.
 
     Returns:
-        The part, and whether it counts. Where there are fewer items than processes, some get an item that does not
-        count, so that all of them take part in every step.
+        The part, and whether it counts. Where there are fewer items than ranks, some get a padding item that does not
+        count, so that every rank takes part in every collective.
     """
-    number, processes = rank(), count()
-    part = list(items[len(items) * number // processes : len(items) * (number + 1) // processes])
+    number, size = rank(), world_size()
+    part = list(items[len(items) * number // size : len(items) * (number + 1) // size])
     return (part, True) if part else (list(items[:1]), False)

@@ -66,7 +66,7 @@ class Loop:
         state: Any = SimpleNamespace(global_step=first - 1, max_steps=STEPS, is_world_process_zero=processes.is_main())
         self.aim.on_train_begin(self.args, state, control, **given)
         for step in range(first, last + 1):
-            part, _ = processes.part_of([NEW[(4 * step + number) % len(NEW)] for number in range(4)])
+            part, _ = processes.local_part([NEW[(4 * step + number) % len(NEW)] for number in range(4)])
             self.model(**collate(part))["loss"].backward()
             self.aim.on_pre_optimizer_step(self.args, state, control, **given)
             self.optimizer.step()
@@ -87,7 +87,7 @@ def put_in(model: nn.Module, weights: Weights) -> None:
 
 def go_on(folder: str, fusion: str) -> None:
     """In each process: train through, and train again from the checkpoint in the middle."""
-    processes.begin()
+    processes.initialize()
     whole, again = Loop(Path(folder), fusion), Loop(Path(folder), fusion)
     kept = whole.run(save=SAVED)
     assert kept is not None
@@ -102,12 +102,12 @@ def go_on(folder: str, fusion: str) -> None:
         assert torch.equal(weight, Weights.of(again.model)[name]), name
     size = kept.l1()
     processes.on_main(lambda: Path(folder, "size.json").write_text(json.dumps(size)))
-    processes.end()
+    processes.exit_after_barrier()
 
 
 def broken(folder: str) -> None:
     """In each process: the file of the second one is missing, and both say so instead of waiting for each other."""
-    processes.begin()
+    processes.initialize()
     loop = Loop(Path(folder), "trajectory")
     kept = loop.run(last=SAVED, save=SAVED)
     assert kept is not None
@@ -123,7 +123,7 @@ def broken(folder: str) -> None:
             SimpleNamespace(global_step=SAVED, is_world_process_zero=processes.is_main()),  # type: ignore[arg-type]
             TrainerControl(),
         )
-    processes.end()
+    processes.exit_after_barrier()
 
 
 @pytest.mark.parametrize("fusion", ["trajectory", "importance_masks"])

@@ -59,14 +59,14 @@ def _guarded(command: Callable[..., None]) -> Callable[..., None]:
     @functools.wraps(command)
     def guarded(*args: object, **kwargs: object) -> None:
         try:
-            if processes.planned() > 1 and command not in SEVERAL:
+            if processes.launched_world_size() > 1 and command not in SEVERAL:
                 raise InputError(
                     f"The command `merganser {command.__name__}` runs in one process.",
                     "Start it without torchrun or accelerate.",
                 )
-            processes.begin()
+            processes.initialize()
             command(*args, **kwargs)
-            processes.end()
+            processes.exit_after_barrier()
             sys.stdout.flush()
         except KeyboardInterrupt as error:
             raise _Stopped from error
@@ -108,7 +108,7 @@ def main() -> None:
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    aside = processes.planned_rank() > 0
+    aside = processes.launched_rank() > 0
     if aside:  # rank 0 is the only process that prints
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
     arguments = sys.argv[1:]
@@ -119,7 +119,7 @@ def main() -> None:
     try:
         app(args=arguments, prog_name="merganser")
     except MerganserError as error:
-        if aside and (error.told or isinstance(error, InputError)):
+        if aside and (error.reported_elsewhere or isinstance(error, InputError)):
             # The launcher ends all processes when one fails: rank 0 must have printed the error by then.
             time.sleep(PATIENCE)
         elif aside:
@@ -141,8 +141,8 @@ def main() -> None:
             sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
-        if processes.lost(error):
-            message = "Another process of this run has ended. The same command resumes from the last checkpoint."
+        if processes.is_peer_lost(error):
+            message = "another process of this run has gone. The same command goes on from the last checkpoint."
         else:
             message = f"{sentence(f'{type(error).__name__}: {error}')} {BUG}"
         print(f"error: {message}", file=sys.stderr)

@@ -13,7 +13,7 @@ from merganser import processes
 from merganser.metrics.score import Score
 from merganser.models.base import Backbone
 from merganser.training.determinism import isolated_random
-from merganser.training.distributed import bring_back
+from merganser.training.distributed import gather_full_weights
 from merganser.training.state import TaskState
 from merganser.weights import Weights
 
@@ -59,8 +59,8 @@ class BestWeights(TrainerCallback):
         if step in self.scores:
             return
         began = time.perf_counter()
-        if processes.sharded():
-            bring_back(model, self.backbone.module)
+        if processes.uses_fsdp():
+            gather_full_weights(model, self.backbone.module)
         with isolated_random(0):
             found = self.score()
         mean = math.fsum(score.value for score in found.values()) / len(found)

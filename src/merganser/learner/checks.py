@@ -14,7 +14,7 @@ from merganser.streams.memory import sample_memory
 from merganser.streams.options import MemoryOptions
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
-from merganser.training.distributed import blocks_of, check_batch_for_processes
+from merganser.training.distributed import check_batch_for_processes, layers_to_wrap
 
 EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
 """What a method that keeps all training data keeps."""
@@ -81,16 +81,16 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
 
 def check_processes(session: Session) -> None:
     """InputError unless as many processes as there are can learn by this run's method and options."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return
     if not session.method.supports_distributed:
         raise InputError(
-            f"{session.method.title} learns in one process, and there are {processes.count()}.",
+            f"{session.method.title} learns in one process, and there are {processes.world_size()}.",
             "Start it without torchrun or accelerate launch.",
         )
     check_batch_for_processes(session.config.training.batch)
-    if processes.sharded():
-        blocks_of(session.backbone.module)
+    if processes.uses_fsdp():
+        layers_to_wrap(session.backbone.module)
 
 
 def memory_options(session: Session) -> MemoryOptions:

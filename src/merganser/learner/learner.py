@@ -70,7 +70,7 @@ class Learner:
             InputError: something asked for is impossible, differs from what the run was started with, or the run is
                 damaged, in use, or of a newer version.
         """
-        processes.begin()
+        processes.initialize()
         path = Path(run)
         given = {key: _plain(value) for key, value in sections.items() if value is not None}
         listener = listener if processes.is_main() else silent
@@ -90,7 +90,7 @@ class Learner:
 
         A run that was started differently is refused, unless it has learned nothing yet: then it starts over.
         """
-        processes.begin()
+        processes.initialize()
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(run) and not _start_over(run, config, listener):
             asked = config.model_dump(mode="json", exclude={"stream"})
@@ -183,7 +183,7 @@ def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> S
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
         seed=config.seed,
-        processes=processes.count(),
+        processes=processes.world_size(),
         config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
         versions=versions(),
     )

@@ -28,7 +28,7 @@ def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> Chec
         "config": session.config.digest(),
     }
     return CheckpointFolder(
-        session.directory.path, number, identity, processes.rank(), processes.count(), processes.sharded()
+        session.directory.path, number, identity, processes.rank(), processes.world_size(), processes.uses_fsdp()
     )
 
 

@@ -163,7 +163,7 @@ class TaskCheckpoints(TrainerCallback):
         # Processes that hold the same weights differ in dropout alone, and in how many examples they read.
         own: dict[str, Any] = {"examples_seen": self.records.examples_seen}
         own["random"], generators = random_state()
-        if processes.rank() > 0 and not processes.sharded():
+        if processes.rank() > 0 and not processes.uses_fsdp():
             tensors = {}
         tensors |= {f"random.{name}": generator for name, generator in generators.items()}
         text, step, folder = json.dumps(asdict(state)), state.global_step, self.folder

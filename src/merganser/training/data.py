@@ -23,7 +23,7 @@ class FeatureList(torch.utils.data.Dataset):
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example; a negative index gives a padding example, see :class:`~.distributed.PartBatches`."""
+        """An example; a negative index gives a padding example, see :class:`~.distributed.LocalBatches`."""
         return self.features[index] if index >= 0 else {**self.features[-1 - index], "is_padding": True}
 
 

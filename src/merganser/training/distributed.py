@@ -44,7 +44,7 @@ class LocalBatch:
             collate: makes a batch of a list of examples.
             shifted: see :func:`counted`.
         """
-        part, counts = processes.part_of(examples)
+        part, counts = processes.local_part(examples)
         batch = collate(part)
         return cls(batch, weight_of(num_loss_items(batch, shifted) if counts else 0))
 
@@ -80,32 +80,32 @@ def shifts_labels(model: nn.Module) -> bool:
 
 def weight_of(items: int) -> float:
     """The weight of a mean over ``items`` items of this process, see :class:`LocalBatch`."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return 1.0
     everywhere = processes.all_reduce_sum([items])[0]
-    return processes.count() * items / everywhere if everywhere else 0.0
+    return processes.world_size() * items / everywhere if everywhere else 0.0
 
 
 def mean_over_processes(value: float) -> float:
     """The mean of a number over the processes; the same bits in each."""
-    return processes.all_reduce_sum([value])[0] / processes.count()
+    return processes.all_reduce_sum([value])[0] / processes.world_size()
 
 
 def average_gradients(model: nn.Module) -> None:
     """Replace gradients by their means over the processes; those of sharded parameters are means already."""
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None and not hasattr(p.grad, "to_local")]
     if not gradients:
         return
     flat = torch.cat([gradient.flatten() for gradient in gradients])
     torch.distributed.all_reduce(flat)
-    flat /= processes.count()
+    flat /= processes.world_size()
     for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(mean.view_as(gradient))
 
 
-class PartBatches(torch.utils.data.Sampler[list[int]]):
+class LocalBatches(torch.utils.data.Sampler[list[int]]):
     """This process's part of every batch of an order that is the same in every process.
 
     Where a batch has fewer examples than there are processes, some get the index :math:`-1 - i`: example :math:`i`,
@@ -130,16 +130,16 @@ class PartBatches(torch.utils.data.Sampler[list[int]]):
     def __iter__(self) -> Iterator[list[int]]:
         order = list(self.batch_sampler)
         for start in range(0, len(order), self.batch):
-            part, counts = processes.part_of(order[start : start + self.batch])
+            part, counts = processes.local_part(order[start : start + self.batch])
             yield part if counts else [-1 - index for index in part]
 
 
 def check_batch_for_processes(batch: int) -> None:
     """InputError when there are more processes than examples in a batch: some would never have anything to do."""
-    if batch < processes.count():
+    if batch < processes.world_size():
         raise InputError(
-            f"training.batch is {batch}, for {processes.count()} processes together.",
-            f"Use a batch of at least {processes.count()}, or fewer processes.",
+            f"training.batch is {batch}, for {processes.world_size()} processes together.",
+            f"Use a batch of at least {processes.world_size()}, or fewer processes.",
         )
 
 
@@ -153,19 +153,19 @@ def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
     The trained weights are gathered into the module at the end of the block, so that everything outside of training
     meets an ordinary module in every process. On a CUDA device it waits in the processor's memory meanwhile.
     """
-    if not processes.sharded():
+    if not processes.uses_fsdp():
         yield module
         return
     device = next(module.parameters()).device
     try:
         trained = sharded_copy(module.to("cpu"), device.type)
         yield trained
-        bring_back(trained, module)
+        gather_full_weights(trained, module)
     finally:
         module.to(device)
 
 
-def blocks_of(module: nn.Module) -> list[nn.Module]:
+def layers_to_wrap(module: nn.Module) -> list[nn.Module]:
     """The layers that are shared out one by one.
 
     Their classes are named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), else they are those
@@ -189,14 +189,14 @@ def sharded_copy(module: nn.Module, device: str) -> nn.Module:
     """A copy of the module with every weight shared out over the processes, block by block (FSDP2), on ``device``.
 
     Raises:
-        InputError: as :func:`blocks_of`.
+        InputError: as :func:`layers_to_wrap`.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     copied = copy.deepcopy(module)
-    blocks = blocks_of(copied)
-    mesh = init_device_mesh(device, (processes.count(),))
+    blocks = layers_to_wrap(copied)
+    mesh = init_device_mesh(device, (processes.world_size(),))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
     for block in blocks:
         fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
@@ -212,7 +212,7 @@ def reshard(module: nn.Module) -> None:
 
     Without it the next forward pass would not see what has been done to the shards since.
     """
-    if processes.count() == 1:
+    if processes.world_size() == 1:
         return
     from torch.distributed.fsdp import FSDPModule
 
@@ -222,7 +222,7 @@ def reshard(module: nn.Module) -> None:
 
 
 @torch.no_grad()
-def bring_back(trained: nn.Module, module: nn.Module) -> None:
+def gather_full_weights(trained: nn.Module, module: nn.Module) -> None:
     """Gather the trainable weights of a sharded copy into the original, in every process."""
     reshard(trained)
     originals = dict(module.named_parameters())

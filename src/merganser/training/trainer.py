@@ -23,7 +23,7 @@ from merganser.training.checkpoint import RestoredState, TaskCheckpoints
 from merganser.training.data import EpochOrder, FeatureList, ignoring_padding
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
-    PartBatches,
+    LocalBatches,
     mean_over_processes,
     num_loss_items,
     rows,
@@ -122,12 +122,12 @@ class TaskTrainer(Trainer):
         return EpochOrder(lengths, size, seed)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
-        if processes.count() == 1:
+        if processes.world_size() == 1:
             return super().get_train_dataloader()
         order = self._get_train_sampler(self.train_dataset)
         return torch.utils.data.DataLoader(
             self.train_dataset,
-            batch_sampler=PartBatches(order, self.batch),
+            batch_sampler=LocalBatches(order, self.batch),
             collate_fn=ignoring_padding(self.data_collator),
             pin_memory=self.args.dataloader_pin_memory,
         )
@@ -148,7 +148,7 @@ class TaskTrainer(Trainer):
         result = super().compute_loss(model, inputs, wanted)
         loss, outputs = result if wanted else (result, {})
         # The Trainer divides by the number of batches accumulated, and gradients are averaged over the processes.
-        parts = processes.count() * self.current_gradient_accumulation_steps
+        parts = processes.world_size() * self.current_gradient_accumulation_steps
         loss = (parts * items / num_items_in_batch if num_items_in_batch else 0.0) * loss
         if self.penalty is not None:
             loss = loss + self.penalty(model, self.state.global_step, inputs, outputs)
@@ -220,7 +220,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         output_dir=folder,
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
-        per_device_train_batch_size=max(1, options.batch // processes.count()),
+        per_device_train_batch_size=max(1, options.batch // processes.world_size()),
         gradient_accumulation_steps=options.accumulation,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
@@ -244,7 +244,9 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         # A sharded model gives its gradients away after every backward pass, as it has no room for whole ones.
-        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}} if processes.sharded() else None,
+        accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
+        if processes.uses_fsdp()
+        else None,
     )
 
 

@@ -155,7 +155,7 @@ class AimMerging(TrainerCallback):
             self.records.reset()
             self.controller = MergeController(config)
             self._draws = 0
-        default = args.per_device_train_batch_size * processes.count()
+        default = args.per_device_train_batch_size * processes.world_size()
         size = check_batch("batch", config.batch, default, len(self.memory))
         probe = check_batch("probe_batch", config.probe_batch, size, len(self.memory))
         seed = args.seed if config.seed is None else config.seed

@@ -108,7 +108,7 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
     described = {"format": FORMAT, "step": identity.step, "size": identity.size, "settings": identity.settings}
     described["values"] = state.values
     if identity.sharded:
-        described["processes"] = processes.count()
+        described["processes"] = processes.world_size()
     processes.on_main(begin)
     if identity.sharded:
         processes.run_collectively(add)
@@ -147,7 +147,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
         described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
         form, found, values = described["format"], (described["step"], described["size"]), described["values"]
         settings = described["settings"] if form == FORMAT else {}
-        wrote, now = described.get("processes"), processes.count() if identity.sharded else None
+        wrote, now = described.get("processes"), processes.world_size() if identity.sharded else None
         tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
