@@ -282,7 +282,7 @@ def test_an_alarm_between_probes_counts_every_step() -> None:
 
 def test_misuse_is_named() -> None:
     controller = MergeController(interval=1)
-    with pytest.raises(RuntimeError, match="no merge is waiting"):
+    with pytest.raises(RuntimeError, match="No merge is waiting"):
         controller.record(1.0)
     fire(controller, 1)
     with pytest.raises(RuntimeError, match="not recorded"):

@@ -202,7 +202,7 @@ class MergeController:
         )
 
     def observe(self, step: int, probe_loss: float | None = None) -> Merge | None:
-        """Take note of one inner step.
+        """Observe one inner step.
 
         Args:
             step: number of the inner step, 1-based within the task.
@@ -217,9 +217,9 @@ class MergeController:
             RuntimeError: the merge before was not reported with :meth:`record`.
         """
         if self._pending is not None:
-            raise RuntimeError(f"the merge at step {self._pending.step} was not recorded; call record() first")
+            raise RuntimeError(f"The merge at step {self._pending.step} was not recorded; call record() first.")
         if probe_loss is not None and not math.isfinite(probe_loss):
-            raise ValueError(f"probe loss at step {step} is {probe_loss}")
+            raise ValueError(f"The probe loss at step {step} is {probe_loss}.")
         if self.config.only_at_end:
             self._steps += 1
             return None
@@ -293,9 +293,9 @@ class MergeController:
             RuntimeError: no merge is waiting to be recorded.
         """
         if self._pending is None:
-            raise RuntimeError("no merge is waiting to be recorded; observe() has not returned one")
+            raise RuntimeError("No merge is waiting to be recorded; observe() has not returned one.")
         if not math.isfinite(learning_signal) or learning_signal < 0:
-            raise ValueError(f"learning signal at step {self._pending.step} is {learning_signal}")
+            raise ValueError(f"The learning signal at step {self._pending.step} is {learning_signal}.")
         if self.config.adapt_interval and len(self.learning_signals) > self.config.cold_start:
             self.interval = self._adapted(self.learning_signals[-1], learning_signal)
         self.learning_signals.append(learning_signal)
@@ -346,7 +346,7 @@ class MergeController:
         """
         expected = set(self.state_dict())
         if set(state) != expected:
-            raise ValueError(f"controller state has keys {sorted(state)}, expected {sorted(expected)}")
+            raise ValueError(f"The controller's state has keys {sorted(state)}, expected {sorted(expected)}.")
         self.interval = int(state["interval"])
         self.due_step = int(state["due_step"])
         self.threshold = state["threshold"]

@@ -31,7 +31,7 @@ class MerganserError(Exception):
 
     exit_code = 1
     reported_elsewhere = False
-    """With several processes: another one says it."""
+    """With several processes: another process reports the same error."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         self.cause = sentence(cause)

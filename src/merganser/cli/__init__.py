@@ -142,7 +142,7 @@ def main() -> None:
         if debug:
             traceback.print_exc()
         if processes.is_peer_lost(error):
-            message = "another process of this run has gone. The same command goes on from the last checkpoint."
+            message = "Another process of this run has ended. The same command resumes from the last checkpoint."
         else:
             message = f"{sentence(f'{type(error).__name__}: {error}')} {BUG}"
         print(f"error: {message}", file=sys.stderr)

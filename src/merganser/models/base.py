@@ -233,8 +233,6 @@ class Backbone(ABC):
         Raises:
             InputError: ``batch_size`` below 1, or a spec that the kind of model cannot answer.
         """
-        import torch
-
         number, turns = (processes.rank(), processes.world_size()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")

@@ -271,7 +271,7 @@ def _changed(before: AimConfig, changes: Mapping[str, Any]) -> AimConfig:
 def _check_probes(before: AimConfig, now: AimConfig, task: str, signals: Sequence[SignalRecord]) -> None:
     """Refuse what would need probes that the run did not take."""
     if not signals:
-        raise InputError(f"there are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
+        raise InputError(f"There are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
     if not now.watch_forgetting or now.only_at_end:
         return
     if all(signal.probe is None for signal in signals):

@@ -173,7 +173,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     if different:
         values_then = ", ".join(f"{key} {settings.get(key)} (now {identity.settings[key]})" for key in different)
         raise InputError(
-            f"the state of AimMerging in '{folder}' was written with {values_then}.",
+            f"The state of AimMerging in '{folder}' was written with {values_then}.",
             "Go on with the settings that training began with, or start over.",
         )
     return TaskState(values, tensors)
