@@ -172,7 +172,7 @@ def alike(one: Path, several: Path, within: float = ROUNDING) -> None:
 
 @pytest.mark.parametrize("case", CASES)
 def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -> None:
-    """DDP, and weights shared out by FSDP2."""
+    """DDP and FSDP2."""
     stream = stream_of(tmp_path, CASES[case])
     one = tmp_path / "one"
     succeed([spawner.wait(spawner.start("run", stream, "--out", one))])

@@ -11,7 +11,7 @@ import pytest
 from merganser.config import load_config
 from merganser.control import MergeController
 from merganser.learner import Learner
-from merganser.report.replay import NEEDS_TRAINING, REPLAYABLE, Paces, replay, replay_task
+from merganser.report.replay import NEEDS_TRAINING, REPLAYABLE, ChangeRates, replay, replay_task
 from merganser.runs import read_run
 from merganser.runs.record import MergeRecord, SignalRecord
 from merganser.streams.loading import load_stream
@@ -52,7 +52,7 @@ def test_with_the_options_of_the_run_it_is_the_ledger(case: str, tmp_path: Path)
     assert len(task.actual) >= (1 if case == "once" else 2)
     assert task.same
     assert [merge.step for merge in task.replayed] == [merge.step for merge in run.merges]
-    assert (task.estimated, task.stand_ins) == (0, 0)
+    assert (task.estimated, task.replaced_probes) == (0, 0)
 
 
 def test_command(merganser: Command, tmp_path: Path) -> None:
@@ -66,7 +66,7 @@ def test_command(merganser: Command, tmp_path: Path) -> None:
     done = merganser("replay", run, "--set", "threshold_factor=1000", "--set", "interval=3")
     assert "interval 3 instead of 2, threshold_factor 1000 instead of 2" in done.out.replace("\n", " ")
     assert "An estimate" in done.out
-    assert "learning signals are of stretches that the run did not have" in done.out.replace("\n", " ")
+    assert "learning signals are of intervals that the run did not have" in done.out.replace("\n", " ")
     done = merganser("replay", run, "--json", "--task", "topic", "--set", "ablation.weight_new=0.5")
     found = json.loads(done.out)
     assert found["changes"] == {"ablation.weight_new": {"run": None, "replay": 0.5}}
@@ -111,7 +111,7 @@ def test_runs_that_cannot_be_replayed(merganser: Command, tmp_path: Path) -> Non
     assert "There is no run" in merganser("replay", tmp_path / "absent").error
     run = copy_of_trained(tmp_path / "a")
     emptied(run / "tasks/02-topic", "merges")
-    assert "made no merge, so that nothing tells how fast" in merganser("replay", run).error
+    assert "made no merge, so that the rate at which its weights change is unknown" in merganser("replay", run).error
     run = copy_of_trained(tmp_path / "b")
     emptied(run / "tasks/02-topic", "signals")
     assert "There are no signals of task 'topic'" in merganser("replay", run).error
@@ -130,7 +130,7 @@ def test_runs_that_cannot_be_replayed(merganser: Command, tmp_path: Path) -> Non
     )
     done = merganser("replay", run, "--set", "probe_every=3")
     assert done.code == 0
-    assert "were not taken by the run; the one before stands in" in done.out.replace("\n", " ")
+    assert "were not taken by the run; each is replaced by the one before it" in done.out.replace("\n", " ")
 
 
 def test_every_option_can_be_changed_or_says_why_not() -> None:
@@ -146,15 +146,15 @@ def made(step: int, interval: int, signal: float, merge: int = 1, **more: Any) -
     )
 
 
-def test_learning_signals_of_other_stretches() -> None:
+def test_learning_signals_of_other_intervals() -> None:
     # 4 steps at pace 2 * 4 / 4 = 2, then 6 steps at pace 3 * 4 / 6 = 2 of a planned interval of 4.
-    paces = Paces([made(4, 4, 2.0), made(10, 4, 3.0, 2)])
-    assert paces.signal(0, 4, 4) == (2.0, True)
-    assert paces.signal(4, 10, 4) == (3.0, True)
-    assert paces.signal(0, 4, 8) == (1.0, False)
-    assert paces.signal(2, 8, 6) == ((2 * 2 + 4 * 2) / 6, False)
-    assert paces.signal(9, 13, 4) == ((1 + 3) * 2 / 4, False)
-    assert paces.signal(20, 24, 4) == (4 * 2 / 4, False)
+    rates = ChangeRates([made(4, 4, 2.0), made(10, 4, 3.0, 2)])
+    assert rates.signal(0, 4, 4) == (2.0, True)
+    assert rates.signal(4, 10, 4) == (3.0, True)
+    assert rates.signal(0, 4, 8) == (1.0, False)
+    assert rates.signal(2, 8, 6) == ((2 * 2 + 4 * 2) / 6, False)
+    assert rates.signal(9, 13, 4) == ((1 + 3) * 2 / 4, False)
+    assert rates.signal(20, 24, 4) == (4 * 2 / 4, False)
 
 
 def test_refused_merges_count_as_the_others() -> None:

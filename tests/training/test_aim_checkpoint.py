@@ -1,4 +1,4 @@
-"""States in checkpoints from which AimMerging does not go on."""
+"""States in checkpoints from which AimMerging does not resume."""
 
 from __future__ import annotations
 
@@ -38,10 +38,10 @@ def test_a_state_that_cannot_be_used_is_an_error_before_any_step(tmp_path: Path)
     values.write_text(json.dumps({**json.loads(kept[0]), "format": 1}))
     refused("has format 1; this version knows 2")
     values.write_text((tmp_path / "run/checkpoint-5/aim_merging.json").read_text())
-    refused("of other weights than those training goes on with at step 10")
+    refused("does not belong to the weights at step 10")
     held = json.loads(kept[0])
     values.write_text(json.dumps({**held, "size": held["size"] * 1.01}))
-    refused("of other weights")
+    refused("does not belong to the weights")
     values.unlink()
     refused("there is no aim_merging.json in")
 

@@ -1,4 +1,4 @@
-"""A merge that does harm is taken back: weights and optimizer are as when it fired, and training goes on."""
+"""A merge that does harm is refused: weights and optimizer are as when it fired, and training continues."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
 
 
 class Layered(Regression):
-    """Says what is shared out layer by layer, as the models of transformers do."""
+    """Names the layers to wrap, as the models of transformers do."""
 
     _no_split_modules = ("Linear",)
 

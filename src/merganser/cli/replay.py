@@ -1,4 +1,4 @@
-"""``merganser replay``: when merges would have fired with other options."""
+"""``merganser replay``: the merge decisions of a finished run with other options."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def replay(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of tables.")] = False,
 ) -> None:
-    """Show when merges would have fired with other options, without training; the run is only read.
+    """Replay a finished run's merge decisions with other options, without training; the run is only read.
 
     For instance: merganser replay RUN --set threshold_factor=1.5
     """
@@ -44,7 +44,7 @@ def replay(
     from merganser.cli.output import OutputConsole
 
     console = OutputConsole()
-    words = [f"{key} {_say(new)} instead of {_say(old)}" for key, (old, new) in found.changes.items()]
+    words = [f"{key} {_shown(new)} instead of {_shown(old)}" for key, (old, new) in found.changes.items()]
     console.print(f"Replayed with {', '.join(words) or 'the options of the run'}.", highlight=False, soft_wrap=True)
     for each in found.tasks:
         console.print()
@@ -77,7 +77,7 @@ def _parsed(changes: list[str]) -> dict[str, Any]:
     return found
 
 
-def _say(value: Any) -> str:
+def _shown(value: Any) -> str:
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return f"{value:g}" if isinstance(value, float) else str(value)
@@ -122,16 +122,18 @@ def _notes(found: Replay) -> list[str]:
     """What is approximate."""
     if all(each.same for each in found.tasks):
         return []
-    notes = ["An estimate: losses on the memory are those of the run, whose weights were merged when the ledger says."]
+    notes = ["An estimate: losses on the memory are those of the run, whose weights were merged as in the ledger."]
     merges = sum(len(each.replayed) for each in found.tasks)
     if estimated := sum(each.estimated for each in found.tasks):
         notes.append(
-            f"{estimated} of {merges} learning signals are of stretches that the run did not have: its weights are "
-            "taken to move evenly between its own merges, and at the last pace after them."
+            f"{estimated} of {merges} learning signals are of intervals that the run did not have: its weights are "
+            "assumed to change at a constant rate between its own merges, and at the last rate after them."
         )
-    if stand_ins := sum(each.stand_ins for each in found.tasks):
+    if replaced_probes := sum(each.replaced_probes for each in found.tasks):
         probes = sum(each.probes for each in found.tasks)
-        notes.append(f"{stand_ins} of {probes} probes were not taken by the run; the one before stands in.")
+        notes.append(
+            f"{replaced_probes} of {probes} probes were not taken by the run; each is replaced by the one before it."
+        )
     return notes
 
 
@@ -160,7 +162,7 @@ def _plain(found: Replay) -> dict[str, Any]:
                 ],
                 "learning_signals_estimated": each.estimated,
                 "probes": each.probes,
-                "probes_not_taken": each.stand_ins,
+                "probes_not_taken": each.replaced_probes,
             }
             for each in found.tasks
         ],

@@ -1,4 +1,4 @@
-"""Replay: a batch of the memory beside each batch of the new task."""
+"""Experience replay: a batch of the memory beside each batch of the new task."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ReplayOptions(MethodOptions):
     batch: int | None = Field(
         None,
         gt=0,
-        description="memory examples per step; null: as many as a training batch, or the whole memory if smaller",
+        description="memory examples per step; null: the size of a training batch, or of the whole memory if smaller",
     )
     weight: float = Field(
         1.0, gt=0, allow_inf_nan=False, description="weight of the loss on the memory beside the loss on the new task"
@@ -69,11 +69,11 @@ class Replay(Method[ReplayOptions]):
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
             started = time.perf_counter()
-            share = LocalBatch.of(batches.rehearsal(self._draws), context.backbone.collate)
+            batch = LocalBatch.of(batches.rehearsal(self._draws), context.backbone.collate)
             self._draws += 1
-            loss = self.options.weight * share.weight * model_loss(model, to_device(share.batch, device))
+            loss = self.options.weight * batch.weight * model_loss(model, to_device(batch.batch, device))
             self.records.cost.examples_rehearsed += size
-            # Only the forward pass can be told apart; the backward pass is shared with the new task's batch.
+            # Only the forward pass can be timed on its own; the backward pass is shared with the new task's batch.
             self.records.cost.rehearsal_seconds += time.perf_counter() - started
             return loss
 

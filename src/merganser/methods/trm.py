@@ -28,7 +28,7 @@ class TrmOptions(SubspaceOptions, MethodOptions):
 class Trm(Method[TrmOptions]):
     """Trains from the merged model, then merges by optimising in the subspace of the trajectory. No data are kept.
 
-    What the paper states in its abstract is what is built here; the formulas and numbers are Merganser's own.
+    Implements the paper's abstract; the formulas and numbers are Merganser's own.
     """
 
     Options = TrmOptions
@@ -90,10 +90,10 @@ class Trm(Method[TrmOptions]):
         with self.records.timed("merge_eval_seconds"):
             after = merging.task_loss()
         self._path = self._start = None
-        self._note(context, self._report, before, after)
+        self._record(context, self._report, before, after)
 
-    def _note(self, context: TaskContext, report: MergeReport, before: float, after: float) -> None:
-        """The line of the ledger. There is no memory, so nothing is known of losses on it."""
+    def _record(self, context: TaskContext, report: MergeReport, before: float, after: float) -> None:
+        """Record the merge in the ledger; there is no memory on which losses could be measured."""
         weight = report.weight
         self.records.add_merge(
             MergeRecord(
@@ -117,10 +117,10 @@ class Trm(Method[TrmOptions]):
         )
 
     def save(self, folder: Path) -> None:
-        """Nothing that is needed later: coefficients and objective of the task's merge, to look at."""
+        """Write the coefficients and the objective of the task's merge, for inspection; nothing reads them back."""
         if self._report is not None:
             write_json(folder / "merge.json", vars(self._report))
 
     def keeps_pretrained(self, lora: bool) -> bool:
-        # As an update of whole matrices, what an adapter has changed before any task is zero.
+        # The update BA of an adapter is zero before any task.
         return self.options.ablation.pull_back and (not lora or self.options.space == "factors")

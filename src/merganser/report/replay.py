@@ -1,12 +1,12 @@
-"""When would merges have fired with other options? The controller alone, shown what a run recorded.
+"""Replay the merge decisions of a finished run with other options, from its recorded signals.
 
-With the run's own options the answer is the ledger, exactly. With others it is an estimate, and says why:
+With the run's own options the replay equals the ledger exactly. With others it is an estimate:
 
-* probe losses are those of the run as it was: other merges would have left other weights, and so other losses;
-* a probe that the run did not take is stood in for by the one before it;
-* the learning signal of a stretch between merges that the run did not have: its weights are taken to have moved at the
-  pace of the run, which between two merges of the run is even, and after the last one that of the last. Moves in
-  different directions then add up, so that stretches across a merge of the run come out somewhat too large.
+* probe losses are those of the run: other merges would have left other weights, and so other losses;
+* a probe that the run did not take is replaced by the one before it;
+* the learning signal of an interval that the run did not have is extrapolated: weights are assumed to change at a
+  constant rate between two merges of the run, and after the last one at the last rate. Changes in different directions
+  then add up, so that intervals across a merge of the run are overestimated.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from merganser.training.aim.config import AimConfig
 
 NEEDS_TRAINING: dict[str, str] = {
     "name": "another method leaves other signals",
-    "compat": "it sets options that change the signals; set the ones you mean",
+    "compat": "it sets options that change the signals; set those that you mean",
     "rehearsal_sampling": "rehearsal with other examples leaves other weights",
     "batch": "rehearsal with other batches leaves other weights",
     "probe_batch": "probes of another size have other losses",
@@ -57,10 +57,10 @@ class TaskReplay:
         actual: the ledger.
         replayed: decisions, in order.
         next_intervals: planned interval after each of them.
-        learning_signals: of the stretch that each of them ends.
+        learning_signals: of the interval that each of them ends.
         estimated: how many of those are estimates.
-        probes: how many probes the replay asked for.
-        stand_ins: how many of them the run had not taken.
+        probes: number of probes that the replay needs.
+        replaced_probes: how many of them the run had not taken.
         masks: the weights of the ledger are means over masks, which a replay does not have.
     """
 
@@ -72,7 +72,7 @@ class TaskReplay:
     learning_signals: tuple[float, ...]
     estimated: int = 0
     probes: int = 0
-    stand_ins: int = 0
+    replaced_probes: int = 0
     masks: bool = False
 
     @property
@@ -94,10 +94,10 @@ class TaskReplay:
 
 @dataclass(frozen=True)
 class Replay:
-    """What a replay found.
+    """A replay of a run.
 
     Attributes:
-        config: the settings it replayed with.
+        config: the settings of the replay.
         changes: option -> (value in the run, value in the replay).
         tasks: task by task; tasks in which the run made no merge are left out.
         without_merges: their names, as far as they have signals.
@@ -111,28 +111,28 @@ class Replay:
     masks: bool = False
 
 
-class Paces:
-    """How fast the weights of a task moved: sum of absolute changes per step between the merges of a run."""
+class ChangeRates:
+    """The rate at which the weights of a task changed: sum of absolute changes per step between the merges of a run."""
 
     def __init__(self, merges: Sequence[MergeRecord]) -> None:
-        self.stretches: list[tuple[int, int, int, float]] = []  # after step, to step, planned interval, signal
+        self.intervals: list[tuple[int, int, int, float]] = []  # after step, to step, planned interval, signal
         before = 0
         for merge in merges:
-            self.stretches.append((before, merge.step, merge.interval, merge.learning_signal))
+            self.intervals.append((before, merge.step, merge.interval, merge.learning_signal))
             before = merge.step
 
     def signal(self, before: int, step: int, interval: int) -> tuple[float, bool]:
-        """The learning signal of the stretch after step ``before`` to ``step``, and whether it is the run's own."""
+        """The learning signal of the interval from ``before`` to ``step``, and whether it is the run's own."""
         moved = 0.0
-        for first, last, planned, signal in self.stretches:
+        for first, last, planned, signal in self.intervals:
             if (first, last, planned) == (before, step, interval):
                 return signal, True
-            pace = signal * planned / max(1, last - first)
-            moved += pace * max(0, min(step, last) - max(before, first))
-        _, end, planned, signal = self.stretches[-1]
+            rate = signal * planned / max(1, last - first)
+            moved += rate * max(0, min(step, last) - max(before, first))
+        _, end, planned, signal = self.intervals[-1]
         if step > end:
-            pace = signal * planned / max(1, end - self.stretches[-1][0])
-            moved += pace * (step - max(before, end))
+            rate = signal * planned / max(1, end - self.intervals[-1][0])
+            moved += rate * (step - max(before, end))
         return moved / interval, False
 
 
@@ -143,21 +143,21 @@ def replay_task(
     merge_at_end: bool = False,
     masks: bool = False,
 ) -> TaskReplay:
-    """The merges that a controller decides on when it is shown a task's recorded signals.
+    """The merges that a controller decides from a task's recorded signals.
 
     Args:
         controller: a fresh one.
         signals: one per inner step, in order.
-        merges: those of the run, in order; at least one. Refused ones count as the others: the controller went on from
-            them likewise.
+        merges: those of the run, in order; at least one. Refused ones count as the others: the controller
+            continued from them likewise.
         merge_at_end: whether the method merges after the last step.
         masks: see :class:`TaskReplay`.
     """
-    paces = Paces(merges)
+    rates = ChangeRates(merges)
     found: list[Merge] = []
     intervals: list[int] = []
     learning: list[float] = []
-    estimated = probes = stand_ins = before = 0
+    estimated = probes = replaced_probes = before = 0
     last_probe: float | None = None
     for signal in signals:
         last_probe = last_probe if signal.probe is None else signal.probe
@@ -165,7 +165,7 @@ def replay_task(
         if controller.wants_probe():
             probe = last_probe
             probes += 1
-            stand_ins += signal.probe is None
+            replaced_probes += signal.probe is None
         decision = controller.observe(signal.step, probe)
         if decision is None and merge_at_end and signal is signals[-1]:
             decision = controller.finish(signal.step)
@@ -173,7 +173,7 @@ def replay_task(
                 decision = dataclasses.replace(decision, rehearsal_steps=merges[-1].rehearsal_steps)
         if decision is None:
             continue
-        moved, own = paces.signal(before, decision.step, decision.interval)
+        moved, own = rates.signal(before, decision.step, decision.interval)
         estimated += not own
         found.append(decision)
         learning.append(moved)
@@ -188,7 +188,7 @@ def replay_task(
         learning_signals=tuple(learning),
         estimated=estimated,
         probes=probes,
-        stand_ins=stand_ins,
+        replaced_probes=replaced_probes,
         masks=masks,
     )
 
@@ -216,7 +216,7 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
     signals = {name: found for name, found in run.signals.items() if found}
     if not merged:
         raise InputError(
-            f"'{run.path}' made no merge, so that nothing tells how fast its weights moved.",
+            f"'{run.path}' made no merge, so that the rate at which its weights change is unknown.",
             "A run has merges from its second task on, if it is long enough for an interval.",
         )
     if task is not None and task not in merged:
@@ -269,7 +269,7 @@ def _changed(before: AimConfig, changes: Mapping[str, Any]) -> AimConfig:
 
 
 def _check_probes(before: AimConfig, now: AimConfig, task: str, signals: Sequence[SignalRecord]) -> None:
-    """Refuse what would need probes that the run did not take."""
+    """InputError where the settings need probes that the run did not take."""
     if not signals:
         raise InputError(f"There are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
     if not now.watch_forgetting or now.only_at_end:

@@ -25,7 +25,7 @@ def derive_seed(seed: int, *path: str | int) -> int:
 
 @contextlib.contextmanager
 def isolated_random(seed: int) -> Iterator[None]:
-    """Seed Python's, numpy's and torch's global generators inside the block and put them back after it."""
+    """Seed Python's, numpy's and torch's global generators inside the block and restore them after it."""
     import torch
 
     python_state = random.getstate()
@@ -59,7 +59,7 @@ def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def set_random_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-    """Put back what :func:`random_state` returned; devices that are not here any more are left out."""
+    """Restore what :func:`random_state` returned; devices that are missing now are skipped."""
     import torch
 
     version, words, gauss = values["python"]

@@ -1,8 +1,8 @@
-r"""Training on several processes, with the result of one.
+r"""Data-parallel training (DDP, FSDP2) with the result of one process.
 
-The mean loss of a batch of :math:`n` counted items (label tokens, or examples) is split: process :math:`k` of :math:`K`
-reads its part, whose mean over :math:`n_k` items is :math:`L_k`, and takes :math:`K \frac{n_k}{n} L_k` as its loss. The
-mean over the processes, which is what data parallelism takes of gradients, is then the gradient of the whole batch.
+The mean loss of a batch of :math:`n` loss items (label tokens, or examples) is split: rank :math:`k` of :math:`K` reads
+its part, whose mean over :math:`n_k` items is :math:`L_k`, and takes :math:`K \frac{n_k}{n} L_k` as its loss. The mean
+over the ranks, which data parallelism takes of gradients, is then the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ from merganser.models.base import IGNORED
 
 @dataclass(frozen=True)
 class LocalBatch:
-    """This process's part of a batch.
+    """This rank's part of a batch.
 
     Attributes:
         batch: its examples, collated.
-        weight: what its mean loss is multiplied by, so that the mean over the processes is the loss of the whole batch.
+        weight: factor on its mean loss, with which the mean over the ranks is the loss of the whole batch.
     """
 
     batch: Mapping[str, Any]
@@ -38,26 +38,26 @@ class LocalBatch:
     def of(
         cls, examples: Sequence[Any], collate: Callable[[list[Any]], Mapping[str, Any]], shifted: bool = False
     ) -> LocalBatch:
-        """The part of a batch that is the same list of examples in every process.
+        """This rank's part of a batch that is the same list of examples on every rank.
 
         Args:
             collate: makes a batch of a list of examples.
-            shifted: see :func:`counted`.
+            shifted: see :func:`num_loss_items`.
         """
         part, counts = processes.local_part(examples)
         batch = collate(part)
         return cls(batch, weight_of(num_loss_items(batch, shifted) if counts else 0))
 
     def mean(self, loss: float) -> float:
-        """The loss of the whole batch, from the mean loss of this part; the same bits in every process."""
+        """The loss of the whole batch, from the mean loss of this part; the same bits on every rank."""
         return mean_over_processes(self.weight * loss)
 
 
 def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
-    """Over how many items the loss of a batch is a mean: labels that are not ignored, or examples without labels.
+    """Number of items whose mean the loss of a batch is: labels that are not ignored, or examples without labels.
 
     Args:
-        shifted: the model's loss leaves the first label of every row out (:func:`shifts_labels`).
+        shifted: the model's loss does not use the first label of every row (:func:`shifts_labels`).
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
@@ -66,7 +66,7 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
 
 
 def rows(batch: Mapping[str, Any]) -> int:
-    """Examples in a batch."""
+    """Number of examples in a batch."""
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
 
@@ -79,7 +79,7 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def weight_of(items: int) -> float:
-    """The weight of a mean over ``items`` items of this process, see :class:`LocalBatch`."""
+    """The weight of a mean over ``items`` items of this rank, see :class:`LocalBatch`."""
     if processes.world_size() == 1:
         return 1.0
     everywhere = processes.all_reduce_sum([items])[0]
@@ -87,12 +87,12 @@ def weight_of(items: int) -> float:
 
 
 def mean_over_processes(value: float) -> float:
-    """The mean of a number over the processes; the same bits in each."""
+    """The mean of a number over the ranks; the same bits on each."""
     return processes.all_reduce_sum([value])[0] / processes.world_size()
 
 
 def average_gradients(model: nn.Module) -> None:
-    """Replace gradients by their means over the processes; those of sharded parameters are means already."""
+    """All-reduce gradients to their means over the ranks; those of sharded parameters are means already."""
     if processes.world_size() == 1:
         return
     gradients = [p.grad for p in model.parameters() if p.grad is not None and not hasattr(p.grad, "to_local")]
@@ -106,10 +106,10 @@ def average_gradients(model: nn.Module) -> None:
 
 
 class LocalBatches(torch.utils.data.Sampler[list[int]]):
-    """This process's part of every batch of an order that is the same in every process.
+    """This rank's part of every batch of an order that is the same on every rank.
 
-    Where a batch has fewer examples than there are processes, some get the index :math:`-1 - i`: example :math:`i`,
-    which stands in for one that is not there.
+    Where a batch has fewer examples than there are ranks, some get the index :math:`-1 - i`: example :math:`i` as
+    padding, which does not count in the loss.
 
     Args:
         order: yields indices; has ``set_epoch``.
@@ -117,7 +117,7 @@ class LocalBatches(torch.utils.data.Sampler[list[int]]):
     """
 
     def __init__(self, order: Any, batch: int) -> None:
-        self.batch_sampler = order  # the name under which the training loop looks for what must know the epoch
+        self.batch_sampler = order  # the training loop calls set_epoch on an attribute of this name
         self.batch = batch
 
     def set_epoch(self, epoch: int) -> None:
@@ -135,7 +135,7 @@ class LocalBatches(torch.utils.data.Sampler[list[int]]):
 
 
 def check_batch_for_processes(batch: int) -> None:
-    """InputError when there are more processes than examples in a batch: some would never have anything to do."""
+    """InputError when there are more processes than examples in a batch: some would read padding alone."""
     if batch < processes.world_size():
         raise InputError(
             f"training.batch is {batch}, for {processes.world_size()} processes together.",
@@ -143,15 +143,15 @@ def check_batch_for_processes(batch: int) -> None:
         )
 
 
-# -- weights shared out over the processes (FSDP2) -------------------------------------------------------------------
+# -- sharded weights (FSDP2) -----------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
 def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
-    """What is trained in place of ``module``: itself, or where the launcher asks for it a sharded copy.
+    """The module to train: ``module`` itself, or a sharded copy where the launcher asks for FSDP.
 
-    The trained weights are gathered into the module at the end of the block, so that everything outside of training
-    meets an ordinary module in every process. On a CUDA device it waits in the processor's memory meanwhile.
+    The full weights are gathered into the module at the end of the block, so that all code outside of training sees an
+    ordinary module on every rank. On a CUDA device the module is offloaded to the processor meanwhile.
     """
     if not processes.uses_fsdp():
         yield module
@@ -166,10 +166,10 @@ def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def layers_to_wrap(module: nn.Module) -> list[nn.Module]:
-    """The layers that are shared out one by one.
+    """The layers that FSDP wraps one by one.
 
-    Their classes are named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), else they are those
-    that the model itself says must not be split.
+    Their classes are named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), else by the model's own
+    ``_no_split_modules``.
 
     Raises:
         InputError: no layer has such a name.
@@ -179,14 +179,14 @@ def layers_to_wrap(module: nn.Module) -> list[nn.Module]:
     blocks = [part for part in module.modules() if type(part).__name__ in names]
     if not blocks:
         raise InputError(
-            f"The model has no layer of class {' or '.join(sorted(names)) or '(none is named)'} to share out.",
+            f"The model has no layer of class {' or '.join(sorted(names)) or '(none is named)'} to wrap for FSDP.",
             "Name the class of its blocks: fsdp_transformer_layer_cls_to_wrap.",
         )
     return blocks
 
 
 def sharded_copy(module: nn.Module, device: str) -> nn.Module:
-    """A copy of the module with every weight shared out over the processes, block by block (FSDP2), on ``device``.
+    """A copy of the module with sharded weights, wrapped layer by layer (FSDP2), on ``device``.
 
     Raises:
         InputError: as :func:`layers_to_wrap`.
@@ -195,22 +195,22 @@ def sharded_copy(module: nn.Module, device: str) -> nn.Module:
     from torch.distributed.fsdp import fully_shard
 
     copied = copy.deepcopy(module)
-    blocks = layers_to_wrap(copied)
+    layers = layers_to_wrap(copied)
     mesh = init_device_mesh(device, (processes.world_size(),))
     reshard = os.environ.get("FSDP_RESHARD_AFTER_FORWARD", "true").lower() != "false"
-    for block in blocks:
-        fully_shard(block, mesh=mesh, reshard_after_forward=reshard)
+    for layer in layers:
+        fully_shard(layer, mesh=mesh, reshard_after_forward=reshard)
     fully_shard(copied, mesh=mesh)
-    # So that a ``transformers.Trainer`` takes it as it is and does not wrap it again. Said by the class, which
-    # ``fully_shard`` made for sharded modules: models of transformers have a property there, which cannot be set.
+    # So that a ``transformers.Trainer`` does not wrap it again. Set on the class, which ``fully_shard`` made for this
+    # module: models of transformers have a property of this name, which cannot be set on an instance.
     type(copied).is_distributed_loading_by_transformers = True  # type: ignore[attr-defined]
     return copied
 
 
 def reshard(module: nn.Module) -> None:
-    """Let go of weights that a forward pass gathered: a backward pass does, a forward pass alone keeps the outermost.
+    """Free the full weights that a forward pass gathered; without a backward pass those of the root stay gathered.
 
-    Without it the next forward pass would not see what has been done to the shards since.
+    Otherwise the next forward pass would use them, whatever has been written into the shards since.
     """
     if processes.world_size() == 1:
         return
@@ -223,7 +223,7 @@ def reshard(module: nn.Module) -> None:
 
 @torch.no_grad()
 def gather_full_weights(trained: nn.Module, module: nn.Module) -> None:
-    """Gather the trainable weights of a sharded copy into the original, in every process."""
+    """All-gather the trainable weights of a sharded copy into the original, on every rank."""
     reshard(trained)
     originals = dict(module.named_parameters())
     for name, parameter in trained.named_parameters():

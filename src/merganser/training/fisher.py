@@ -1,4 +1,4 @@
-"""Diagonal Fisher information: how much the model's answers to a task hang on each of its weights."""
+"""Diagonal Fisher information: how much the model's answers to a task depend on each of its weights."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def diagonal_fisher(
     the mean over the tokens of a batch's answers.
 
     One backward pass takes ``batch`` examples. With 1 the mean of squared gradients is exact. With more, the squared
-    gradient of a batch's mean loss stands in for it, times ``batch``: the same in expectation where the mean gradient
+    gradient of a batch's mean loss replaces it, times ``batch``: the same in expectation where the mean gradient
     is zero, as it is after training, and ``batch`` times cheaper.
 
     Args:
@@ -46,7 +46,7 @@ def diagonal_fisher(
         collate: turns a list of them into a batch.
         batch: examples per backward pass; a last, smaller batch counts by its size.
         examples: how many are drawn, without replacement; ``None`` or more than there are: all.
-        seed: decides which examples are drawn, and the answers drawn for the true Fisher.
+        seed: decides the examples drawn, and the answers drawn for the true Fisher.
         kind: ``empirical`` takes the answers of the data, ``true`` draws them from the model's own distribution (each
             token given the data's tokens before it).
 
@@ -60,7 +60,7 @@ def diagonal_fisher(
         raise InputError("There are no examples to estimate the Fisher information on.", "Give the task's own.")
     if batch < 1 or (examples is not None and examples < 1):
         raise InputError(
-            f"The Fisher information is asked of {examples} examples, {batch} at a time.", "Use 1 or more."
+            f"The Fisher information cannot be estimated on {examples} examples, {batch} at a time.", "Use 1 or more."
         )
     weights = {name: weight for name, weight in module.named_parameters() if weight.requires_grad}
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
@@ -88,7 +88,7 @@ def _loss_on_own_answers(module: nn.Module, inputs: Mapping[str, Any], seed: int
     logits: Tensor = module(**inputs)["logits"].float()
     labels: Tensor = inputs["labels"]
     if labels.ndim == 2 and not getattr(getattr(module, "config", None), "is_encoder_decoder", False):
-        # A decoder alone speaks about the next token.
+        # The logits of a decoder-only model are those of the next token.
         logits, labels = logits[:, :-1], labels[:, 1:]
     logits = logits[labels != IGNORED]
     generator = torch.Generator().manual_seed(seed)

@@ -22,17 +22,17 @@ class TrainingOptions(StrictOptions):
     epochs: float = Field(10, gt=0, allow_inf_nan=False, description="passes over the task's training examples")
     steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")
     batch: int = Field(32, gt=0, description="examples per forward pass, over all processes")
-    accumulation: int = Field(1, gt=0, description="batches whose gradients are added up for one optimizer step")
+    accumulation: int = Field(1, gt=0, description="batches whose gradients are accumulated for one optimizer step")
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
     weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay of AdamW")
     schedule: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = Field(
         "linear", description="learning-rate schedule of a task (a scheduler name of transformers)"
     )
     warmup: float = Field(
-        50, ge=0, allow_inf_nan=False, description="warm-up steps; a number below 1 is a share of the task's steps"
+        50, ge=0, allow_inf_nan=False, description="warm-up steps; a number below 1 is a fraction of the task's steps"
     )
     clip: float = Field(
-        1.0, ge=0, allow_inf_nan=False, description="norm at which gradients are clipped; 0 switches it off"
+        1.0, ge=0, allow_inf_nan=False, description="norm at which gradients are clipped; 0: no clipping"
     )
     max_input: int | None = Field(
         None, ge=2, description="tokens at which inputs are cut; null: 1024, or what the model has positions for"
@@ -42,53 +42,53 @@ class TrainingOptions(StrictOptions):
     gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
     select_best: bool = Field(
         False,
-        description="deploy the weights of the task that did best on the development texts of all tasks seen, instead "
-        "of the last ones",
+        description="deploy the weights of the task with the best score on the development texts of all tasks seen, "
+        "instead of the last ones",
     )
     select_every: int | None = Field(
-        None, gt=0, description="select_best: optimizer steps from one scoring to the next; null: once per epoch"
+        None, gt=0, description="select_best: optimizer steps between two evaluations; null: once per epoch"
     )
     checkpoint_steps: int | None = Field(
-        None, gt=0, description="a checkpoint of the task in hand every so many optimizer steps"
+        None, gt=0, description="optimizer steps between two checkpoints of the current task"
     )
     checkpoint_minutes: float | None = Field(
         10,
         gt=0,
         allow_inf_nan=False,
-        description="a checkpoint of the task in hand every so many minutes; both null: no checkpoints",
+        description="minutes between two checkpoints of the current task; both null: no checkpoints",
     )
 
     @property
     def takes_checkpoints(self) -> bool:
-        """Whether a task can go on in its middle after an interruption."""
+        """Whether an interrupted task can resume in its middle."""
         return self.checkpoint_steps is not None or self.checkpoint_minutes is not None
 
     @model_validator(mode="after")
     def _warmup_is_whole(self) -> TrainingOptions:
         if self.warmup >= 1 and self.warmup != int(self.warmup):
-            raise ValueError(f"warmup is {self.warmup}; give whole steps, or a share of the steps below 1")
+            raise ValueError(f"warmup is {self.warmup}; give whole steps, or a fraction of the steps below 1")
         return self
 
 
-def check_batch(key: str, asked: int | None, default: int, memory_examples: int) -> int:
+def check_batch(key: str, size: int | None, default: int, memory_examples: int) -> int:
     """Size of a batch drawn from the memory.
 
     Args:
         key: where the size is configured, for the message.
-        asked: the size that was asked for, or ``None`` for ``default`` or the whole memory, whichever is smaller.
+        size: the configured size, or ``None`` for ``default`` or the whole memory, whichever is smaller.
         memory_examples: size of the memory, at least 1.
 
     Raises:
-        InputError: the size that was asked for is larger than the memory, or less than 1.
+        InputError: the configured size is larger than the memory, or less than 1.
     """
-    if asked is None:
+    if size is None:
         return min(default, memory_examples)
-    if asked < 1:
-        raise InputError(f"{key} is {asked}; it counts examples.", f"Use at least 1, or leave {key} out.")
-    if asked > memory_examples:
+    if size < 1:
+        raise InputError(f"{key} is {size}; it counts examples.", f"Use at least 1, or leave {key} out.")
+    if size > memory_examples:
         raise InputError(
-            f"{key} is {asked}, but the memory holds {memory_examples} examples.",
+            f"{key} is {size}, but the memory holds {memory_examples} examples.",
             f"Use at most {memory_examples}, leave {key} out, or keep more (memory.share, memory.number, "
             "memory.minimum_per_label).",
         )
-    return asked
+    return size

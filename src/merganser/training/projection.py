@@ -1,4 +1,4 @@
-"""Training that leaves alone what earlier inputs make of the weights: gradient projection.
+"""Gradient projection: training that keeps the outputs of every layer for earlier inputs.
 
 A layer ``y = W x`` gives the same outputs for all inputs within a subspace when W changes only orthogonally to it. The
 subspace of a task's inputs is found layer by layer from a sample of them.
@@ -35,15 +35,15 @@ def trained_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
-    """An orthonormal basis of a layer's inputs, extended until it holds enough of a new task's.
+    """An orthonormal basis of a layer's inputs, extended until it spans enough of a new task's.
 
-    With ``R`` the inputs and ``R'`` what the basis leaves of them, the fewest leading left singular vectors of ``R'``
-    are added for which ``|R - R'|^2 + |R'_k|^2 >= energy |R|^2`` (GPM, equation 9).
+    With ``R`` the inputs and ``R'`` their residual outside of the basis, the fewest leading left singular vectors of
+    ``R'`` are added for which ``|R - R'|^2 + |R'_k|^2 >= energy |R|^2`` (GPM, equation 9).
 
     Args:
         basis: width x directions, or ``None``.
         inputs: inputs of the layer, rows x width.
-        energy: share of the squared norm to hold, in [0, 1].
+        energy: fraction of the squared norm to span, in [0, 1].
 
     Returns:
         width x directions, in single precision.
@@ -56,10 +56,10 @@ def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
     _, spectrum, directions = torch.linalg.svd(rest, full_matrices=False)
     reached = held + spectrum.square().cumsum(0)
     number = 0 if held >= wanted else min(int((reached < wanted).sum()) + 1, rows.shape[1] - old.shape[1])
-    # Directions of rounding noise hold nothing.
+    # Directions of rounding noise are left out.
     number = min(number, int((spectrum > spectrum.amax() * 1e-7).sum()))
     extended, _ = torch.linalg.qr(torch.cat([old, directions[:number].T], 1))
-    # In the order of memory that a file gives back: how a product rounds depends on it.
+    # In the memory layout that a file is read with: the rounding of a product depends on it.
     return extended.float().contiguous()
 
 
@@ -72,7 +72,7 @@ def extend_bases(
     energy: float,
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """The bases of all trained layers, extended by what they read of some examples; dropout off, padding left out.
+    """The bases of all trained layers, extended by their inputs for some examples; dropout off, padding left out.
 
     Args:
         module: the model after the task.
@@ -123,14 +123,14 @@ def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
 class GradientProjection(TrainerCallback):
     """Keeps a task's weights orthogonal to the inputs of earlier tasks for its first steps.
 
-    Gradients are projected before the optimizer sees them. AdamW divides entry by entry and so leaves the subspace
-    again: after its step the way from the task's start is projected, too. Weights without a basis (biases, norms,
-    embeddings) are held: every input meets them.
+    Gradients are projected before the optimizer step. AdamW divides entry by entry and so leaves the subspace again:
+    after its step the change since the task's start is projected, too. Weights without a basis (biases, norms,
+    embeddings) are frozen: every input uses them.
 
     Args:
         module: the model at the task's start.
         bases: name of a matrix -> orthonormal basis of its inputs (width x directions).
-        steps: for how many optimizer steps; then training is free.
+        steps: number of projected optimizer steps; then training is free.
 
     Attributes:
         weights: the trainable weights, sharing their memory.
@@ -152,7 +152,7 @@ class GradientProjection(TrainerCallback):
 
     @torch.no_grad()
     def project_(self, name: str, change: Tensor) -> None:
-        """Take from a change of one weight, in place, what earlier inputs would notice."""
+        """Remove from a change of one weight, in place, the part that changes outputs for earlier inputs."""
         basis = self._bases.get(name)
         if basis is None:
             change.zero_()
@@ -176,8 +176,8 @@ class GradientProjection(TrainerCallback):
     ) -> None:
         if state.global_step < self.steps:
             change = self.weights.minus(self._start)
-            for name, way in change.items():
-                self.project_(name, way)
+            for name, part in change.items():
+                self.project_(name, part)
             self.weights.combine_(0, [(1, self._start), (1, change)])
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:

@@ -1,7 +1,7 @@
-"""Batches from the rehearsal memory, and what is done with them: probing and rehearsing.
+"""Batches from the rehearsal memory, and their two uses: probing and rehearsing.
 
-Which examples come in a batch is a function of the seed and of a counter alone. A run that was interrupted, or that
-runs on another number of processes, draws the same batches.
+The examples of a batch are a function of the seed and of a counter alone: a run that was interrupted, or that runs with
+another number of processes, draws the same batches.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class MemoryBatches:
     Args:
         dataset: tokenised examples.
         batch_size: examples per batch.
-        seed: together with a counter it decides every draw.
+        seed: with a counter, decides every draw.
         sampling: how rehearsal batches are drawn. ``epoch``: every example once per pass, each pass
             shuffled anew; ``iid``: every batch drawn independently.
 
@@ -86,17 +86,17 @@ def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
 
 @contextlib.contextmanager
 def without_cache(model: nn.Module) -> Iterator[None]:
-    """The model keeps no keys and values for a next token inside the block: no loss needs them, and without gradients
-    they cost a tenth of a forward pass. Losses and gradients are the same bits."""
+    """Switch the key-value cache off inside the block: no loss needs it, and without gradients it costs a tenth of a
+    forward pass. Losses and gradients are the same bits."""
     # The decoder of an encoder-decoder has a configuration of its own.
-    found = {id(config): config for part in model.modules() if (config := vars(part).get("config")) is not None}
-    keeping = [config for config in found.values() if getattr(config, "use_cache", False)]
-    for config in keeping:
+    configs = {id(config): config for part in model.modules() if (config := vars(part).get("config")) is not None}
+    caching = [config for config in configs.values() if getattr(config, "use_cache", False)]
+    for config in caching:
         config.use_cache = False
     try:
         yield
     finally:
-        for config in keeping:
+        for config in caching:
             config.use_cache = True
 
 
@@ -109,7 +109,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def measure_loss(
     model: nn.Module, batch: Mapping[str, Any], loss_function: LossFunction = model_loss, *, dropout: bool = False
 ) -> float:
-    """Loss on a batch without gradients; the training mode is put back.
+    """Loss on a batch without gradients; the training mode is restored.
 
     Args:
         dropout: leave dropout on, as AimMerging's released program does.
@@ -138,9 +138,9 @@ def rehearse_step(
     """One optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
 
     Args:
-        clip: norm at which the gradient is clipped; 0 switches it off.
-        weight: of this process's loss among those of all (:class:`~merganser.training.distributed.Share`).
-        before_step: called when the gradients are what the optimizer will use.
+        clip: norm at which the gradient is clipped; 0: no clipping.
+        weight: factor on this rank's loss (:class:`~merganser.training.distributed.LocalBatch`).
+        before_step: called when the gradients are complete.
 
     Returns:
         The loss before the step (nats), times the weight.
@@ -148,7 +148,7 @@ def rehearse_step(
     model.train()
     with without_cache(model):
         loss = weight * loss_function(model, batch)
-        loss.backward()  # inside, for what is computed again there (gradient checkpointing)
+        loss.backward()  # inside, because gradient checkpointing repeats the forward pass here
     average_gradients(model)
     if clip > 0:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)

@@ -1,4 +1,4 @@
-"""What must be carried over when a task is interrupted in the middle."""
+"""The state of a task in its middle, for checkpoints."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class TaskState:
-    """What something holds in the middle of a task.
+    """The state of one part of the training, between two steps.
 
     Attributes:
         values: plain JSON values; finite numbers only.
@@ -23,12 +23,12 @@ class TaskState:
 
 
 class Resumable(Protocol):
-    """Something that can go on bit for bit from what it held at an earlier step."""
+    """Has state between two steps of a task; restored, it continues bit for bit."""
 
     def task_state(self) -> TaskState:
-        """What it holds now, besides what it is given when a task begins."""
+        """Its state now, besides what it receives when a task begins."""
         ...
 
     def load_task_state(self, state: TaskState) -> None:
-        """Hold what :meth:`task_state` returned; called when training has begun (``on_train_begin``)."""
+        """Restore what :meth:`task_state` returned; called when training has begun (``on_train_begin``)."""
         ...

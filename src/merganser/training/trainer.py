@@ -92,8 +92,8 @@ class Outcome:
 class TaskTrainer(Trainer):
     """A ``Trainer`` that adds a penalty to the loss, records every step, and stops at a loss that is not finite.
 
-    With several processes each reads its part of the batches that one process would read, and losses are weighted so
-    that gradients are those of one process. docs/architecture.md lists the overridden methods and the reasons.
+    With several processes, every rank reads its part of the batches that one process would read, and losses are
+    weighted so that gradients are those of one process. docs/architecture.md lists the overridden methods and why.
 
     Args:
         batch: examples per forward pass, over all processes.
@@ -133,7 +133,7 @@ class TaskTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The batches of one optimizer step, and over how many items its loss is a mean, over all processes."""
+        """The batches of one optimizer step, and the number of loss items in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         items = processes.all_reduce_sum([sum(num_loss_items(batch, self._shifted) for batch in batches)])[0]
         return batches, int(items)
@@ -147,7 +147,7 @@ class TaskTrainer(Trainer):
         wanted = return_outputs or self.penalty is not None
         result = super().compute_loss(model, inputs, wanted)
         loss, outputs = result if wanted else (result, {})
-        # The Trainer divides by the number of batches accumulated, and gradients are averaged over the processes.
+        # The Trainer divides by the number of accumulated batches, and gradients are averaged over the ranks.
         parts = processes.world_size() * self.current_gradient_accumulation_steps
         loss = (parts * items / num_items_in_batch if num_items_in_batch else 0.0) * loss
         if self.penalty is not None:
@@ -207,7 +207,7 @@ class ResumedTrainer(TaskTrainer):
 
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
-    """Optimizer steps that a task with this many training examples will take."""
+    """Number of optimizer steps of a task with this many training examples."""
     if options.steps is not None:
         return options.steps
     per_epoch = math.ceil(math.ceil(examples / options.batch) / options.accumulation)
@@ -240,10 +240,10 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=torch.cuda.is_available(),
-        # Every trained weight takes part in every forward pass, and buffers are the same everywhere.
+        # Every trained weight takes part in every forward pass, and buffers are the same on every rank.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
-        # A sharded model gives its gradients away after every backward pass, as it has no room for whole ones.
+        # A sharded model reduces its gradients after every backward pass: it has no room for full ones.
         accelerator_config={"gradient_accumulation_kwargs": {"sync_each_batch": True}}
         if processes.uses_fsdp()
         else None,

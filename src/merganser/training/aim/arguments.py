@@ -1,4 +1,4 @@
-"""What AimMerging is given, checked before any work, and what it takes from the trainer's data loader."""
+"""Checks of AimMerging's arguments before any work, and what it takes from the trainer's data loader."""
 
 from __future__ import annotations
 
@@ -41,26 +41,26 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
 
 
 def check_sharding(model: nn.Module) -> None:
-    """InputError where weights are shared out in a way that looks like whole ones: signals and merges would be wrong.
+    """InputError where weights are sharded but look like full ones: signals and merges would be wrong.
 
-    FSDP version 2 is fine: its shards are distributed tensors.
+    FSDP version 2 is supported: its shards are distributed tensors.
     """
     for mark, what in (("ds_id", "DeepSpeed ZeRO-3"), ("_is_flat_param", "FSDP version 1")):
         if any(hasattr(parameter, mark) for parameter in model.parameters()):
             raise InputError(
-                f"{what} shares the weights out in a way that AimMerging cannot read.",
+                f"AimMerging does not support the sharded weights of {what}.",
                 "Use FSDP version 2 (fsdp_version: 2), DDP, or ZeRO-1 or 2.",
             )
 
 
 def new_examples(loader: Any, needed: bool) -> Dataset | None:
-    """The training examples behind a data loader; ``None`` if they are a stream, of which none can be drawn.
+    """The training examples of a data loader; ``None`` if they are a stream, which cannot be indexed.
 
     Args:
-        needed: whether examples must be drawn.
+        needed: whether examples must be indexed.
 
     Raises:
-        InputError: they must, and cannot be.
+        InputError: they must be, and are a stream.
     """
     dataset: Dataset = loader.dataset
     if hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
@@ -81,7 +81,7 @@ def collator_of(loader: Any, memory: Dataset) -> Collator:
     """
     collate_all: Collator = loader.collate_fn
     new = new_examples(loader, needed=False)
-    # A stream may be read only once: it is asked for its columns, and may not know them.
+    # A stream may be read only once, so that its columns are taken from its attribute, where it has one.
     example = None if new is None else new[0]
     known = example if isinstance(example, Mapping) else getattr(loader.dataset, "column_names", None)
     if known is None:

@@ -1,8 +1,8 @@
-"""What AimMerging adds to the checkpoints of a trainer that knows nothing of it.
+"""What AimMerging adds to the checkpoints of a stock trainer.
 
 Two files in ``checkpoint-N`` beside those of ``transformers.Trainer``: ``aim_merging.safetensors`` (weights after the
-last merge) and ``aim_merging.json`` (decisions, draws, records). Where processes share the weights out (FSDP2), each
-writes its own part, ``aim_merging.process-K.safetensors``, and only as many can go on from it.
+last merge) and ``aim_merging.json`` (decisions, draws, records). Where the weights are sharded (FSDP2), each
+rank writes its shards, ``aim_merging.process-K.safetensors``, and only as many processes can resume from it.
 
 The Trainer's own way for callbacks, exportable state in ``trainer_state.json``, makes a callback anew from JSON values;
 neither weights nor a memory of examples fit there.
@@ -33,18 +33,18 @@ FORMAT = 2
 VALUES, TENSORS = "aim_merging.json", "aim_merging.safetensors"
 
 SAME_SIZE = 1e-5
-"""Relative difference up to which two sums of absolute weights, added up in any order, are the same."""
+"""Relative difference up to which two sums of absolute weights, in any order of summation, count as equal."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state must have in common with the training that goes on from it.
+    """What a state must have in common with the training that resumes from it.
 
     Attributes:
         step: optimizer steps taken.
         size: sum of the absolute values of the trainable weights.
-        sharded: whether each process holds its shards of them; else every one holds them all, and the tensors of
-            process 0 are all there is.
+        sharded: whether each rank holds its shards of them; else every rank holds all, and those of rank 0 are
+            written.
         settings: of :func:`identifying_settings`.
     """
 
@@ -55,14 +55,14 @@ class Identity:
 
 
 def identifying_settings(config: AimConfig) -> dict[str, Any]:
-    """The settings with which training must go on as it began: those of the controller, and the fusion."""
+    """The settings that must not change when training resumes: those of the controller, and the fusion."""
     names = [*(item.name for item in fields(ControllerConfig)), "fusion"]
     values = {name: getattr(config, name) for name in names}
     return values | {"rehearsal_steps": config.first_rehearsal_steps}
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where a trainer puts the checkpoint of this step."""
+    """Where a trainer writes the checkpoint of this step."""
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
@@ -75,19 +75,19 @@ def candidate_folders(given: str | Path | None, args: TrainingArguments, state: 
 
 
 def _tensors_file(sharded: bool) -> str:
-    """The file of tensors that this process writes and reads."""
+    """The file of tensors that this rank writes and reads."""
     return f"aim_merging.process-{processes.rank()}.safetensors" if sharded else TENSORS
 
 
 def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
-    """Add the state to a checkpoint; called in every process.
+    """Add the state to a checkpoint; called on every rank.
 
     Args:
         folder: the checkpoint, written by the trainer just before.
-        identity: by which :func:`read_state` knows it again.
+        identity: checked by :func:`read_state`.
 
     Raises:
-        RunError: the trainer put its checkpoint elsewhere, or the disk is full.
+        RunError: the trainer wrote its checkpoint elsewhere, or the disk is full.
     """
     from safetensors.torch import save_file
 
@@ -114,19 +114,19 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
         processes.run_collectively(add)
     else:
         processes.on_main(add)
-    # Last: where this file is, the others are complete.
+    # Last: where this file exists, the others are complete.
     processes.on_main(lambda: write_json(folder / VALUES, described))
 
 
 def read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
-    """The state in the first of these folders that has one; called in every process.
+    """The state in the first of these folders that has one; called on every rank.
 
     Args:
-        identity: of the training that goes on.
+        identity: of the training that resumes.
 
     Raises:
-        InputError: no folder has one, or it is damaged, of another version, of other weights, of weights that were
-            shared out differently, or of other options.
+        InputError: no folder has one, or it is damaged, of another version, of other weights, of weights that
+            were sharded differently, or of other settings.
     """
     return processes.run_collectively(lambda: _read_state(folders, identity))
 
@@ -139,9 +139,9 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     if folder is None:
         looked = " or ".join(f"'{folder}'" for folder in folders)
         raise InputError(
-            f"Training goes on at step {identity.step}, but there is no {VALUES} in {looked}.",
+            f"Training resumes at step {identity.step}, but there is no {VALUES} in {looked}.",
             "If the checkpoint is elsewhere, give AimMerging(resume_from=FOLDER); if AimMerging was not there when it "
-            "was written, or it was interrupted while writing, go on from an earlier one or start over.",
+            "was written, or it was interrupted while writing, resume from an earlier one or start over.",
         )
     try:
         described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
@@ -151,22 +151,21 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
         tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
-            f"The state of AimMerging in '{folder}' is damaged: {error}.", "Go on from an earlier checkpoint."
+            f"The state of AimMerging in '{folder}' is damaged: {error}.", "Resume from an earlier checkpoint."
         ) from error
     if form != FORMAT:
         raise InputError(
             f"The state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
-            "Go on with the version that wrote it, or start over.",
+            "Resume with the version that wrote it, or start over.",
         )
     if wrote != now:
         raise InputError(
             f"The state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
-            "Go on in the same way, or start over.",
+            "Resume in the same way, or start over.",
         )
     if found[0] != identity.step or not math.isclose(found[1], identity.size, rel_tol=SAME_SIZE):
         raise InputError(
-            f"The state of AimMerging in '{folder}' is of other weights than those training goes on with at step "
-            f"{identity.step}.",
+            f"The state of AimMerging in '{folder}' does not belong to the weights at step {identity.step}.",
             "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
         )
     different = [key for key, value in identity.settings.items() if settings.get(key) != value]
@@ -174,12 +173,12 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
         values_then = ", ".join(f"{key} {settings.get(key)} (now {identity.settings[key]})" for key in different)
         raise InputError(
             f"The state of AimMerging in '{folder}' was written with {values_then}.",
-            "Go on with the settings that training began with, or start over.",
+            "Resume with the settings that training began with, or start over.",
         )
     return TaskState(values, tensors)
 
 
 def _sharing(count: int | None) -> str:
     if count is None:
-        return "a process that holds all weights"
-    return f"{count} process{'' if count == 1 else 'es'} that share the weights out"
+        return "a process with full weights"
+    return f"{count} process{'' if count == 1 else 'es'} with sharded weights"

@@ -1,4 +1,4 @@
-"""How the updates of AimMerging's two phases become one."""
+"""How the updates of AimMerging's two phases are merged."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which examples of the memory the forgetting signal is measured on."""
+"""The examples of the memory on which the forgetting signal is measured."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ class Probes(Generic[BatchT]):
         memory: tokenised examples.
         size: examples per probe.
         seed: decides every draw.
-        collate: turns examples into what :meth:`batch` gives: a batch where the model is, or a share of it.
+        collate: turns examples into what :meth:`batch` returns, such as a batch on the model's device.
         kind: ``fresh``: a random batch for every step. ``fixed``: one batch for all of them, drawn once; probe losses
-            then differ by what the model learned alone, not by which examples were drawn.
+            then differ by what the model learned alone, not by the examples drawn.
         groups: one per example; a fixed batch is spread over them (see :func:`spread_over_groups`).
 
     Raises:
@@ -66,7 +66,7 @@ class Probes(Generic[BatchT]):
         self._batches = MemoryBatches(memory, size, seed)
         self.batch_size = size
         self._collate = collate
-        self._held: tuple[int, BatchT] | None = None
+        self._cached: tuple[int, BatchT] | None = None
         self._fixed: BatchT | None = None
         if kind == "fixed":
             rng = np.random.default_rng([seed, 4])
@@ -74,9 +74,9 @@ class Probes(Generic[BatchT]):
             self._fixed = collate([memory[index] for index in chosen])
 
     def batch(self, step: int) -> BatchT:
-        """The batch of the probe after inner step ``step``; the last one is held, since a merge looks at it again."""
+        """The batch of the probe after inner step ``step``; the last one is cached, since a merge measures it again."""
         if self._fixed is not None:
             return self._fixed
-        if self._held is None or self._held[0] != step:
-            self._held = step, self._collate(self._batches.probe(step))
-        return self._held[1]
+        if self._cached is None or self._cached[0] != step:
+            self._cached = step, self._collate(self._batches.probe(step))
+        return self._cached[1]

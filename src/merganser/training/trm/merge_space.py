@@ -1,4 +1,4 @@
-"""Where a model's weights are merged: as they are, or as the updates that LoRA factors stand for."""
+"""The space in which weights are merged: the weights themselves, or the updates BA of LoRA factors."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class MergeSpace(ABC):
     """A linear space with a point for every state of the trained weights.
 
     Attributes:
-        truncation: relative Frobenius error of the weights that :meth:`close` put into the model, against the point
-            they stand for.
+        truncation: relative Frobenius error of the weights after :meth:`opened`, against the point that they
+            represent.
     """
 
     truncation = 0.0
@@ -41,9 +41,9 @@ class MergeSpace(ABC):
     @contextmanager
     @abstractmethod
     def opened(self) -> Iterator[dict[str, nn.Parameter]]:
-        """Inside, the model computes with the parameters given, which are coordinates of a point; name -> parameter.
+        """Inside, the model computes with the yielded parameters, which are coordinates of a point; name -> parameter.
 
-        At a regular end the weights take on the point that the parameters hold then; at an error they are as before.
+        At a regular end the weights become the point that the parameters hold then; at an error they are as before.
         """
 
 
@@ -77,15 +77,15 @@ class PlainSpace(MergeSpace):
 class UpdateSpace(MergeSpace):
     """The updates BA of a LoRA model, each divided by the layer's scaling.
 
-    Every layer's updates are written over one set of orthonormal rows (see :mod:`merganser.merging.updates`), and while
-    the space is open the layer has these rows for its A and the coordinates for its B. At the end the update is cut
-    back to the rank of the adapter.
+    Every layer's updates are expressed over one set of orthonormal rows (see :mod:`merganser.merging.updates`), and
+    while the space is open the layer has these rows as its A and the coordinates as its B. At the end the update is
+    truncated to the rank of the adapter.
 
     Args:
         module: all its trained parameters are LoRA factors.
         points: states of the weights whose updates, and
         directions: directions of the weights whose tangents, are to lie in the space.
-        reference: the state whose A the resulting A shall resemble.
+        reference: the state whose A the resulting A should resemble.
 
     Raises:
         ValueError: a trained parameter that is no factor.
@@ -98,7 +98,7 @@ class UpdateSpace(MergeSpace):
         self.reference = reference
         odd = [name for name in reference if A not in name and B not in name]
         if odd:
-            raise ValueError(f"'{odd[0]}' is trained, but is no LoRA factor")
+            raise ValueError(f"'{odd[0]}' is trained, but is no LoRA factor.")
         spanning = [*points, reference, *directions]
         self.rows = {
             name.replace(A, B): spanning_rows([each[name] for each in spanning]) for name in reference if A in name

@@ -1,4 +1,4 @@
-"""Points of a task's trajectory, kept while it is trained."""
+"""Points of a task's trajectory, copied while it is trained."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class TrajectoryPoints(TrainerCallback):
             self.direction = adam_direction(kwargs["model"], kwargs["optimizer"])
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """The points taken so far, by ``step/name``."""
+        """The points so far, by ``step/name``."""
         return {f"{step}/{name}": tensor for step, point in self.points.items() for name, tensor in point.items()}
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        """Go on from :meth:`state_tensors`."""
-        found: dict[int, dict[str, torch.Tensor]] = {}
+        """Restore :meth:`state_tensors`."""
+        points: dict[int, dict[str, torch.Tensor]] = {}
         for key, tensor in tensors.items():
             step, _, name = key.partition("/")
-            found.setdefault(int(step), {})[name] = tensor.to(self.weights[name])
-        self.points = {step: Weights({n: found[step][n] for n in self.weights}).snapshot() for step in sorted(found)}
+            points.setdefault(int(step), {})[name] = tensor.to(self.weights[name])
+        self.points = {step: Weights({n: points[step][n] for n in self.weights}).snapshot() for step in sorted(points)}
 
 
 def adam_direction(model: torch.nn.Module, optimizer: torch.optim.Optimizer, epsilon: float = 1e-8) -> Weights:

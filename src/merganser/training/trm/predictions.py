@@ -112,8 +112,8 @@ class CausalPredictor(Predictor):
 class Seq2SeqPredictor(Predictor):
     """Earlier predictions are those of the prompt's tokens when the decoder is made to read the prompt once more.
 
-    The decoder of such a model never reads the prompt by itself, and what it says about the answer is what the new task
-    is to change. An example is represented by the logits of the answer's first token.
+    The decoder of such a model never reads the prompt by itself, and its predictions for the answer are to change with
+    the new task. An example is represented by the logits of the answer's first token.
     """
 
     def __init__(self, backbone: Backbone) -> None:
@@ -157,7 +157,7 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
 
     Args:
-        teacher, student: logits (rows x choices); choices that are not there may be minus infinity in both.
+        teacher, student: logits (rows x choices); missing choices may be minus infinity in both.
     """
     if teacher.numel() == 0:
         return student.sum() * 0.0

@@ -1,4 +1,4 @@
-r"""Gradient responsiveness: how strongly the weights can still move what the model computes.
+r"""Gradient responsiveness: how strongly changes of the weights still change the model's outputs.
 
 Per group of parameters :math:`G_l(\theta) = |\nabla_l P(\theta)|^2 / n` with a scalar probe
 :math:`P(\theta) = \sum_i \langle v_i, \phi_\theta(x_i) \rangle` over n examples and fixed independent random vectors
@@ -34,15 +34,17 @@ FLOOR = 1e-12
 
 
 class Responsiveness:
-    """Measures a model against what it was at a reference.
+    """Measures a model against its state at a reference.
 
     Args:
         parameters: name -> trained parameter of the model.
         groups: group -> names of its parameters; what is in no group is not measured.
-        parts: the probe, as parts that are added up; each is called at the weights of the moment and must not be
-        random. examples: n, over all parts. kappa: how much of the reference's energy is enough. way: how a
-        Hessian-vector product is computed. step: of the central difference, as a share of the norm of the weights that
-        it moves, each tensor counting as much as the direction lies in it.
+        parts: the probe, as terms of a sum; each is evaluated at the current weights and must be deterministic.
+        examples: n, over all parts.
+        kappa: required energy, as a multiple of the reference's.
+        way: how a Hessian-vector product is computed.
+        step: of the central difference, relative to the norm of the weights that it moves, each tensor weighted by the
+            part of the direction that lies in it.
     """
 
     def __init__(
@@ -66,7 +68,7 @@ class Responsiveness:
         self.reference: dict[str, float] = {}
 
     def gradient(self) -> Weights:
-        """The gradient of the probe at the weights as they are."""
+        """The gradient of the probe at the current weights."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         for part in self.parts:
             for name, found in self._gradients(part(), create_graph=False).items():
@@ -81,7 +83,7 @@ class Responsiveness:
         }
 
     def set_reference(self) -> None:
-        """The weights as they are become the reference; groups that the probe does not reach are left out."""
+        """Make the current weights the reference; groups with no gradient are left out."""
         found = self.energies(self.gradient())
         self.reference = {group: energy for group, energy in found.items() if energy > 0}
 
@@ -97,7 +99,7 @@ class Responsiveness:
         return loss, slopes
 
     def literal(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """Minus the mean over groups of G / G_ref, unbounded: the squared gradient itself is to grow."""
+        """Minus the mean over groups of G / G_ref, unbounded: maximises the squared gradient itself."""
         share = 1.0 / len(self.reference) if self.reference else 0.0
         loss = -share * sum(energies[group] / reference for group, reference in self.reference.items())
         return loss, {group: -share / reference for group, reference in self.reference.items()}
@@ -105,7 +107,7 @@ class Responsiveness:
     def loss_and_gradient(
         self, loss: Callable[[Mapping[str, float]], tuple[float, dict[str, float]]] | None = None
     ) -> tuple[float, Weights | None]:
-        """The loss at the weights as they are, and its gradient with respect to them; ``None`` where it is flat.
+        """The loss at the current weights, and its gradient with respect to them; ``None`` where it is zero.
 
         Args:
             loss: :meth:`hinge` (the default) or :meth:`literal`.
@@ -139,10 +141,10 @@ class Responsiveness:
         return Weights(total)
 
     def _difference(self, direction: Mapping[str, Tensor]) -> Weights:
-        """By a central difference of the gradient along the direction; the weights are put back.
+        """By a central difference of the gradient along the direction; the weights are restored.
 
-        Wrong where a gradient jumps between the two points, as with ReLU: what lies at the jump is no part of the
-        Hessian, but of the difference.
+        Wrong where the gradient jumps between the two points, as with ReLU: the difference contains the jump, the
+        Hessian does not.
         """
         moved = Weights({name: self.parameters[name] for name in direction})
         vector = Weights(direction)

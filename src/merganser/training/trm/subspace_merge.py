@@ -5,9 +5,9 @@ r"""Merging by optimisation in the subspace of a task's trajectory.
 over :math:`m(\alpha) = m_{t-1} + \sum_k \alpha_k b_k` (:mod:`merganser.merging.subspace`), on data of the new task
 alone: its loss, the consistency of earlier predictions with those of :math:`m_{t-1}`
 (:mod:`merganser.training.trm.predictions`), and gradient responsiveness
-(:mod:`merganser.training.trm.responsiveness`). That these three make the merge, in an augmented trajectory subspace,
-is what Wang and Deng 2026, "Revitalizing the Beginning" (arXiv 2605.08311), say in their abstract; the formulas are
-Merganser's own.
+(:mod:`merganser.training.trm.responsiveness`). Merging by these three, in an augmented trajectory subspace,
+is the idea of Wang and Deng 2026, "Revitalizing the Beginning" (arXiv 2605.08311), as its abstract states it; the
+formulas are Merganser's own.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """The states of the trained weights that a merge is made of.
+    """The states of the trained weights that a merge combines.
 
     Attributes:
         start: before the task, m_{t-1}.
@@ -57,7 +57,7 @@ class Trajectory:
 
 @dataclass(frozen=True)
 class MergeReport:
-    """What a merge did.
+    """Coefficients and measures of a merge.
 
     Attributes:
         alphas: group -> coefficients of its rows.
@@ -65,9 +65,9 @@ class MergeReport:
         weight: of the displacement in the result, by projection: <m_t - m_{t-1}, b_1> / |b_1|^2.
         displacement: L2 norm of b_1, the change made by training.
         learning_signal: sum of its absolute values.
-        correction: L2 norm of what the optimisation changed about the interpolation.
+        correction: L2 norm of the difference between result and interpolation.
         cosine: between displacement and correction; ``None`` when one is zero.
-        truncation: relative error of cutting the merged update back to the adapter's rank; 0 elsewhere.
+        truncation: relative error of truncating the merged update to the adapter's rank; 0 elsewhere.
     """
 
     alphas: dict[str, list[float]]
@@ -108,7 +108,7 @@ class SubspaceMerge:
         self._batches = MemoryBatches(self.features, size, derive_seed(self.seed, "batches"))
 
     def merge(self, trajectory: Trajectory) -> MergeReport:
-        """Put the merged weights into the backbone. Dropout is off meanwhile, and the mode is put back."""
+        """Write the merged weights into the backbone. Dropout is off meanwhile, and the training mode is restored."""
         space = self._space(trajectory)
         with evaluating(self.backbone.module), space.opened() as parameters:
             current = Weights(parameters)
@@ -215,11 +215,11 @@ class SubspaceMerge:
         *,
         consistency_only: bool = False,
     ) -> tuple[Weights, dict[str, float]]:
-        """Gradient of alignment and weighted consistency at a point, and their values; the examples go by in pieces.
+        """Gradient of alignment and weighted consistency at a point, and their values, piece by piece of the examples.
 
         Args:
-            origin: whose earlier predictions are to be kept.
-            aim: whose answers are to be met; ``None``: the right ones.
+            origin: weights whose predictions for earlier tasks are the target of consistency.
+            aim: weights whose answers are the target of alignment; ``None``: the labels.
         """
         options, current = self.options, Weights(parameters)
         total = Weights({name: torch.zeros_like(parameter) for name, parameter in parameters.items()})
