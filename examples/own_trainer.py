@@ -106,7 +106,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging | None:
         if not given.without:
             memory = dates.select(range(given.remembered))
             # Every setting has a default; these two are named only to show how.
-            aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0, task="reviews")
+            aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0)
         after = losses(learn(reviews, callbacks=[aim] if aim else []))
 
     for merge in aim.merges if aim else []:

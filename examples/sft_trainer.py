@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging:
         dates.train()
         dates.save_model(str(first))
     memory = dates.train_dataset.select(range(given.remembered))
-    aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0, task="reviews")
+    aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0)
     reviews = prompts(given.data / "reviews-train.jsonl", "text", "mood")
     trainer_of(dates.model, "reviews", reviews, callbacks=[aim]).train(resume_from_checkpoint=given.resume)
 
