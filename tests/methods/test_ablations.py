@@ -38,7 +38,7 @@ BASE = {
 
 def ablations() -> dict[str, dict[str, Any]]:
     """Name -> options, from the page's table."""
-    table = PAGE.read_text(encoding="utf-8").partition("## The paper's ablations")[2].partition("\n## ")[0]
+    table = PAGE.read_text(encoding="utf-8").partition("| ablation |")[2].partition("\n## ")[0]
     return {
         name: yaml.safe_load(options) for name, options in re.findall(r"^\| ([^|]+) \| `(\{.*?\})` \|", table, re.M)
     }
