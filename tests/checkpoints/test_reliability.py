@@ -9,7 +9,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -39,29 +38,6 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
         tensors = {f"layers.{i}.weight": generator.normal(size=(300, 300)).astype(np.float32) for i in range(12)}
         made.append(str(write_folder(root / name, tensors, shards=3)))
     return made
-
-
-def test_killed_at_any_moment_it_leaves_nothing_that_looks_finished(folders: list[str], tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    command = [sys.executable, "-c", SCRIPT, *folders, str(out)]
-    started = time.perf_counter()
-    subprocess.run(command, check=True)
-    whole = time.perf_counter() - started
-    expected = {path.name: path.read_bytes() for path in out.iterdir()}
-    shutil.rmtree(out)
-    # The moment of death moves over the second half of the run, where the files are written.
-    for share in np.random.default_rng(1).uniform(0.4, 1.0, size=5):
-        process = subprocess.Popen(command)
-        time.sleep(whole * float(share))
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        if out.exists():
-            assert {path.name for path in out.iterdir()} == set(expected), "a folder with the final name is complete"
-            shutil.rmtree(out)
-        assert all(path.name.startswith(".out.merging-") for path in tmp_path.iterdir())
-    subprocess.run(command, check=True)
-    assert {path.name: path.read_bytes() for path in out.iterdir()} == expected
-    assert [path.name for path in tmp_path.iterdir()] == ["out"], "the next merge swept what the killed ones left"
 
 
 def recipe(folders: list[str]) -> object:

@@ -18,7 +18,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -99,6 +100,19 @@ class Spawner:
         self._answers.close()
 
 
+def until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    """Wait until a condition on the disk holds."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"it did not hold within {seconds} seconds"
+        time.sleep(0.002)
+
+
+def newest(run: Path, row: int = 2) -> int:
+    """Return the step of the newest checkpoint of a row; 0 without one."""
+    return max((int(p.name[-6:]) for p in run.glob(f"checkpoint/{row:02d}-step-??????")), default=0)
+
+
 # -- the other end: the program --------------------------------------------------------------------------------------
 
 
@@ -160,6 +174,7 @@ def serve() -> None:
     )
     assert merganser.models.matcher
     torch.set_num_threads(1)
+    os.fsync = lambda descriptor: None  # as in tests/conftest.py
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         order = json.loads(line)

@@ -1,4 +1,4 @@
-"""Real processes that are killed, stopped, or run out of disk; what they leave, and how they go on."""
+"""Real processes that are killed, stopped, or run out of disk; what they leave, and how they resume."""
 
 from __future__ import annotations
 
@@ -9,13 +9,12 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from merganser.runs.lock import RunLock
-from tests.cli.spawner import ENVIRONMENT, Spawner
+from tests.cli.spawner import ENVIRONMENT, Spawner, until
 from tests.learner import toys
 from tests.learner.toys import contents, results, write_stream
 
@@ -40,14 +39,6 @@ def rows_of(run: Path) -> list[str]:
     return sorted(p.name for p in tasks.iterdir() if not p.name.endswith(".partial")) if tasks.is_dir() else []
 
 
-def until(condition: Callable[[], bool], seconds: float = 60) -> None:
-    """Wait for something to come about on disk."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not come about"
-        time.sleep(0.002)
-
-
 def finish(spawner: Spawner, stream: Path, run: Path) -> toys.Done:
     """The same command again, to the end."""
     done = spawner.wait(spawner.start("run", stream, "--out", run))
@@ -55,43 +46,8 @@ def finish(spawner: Spawner, stream: Path, run: Path) -> toys.Done:
     return done
 
 
-def moments(run: Path) -> dict[str, Callable[[], bool]]:
-    """Conditions on the run directory at which a process is killed."""
-    tasks = run / "tasks"
-    return {
-        "before anything is measured": (run / "run.yaml").exists,
-        "in the first task": (tasks / "01-mood.partial").exists,
-        "while the first task is put in place": lambda: (
-            (tasks / "01-mood").exists() or ((tasks / "01-mood.partial/row.json").exists())
-        ),
-        "in the last task": (tasks / "03-truth.partial").exists,
-        "after the last task": (tasks / "03-truth").exists,
-    }
-
-
-@pytest.mark.parametrize("moment", moments(Path()))
-def test_killed_at_a_moment(moment: str, spawner: Spawner, stream: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    process = spawner.start("run", stream, "--out", run)
-    until(moments(run)[moment])
-    os.kill(process, signal.SIGKILL)
-    # It may just have finished where everything was learned at that moment.
-    assert spawner.wait(process).code in ((-signal.SIGKILL, 0) if "after" in moment else (-signal.SIGKILL,))
-    completed = rows_of(run)
-    interrupted = sorted(path.name[3:].removesuffix(".partial") for path in (run / "tasks").glob("*.partial"))
-    done = finish(spawner, stream, run)
-    learned = [name[3:] for name in completed[1:]]
-    assert interrupted or not moment.startswith("in the")
-    for name in interrupted:
-        assert f"'{name}' had been interrupted" in done.err
-    for position, task in enumerate(TASKS, 1):
-        assert (f"Learning task {position}: {task}" in done.err) == (task not in learned)
-    assert results(run) == results(uninterrupted)
-    assert not list(run.rglob("*.partial*"))
-
-
 def test_killed_again_and_again_at_random(spawner: Spawner, stream: Path, uninterrupted: Path, tmp_path: Path) -> None:
-    """Each life of the process is a random time; nothing that was complete is ever lost."""
+    """Real kills at random times: nothing that was complete is ever lost. Every call: tests/learner/test_faults.py."""
     run = tmp_path / "run"
     generator = random.Random(20)
     kept: list[str] = []
@@ -110,69 +66,6 @@ def test_killed_again_and_again_at_random(spawner: Spawner, stream: Path, uninte
                 pass  # the dead process holds no lock
     finish(spawner, stream, run)
     assert results(run) == results(uninterrupted)
-    assert not list(run.rglob("*.partial*"))
-
-
-@pytest.fixture(scope="module")
-def slow_stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Two tasks with a checkpoint at every step; most of the time of the second goes into rehearsal."""
-    method = {"rehearsal_steps": 12, "interval": 2, "cold_start": 1, "name": "aim"}
-    training = {"steps": 8, "checkpoint_steps": 1}
-    return write_stream(tmp_path_factory.mktemp("slow"), TASKS[:2], method=method, training=training)
-
-
-@pytest.fixture(scope="module")
-def slow_whole(spawner: Spawner, slow_stream: Path) -> Path:
-    """The same in one go."""
-    finish(spawner, slow_stream, slow_stream.parent / "whole")
-    return slow_stream.parent / "whole"
-
-
-def newest(run: Path, row: int = 2) -> int:
-    """Step of the newest checkpoint of a row; 0 without one."""
-    return max((int(p.name[-6:]) for p in run.glob(f"checkpoint/{row:02d}-step-??????")), default=0)
-
-
-@pytest.mark.parametrize("seed", [1, 2])
-def test_killed_in_the_middle_of_a_task(
-    seed: int, spawner: Spawner, slow_stream: Path, slow_whole: Path, tmp_path: Path
-) -> None:
-    """At random moments after a checkpoint: in a step, in rehearsal, while the next checkpoint is written."""
-    run = tmp_path / "run"
-    generator = random.Random(seed)
-    for at in (1, 3, 5):
-        process = spawner.start("run", slow_stream, "--out", run)
-        until(lambda at=at: newest(run) >= at)  # type: ignore[misc]
-        time.sleep(generator.uniform(0, 0.1))
-        os.kill(process, signal.SIGKILL)
-        assert spawner.wait(process).code == -signal.SIGKILL
-        assert newest(run) >= at
-    kept = newest(run)
-    done = finish(spawner, slow_stream, run)
-    where = f"at step {kept} of 8" if kept < 8 else "after its last step"
-    assert f"Going on with 'topic' {where}, from its checkpoint." in done.err
-    assert "Learning task 1" not in done.err
-    assert results(run) == results(slow_whole)
-    assert not list(run.rglob("*.partial*"))
-    assert not (run / "checkpoint").exists()
-
-
-def test_killed_while_a_checkpoint_is_written(
-    spawner: Spawner, slow_stream: Path, slow_whole: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    caught = False
-    for _ in range(6):
-        process = spawner.start("run", slow_stream, "--out", run)
-        reached = newest(run)
-        until(lambda reached=reached: any(run.glob("checkpoint/02-*.partial")) or newest(run) > reached + 1)  # type: ignore[misc]
-        os.kill(process, signal.SIGKILL)
-        assert spawner.wait(process).code == -signal.SIGKILL
-        caught = any(run.glob("checkpoint/02-*.partial"))
-        if caught or newest(run) == 8:
-            break
-    finish(spawner, slow_stream, run)
-    assert results(run) == results(slow_whole)
     assert not list(run.rglob("*.partial*"))
 
 

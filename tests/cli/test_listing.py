@@ -130,13 +130,6 @@ def test_every_key_of_the_examples_is_described(merganser: Command) -> None:
         assert described(schema, [schema], value, "") == [], example.name
 
 
-@pytest.mark.parametrize("command", ["run", "learn", "ask", "evaluate", "export", "demo"])
-def test_help_of_every_command(command: str, merganser: Command) -> None:
-    done = merganser(command, "--help")
-    assert done.code == 0
-    assert f"Usage: merganser {command}" in done.out
-
-
 def test_help_imports_nothing_heavy() -> None:
     heavy = "{'torch', 'transformers', 'peft', 'datasets', 'matplotlib', 'pandas', 'numpy'}"
     code = f"import sys, merganser, merganser.cli; print(sorted({heavy} & set(sys.modules)))"

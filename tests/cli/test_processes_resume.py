@@ -12,8 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.cli.spawner import Spawner
-from tests.cli.test_interruptions import newest, until
+from tests.cli.spawner import Spawner, newest, until
 from tests.cli.test_processes import SHARDED, alike, meeting, stream_of, succeed, together
 from tests.learner.toys import read_json, results
 

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
-import pytest
 import typer
 from typer.testing import CliRunner
 
@@ -80,15 +77,3 @@ def test_no_run_there(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "absent")])
     assert isinstance(result.exception, InputError)
     assert "absent" in result.exception.cause
-
-
-@pytest.mark.parametrize("word", ["--baseline", "--figures", "--tables", "RUN/report.html"])
-def test_help_names_every_option(word: str) -> None:
-    assert word in CliRunner().invoke(app, ["--help"], env={"COLUMNS": "120", "NO_COLOR": "1"}).output
-
-
-def test_importing_the_command_loads_nothing_heavy() -> None:
-    heavy = "{'torch', 'matplotlib', 'jinja2', 'transformers', 'pandas'}"
-    code = f"import sys, merganser.cli.report; print(sorted({heavy} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
