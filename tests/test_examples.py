@@ -20,7 +20,6 @@ from PIL import Image
 from merganser.cli import app
 from merganser.config import RunConfig, load_config
 from merganser.errors import InputError
-from merganser.models.options import LoraOptions
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
 from merganser.streams.image_sets import IMAGE_SETS
@@ -76,38 +75,12 @@ def ask(run: Path, task: str, texts: list[str], capsys: pytest.CaptureFixture[st
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
 
 
-def test_every_example_is_run_by_a_test_here() -> None:
-    text = Path(__file__).read_text(encoding="utf-8")
-    for path in [*CONFIGURATIONS, *SCRIPTS]:
-        assert f'"{path.name}"' in text, path.name
-    assert len(CONFIGURATIONS) == 6
-    assert len(SCRIPTS) == 5
-
-
-@pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
-def test_every_key_is_explained(path: Path) -> None:
-    """By a comment on its line, or, for a key that opens a section, on the line before."""
-    schema = RunConfig.model_json_schema()
-    keys = {key for part in [schema, *schema["$defs"].values()] for key in part["properties"]}
-    lines = path.read_text(encoding="utf-8").splitlines()
-    for number, line in enumerate(lines):
-        found = re.match(r"[ -]*([\w-]+):", line)
-        if found and found[1] in keys:
-            assert "# " in line or lines[number - 1].strip().startswith("# "), f"{path.name}:{number + 1}: {line}"
-
-
 @pytest.mark.parametrize("path", CONFIGURATIONS, ids=lambda path: path.name)
 def test_configurations_are_valid_and_name_models_of_the_hub(path: Path) -> None:
     config = load_config(path)
     if path.name != "fashion.yaml":  # whose model scripts/pretrain_vit.py makes
         assert re.fullmatch(r"[\w.-]+/[\w.-]+", config.model.name)
     assert config.stream is not None
-
-
-def test_the_matcher_file_shows_every_section() -> None:
-    shown = yaml.safe_load((EXAMPLES / "matcher.yaml").read_text(encoding="utf-8"))
-    assert set(shown) == set(RunConfig.model_fields)
-    assert set(shown["model"]["lora"]) == set(LoraOptions.model_fields)
 
 
 def test_data_are_the_same_for_the_same_seed_and_no_text_stands_in_two_splits(home: Path, tmp_path: Path) -> None:
@@ -192,16 +165,6 @@ def test_builtin_long_sequence(home: Path) -> None:
     assert labels["yahoo"] == 10
     # 2 % of 42 texts is none; one of each label is kept all the same.
     assert {task.name: task.memory.examples for task in record.tasks} == labels
-
-
-def test_long_sequence_file_has_the_settings_of_the_paper() -> None:
-    config = load_config(EXAMPLES / "builtin-long-sequence.yaml")
-    training = config.training
-    assert (training.epochs, training.batch, training.learning_rate, training.warmup) == (10, 32, 3e-4, 50)
-    assert (training.max_input, training.max_target, training.clip, training.schedule) == (1024, 128, 1.0, "linear")
-    assert config.model.lora is not None
-    assert (config.model.lora.r, config.model.lora.alpha, config.model.lora.dropout) == (8, 32, 0.05)
-    assert config.memory.share == 0.02
 
 
 def test_five_lines_and_the_replay_of_its_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
