@@ -18,32 +18,11 @@ Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 ALLOWED = frozenset(
     {
-        "cycle: merganser/checkpoints/compiled.py merganser/checkpoints/entries.py merganser/checkpoints/kernels.py",
-        "cycle: merganser/models/base.py merganser/models/causal.py merganser/models/export.py "
-        "merganser/models/generative.py merganser/models/matcher.py",
-        "cycle: merganser/training/checkpoint.py merganser/training/trainer.py",
-        "merganser/checkpoints/compiled.py: elect()",
-        "merganser/checkpoints/entries.py: _combine()",
-        "merganser/checkpoints/entries.py: _elect()",
-        "merganser/checkpoints/entries.py: _scan()",
-        "merganser/checkpoints/kernels.py",
-        "merganser/checkpoints/kernels.py: elect",
-        "merganser/checkpoints/kernels.py: elect()",
-        "merganser/checkpoints/kernels.py: scan()",
-        "merganser/control.py: MergeController.__init__",
-        "merganser/control.py: MergeController.__init__()",
-        "merganser/learner/learn_task.py",
         "merganser/learner/learn_task.py: TaskRun._train",
         "merganser/learner/learn_task.py: TaskRun._write_files",
         "merganser/merging/dare.py: dare()",
         "merganser/merging/della.py: della()",
         "merganser/runs/directory.py",
-        "merganser/training/aim/arguments.py: check_arguments()",
-        "merganser/training/aim/callback.py",
-        "merganser/training/aim/callback.py: AimMerging.__init__",
-        "merganser/training/aim/callback.py: AimMerging.__init__()",
-        "merganser/training/aim/callback.py: AimMerging._merge",
-        "merganser/training/trainer.py: train_task()",
     }
 )
 
