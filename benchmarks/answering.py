@@ -22,9 +22,9 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast,
 
 from merganser.demo import demo_model, demo_tasks
 from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.library_output import silence_libraries
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
-from merganser.models.quiet import quiet
 from merganser.runs.versions import versions
 
 
@@ -98,7 +98,7 @@ def main() -> None:
     backbone = load_backbone(matcher, Lengths(64, 8), 0)
     print(compare("matcher, all-MiniLM-L6-v2, 20 labels", backbone, texts, ranked, arguments.rounds), flush=True)
     with tempfile.TemporaryDirectory() as folder:
-        with quiet():
+        with silence_libraries():
             made = text_models(Path(folder), texts)
         for kind, path in made.items():
             options = ModelOptions.model_validate({"name": str(path), "kind": kind})

@@ -47,7 +47,7 @@ from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import Event, RowDone, StepDone, TaskStarted
 from merganser.learner import Learner
 from merganser.metrics import t_interval
-from merganser.models.base import evaluating
+from merganser.models.base import eval_mode
 from merganser.runs.versions import versions
 from merganser.streams.demo import demo_stream
 from merganser.streams.loading import load_stream
@@ -243,7 +243,7 @@ class Onset:
     def _accuracy(self) -> float:
         assert self.learner is not None
         module = self.learner.session.backbone.module
-        with evaluating(module), torch.no_grad():
+        with eval_mode(module), torch.no_grad():
             right = [module(**batch)["logits"].argmax(-1) == batch["labels"] for batch in self._batches]
         return float(torch.cat(right).float().mean())
 
@@ -256,7 +256,7 @@ class Onset:
         frozen = [p for p in moved if not p.requires_grad]
         for parameter in frozen:
             parameter.requires_grad_(True)
-        with evaluating(module):
+        with eval_mode(module):
             loss = torch.stack([model_loss(module, batch) for batch in self._batches]).mean()
             slopes = torch.autograd.grad(loss, moved, allow_unused=True)
         for parameter in frozen:

@@ -1,4 +1,4 @@
-"""Train a small vision transformer from scratch on some classes of Fashion-MNIST: a "pretrained" model without a hub.
+"""Train a small vision transformer from scratch on some classes of Fashion-MNIST: a pretrained model without a hub.
 
     scripts/fetch_fashion_mnist.sh
     python scripts/pretrain_vit.py                  # writes models/fashion-vit, loads with AutoModel
@@ -21,7 +21,7 @@ import torch
 from torch.nn import functional
 from transformers import ViTConfig, ViTImageProcessorPil, ViTModel
 
-from merganser.streams.images import read_idx
+from merganser.streams.images.idx import read_idx
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 MEAN, DEVIATION = 0.2860, 0.3530
@@ -30,7 +30,7 @@ TEMPERATURE = 0.05
 
 
 def images_of(folder: Path, part: str, classes: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Normalised pixels (images x 1 x 28 x 28) and the position of each image's class in ``classes``."""
+    """Return normalised pixels (images x 1 x 28 x 28) and the position of each image's class in ``classes``."""
     pixels, _ = read_idx(folder / f"{part}-images-idx3-ubyte.gz", f"{part} images")
     labels, _ = read_idx(folder / f"{part}-labels-idx1-ubyte.gz", f"{part} labels")
     chosen = np.isin(labels, classes)
@@ -39,57 +39,57 @@ def images_of(folder: Path, part: str, classes: list[int]) -> tuple[torch.Tensor
     return ((scaled - MEAN) / DEVIATION).unsqueeze(1), torch.from_numpy(position)
 
 
-def moved(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Each image shifted by up to two pixels and half of them mirrored, so that the model learns shapes, not places."""
+def augment(batch: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Shift each image by up to two pixels and mirror half of them, so that the model learns shapes, not positions."""
     size = batch.shape[-1]
     padded = functional.pad(batch, (2, 2, 2, 2), value=-MEAN / DEVIATION)
     rows = torch.randint(0, 5, (len(batch), 1), generator=generator) + torch.arange(size)
     columns = torch.randint(0, 5, (len(batch), 1), generator=generator) + torch.arange(size)
-    cut = padded[torch.arange(len(batch))[:, None, None], 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
+    shifted = padded[torch.arange(len(batch))[:, None, None], 0, rows[:, :, None], columns[:, None, :]].unsqueeze(1)
     mirror = torch.rand(len(batch), generator=generator) < 0.5
-    return torch.where(mirror[:, None, None, None], cut.flip(-1), cut)
+    return torch.where(mirror[:, None, None, None], shifted.flip(-1), shifted)
 
 
 def train(model: ViTModel, directions: torch.nn.Parameter, data: tuple[torch.Tensor, torch.Tensor], arguments) -> None:
-    """AdamW with a linear warm-up over a tenth of the steps and a linear decay."""
+    """Train with AdamW, a linear warm-up over a tenth of the steps and a linear decay."""
     images, labels = data
     generator = torch.Generator().manual_seed(arguments.seed)
     steps = arguments.epochs * (len(images) // arguments.batch)
     optimizer = torch.optim.AdamW([*model.parameters(), directions], lr=arguments.learning_rate, weight_decay=0.05)
-    rate = torch.optim.lr_scheduler.LambdaLR(
+    scheduler = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda step: min((step + 1) / (0.1 * steps), (steps - step) / (0.9 * steps))
     )
-    began, step = time.perf_counter(), 0
+    started, step = time.perf_counter(), 0
     for epoch in range(arguments.epochs):
         order = torch.randperm(len(images), generator=generator)
         for rows in order[: len(order) // arguments.batch * arguments.batch].view(-1, arguments.batch):
             loss = functional.cross_entropy(
-                cosines(model, directions, moved(images[rows], generator)) / TEMPERATURE, labels[rows]
+                cosines(model, directions, augment(images[rows], generator)) / TEMPERATURE, labels[rows]
             )
             optimizer.zero_grad()
             loss.backward()
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
-            rate.step()
+            scheduler.step()
             step += 1
             if step % 50 == 0:
-                seconds = time.perf_counter() - began
+                seconds = time.perf_counter() - started
                 print(f"epoch {epoch + 1}, step {step}/{steps}, loss {loss.item():.3f}, {seconds:.0f} s", flush=True)
 
 
 def cosines(model: ViTModel, directions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Cosine of each image's mean token with each class's direction (images x classes)."""
+    """Return the cosine of each image's mean token with each class's direction (images x classes)."""
     tokens = model(pixel_values=images).last_hidden_state.mean(1)
     return functional.normalize(tokens, dim=-1) @ functional.normalize(directions, dim=-1).T
 
 
 @torch.no_grad()
 def accuracy(model: ViTModel, directions: torch.Tensor, data: tuple[torch.Tensor, torch.Tensor]) -> float:
-    """Share of test images whose nearest direction is their class's."""
+    """Return the fraction of test images whose nearest direction is their class's."""
     images, labels = data
     model.eval()
-    right = [cosines(model, directions, part).argmax(-1) for part in images.split(500)]
-    return float((torch.cat(right) == labels).float().mean())
+    correct = [cosines(model, directions, part).argmax(-1) for part in images.split(500)]
+    return float((torch.cat(correct) == labels).float().mean())
 
 
 def main() -> None:
@@ -123,14 +123,14 @@ def main() -> None:
     print(f"{sum(p.numel() for p in model.parameters()):,} weights; classes: {[CLASSES[i] for i in classes]}")
     model.train()
     train(model, directions, images_of(arguments.data, "train", classes), arguments)
-    reached = accuracy(model, directions, images_of(arguments.data, "t10k", classes))
+    test_accuracy = accuracy(model, directions, images_of(arguments.data, "t10k", classes))
     model.save_pretrained(arguments.out)
     ViTImageProcessorPil(
         do_resize=True, size={"height": 28, "width": 28}, image_mean=[MEAN], image_std=[DEVIATION]
     ).save_pretrained(arguments.out)
-    facts = {"classes": [CLASSES[i] for i in classes], "test_accuracy": round(reached, 4), "seed": arguments.seed}
+    facts = {"classes": [CLASSES[i] for i in classes], "test_accuracy": round(test_accuracy, 4), "seed": arguments.seed}
     (arguments.out / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"test accuracy on these classes {reached:.3f}; written to {arguments.out}")
+    print(f"test accuracy on these classes {test_accuracy:.3f}; written to {arguments.out}")
 
 
 if __name__ == "__main__":

@@ -22,7 +22,7 @@ from merganser.config import RunConfig, load_config
 from merganser.errors import InputError
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
-from merganser.streams.image_sets import IMAGE_SETS
+from merganser.streams.images.image_sets import IMAGE_SETS
 from tests.streams.test_images import idx
 from tests.tiny import tiny_bert, tiny_clip, tiny_llama, tiny_t5
 

@@ -57,3 +57,8 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """Return ``"Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string."""
     close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's text, or its type if it has no text: libraries' errors fill a screen."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__).strip()

@@ -15,7 +15,7 @@ import pytest
 from merganser.config import RunConfig, check_config
 from merganser.methods import METHODS
 from merganser.streams.builtin import BUILTIN
-from merganser.streams.image_sets import IMAGE_SETS
+from merganser.streams.images.image_sets import IMAGE_SETS
 from tests.learner import toys
 from tests.learner.toys import Command
 

@@ -23,7 +23,7 @@ from merganser.runs.directory import RunDirectory
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task
 from tests.learner.toys import Command, results
-from tests.streams.test_images import idx
+from tests.streams.images.idx_bytes import idx
 from tests.tiny import tiny_clip, tiny_vit
 
 
@@ -211,7 +211,7 @@ def test_features_of_images_decide_the_shares(model: str, home: Path, tmp_path: 
         pictures = [example.image for example in tasks[1].train]
         backbone = learner.session.backbone
         with backbone.pretrained() as encoder, torch.no_grad():  # type: ignore[attr-defined]
-            pixels = backbone.tokenizer.pixels(pictures)  # type: ignore[attr-defined]
+            pixels = backbone.tokenizer.pixel_values(pictures)  # type: ignore[attr-defined]
             mean = image_vectors(encoder, pixels, config.model.pooling).mean(0)
     torch.testing.assert_close(features["classes-02"], mean, rtol=1e-4, atol=1e-5)
     likeness = max(0.0, torch.cosine_similarity(features["classes-01"], mean, dim=0).item())

@@ -94,7 +94,7 @@ def test_the_card_and_the_labels(load: Loader, tmp_path: Path) -> None:
     assert 'library_name: "peft"' in card
     assert "base_model:" not in card  # a folder's path means nothing elsewhere
     assert "| mood | likeliest label | positive, negative, business world |" in card
-    assert "| free\\|text | writing | free text |" in card
+    assert "| free\\|text | generation | free text |" in card
     facts = json.loads((tmp_path / "labels.json").read_text())
     assert facts["tasks"]["mood"]["labels"] == list(RANK.labels or ())
     assert facts["tasks"]["free|text"] == {"mode": "generate"}

@@ -110,7 +110,7 @@ def test_a_gguf_file_is_the_model_it_was_made_from(
 
 def test_the_conversion_is_kept(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path))
-    folder = gguf_file.converted(file)
+    folder = gguf_file.convert_gguf(file)
     assert folder.parent == tmp_path / "gguf"
     assert sorted(path.suffix for path in folder.iterdir() if "model" in path.name) == [".safetensors"]
     assert list((tmp_path / "gguf").iterdir()) == [folder]  # nothing half done beside it
@@ -118,10 +118,10 @@ def test_the_conversion_is_kept(file: Path, tmp_path: Path, monkeypatch: pytest.
     def fail(_: Path) -> None:
         raise AssertionError("converted again")
 
-    monkeypatch.setattr(gguf_file, "read", fail)
+    monkeypatch.setattr(gguf_file, "read_gguf", fail)
     copy = tmp_path / "copy.gguf"
     copy.write_bytes(file.read_bytes())
-    assert gguf_file.converted(copy) == folder
+    assert gguf_file.convert_gguf(copy) == folder
 
 
 def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,7 +129,7 @@ def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     bad = tmp_path / "bad.gguf"
     bad.write_bytes(b"nothing of the kind")
     with pytest.raises(InputError, match="could not be read as a GGUF model"):
-        gguf_file.converted(bad)
+        gguf_file.convert_gguf(bad)
     assert list((tmp_path / "cache" / "gguf").iterdir()) == []
 
 
@@ -137,7 +137,7 @@ def test_a_cache_that_cannot_be_written(file: Path, tmp_path: Path, monkeypatch:
     (tmp_path / "occupied").write_text("a file, not a folder")
     monkeypatch.setenv(gguf_file.CACHE_VARIABLE, str(tmp_path / "occupied"))
     with pytest.raises(InputError, match="cannot be written") as error:
-        gguf_file.converted(file)
+        gguf_file.convert_gguf(file)
     assert gguf_file.CACHE_VARIABLE in error.value.remedy
 
 

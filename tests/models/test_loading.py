@@ -9,9 +9,10 @@ import torch
 
 from merganser.errors import InputError
 from merganser.models import precision
-from merganser.models.base import AnswerSpec, Lengths, pad
+from merganser.models.base import AnswerSpec, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.models.padding import pad
 from tests.models.conftest import Loader
 
 LENGTHS = Lengths(32, 8)

@@ -16,7 +16,7 @@ from merganser.models.base import AnswerSpec, Lengths
 from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
-from merganser.streams.images import Picture
+from merganser.streams.images.picture import Picture
 from merganser.streams.task import Example
 from tests.tiny import tiny_bert, tiny_clip, tiny_vit
 
@@ -53,7 +53,9 @@ def test_prototypes_are_the_mean_directions_of_the_pretrained_encoder(folders: d
     backbone.prepare_labels(examples(), SPEC)
     dark = [example.image for example in examples() if example.output == "dark"]
     with torch.no_grad():
-        hidden = backbone._load_pretrained()(pixel_values=backbone.tokenizer.pixels(dark)).last_hidden_state.mean(1)
+        hidden = backbone._load_pretrained()(pixel_values=backbone.tokenizer.pixel_values(dark)).last_hidden_state.mean(
+            1
+        )
     unit = hidden / hidden.norm(dim=1, keepdim=True)
     mean = unit.mean(0)
     torch.testing.assert_close(backbone.label_vectors(SPEC)[1], mean / mean.norm())

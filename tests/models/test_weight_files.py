@@ -108,7 +108,7 @@ def _remove(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("tamper", "said"),
     [
-        (_tamper_shape, r"shape \(3, 3\), the model wants"),
+        (_tamper_shape, r"shape \(3, 3\), and the model expects"),
         (_tamper_name, "2 names differ"),
         (_tamper_alpha, "lora_alpha = 64"),
         (_tamper_bytes, "damaged"),

@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 from merganser.cli.streams import streams
 from merganser.streams.builtin import BUILTIN, task_kind
-from merganser.streams.image_sets import IMAGE_SETS
+from merganser.streams.images.image_sets import IMAGE_SETS
 
 
 def run(*arguments: str) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merganser.models.base import IGNORED, AnswerSpec
+from merganser.models.base import IGNORE_INDEX, AnswerSpec
 from merganser.training.trm.predictions import MatcherPredictor, Predictions
 
 SCORES = torch.tensor([[2.0, 0.5, -1.0, 0.3], [0.1, 1.0, 0.4, -0.7], [0.0, 0.2, 3.0, 1.0]], dtype=torch.float64)
@@ -23,7 +23,7 @@ class Table(nn.Module):
     def forward(self, candidates: Tensor, labels: Tensor | None) -> dict[str, Tensor]:
         assert labels is None
         found = SCORES.gather(1, candidates.clamp(min=0))
-        return {"logits": found.masked_fill(candidates == IGNORED, float("-inf"))}
+        return {"logits": found.masked_fill(candidates == IGNORE_INDEX, float("-inf"))}
 
 
 def predicted(own: list[int], candidates: list[int], answers: list[int], earlier: list[str]) -> Predictions:
@@ -45,7 +45,7 @@ def test_the_own_loss_is_among_the_tasks_own_labels() -> None:
     torch.testing.assert_close(found.earlier, SCORES[:, :2])
 
 
-@pytest.mark.parametrize("candidates", [[0, 1, 2, 3], [2, 3], [2, 3, IGNORED]])
+@pytest.mark.parametrize("candidates", [[0, 1, 2, 3], [2, 3], [2, 3, IGNORE_INDEX]])
 def test_what_is_seen_has_every_label_once(candidates: list[int]) -> None:
     """Whether the loss reads all labels or only the task's own, or a shorter row was filled up."""
     found = predicted(own=[2, 3], candidates=candidates, answers=[2, 3, 3], earlier=["0", "1"])

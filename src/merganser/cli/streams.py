@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from merganser.streams.builtin import BUILTIN, DEMO
-from merganser.streams.image_sets import IMAGE_SETS
+from merganser.streams.images.image_sets import IMAGE_SETS
 
 
 def streams(

@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 from merganser.files.atomic import full_disk_is_an_error
 from merganser.runs.reading import damaged
 from merganser.runs.record import KeptExample
-from merganser.streams.images import Picture, read_pictures, write_pictures
 from merganser.streams.task import Example
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    from merganser.streams.images.picture import Picture
 
 IMAGES = "images.safetensors"
 PROTOTYPES = "prototypes.safetensors"
@@ -38,6 +39,8 @@ def write_images(folder: Path, examples: Iterable[Example]) -> None:
         RunError: the disk is full.
     """
     if pictures := [example.image for example in examples if example.image is not None]:
+        from merganser.streams.images.picture_file import write_pictures
+
         with full_disk_is_an_error(folder / IMAGES):
             write_pictures(folder / IMAGES, pictures)
 
@@ -53,6 +56,8 @@ def restored(folder: Path, kept: Iterable[KeptExample]) -> list[tuple[str, Examp
     for line in kept:
         image = None
         if line.image:
+            from merganser.streams.images.picture_file import read_pictures
+
             pictures = read_pictures(folder / IMAGES) if pictures is None else pictures
             if line.image not in pictures:
                 raise damaged(folder / IMAGES, f"the image {line.image[:12]}... is not in it")

@@ -20,7 +20,7 @@ from merganser.learner.session import Session
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
 from merganser.models.base import Answer, Backbone
-from merganser.models.loading import fitting_lengths, load_backbone
+from merganser.models.loading import load_backbone, resolve_lengths
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunInfo, RunRecord
 from merganser.runs.versions import versions
@@ -250,7 +250,7 @@ def _session(directory: RunDirectory, config: RunConfig, listener: Listener, mod
 
 def _load(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
     options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
-    lengths = fitting_lengths(options, config.training.max_input, config.training.max_target)
+    lengths = resolve_lengths(options, config.training.max_input, config.training.max_target)
     return load_backbone(options, lengths, derive_seed(config.seed, "model"))
 
 

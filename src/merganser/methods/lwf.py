@@ -60,7 +60,7 @@ class Lwf(Method[LwfOptions]):
         from torch import no_grad
         from torch.func import functional_call
 
-        from merganser.models.base import evaluating
+        from merganser.models.base import eval_mode
         from merganser.weights import Weights
 
         if not context.earlier:
@@ -70,16 +70,16 @@ class Lwf(Method[LwfOptions]):
         options = self.options
 
         def old_logits(inputs: Mapping[str, Any]) -> Tensor:
-            with no_grad(), evaluating(module):
+            with no_grad(), eval_mode(module):
                 return functional_call(module, before, kwargs=dict(inputs))["logits"]
 
         def tokens(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
-            from merganser.models.base import IGNORED
+            from merganser.models.base import IGNORE_INDEX
 
             new, old, labels = outputs["logits"], old_logits(inputs), inputs["labels"]
             if context.backbone.kind == "causal":  # a position tells of the token after it
                 new, old, labels = new[:, :-1], old[:, :-1], labels[:, 1:]
-            answered = labels != IGNORED
+            answered = labels != IGNORE_INDEX
             return options.weight * distillation(new[answered], old[answered], options.temperature)
 
         if context.backbone.kind != "matcher":

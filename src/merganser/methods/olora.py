@@ -49,9 +49,9 @@ class OLora(Method[OLoraOptions]):
         return []
 
     def penalty(self, context: TaskContext) -> Penalty | None:
-        from merganser.models.stacking import earlier_and_trained
+        from merganser.models.stacking import lora_a_pairs
 
-        pairs = earlier_and_trained(context.backbone.module)
+        pairs = lora_a_pairs(context.backbone.module)
         if not pairs:
             return None
 

@@ -1,4 +1,4 @@
-"""What every backbone is asked: read examples, answer texts, keep and give back its weights."""
+"""The interface of all backbones: encode examples, answer texts, save and load weights."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -20,14 +20,16 @@ from merganser.models.precision import autocast, resolve_precision
 if TYPE_CHECKING:
     from torch import nn
 
-    from merganser.streams.images import Picture
+    from merganser.streams.images.picture import Picture
     from merganser.streams.task import Example
 
 Feature = dict[str, Any]
-"""One tokenised example: plain integers and lists of integers (or a still encoded image); ``length`` is the number of
-tokens read and written."""
+"""One tokenised example: plain integers and lists of integers (or an encoded image); ``length`` is the number of tokens
+of input and answer."""
 
-IGNORED = -100
+Modality = Literal["text", "image"]
+
+IGNORE_INDEX = -100
 """Label of a position that takes no part in the loss, as in ``torch.nn.functional.cross_entropy``."""
 
 
@@ -88,7 +90,7 @@ class Answer:
     """One answer.
 
     ``score`` is in [0, 1]: the probability among the candidates where labels are ranked, the mean probability of the
-    written tokens (end of text included) where text is generated.
+    generated tokens (end of text included) where text is generated.
     """
 
     text: str
@@ -97,7 +99,7 @@ class Answer:
 
 @dataclass(frozen=True, slots=True)
 class Lengths:
-    """Longest input and longest answer in tokens, special tokens included; longer ones are cut at the end."""
+    """Longest input and longest answer in tokens, special tokens included; longer ones are truncated at the end."""
 
     input: int
     target: int
@@ -109,14 +111,14 @@ class Lengths:
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """What a backbone is made of.
+class LoadedModel:
+    """What a backbone is constructed from.
 
     Attributes:
-        model: the pretrained model, wrapped by PEFT when ``options.lora``.
-        tokenizer: the model's own; of a model that reads images, what reads them.
-        options, lengths: as asked.
-        load_pretrained: reads a fresh copy of the pretrained model; for all-weights training only.
+        model: the pretrained model, wrapped by PEFT if ``options.lora``.
+        tokenizer: the model's own; for images a :class:`merganser.models.vision.VisionProcessor`.
+        options, lengths: as configured.
+        load_pretrained: loads another copy of the pretrained model; used if all weights are trained.
     """
 
     model: nn.Module
@@ -127,22 +129,22 @@ class Loaded:
 
 
 class Backbone(ABC):
-    """A pretrained model with the weights that are trained.
+    """A pretrained model, the weights of it that are trained, and how it encodes examples and answers.
 
     Attributes:
         kind: ``seq2seq``, ``causal`` or ``matcher``.
-        reads: what examples must hold.
+        modality: what examples must hold.
         module: what a ``transformers.Trainer`` trains; ``module(**batch)["loss"]`` is the mean negative log-likelihood
-            of the answers' tokens (matcher: of the right labels) in nats.
+            of the answers' tokens (matcher: of the correct labels) in nats.
         tokenizer: the model's own.
-        options, lengths: as asked.
-        precision: what ``options.precision`` came to on this machine, ``bf16`` or ``fp32``.
+        options, lengths: as configured.
+        precision: what ``options.precision`` resolves to on this machine, ``bf16`` or ``fp32``.
     """
 
     kind: Kind
-    reads: ClassVar[Literal["text", "image"]] = "text"
+    modality: Modality = "text"
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         self.model = loaded.model
         self.tokenizer = loaded.tokenizer
         self.options = loaded.options
@@ -158,14 +160,14 @@ class Backbone(ABC):
     def device(self) -> torch.device:
         return next(self.model.parameters()).device
 
-    # -- reading ---------------------------------------------------------------------------------------------------
+    # -- examples --------------------------------------------------------------------------------------------------
 
     def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
         """Refuse training examples that this model cannot learn from, before any work.
 
         Raises:
             InputError: images for a model that reads text, or texts for one that reads images; without a text encoder,
-                a label of which there is no image.
+                a label that has no image.
         """
         if any(example.image is not None for example in examples):
             raise InputError(
@@ -174,21 +176,21 @@ class Backbone(ABC):
             )
 
     def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
-        """See a task's training examples before it is scored or learned for the first time.
+        """Compute what a task's labels need from its training examples, before it is first evaluated or learned.
 
-        An image encoder without a text encoder makes its class prototypes here; nobody else has anything to do.
+        An image encoder without a text encoder computes its class prototypes; other models need nothing.
         """
 
     def prototypes(self, labels: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Label -> frozen vector (width), fp32, made by :meth:`prepare_labels`; nothing can make them again later."""
+        """Return label -> frozen vector (width), fp32, as computed by :meth:`prepare_labels`; they must be stored."""
         return {}
 
     def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """Take back what :meth:`prototypes` gave."""
+        """Restore what :meth:`prototypes` returned."""
 
     @abstractmethod
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
-        """Tokenised examples in their order, ready for :meth:`collate`.
+        """Return tokenised examples in their order, ready for :meth:`collate`.
 
         Raises:
             InputError: an output that is not among the labels (matcher).
@@ -196,21 +198,21 @@ class Backbone(ABC):
 
     @abstractmethod
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        """A padded batch for ``module(**batch)``. Features of tasks with different label sets may be mixed."""
+        """Return a padded batch for ``module(**batch)``. Features of tasks with different label sets may be mixed."""
 
-    # -- answering -------------------------------------------------------------------------------------------------
+    # -- inference -------------------------------------------------------------------------------------------------
 
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
-        """Token ids of each text as they are read before an answer (images: the images)."""
+        """Return the token ids of each text as the model reads it before an answer (images: the images)."""
 
     def _size(self, encoded: Any) -> int:
-        """Tokens of what :meth:`_encode` returned for one text."""
+        """Return the number of tokens of one encoded text."""
         return len(encoded)
 
     @abstractmethod
-    def _answer_batch(self, ids: list[Any], spec: AnswerSpec) -> list[Answer]:
-        """Answers for one batch; runs in evaluation mode without gradients."""
+    def _answer_batch(self, encoded: list[Any], spec: AnswerSpec) -> list[Answer]:
+        """Return the answers of one batch; called in evaluation mode without gradients."""
 
     def answer(
         self,
@@ -221,57 +223,61 @@ class Backbone(ABC):
         *,
         shared: bool = False,
     ) -> list[Answer]:
-        """Answers in the order of ``texts``; deterministic. Where images are read, they are images or paths of such.
+        """Answer texts, in their order; deterministic. A model of images takes images or paths of image files.
 
-        Texts of similar length share a batch. Dropout is off inside and the training mode is put back. ``on_progress``
-        is called after each batch with the number of texts answered since the last call.
+        Texts of similar length share a batch. Dropout is off inside and the training mode is restored.
 
         Args:
-            shared: several processes answer the same texts, and do so together: each takes whole batches, so that
-                every text is answered in the company in which one process would answer it.
+            texts: what to answer.
+            spec: how it is answered.
+            batch_size: texts per forward pass.
+            on_progress: called after each batch with the number of texts answered since the last call.
+            shared: all processes call this with the same texts and each answers whole batches of them, so that the
+                composition of a batch does not depend on the number of processes.
 
         Raises:
-            InputError: ``batch_size`` below 1, or a spec that the kind of model cannot answer.
+            InputError: ``batch_size`` below 1, or a spec that this kind of model cannot answer.
         """
-        number, turns = (processes.rank(), processes.world_size()) if shared else (0, 1)
+        rank, world_size = (processes.rank(), processes.world_size()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
-        with evaluating(self.module), torch.no_grad(), autocast(self.device, self.precision):
+        with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.
             order = sorted(range(len(encoded)), key=lambda i: (-self._size(encoded[i]), i))
             answers: dict[int, Answer] = {}
-            for start in range(0, len(order), batch_size * turns):
-                turn = order[start : start + batch_size * turns]
-                chosen = turn[number * batch_size : (number + 1) * batch_size]
-                if chosen:
-                    found = self._answer_batch([encoded[i] for i in chosen], spec)
-                    answers.update(zip(chosen, found, strict=True))
+            for start in range(0, len(order), batch_size * world_size):
+                batches = order[start : start + batch_size * world_size]
+                local = batches[rank * batch_size : (rank + 1) * batch_size]
+                if local:
+                    answers.update(zip(local, self._answer_batch([encoded[i] for i in local], spec), strict=True))
                 if on_progress is not None:
-                    on_progress(len(turn))
-        if turns > 1:
-            mine = [[i, answer.text, answer.score] for i, answer in answers.items()]
-            answers = {i: Answer(text, score) for each in processes.all_gather_object(mine) for i, text, score in each}
+                    on_progress(len(batches))
+        if world_size > 1:
+            rows = [[i, answer.text, answer.score] for i, answer in answers.items()]
+            gathered = processes.all_gather_object(rows)
+            answers = {i: Answer(text, score) for of_rank in gathered for i, text, score in of_rank}
         return [answers[i] for i in range(len(texts))]
 
     # -- weights ---------------------------------------------------------------------------------------------------
 
     def trainable(self) -> dict[str, nn.Parameter]:
-        """The trained parameters by name, in alphabetical order of names."""
+        """Return the trained parameters by name, sorted by name."""
         return dict(sorted((name, p) for name, p in self.module.named_parameters() if p.requires_grad))
 
     def save_weights(self, folder: Path) -> None:
-        """Writes the trained weights: PEFT layout for LoRA, Hugging Face layout with tokenizer for all weights."""
+        """Write the trained weights: PEFT layout for LoRA, otherwise Hugging Face layout with tokenizer."""
         if self.options.lora is not None:
             weight_files.save_adapter(self.model, folder)
         else:
             weight_files.save_model(self.model, self.tokenizer, folder)
 
     def load_weights(self, folder: Path) -> None:
-        """Reads what :meth:`save_weights` wrote, bit for bit, into the existing parameters.
+        """Read what :meth:`save_weights` wrote, bit for bit, into the existing parameters.
 
         Raises:
-            InputError: files missing, or made for another model or other LoRA options. The weights are then unchanged.
+            InputError: files missing, or written for another model or other LoRA options. The weights are unchanged
+                then.
         """
         if self.options.lora is not None:
             weight_files.load_adapter(self.model, folder)
@@ -279,31 +285,31 @@ class Backbone(ABC):
             weight_files.load_model(self.model, folder)
 
     def reset(self, seed: int) -> None:
-        """Back to the pretrained start: fresh factors drawn from ``seed`` (LoRA), or the pretrained weights."""
+        """Go back to the pretrained model: factors initialised from ``seed`` (LoRA), or the pretrained weights."""
         if self.options.lora is not None:
-            stacking.put_earlier(self.model, None)
+            stacking.set_frozen_adapter(self.model, None)
             lora.initialise(self.model, seed)
         else:
             weight_files.copy_weights(self._load_pretrained(), self.model)
 
     def stack_adapter(self, seed: int) -> None:
-        """Freeze what the adapter has learned, and train fresh factors, drawn from ``seed``, beside it.
+        """Freeze the adapter's factors, and train new ones, initialised from ``seed``, beside them.
 
-        The answers stay as they are. The rank of the adapter grows by that of the options; :meth:`save_weights` writes
-        it as one adapter of the higher rank, and :meth:`load_weights` reads such a one.
+        The answers do not change. The rank of the adapter grows by that of the options; :meth:`save_weights` writes one
+        adapter of the higher rank, and :meth:`load_weights` reads such a one.
 
         Raises:
             InputError: all weights are trained.
         """
         if self.options.lora is None:
-            raise InputError("There is no adapter to grow: all weights are trained.", "Use model.lora.")
-        stacking.put_earlier(self.model, stacking.joined(self.model)[0])
+            raise InputError("There is no adapter to stack: all weights are trained.", "Use model.lora.")
+        stacking.set_frozen_adapter(self.model, stacking.concatenate_adapters(self.model)[0])
         lora.initialise(self.model, seed)
 
 
 @contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode inside; afterwards every submodule is in the mode it was in."""
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Switch to evaluation mode inside; afterwards every submodule is in the mode it was in."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:
@@ -311,26 +317,3 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part, training in modes:
             part.training = training
-
-
-ROUND = 8
-"""Batches are padded to a multiple of this: kernels are built anew for every width, and like such widths best."""
-
-
-def pad(rows: Sequence[Sequence[int]], value: int, left: bool = False, limit: int | None = None) -> torch.Tensor:
-    """Integer rows as one contiguous LongTensor (rows x width), filled with ``value``.
-
-    The width is that of the longest row, with a ``limit`` rounded up to a multiple of :data:`ROUND` but not above it.
-    """
-    width = max(len(row) for row in rows)
-    if limit is not None:
-        width = max(width, min(limit, -(-width // ROUND) * ROUND))
-    filled = [
-        [value] * (width - len(row)) + list(row) if left else list(row) + [value] * (width - len(row)) for row in rows
-    ]
-    return torch.tensor(filled, dtype=torch.long)
-
-
-def mask(rows: Sequence[Sequence[int]], left: bool = False, limit: int | None = None) -> torch.Tensor:
-    """1 where :func:`pad` keeps a token, 0 where it fills (LongTensor, rows x width)."""
-    return pad([[1] * len(row) for row in rows], 0, left, limit)

@@ -1,4 +1,4 @@
-"""``causal``: a decoder continues the text with the answer (GPT, Llama, Qwen and their kin)."""
+"""``causal``: a decoder continues the text with the answer (GPT, Llama, Qwen, ...)."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORED, AnswerSpec, Feature, mask, pad
-from merganser.models.generative import RANK_ROWS, GenerativeBackbone, summed_log_probability
+from merganser.models.base import IGNORE_INDEX, AnswerSpec, Feature
+from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
+from merganser.models.padding import attention_mask, pad
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
 
 
 class Causal(GenerativeBackbone):
-    """Prompt and answer are tokenised apart, so the model reads exactly the same prompt in training and when asked.
+    """Backbone of kind ``causal``; the loss is that of the answer's tokens and the end of text.
 
-    The answer is written as it would be behind the prompt: after a space unless the prompt ends with a line break or
-    the chat template opens the answer. Spaces at the end of a prompt move to the answer, where tokenizers expect them.
+    Prompt and answer are tokenised separately, so that the prompt is the same in training and inference. The answer
+    follows after a space, or directly if the prompt ends with a line break or the chat template opens the answer.
+    Spaces at the end of a prompt are moved to the answer, where tokenizers expect them.
     """
 
     kind = "causal"
@@ -39,27 +41,27 @@ class Causal(GenerativeBackbone):
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         rows = [feature["input_ids"] for feature in features]
-        labels = [[IGNORED] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
+        labels = [[IGNORE_INDEX] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
         longest = self.lengths.input + self.lengths.target
         return {
             "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=longest),
-            "attention_mask": mask(rows, limit=longest),
-            "labels": pad(labels, IGNORED, limit=longest),
+            "attention_mask": attention_mask(rows, limit=longest),
+            "labels": pad(labels, IGNORE_INDEX, limit=longest),
         }
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
-        """Prompts, cut to the input length, with the tokenizer's start and without an end of text."""
+        """Return prompts, truncated to the input length, with the tokenizer's start and without an end of text."""
         if not texts:
             return []
         if self.options.chat_template:
             return [self._chat_prompt(text) for text in texts]
         rows = self.tokenizer([text.rstrip(" ") for text in texts], truncation=True, max_length=self.lengths.input)
-        return [self._opened(row) for row in rows["input_ids"]]
+        return [self._without_end(row) for row in rows["input_ids"]]
 
-    def _opened(self, ids: list[int]) -> list[int]:
-        """Without the end of text that some tokenizers add, and never empty: there must be a token to continue."""
+    def _without_end(self, ids: list[int]) -> list[int]:
+        """Remove the end of text that some tokenizers add; never empty: generation needs a token to continue."""
         end = self.tokenizer.eos_token_id
         while ids and ids[-1] == end:
             ids = ids[:-1]
@@ -69,7 +71,8 @@ class Causal(GenerativeBackbone):
         return [end if begin is None else begin]
 
     def _chat_prompt(self, text: str) -> list[int]:
-        """The user's message in the chat template, opened for the answer; the message is cut, never the template."""
+        """Return the chat template around the user's message up to the answer; the message is truncated, never the
+        template."""
         ids = self._chat_ids(text)
         room = len(ids)
         while len(ids) > self.lengths.input:
@@ -90,50 +93,50 @@ class Causal(GenerativeBackbone):
         return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def _after_break(self, prompt: list[int]) -> bool:
-        """Whether an answer behind ``prompt`` starts without a space."""
+        """Return whether an answer to ``prompt`` starts without a space."""
         return self.options.chat_template or self.tokenizer.decode(prompt[-1:]).endswith("\n")
 
     def answer_ids(self, answer: str, after_break: bool) -> list[int]:
-        """Tokens of an answer and the end of text, at most the target length.
+        """Return the tokens of an answer and the end of text, at most the target length.
 
-        The answer is tokenised behind a fixed character that is then taken off again: tokenizers that mark the start of
-        a text (SentencePiece) and those that mark spaces (byte-level) then both give what stands inside a text.
+        The answer is tokenised after a fixed character, whose tokens are then removed: so tokenizers that mark the
+        start of a text (SentencePiece) and those that mark spaces (byte-level) both give the tokens of a text's middle.
         """
         anchor = "\n" if after_break else ":"
-        joined = anchor + ("" if after_break else " ") + answer
+        text = anchor + ("" if after_break else " ") + answer
         before = self.tokenizer(anchor, add_special_tokens=False)["input_ids"]
-        ids = self.tokenizer(joined, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(text, add_special_tokens=False)["input_ids"]
         if ids[: len(before)] == before:
             ids = ids[len(before) :]
-        else:  # the anchor melted into the answer's first token
-            ids = self.tokenizer(joined[len(anchor) :], add_special_tokens=False)["input_ids"]
+        else:  # the anchor and the answer's start are one token
+            ids = self.tokenizer(text[len(anchor) :], add_special_tokens=False)["input_ids"]
         return [*ids[: self.lengths.target - 1], self.tokenizer.eos_token_id]
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
     def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Padded on the left, so that every answer starts at the same column."""
+        """Pad on the left, so that every answer starts at the same column."""
         return {
             "input_ids": pad(ids, self.tokenizer.pad_token_id, left=True).to(self.device),
-            "attention_mask": mask(ids, left=True).to(self.device),
+            "attention_mask": attention_mask(ids, left=True).to(self.device),
         }
 
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
-        behind = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
-        pairs = [(prompt, answer) for prompt in ids for answer in behind[self._after_break(prompt)]]
-        accepted = inspect.signature(self.base.forward).parameters
-        rows = max(RANK_ROWS, len(ids))
+        answers = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
+        pairs = [(prompt, answer) for prompt in ids for answer in answers[self._after_break(prompt)]]
+        parameters = inspect.signature(self.base.forward).parameters
+        rows = max(RANKING_BATCH, len(ids))
         sums = []
         for start in range(0, len(pairs), rows):
             chosen = pairs[start : start + rows]
             inputs: dict[str, Any] = self._inputs([prompt + answer for prompt, answer in chosen])
-            wanted = pad([answer for _, answer in chosen], IGNORED, left=True).to(self.device)
-            width = wanted.shape[1] + 1
-            if "position_ids" in accepted:
+            targets = pad([answer for _, answer in chosen], IGNORE_INDEX, left=True).to(self.device)
+            width = targets.shape[1] + 1
+            if "position_ids" in parameters:
                 inputs["position_ids"] = (inputs["attention_mask"].cumsum(1) - 1).clamp(min=0)
-            if "logits_to_keep" in accepted:
-                inputs["logits_to_keep"] = width  # the vocabulary is wide: no scores for the prompt
-            # Column t of the logits speaks about token t + 1; all answers end in the last column.
+            if "logits_to_keep" in parameters:
+                inputs["logits_to_keep"] = width  # the vocabulary is large: no logits for the prompt
+            # Column t of the logits predicts token t + 1; all answers end in the last column.
             logits = self.base(**inputs, use_cache=False).logits[:, -width:-1]
-            sums.append(summed_log_probability(logits, wanted))
+            sums.append(summed_log_probability(logits, targets))
         return torch.cat(sums).view(len(ids), len(labels))

@@ -14,9 +14,9 @@ from merganser.errors import RunError
 from merganser.models import weight_files
 from merganser.models.base import AnswerSpec, Backbone
 from merganser.models.causal import Causal
+from merganser.models.library_output import silence_libraries
 from merganser.models.matcher import LabelMatcher
 from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
-from merganser.models.quiet import quiet
 
 CARD = "README.md"
 
@@ -40,7 +40,7 @@ def export_model(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpe
         weight_files.save_model(model, backbone.tokenizer, folder)
     else:
         weight_files.save_adapter(backbone.model, folder)
-        with quiet():
+        with silence_libraries():
             backbone.tokenizer.save_pretrained(folder)
             if backbone.kind != "matcher":
                 backbone.model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
@@ -70,7 +70,7 @@ def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSp
     }
     if isinstance(backbone, LabelMatcher):
         content |= {"pooling": backbone.options.pooling, "temperature": backbone.options.temperature}
-        if backbone.reads == "image":
+        if backbone.modality == "image":
             del content["max_length"]
         vectors = {name: backbone.label_vectors(spec).cpu().contiguous() for name, spec in specs.items()}
         save_file(vectors, folder / LABEL_VECTORS)

@@ -1,4 +1,4 @@
-"""Text in, text out: what ``seq2seq`` and ``causal`` share. Greedy decoding, and ranking of labels by likelihood."""
+"""Backbones that generate text (``seq2seq`` and ``causal``): greedy decoding, and ranking of labels by likelihood."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from merganser.models.base import IGNORED, Answer, AnswerSpec, Backbone, Loaded
+from merganser.models.base import IGNORE_INDEX, Answer, AnswerSpec, Backbone, LoadedModel
 
-RANK_ROWS = 32
-"""Smallest number of (text, label) pairs that are scored in one pass."""
+RANKING_BATCH = 32
+"""Smallest number of (text, label) pairs per forward pass."""
 
 
 class GreedyProbability(LogitsProcessor):
-    """Notes the probability of the likeliest token at each step, which is the one greedy decoding writes.
+    """Records the probability of the likeliest token at each step, which is the one greedy decoding chooses.
 
-    Keeping all scores of all steps instead (``output_scores``) would take texts x vocabulary x steps numbers.
+    ``output_scores`` would store texts x vocabulary x steps numbers.
     """
 
     def __init__(self) -> None:
@@ -30,11 +30,11 @@ class GreedyProbability(LogitsProcessor):
 
 
 class GenerativeBackbone(Backbone):
-    """A model that writes its answer token by token."""
+    """A model that generates its answer token by token."""
 
-    def __init__(self, loaded: Loaded) -> None:
+    def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
-        config = self._greedy(self.base.generation_config)
+        config = self._greedy_config(self.base.generation_config)
         self.eos_ids: list[int] = config.eos_token_id
         # Set on the model itself, so that a plain ``generate()`` of the exported model decodes in the same way.
         self.base.generation_config = config
@@ -42,49 +42,49 @@ class GenerativeBackbone(Backbone):
 
     @property
     def base(self) -> Any:
-        """The transformers model itself, with the factors in place but without PEFT around it."""
+        """The transformers model with the LoRA layers in it, without the PEFT wrapper."""
         return self.model.get_base_model() if self.options.lora is not None else self.model  # type: ignore[operator]
 
-    def _greedy(self, own: Any) -> Any:
-        """Greedy decoding with the model's own special tokens and none of its penalties, beams or sampling."""
-        ends = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    def _greedy_config(self, config: Any) -> Any:
+        """Return a greedy decoding configuration with the special tokens of ``config`` and nothing else of it."""
+        ends = config.eos_token_id if isinstance(config.eos_token_id, list) else [config.eos_token_id]
         eos = list(dict.fromkeys(i for i in [self.tokenizer.eos_token_id, *ends] if i is not None))
-        start = getattr(own, "decoder_start_token_id", None)
+        start = getattr(config, "decoder_start_token_id", None)
+        if start is None:
+            start = getattr(self.base.config, "decoder_start_token_id", None)
         return GenerationConfig(
             max_new_tokens=self.lengths.target,
             do_sample=False,
             num_beams=1,
             use_cache=True,
-            bos_token_id=own.bos_token_id,
+            bos_token_id=config.bos_token_id,
             eos_token_id=eos,
             pad_token_id=self.tokenizer.pad_token_id,
-            decoder_start_token_id=start
-            if start is not None
-            else getattr(self.base.config, "decoder_start_token_id", None),
-            forced_bos_token_id=getattr(own, "forced_bos_token_id", None),
+            decoder_start_token_id=start,
+            forced_bos_token_id=getattr(config, "forced_bos_token_id", None),
         )
 
-    def _answer_batch(self, ids: list[list[int]], spec: AnswerSpec) -> list[Answer]:
+    def _answer_batch(self, encoded: list[list[int]], spec: AnswerSpec) -> list[Answer]:
         if spec.mode == "generate":
-            return self._generate(ids)
+            return self._generate(encoded)
         labels = spec.require_labels("The answer mode 'rank'")
-        best = self._log_likelihoods(ids, labels).softmax(-1).max(-1)
+        best = self._log_likelihoods(encoded, labels).softmax(-1).max(-1)
         return [Answer(labels[i], score) for score, i in zip(best.values.tolist(), best.indices.tolist(), strict=True)]
 
     @abstractmethod
     def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
-        """``input_ids`` and ``attention_mask`` (texts x tokens) for ``generate``."""
+        """Return ``input_ids`` and ``attention_mask`` (texts x tokens) for ``generate``."""
 
     @abstractmethod
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
-        """Summed log-probability of the tokens of each label, end of text included (texts x labels, fp32, nats)."""
+        """Return each label's summed log-probability, end of text included (texts x labels, fp32, nats)."""
 
     def _generate(self, ids: list[list[int]]) -> list[Answer]:
         probabilities = GreedyProbability()
-        written = self.model.generate(  # type: ignore[operator]
+        generated = self.model.generate(  # type: ignore[operator]
             **self._inputs(ids), logits_processor=LogitsProcessorList([probabilities])
         )
-        tokens = written[:, written.shape[1] - len(probabilities.steps) :].tolist()
+        tokens = generated[:, generated.shape[1] - len(probabilities.steps) :].tolist()
         confidence = torch.stack(probabilities.steps, 1).tolist()
         answers = []
         for row, probability in zip(tokens, confidence, strict=True):
@@ -95,9 +95,13 @@ class GenerativeBackbone(Backbone):
 
 
 def summed_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Sum over the positions of ``labels`` (rows x tokens, ignored where -100) of the log-probability that ``logits``
-    (rows x tokens x vocabulary, aligned with ``labels``) give them; one fp32 number per row, in nats."""
+    """Return the log-probability of each row of ``labels``, summed over its tokens: fp32, in nats.
+
+    Args:
+        logits: rows x tokens x vocabulary, aligned with ``labels``.
+        labels: rows x tokens; -100 is ignored.
+    """
     losses = functional.cross_entropy(
-        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORED, reduction="none"
+        logits.float().flatten(0, 1), labels.flatten(), ignore_index=IGNORE_INDEX, reduction="none"
     )
     return -losses.view_as(labels).sum(1)

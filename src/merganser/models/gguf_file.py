@@ -1,4 +1,4 @@
-"""Models in GGUF files: read once, de-quantised to fp32, and kept as an ordinary folder in the user's cache."""
+"""Models in GGUF files: de-quantised to fp32 once, and cached as an ordinary model folder."""
 
 from __future__ import annotations
 
@@ -11,8 +11,10 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from merganser.errors import InputError
-from merganser.models.quiet import quiet
+from merganser.models.library_output import silence_libraries
 
 CACHE_VARIABLE = "MERGANSER_CACHE"
 
@@ -24,11 +26,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "merganser"
 
 
-def converted(file: Path) -> Path:
-    """A folder with the file's model (safetensors, fp32) and tokenizer.
+def convert_gguf(file: Path) -> Path:
+    """Return a folder with the file's model (safetensors, fp32) and tokenizer.
 
     The first call converts, which takes about 20 seconds per 100 million weights; later calls with a file of the same
-    content (SHA-256) find the folder in the cache.
+    content (SHA-256) return the cached folder.
 
     Raises:
         InputError: no such file, the ``gguf`` package is missing, a file that transformers cannot read, or a cache that
@@ -50,43 +52,42 @@ def converted(file: Path) -> Path:
             f"Set {CACHE_VARIABLE} to a folder that can be.",
         ) from error
     try:
-        model, tokenizer = read(file)
-        with quiet():
+        model, tokenizer = read_gguf(file)
+        with silence_libraries():
             model.save_pretrained(partial)
             tokenizer.save_pretrained(partial)
         try:
             partial.rename(folder)
         except OSError:
-            if not folder.is_dir():  # else another process was first, with the same content
+            if not folder.is_dir():  # otherwise another process was first, with the same content
                 raise
     finally:
         shutil.rmtree(partial, ignore_errors=True)
     return folder
 
 
-def read(file: Path) -> tuple[Any, Any]:
-    """The file's model as a plain transformers model in fp32, and its tokenizer.
+def read_gguf(file: Path) -> tuple[Any, Any]:
+    """Return the file's model as a plain transformers model in fp32, and its tokenizer.
 
-    transformers keeps a note of the quantisation in the configuration and then refuses to save; so the de-quantised
-    weights move into a model built from the configuration without that note.
+    transformers records the quantisation in the configuration and then refuses to save the model; so the de-quantised
+    weights are copied into a model made from the configuration without that record.
     """
-    import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, AutoTokenizer
     from transformers.utils import is_gguf_available
 
     if not is_gguf_available():
         raise InputError(f"Reading {file} needs the package gguf.", "Install it: pip install 'merganser[gguf]'.")
-    where: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+    arguments: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
-        # The reader draws its progress bars straight to the standard error stream.
-        with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            config = AutoConfig.from_pretrained(file.parent, **where)
+        # The reader writes its progress bars straight to the standard error stream.
+        with silence_libraries(), contextlib.redirect_stderr(io.StringIO()):
+            config = AutoConfig.from_pretrained(file.parent, **arguments)
             loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            loaded = loader.from_pretrained(file.parent, dtype=torch.float32, **where)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **where)
-    # The reader of transformers has no error of its own: a file cut short is an IndexError or OSError, a missing field
-    # a KeyError, an unknown architecture or quantisation a ValueError or NotImplementedError, shapes that don't fit a
-    # RuntimeError. Each becomes one that names the file, with its reason.
+            loaded = loader.from_pretrained(file.parent, dtype=torch.float32, **arguments)
+            tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
+    # The reader of transformers has no error type of its own: a truncated file is an IndexError or OSError, a missing
+    # field a KeyError, an unknown architecture or quantisation a ValueError or NotImplementedError, shapes that do not
+    # fit a RuntimeError. Each becomes one that names the file, with its reason.
     except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
         raise InputError(
             f"The file {file} could not be read as a GGUF model: {error}",
@@ -95,7 +96,7 @@ def read(file: Path) -> tuple[Any, Any]:
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
-    with quiet():
+    with silence_libraries():
         plain = loader.from_config(config)
     plain.load_state_dict(loaded.state_dict())
     plain.generation_config = loaded.generation_config

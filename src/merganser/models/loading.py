@@ -1,87 +1,84 @@
-"""From a name to a backbone: hub id, folder or .gguf file."""
+"""Load a backbone from a hub id, a folder or a .gguf file."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from merganser.errors import InputError
-from merganser.models.base import Backbone, Lengths, Loaded
+import torch
+from safetensors import SafetensorError
+from torch import nn
+
+from merganser.errors import InputError, first_line
+from merganser.models import architecture
+from merganser.models.base import Backbone, Lengths, LoadedModel
+from merganser.models.causal import Causal
+from merganser.models.library_output import silence_libraries
+from merganser.models.lora import add_lora
+from merganser.models.matcher import Matcher
 from merganser.models.options import Kind, ModelOptions
-from merganser.models.quiet import quiet
+from merganser.models.precision import model_device
+from merganser.models.seq2seq import Seq2Seq
 
-if TYPE_CHECKING:
-    from torch import nn
-
-PICKLED = ("pytorch_model.bin", "pytorch_model.bin.index.json")
+PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weight files that run code when they are read."""
 
-
 DEFAULT_INPUT = 1024
-"""Tokens at which AimMerging cuts inputs."""
+"""Tokens to which AimMerging truncates inputs."""
+
+BACKBONES: dict[Kind, Callable[[LoadedModel], Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
 
 
 def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbone:
-    """Reads a pretrained model and makes it ready to be trained and asked.
+    """Load a pretrained model for training and inference.
 
-    The weights are fp32 and on the first CUDA device (of this process) or the processor. LoRA factors are drawn from
-    ``seed`` alone. The global random state of torch is left as it was, and nothing is printed.
+    The weights are fp32 and on :func:`merganser.models.precision.model_device`. LoRA factors depend on ``seed`` alone.
+    The global random state of torch is unchanged, and nothing is printed.
 
     Args:
-        options: which model and what is trained.
+        options: which model, and which of its weights are trained.
         lengths: longest input and answer in tokens.
         seed: of the LoRA factors.
 
     Raises:
-        InputError: the model is not there, needs code of its own, has weights only in pickle files, does not fit the
-            kind or the lengths, or has no layer named as a LoRA target.
+        InputError: the model does not exist, needs code of its own, has weights only in pickle files, does not fit the
+            kind or the lengths, or has no layer named as a LoRA target; an image encoder, and pillow is not installed.
     """
-    import torch
-
-    from merganser.models.architecture import reads_images
-    from merganser.models.causal import Causal
-    from merganser.models.lora import add_lora
-    from merganser.models.matcher import Matcher
-    from merganser.models.seq2seq import Seq2Seq
-    from merganser.models.vision import VisionMatcher
-
-    with quiet(), torch.random.fork_rng():
-        torch.manual_seed(seed)  # for weights that a checkpoint leaves to chance, as the unread pooler of an encoder
-        source = _locate(options.name)
-        config = _config(source, options)
+    with silence_libraries(), torch.random.fork_rng():
+        torch.manual_seed(seed)  # for weights that a checkpoint lacks, as the unused pooler of an encoder
+        source = _resolve_source(options.name)
+        config = _load_config(source, options)
         _check_kind(config, options)
         _check_lengths(config, options, lengths)
-        images = reads_images(config)
-        tokenizer = _image_reader(source, options, config) if images else _tokenizer(source, options)
+        tokenizer: Any
+        backbone_class = BACKBONES[options.kind]
+        if architecture.is_image_encoder(config):
+            from merganser.models.vision import VisionMatcher
+
+            tokenizer, backbone_class = _load_vision_processor(source, options, config), VisionMatcher
+        else:
+            tokenizer = _load_tokenizer(source, options)
 
         def load_pretrained() -> nn.Module:
-            with quiet(), torch.random.fork_rng():
+            with silence_libraries(), torch.random.fork_rng():
                 torch.manual_seed(seed)
-                return _model(source, options)
+                return _load_model(source, options)
 
-        model: Any = _model(source, options)
+        model: Any = _load_model(source, options)
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
-        classes: dict[Kind, Callable[[Loaded], Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
-        make = VisionMatcher if images else classes[options.kind]
-        return make(Loaded(model.to(_device()), tokenizer, options, lengths, load_pretrained))
+        return backbone_class(LoadedModel(model.to(model_device()), tokenizer, options, lengths, load_pretrained))
 
 
-def _device() -> str:
-    import torch
-
-    return f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
-
-
-def _locate(name: str) -> str:
-    """The folder or hub id to read from; a .gguf file is converted to a folder first."""
+def _resolve_source(name: str) -> str:
+    """Return the folder or hub id to load from; a .gguf file is converted to a folder first."""
     path = Path(name).expanduser()
     if name.lower().endswith(".gguf"):
-        from merganser.models.gguf_file import converted
+        from merganser.models.gguf_file import convert_gguf
 
-        return str(converted(path))
+        return str(convert_gguf(path))
     if path.is_dir():
         if not (path / "config.json").is_file():
             raise InputError(
@@ -91,9 +88,9 @@ def _locate(name: str) -> str:
         return str(path)
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     if path.exists() or looks_like_path:
-        what = "is not a folder" if path.exists() else "does not exist"
+        problem = "is not a folder" if path.exists() else "does not exist"
         raise InputError(
-            f"The model {name} {what}.", "Give a folder as saved by transformers, a .gguf file or a hub id."
+            f"The model {name} {problem}.", "Give a folder as saved by transformers, a .gguf file or a hub id."
         )
     return name
 
@@ -101,123 +98,90 @@ def _locate(name: str) -> str:
 def _refuse_pickles(folder: Path, name: str) -> None:
     if any(folder.glob("*.safetensors")):
         return
-    pickled = [file for file in PICKLED if (folder / file).is_file()]
-    if pickled:
+    pickle_files = [file for file in PICKLE_FILES if (folder / file).is_file()]
+    if pickle_files:
         raise InputError(
-            f"The model {name} has its weights only in {pickled[0]}, a pickle file, which can run code when read.",
+            f"The model {name} has its weights only in {pickle_files[0]}, a pickle file, which can run code when read.",
             "Save it again as safetensors: model.save_pretrained(folder) in an environment where you trust the file.",
         )
     raise InputError(f"The folder {name} holds no weights (*.safetensors).", "Give a folder as saved by transformers.")
 
 
-def _origin(options: ModelOptions) -> dict[str, Any]:
-    """Arguments of every ``from_pretrained``: never run a repository's code."""
+def _hub_arguments(options: ModelOptions) -> dict[str, Any]:
+    """Return arguments of every ``from_pretrained``: the revision, and never run a repository's code."""
     return {"revision": options.revision or "main", "trust_remote_code": False}
 
 
-def _config(source: str, options: ModelOptions) -> Any:
+def _load_config(source: str, options: ModelOptions) -> Any:
     from transformers import AutoConfig
 
     if options.revision is not None and Path(source).is_dir():
-        raise InputError(f"A revision was given for the folder {options.name}.", "Leave it out; it is for hub ids.")
+        raise InputError(f"A revision was given for the folder {options.name}.", "Omit it; it is for hub ids.")
     try:
-        return AutoConfig.from_pretrained(source, **_origin(options))
+        return AutoConfig.from_pretrained(source, **_hub_arguments(options))
     except OSError as error:
-        raise _not_there(options, error) from error
+        raise _missing_model(options, error) from error
     except (ValueError, KeyError) as error:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             raise InputError(
-                f"The model {options.name} brings code of its own, which is never run.",
+                f"The model {options.name} needs code of its own, which is never run.",
                 "Choose a model whose architecture transformers has built in.",
             ) from error
         raise InputError(
-            f"The model {options.name} has a configuration that transformers does not know: {_first_line(error)}",
+            f"The configuration of {options.name} is not supported by transformers here: {first_line(error)}",
             "Update transformers, or choose another model.",
         ) from error
 
 
-def _not_there(options: ModelOptions, error: OSError) -> InputError:
-    """The cause and remedy when the hub (or its cache) does not have a model."""
+def _missing_model(options: ModelOptions, error: OSError) -> InputError:
+    """Return the error for a model that neither the hub nor its cache has."""
     from huggingface_hub import constants
 
     name = options.name if options.revision is None else f"{options.name} (revision {options.revision})"
     if constants.HF_HUB_OFFLINE:
         return InputError(
-            f"The model {name} is neither a folder here nor in the hub's cache, and the hub is switched off.",
+            f"The model {name} is neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, download the model first, or give a folder.",
         )
     return InputError(
-        f"The model {name} is neither a folder here nor could it be read from the hub: {_first_line(error)}",
+        f"The model {name} is neither a folder here nor could it be read from the hub: {first_line(error)}",
         "Check the name, the network and, for a gated model, your access; or give a folder.",
     )
 
 
 def _check_kind(config: Any, options: ModelOptions) -> None:
-    """InputError unless the architecture can do what ``kind`` asks."""
-    fitting = fitting_kinds(config)
-    if options.kind not in fitting:
-        remedy = f"Use kind '{fitting[0]}'." if fitting else "Choose a model that reads text, or an image encoder."
+    """Refuse a kind that the architecture cannot be used as."""
+    kinds = architecture.supported_kinds(config)
+    if options.kind not in kinds:
+        remedy = f"Use kind '{kinds[0]}'." if kinds else "Choose a model that reads text, or an image encoder."
         raise InputError(
             f"The model {options.name} is of type '{config.model_type}', which does not fit kind '{options.kind}'.",
             remedy,
         )
 
 
-def fitting_kinds(config: Any) -> list[Kind]:
-    """The kinds an architecture can be used as, the most natural one first.
-
-    Encoder-decoders: seq2seq. Decoders: causal, and matcher (as text embedders). Encoders: matcher, although
-    transformers would also dress some of them as decoders with an untrained head. Image encoders: matcher.
-    """
-    from merganser.models.architecture import reads_images
-
-    if reads_images(config):
-        return ["matcher"]
-    from transformers.models.auto import modeling_auto as auto
-
-    kind = config.model_type
-    if config.is_encoder_decoder:
-        return ["seq2seq"] if kind in auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES else []
-    is_encoder = kind in auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES and not getattr(config, "is_decoder", False)
-    kinds: list[Kind] = []
-    if kind in auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES and not is_encoder:
-        kinds.append("causal")
-    if kind in auto.MODEL_MAPPING_NAMES and hasattr(config, "vocab_size") and hasattr(config, "hidden_size"):
-        kinds.append("matcher")
-    return kinds
-
-
-def _positions(config: Any) -> int | None:
-    """Longest text the model has positions for; ``None`` for relative positions, as T5 has them."""
-    positions = getattr(config, "max_position_embeddings", None)
-    if not isinstance(positions, int) or positions <= 0:
-        return None
-    if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= config.pad_token_id + 1  # these count positions from behind the padding token
-    return positions
-
-
-def fitting_lengths(options: ModelOptions, longest_input: int | None, longest_target: int) -> Lengths:
-    """Lengths for a model: as asked, or inputs of :data:`DEFAULT_INPUT` tokens where the model has the positions.
+def resolve_lengths(options: ModelOptions, longest_input: int | None, longest_target: int) -> Lengths:
+    """Return the lengths for a model; the default input is :data:`DEFAULT_INPUT` tokens, or what the model supports.
 
     Args:
-        longest_input: in tokens; ``None``: the default, or what fits.
+        longest_input: in tokens; ``None``: the default.
         longest_target: in tokens.
 
     Raises:
-        InputError: the model is not there, or no length fits.
+        InputError: the model does not exist, or a length is below 2 tokens.
     """
     if longest_input is None:
-        with quiet():
-            positions = _positions(_config(_locate(options.name), options)) or DEFAULT_INPUT
-        room = positions - longest_target if options.kind == "causal" else positions
-        longest_input = max(2, min(DEFAULT_INPUT, room))
+        with silence_libraries():
+            config = _load_config(_resolve_source(options.name), options)
+        positions = architecture.max_positions(config) or DEFAULT_INPUT
+        available = positions - longest_target if options.kind == "causal" else positions
+        longest_input = max(2, min(DEFAULT_INPUT, available))
     return Lengths(longest_input, longest_target)
 
 
 def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None:
-    """InputError when the model has fewer positions than a text (causal: text and answer) may take."""
-    positions = _positions(config)
+    """Refuse lengths that exceed the model's positions (causal: input and answer together)."""
+    positions = architecture.max_positions(config)
     if positions is None:
         return
     if options.kind == "causal":
@@ -234,18 +198,18 @@ def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None
         )
 
 
-def _tokenizer(source: str, options: ModelOptions) -> Any:
+def _load_tokenizer(source: str, options: ModelOptions) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source, **_origin(options))
+        tokenizer = AutoTokenizer.from_pretrained(source, **_hub_arguments(options))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"The tokenizer of {options.name} could not be read: {_first_line(error)}",
+            f"The tokenizer of {options.name} could not be read: {first_line(error)}",
             "Save it beside the model with tokenizer.save_pretrained(folder).",
         ) from error
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        # Without tokenizer files transformers builds a tokenizer of the right type that knows no word.
+        # Without tokenizer files transformers returns a tokenizer of the right type with an empty vocabulary.
         raise InputError(
             f"The tokenizer of {options.name} could not be read: it has no vocabulary.",
             "Save it beside the model with tokenizer.save_pretrained(folder).",
@@ -256,7 +220,7 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
                 f"The tokenizer of {options.name} has neither a padding nor an end-of-text token.",
                 "Set one of them in the tokenizer's configuration.",
             )
-        tokenizer.pad_token = tokenizer.eos_token  # never seen by the model: padding is masked everywhere
+        tokenizer.pad_token = tokenizer.eos_token  # padding is masked everywhere
     if options.kind != "matcher" and tokenizer.eos_token_id is None:
         raise InputError(
             f"The tokenizer of {options.name} has no end-of-text token, so an answer would never end.",
@@ -271,56 +235,42 @@ def _tokenizer(source: str, options: ModelOptions) -> Any:
     return tokenizer
 
 
-def _image_reader(source: str, options: ModelOptions, config: Any) -> Any:
-    """The image processor and, where there is a text encoder, the tokenizer."""
+def _load_vision_processor(source: str, options: ModelOptions, config: Any) -> Any:
+    """Return the image processor and, if there is a text encoder, its tokenizer."""
+    from merganser.models.vision import VisionProcessor
+    from merganser.streams.images.picture import require_pillow
+
+    require_pillow()
     from transformers import AutoImageProcessor
 
-    from merganser.models.architecture import has_text_encoder
-    from merganser.models.vision import ImageReader
-
-    paired = has_text_encoder(config)
-    wrong = ["last"] if not paired else ["cls", "last"]
-    if options.pooling in wrong:
+    has_text_encoder = architecture.has_text_encoder(config)
+    if options.pooling in (("cls", "last") if has_text_encoder else ("last",)):
         raise InputError(
-            f"The model {options.name} cannot be read with pooling '{options.pooling}'.",
-            "Leave pooling out: the model has its own way." if paired else "Use pooling mean or cls.",
+            f"The model {options.name} cannot be used with pooling '{options.pooling}'.",
+            "Omit pooling: the model has its own." if has_text_encoder else "Use pooling mean or cls.",
         )
-    if options.label_prompt != "{label}" and not paired:
-        raise InputError(f"The model {options.name} has no text encoder that could read label_prompt.", "Leave it out.")
+    if options.label_prompt != "{label}" and not has_text_encoder:
+        raise InputError(f"The model {options.name} has no text encoder, which label_prompt is for.", "Omit it.")
     try:
-        # Pillow's arithmetic wherever the run goes on: the one with torchvision rounds differently.
-        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_origin(options))
+        # Pillow's arithmetic on every machine: torchvision rounds differently.
+        processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_hub_arguments(options))
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise InputError(
-            f"The image processor of {options.name} could not be read: {_first_line(error)}",
+            f"The image processor of {options.name} could not be read: {first_line(error)}",
             "Save it beside the model with image_processor.save_pretrained(folder).",
         ) from error
-    vision = config.vision_config if paired else config
-    return ImageReader(processor, _tokenizer(source, options) if paired else None, vision.num_channels)
+    tokenizer = _load_tokenizer(source, options) if has_text_encoder else None
+    return VisionProcessor(processor, tokenizer, (config.vision_config if has_text_encoder else config).num_channels)
 
 
-def _set_dropout(config: Any, dropout: float) -> None:
-    """Every dropout that a configuration names (``hidden_dropout_prob``, ``resid_pdrop``, ...), also of its parts."""
-    for part in ("vision_config", "text_config"):
-        if hasattr(config, part):
-            _set_dropout(getattr(config, part), dropout)
-    for key, value in list(vars(config).items()):
-        if isinstance(value, float) and ("dropout" in key or key.endswith("_pdrop")):
-            setattr(config, key, dropout)
-
-
-def _model(source: str, options: ModelOptions) -> nn.Module:
-    """The pretrained model in evaluation mode, fp32, every weight that is read taken from the checkpoint."""
-    import torch
-    from safetensors import SafetensorError
+def _load_model(source: str, options: ModelOptions) -> nn.Module:
+    """Return the pretrained model in evaluation mode, fp32; every weight in use comes from the checkpoint."""
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-    from merganser.models.architecture import is_unread
-
     loaders = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM, "matcher": AutoModel}
-    config = _config(source, options)
+    config = _load_config(source, options)
     if options.dropout is not None:
-        _set_dropout(config, options.dropout)
+        architecture.set_dropout(config, options.dropout)
     attention = {} if options.attention == "auto" else {"attn_implementation": options.attention}
     try:
         model, report = loaders[options.kind].from_pretrained(
@@ -330,31 +280,27 @@ def _model(source: str, options: ModelOptions) -> nn.Module:
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
-            **_origin(options),
+            **_hub_arguments(options),
         )
     except ImportError as error:
         raise InputError(
-            f"model.attention: {options.attention} cannot be used here: {_first_line(error)}",
+            f"model.attention: {options.attention} cannot be used here: {first_line(error)}",
             "Use model.attention: auto.",
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise InputError(
-            f"The weights of {options.name} could not be read from safetensors files: {_first_line(error)}",
+            f"The weights of {options.name} could not be read from safetensors files: {first_line(error)}",
             "Weights in pickle files are never read; use a revision or a copy that has safetensors.",
         ) from error
     missing = sorted(name for name in report["missing_keys"] if "pooler" not in name.split("."))
     if missing:
         raise InputError(
-            f"The weights of {options.name} lack {len(missing)} tensors that kind '{options.kind}' reads, first "
+            f"The weights of {options.name} lack {len(missing)} tensors that kind '{options.kind}' uses, first "
             f"'{missing[0]}'.",
             "Choose a checkpoint that was trained for this kind.",
         )
     for name, parameter in model.named_parameters():
-        # What no kind reads gets no gradient; an optimizer must not carry it, nor distributed training wait for it.
-        if is_unread(model, name):
+        # An unused weight gets no gradient: optimizers must not hold it, nor distributed training wait for it.
+        if architecture.is_unused(model, name):
             parameter.requires_grad_(False)
     return model
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().splitlines()[0].strip() if str(error).strip() else type(error).__name__

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from merganser.models.base import AnswerSpec, Backbone
-from merganser.models.stacking import rank_of
+from merganser.models.stacking import total_rank
 
 LABELS = "labels.json"
 LABEL_VECTORS = "label_vectors.safetensors"
@@ -17,38 +17,41 @@ PIPELINE = {"seq2seq": "text2text-generation", "causal": "text-generation", "mat
 
 
 def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool) -> str:
-    """Markdown with the header that the Hugging Face hub reads: what it is, its tasks, the lines that use it."""
+    """Return Markdown with the header that the Hugging Face hub reads: the model, its tasks, and code that uses it."""
     options = backbone.options
-    task = "image-classification" if backbone.reads == "image" else PIPELINE[backbone.kind]
-    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": task}
+    pipeline = "image-classification" if backbone.modality == "image" else PIPELINE[backbone.kind]
+    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": pipeline}
     if not Path(options.name).expanduser().exists():  # a hub id; a folder's path means nothing elsewhere
         head["base_model"] = options.name
     lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items())]
     lines += ["tags:", "- merganser", "- continual-learning", "---", ""]
     lines += [f"# {Path(options.name).name}, continually fine-tuned", ""]
     if options.lora is None:
-        what = "All weights of the model, fine-tuned"
+        title = "All weights of the model, fine-tuned"
     else:
-        rank = rank_of(backbone.model)
+        rank = total_rank(backbone.model)
         update = f"a LoRA update (r {rank}, alpha {options.lora.alpha * rank / options.lora.r:g})"
-        what = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
-    lines += [f"{what} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
+        title = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
+    lines += [f"{title} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
     if Path(options.name).suffix.lower() == ".gguf":
         lines += ["The pretrained weights were de-quantised from a GGUF file.", ""]
     lines += ["| task | answered by | labels |", "|---|---|---|"]
     for name, spec in specs.items():
-        how = {"matcher": "nearest label"}.get(backbone.kind, "likeliest label" if spec.mode == "rank" else "writing")
+        if backbone.kind == "matcher":
+            how = "nearest label"
+        else:
+            how = "likeliest label" if spec.mode == "rank" else "generation"
         labels = ", ".join(spec.labels) if spec.labels is not None else "free text"
         lines.append(f"| {_cell(name)} | {how} | {_cell(labels)} |")
     code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
-    if backbone.reads == "image":
+    if backbone.modality == "image":
         code = _vision_code
     lines += ["", "## Use", "", "```python", *_loading_code(backbone, whole), *code(backbone, specs), "```", ""]
     return "\n".join(lines)
 
 
 def _cell(text: str) -> str:
-    """One line of a Markdown table's cell."""
+    """Return text as a cell of a Markdown table."""
     return " ".join(text.replace("|", "\\|").split())
 
 
@@ -71,22 +74,22 @@ def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
         "import torch",
         *([] if whole else ["from peft import PeftModel"]),
         *(["from safetensors.torch import load_file"] if backbone.kind == "matcher" else []),
-        *(["from PIL import Image"] if backbone.reads == "image" else []),
+        *(["from PIL import Image"] if backbone.modality == "image" else []),
         f"from transformers import {auto}, "
-        + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.reads]
+        + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.modality]
         + ("" if backbone.kind == "matcher" else ", GenerationConfig"),
         "",
         'folder = "."  # the folder this card is in',
         *(
             ['processor = AutoImageProcessor.from_pretrained(folder, backend="pil")']
-            if backbone.reads == "image"
+            if backbone.modality == "image"
             else ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
         ),
         f"model = {model}.eval()",
-        f'facts = json.loads((Path(folder) / "{LABELS}").read_text())',
+        f'info = json.loads((Path(folder) / "{LABELS}").read_text())',
         'files = ["an-image.png", "another.png"]'
-        if backbone.reads == "image"
-        else 'texts = ["A text to ask about", "Another one"]',
+        if backbone.modality == "image"
+        else 'texts = ["A text to answer", "Another one"]',
     ]
 
 
@@ -99,13 +102,13 @@ def _matcher_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[s
     return [
         f"task = {next(iter(specs), '')!r}",
         f'vectors = load_file(Path(folder) / "{LABEL_VECTORS}")[task]',
-        'batch = tokenizer(texts, padding=True, truncation=True, max_length=facts["max_length"], return_tensors="pt")',
+        'batch = tokenizer(texts, padding=True, truncation=True, max_length=info["max_length"], return_tensors="pt")',
         'mask = batch["attention_mask"]',
         "with torch.no_grad():",
         '    hidden = model(input_ids=batch["input_ids"], attention_mask=mask).last_hidden_state',
         f"    embedding = torch.nn.functional.normalize({pooled}, dim=-1)",
-        '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
-        'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
+        '    probability = (embedding @ vectors.T / info["temperature"]).softmax(-1)',
+        'answers = [info["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
         "print(answers)",
     ]
 
@@ -130,17 +133,17 @@ def _vision_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
         "with torch.no_grad():",
         *vectors,
         "    embedding = torch.nn.functional.normalize(embedding, dim=-1)",
-        '    probability = (embedding @ vectors.T / facts["temperature"]).softmax(-1)',
-        'answers = [facts["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
+        '    probability = (embedding @ vectors.T / info["temperature"]).softmax(-1)',
+        'answers = [info["tasks"][task]["labels"][i] for i in probability.argmax(-1).tolist()]',
         "print(answers)",
     ]
 
 
 def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
     lines = [
-        'batch = tokenizer(texts, padding=True, truncation=True, max_length=facts["max_length"], return_tensors="pt")',
-        "written = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
-        "answers = tokenizer.batch_decode(written, skip_special_tokens=True)",
+        'batch = tokenizer(texts, padding=True, truncation=True, max_length=info["max_length"], return_tensors="pt")',
+        "generated = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
+        "answers = tokenizer.batch_decode(generated, skip_special_tokens=True)",
         "print(answers)",
     ]
     ranked = _ranked(specs)
@@ -148,13 +151,13 @@ def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[s
         lines += [
             "",
             "# A task with labels: the likeliest one",
-            f'labels = facts["tasks"][{ranked!r}]["labels"]',
+            f'labels = info["tasks"][{ranked!r}]["labels"]',
             "",
             "def likelihood(text, label):",
-            '    read = tokenizer([text], truncation=True, max_length=facts["max_length"], return_tensors="pt")',
-            '    wanted = tokenizer(text_target=[label], return_tensors="pt")["input_ids"]',
+            '    batch = tokenizer([text], truncation=True, max_length=info["max_length"], return_tensors="pt")',
+            '    targets = tokenizer(text_target=[label], return_tensors="pt")["input_ids"]',
             "    with torch.no_grad():",
-            "        return -model(**read, labels=wanted).loss.item() * wanted.shape[1]",
+            "        return -model(**batch, labels=targets).loss.item() * targets.shape[1]",
             "",
             "choices = [max(labels, key=lambda label: likelihood(text, label)) for text in texts]",
             "print(choices)",
@@ -164,25 +167,25 @@ def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[s
 
 def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
     if backbone.options.chat_template:
-        reading = [
-            "def read(text):",
+        tokenize = [
+            "def tokenize(text):",
             '    chat = [{"role": "user", "content": text}]',
             "    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)",
             '    return tokenizer(prompt, add_special_tokens=False)["input_ids"]',
         ]
     else:
-        reading = [
-            "def read(text):",
-            '    return tokenizer(text.rstrip(" "), truncation=True, max_length=facts["max_length"])["input_ids"]',
+        tokenize = [
+            "def tokenize(text):",
+            '    return tokenizer(text.rstrip(" "), truncation=True, max_length=info["max_length"])["input_ids"]',
         ]
     lines = [
         'tokenizer.padding_side = "left"',
         "",
-        *reading,
+        *tokenize,
         "",
-        'batch = tokenizer.pad({"input_ids": [read(text) for text in texts]}, return_tensors="pt")',
-        "written = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
-        'answers = tokenizer.batch_decode(written[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)',
+        'batch = tokenizer.pad({"input_ids": [tokenize(text) for text in texts]}, return_tensors="pt")',
+        "generated = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
+        'answers = tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)',
         "print([answer.strip() for answer in answers])",
     ]
     ranked = _ranked(specs)
@@ -191,11 +194,11 @@ def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
         lines += [
             "",
             "# A task with labels: the likeliest one",
-            f'task = facts["tasks"][{ranked!r}]',
+            f'task = info["tasks"][{ranked!r}]',
             "",
             "def likelihood(text, i):",
             f'    label = task["token_ids_after_break" if {after_break} else "token_ids"][i]',
-            "    ids = read(text) + label",
+            "    ids = tokenize(text) + label",
             "    with torch.no_grad():",
             "        scores = model(input_ids=torch.tensor([ids])).logits[0, -len(label) - 1 : -1].log_softmax(-1)",
             "    return scores[torch.arange(len(label)), label].sum().item()",
@@ -208,5 +211,5 @@ def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
 
 
 def _ranked(specs: Mapping[str, AnswerSpec]) -> str | None:
-    """The first task that is answered by ranking, if there is one."""
+    """Return the first task that is answered by ranking, if any."""
     return next((name for name, spec in specs.items() if spec.mode == "rank"), None)

@@ -1,6 +1,6 @@
-"""What can be asked of a model: the ``model`` section of a configuration.
+"""The ``model`` section of a configuration.
 
-No torch here: the command reads and checks these options before anything heavy is imported.
+No torch here: the command reads and checks these options before anything slow is imported.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class LoraOptions(StrictOptions):
     r: int = Field(default=8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
     alpha: float = Field(default=32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
     dropout: float = Field(
-        default=0.05, ge=0, lt=1, description="share of a layer's inputs zeroed before A, in training"
+        default=0.05, ge=0, lt=1, description="fraction of a layer's inputs zeroed before A, in training"
     )
     targets: Literal["auto"] | list[str] = Field(
         default="auto",
@@ -58,40 +58,42 @@ class ModelOptions(StrictOptions):
 
     name: str = Field(min_length=1, description="hub id, folder, or a .gguf file")
     kind: Kind = Field(
-        description="seq2seq (encoder-decoder) and causal (decoder): text in, text out; matcher: an encoder whose text "
-        "embedding, or image embedding, is compared with frozen embeddings of the label texts"
+        description="seq2seq (encoder-decoder) and causal (decoder): generates text; matcher: an encoder whose text "
+        "or image embedding is compared with frozen embeddings of the labels"
     )
     lora: LoraOptions | None = Field(default=LoraOptions(), description="low-rank adapters; null trains all weights")
     precision: Precision = Field(
-        default="auto", description="arithmetic of forward passes: auto takes bf16 where the processor has it natively"
+        default="auto",
+        description="number format of forward passes; auto: bf16 if the device has it natively, else fp32",
     )
     dropout: float | None = Field(
         default=None,
         ge=0,
         lt=1,
-        description="dropout of the pretrained model's own layers in training; null: as the model says. 0 is faster "
-        "(the adapters have a dropout of their own)",
+        description="dropout of the pretrained model's own layers in training; null: as in its configuration. 0 is "
+        "faster (the adapters have their own dropout)",
     )
     attention: Literal["auto", "eager", "sdpa", "flash_attention_2"] = Field(
         default="auto",
-        description="how attention is computed; auto: as transformers chooses. On a processor, eager is faster for "
+        description="how attention is computed; auto: as transformers chooses. On a CPU, eager is faster for "
         "short texts in bf16",
     )
     pooling: Pooling = Field(
         default="mean",
-        description="matcher: how token vectors become one vector; last is for texts. CLIP-like models have a way of "
-        "their own",
+        description="matcher: how token vectors become one vector; last is for texts. CLIP-like models have their "
+        "own pooling",
     )
     temperature: float = Field(
         default=0.05, gt=0, allow_inf_nan=False, description="matcher: cosines are divided by it before the softmax"
     )
     candidates: Candidates = Field(
         default="task",
-        description="matcher: choose among the labels of the text's task, or among all labels seen so far",
+        description="matcher: choose among the labels of the example's task, or among all labels seen so far",
     )
     label_prompt: str = Field(
         default="{label}",
-        description="matcher: what the text encoder reads for a label, as 'a photo of a {label}'; {label} is its text",
+        description="matcher: what the text encoder reads for a label, as 'a photo of a {label}'; {label} stands for "
+        "its text",
     )
     chat_template: bool = Field(
         default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"

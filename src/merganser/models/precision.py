@@ -1,37 +1,42 @@
-"""Which arithmetic the forward passes use."""
+"""The device of the model and the number format of its forward passes."""
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
-if TYPE_CHECKING:
-    import torch
+import torch
 
 CPUINFO = Path("/proc/cpuinfo")
 NATIVE_FLAGS = ("avx512_bf16", "amx_bf16")
 
 
-def resolve_precision(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Literal["bf16", "fp32"]:
-    """``bf16`` or ``fp32`` for ``auto``; anything else is returned as it is.
+def model_device() -> torch.device:
+    """Return the CUDA device of this process, else the CPU."""
+    return (
+        torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if torch.cuda.is_available()
+        else torch.device("cpu")
+    )
 
-    bf16 is chosen on a CUDA device or a processor that multiplies bfloat16 natively; elsewhere it is emulated and
-    slower than fp32. Weights are always kept in fp32: small steps would be lost in bfloat16's 8 bits of precision.
+
+def resolve_precision(precision: Literal["auto", "fp32", "bf16"] = "auto") -> Literal["bf16", "fp32"]:
+    """Return ``bf16`` or ``fp32`` for ``auto``; anything else is returned unchanged.
+
+    ``auto`` resolves to bf16 on a CUDA device or a CPU that multiplies bfloat16 natively; elsewhere bf16 is emulated
+    and slower than fp32. Weights are always kept in fp32: bfloat16's 8 bits of precision would lose small steps.
     """
     if precision != "auto":
         return precision
-    import torch
-
     if torch.cuda.is_available():
         # Emulated bfloat16 (before Ampere) counts as supported in torch, but is slow.
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    return "bf16" if _processor_has_bf16() else "fp32"
+    return "bf16" if _cpu_has_bf16() else "fp32"
 
 
-def _processor_has_bf16() -> bool:
-    import torch
-
+def _cpu_has_bf16() -> bool:
     if hasattr(torch.cpu, "get_capabilities"):
         capabilities = torch.cpu.get_capabilities()
         return any(capabilities.get(flag, False) for flag in NATIVE_FLAGS)
@@ -42,7 +47,5 @@ def _processor_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: Literal["bf16", "fp32"]) -> AbstractContextManager[None]:
-    """Mixed precision for the forward passes inside; in fp32 it also switches an outer autocast off."""
-    import torch
-
+    """Run the forward passes inside in mixed precision; ``fp32`` also switches an outer autocast off."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

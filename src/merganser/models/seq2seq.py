@@ -1,4 +1,4 @@
-"""``seq2seq``: an encoder-decoder reads the text and writes the answer (T5, BART and their kin)."""
+"""``seq2seq``: an encoder reads the text and a decoder generates the answer (T5, BART, ...)."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from merganser.models.base import IGNORED, AnswerSpec, Feature, mask, pad
-from merganser.models.generative import RANK_ROWS, GenerativeBackbone, summed_log_probability
+from merganser.models.base import IGNORE_INDEX, AnswerSpec, Feature
+from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
+from merganser.models.padding import attention_mask, pad
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
 
 
 class Seq2Seq(GenerativeBackbone):
-    """Loss on the decoder's tokens, which are the answer and the end of text."""
+    """Backbone of kind ``seq2seq``; the loss is that of the answer's tokens and the end of text."""
 
     kind = "seq2seq"
 
@@ -32,8 +33,8 @@ class Seq2Seq(GenerativeBackbone):
         inputs = [feature["input_ids"] for feature in features]
         return {
             "input_ids": pad(inputs, self.tokenizer.pad_token_id, limit=self.lengths.input),
-            "attention_mask": mask(inputs, limit=self.lengths.input),
-            "labels": pad([feature["labels"] for feature in features], IGNORED),
+            "attention_mask": attention_mask(inputs, limit=self.lengths.input),
+            "labels": pad([feature["labels"] for feature in features], IGNORE_INDEX),
         }
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
@@ -42,7 +43,7 @@ class Seq2Seq(GenerativeBackbone):
         return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
 
     def _targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Token ids of answers, cut to the target length, the end of text always last."""
+        """Return token ids of answers, truncated to the target length, the end of text always last."""
         if not texts:
             return []
         end = self.tokenizer.eos_token_id
@@ -52,25 +53,25 @@ class Seq2Seq(GenerativeBackbone):
     def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
         return {
             "input_ids": pad(ids, self.tokenizer.pad_token_id).to(self.device),
-            "attention_mask": mask(ids).to(self.device),
+            "attention_mask": attention_mask(ids).to(self.device),
         }
 
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
         inputs = self._inputs(ids)
         encoded = self.base.get_encoder()(**inputs).last_hidden_state
         targets = self._targets(labels)
-        # Each text is read once; its encoding is then repeated for every label.
+        # Each text is encoded once; its encoding is repeated for every label.
         pairs = [(text, label) for text in range(len(ids)) for label in range(len(labels))]
-        rows = max(RANK_ROWS, len(ids))
+        rows = max(RANKING_BATCH, len(ids))
         sums = []
         for start in range(0, len(pairs), rows):
             chosen = pairs[start : start + rows]
-            which = torch.tensor([text for text, _ in chosen], device=self.device)
-            wanted = pad([targets[label] for _, label in chosen], IGNORED).to(self.device)
+            texts = torch.tensor([text for text, _ in chosen], device=self.device)
+            target_ids = pad([targets[label] for _, label in chosen], IGNORE_INDEX).to(self.device)
             logits = self.base(
-                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[which]),
-                attention_mask=inputs["attention_mask"][which],
-                labels=wanted,
+                encoder_outputs=BaseModelOutput(last_hidden_state=encoded[texts]),
+                attention_mask=inputs["attention_mask"][texts],
+                labels=target_ids,
             ).logits
-            sums.append(summed_log_probability(logits, wanted))
+            sums.append(summed_log_probability(logits, target_ids))
         return torch.cat(sums).view(len(ids), len(labels))

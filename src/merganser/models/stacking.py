@@ -1,7 +1,7 @@
-"""Adapters whose rank grows: what was learned so far stays as frozen factors beside the ones being trained.
+"""Adapters whose rank grows: the factors of earlier tasks stay, frozen, beside the ones that are trained.
 
-Inside the model the earlier factors are a second PEFT adapter, :data:`EARLIER`, always active and never trained. On
-disk both are one ordinary adapter: factors side by side, ``B A = B_1 A_1 + B_2 A_2``, with rank and alpha grown in
+In the model the frozen factors are a second PEFT adapter, :data:`FROZEN`, always active and never trained. On disk both
+are one ordinary adapter: factors concatenated along the rank, ``B A = B_1 A_1 + B_2 A_2``, with rank and alpha grown in
 proportion, so that the scaling ``alpha / r`` stays.
 """
 
@@ -15,90 +15,95 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from merganser.models.quiet import quiet
+from merganser.models.library_output import silence_libraries
 
 TRAINED = "default"
-EARLIER = "earlier"
+"""PEFT's name of the trained adapter."""
+FROZEN = "frozen"
+"""PEFT's name of the adapter with the factors of earlier tasks."""
 
 
-def tensors_of(model: Any, adapter: str) -> dict[str, Tensor]:
-    """An adapter's tensors under the names PEFT gives them in files; they share memory with the parameters."""
+def adapter_tensors(model: Any, adapter: str) -> dict[str, Tensor]:
+    """Return an adapter's tensors under the names PEFT gives them in files; they share memory with the parameters."""
     from peft import get_peft_model_state_dict
 
     # Without embeddings PEFT has no reason to ask the hub whether the vocabulary was resized.
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 
-def rank_of(model: Any) -> int:
-    """Rank of the earlier and the trained factors together."""
-    return sum(model.peft_config[name].r for name in (TRAINED, EARLIER) if name in model.peft_config)
+def total_rank(model: Any) -> int:
+    """Return the rank of the frozen and the trained factors together."""
+    return sum(model.peft_config[name].r for name in (TRAINED, FROZEN) if name in model.peft_config)
 
 
-def joined(model: Any) -> tuple[dict[str, Tensor], Any]:
-    """The whole adapter as one: tensors (earlier factors first) and PEFT configuration."""
+def concatenate_adapters(model: Any) -> tuple[dict[str, Tensor], Any]:
+    """Return frozen and trained factors as one adapter: tensors (frozen ranks first) and PEFT configuration."""
     config = copy.copy(model.peft_config[TRAINED])
-    tensors = tensors_of(model, TRAINED)
-    if EARLIER not in model.peft_config:
-        return tensors, config
-    earlier, rank = tensors_of(model, EARLIER), rank_of(model)
+    trained = adapter_tensors(model, TRAINED)
+    if FROZEN not in model.peft_config:
+        return trained, config
+    frozen, rank = adapter_tensors(model, FROZEN), total_rank(model)
     config.lora_alpha, config.r = config.lora_alpha * rank / config.r, rank
-    return {name: torch.cat([earlier[name], own], _axis(name)) for name, own in tensors.items()}, config
+    return {name: torch.cat([frozen[name], factor], _rank_axis(name)) for name, factor in trained.items()}, config
 
 
-def parted(tensors: Mapping[str, Tensor], extra: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """A whole adapter's tensors as the ``extra`` earlier ranks and the rest."""
-    earlier = {name: tensor.narrow(_axis(name), 0, extra) for name, tensor in tensors.items()}
-    rest = {n: t.narrow(_axis(n), extra, t.shape[_axis(n)] - extra) for n, t in tensors.items()}
-    return earlier, rest
+def split_adapter(tensors: Mapping[str, Tensor], frozen_rank: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Split an adapter's tensors into the first ``frozen_rank`` ranks and the rest."""
+    frozen, rest = {}, {}
+    for name, tensor in tensors.items():
+        axis = _rank_axis(name)
+        frozen[name] = tensor.narrow(axis, 0, frozen_rank)
+        rest[name] = tensor.narrow(axis, frozen_rank, tensor.shape[axis] - frozen_rank)
+    return frozen, rest
 
 
-def put_earlier(model: Any, tensors: Mapping[str, Tensor] | None) -> None:
-    """Make these the frozen earlier factors, of whatever rank; ``None``: there are none."""
-    if EARLIER in model.peft_config:
-        model.delete_adapter(EARLIER)
+def set_frozen_adapter(model: Any, tensors: Mapping[str, Tensor] | None) -> None:
+    """Replace the frozen factors, whatever their rank; ``None`` removes them."""
+    if FROZEN in model.peft_config:
+        model.delete_adapter(FROZEN)
         model.base_model.set_adapter(TRAINED)
     if tensors is not None:
         config = copy.deepcopy(model.peft_config[TRAINED])
         rank = next(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
         config.lora_alpha, config.r = config.lora_alpha * rank / config.r, rank
-        config.lora_dropout = 0.0  # what is not trained needs no noise
-        with quiet(), torch.random.fork_rng():
-            model.add_adapter(EARLIER, config)
-        model.base_model.set_adapter([TRAINED, EARLIER])
+        config.lora_dropout = 0.0  # dropout regularises training, and these are not trained
+        with silence_libraries(), torch.random.fork_rng():
+            model.add_adapter(FROZEN, config)
+        model.base_model.set_adapter([TRAINED, FROZEN])
         with torch.no_grad():
-            for name, own in tensors_of(model, EARLIER).items():
-                own.copy_(tensors[name])
-    freeze_earlier(model)
+            for name, factor in adapter_tensors(model, FROZEN).items():
+                factor.copy_(tensors[name])
+    _freeze(model)
 
 
-def freeze_earlier(model: nn.Module) -> None:
-    """Only the trained factors ask for gradients; PEFT turns them on for every active adapter."""
+def _freeze(model: nn.Module) -> None:
+    """Turn gradients of the frozen factors off; PEFT turns them on for every active adapter."""
     for name, parameter in model.named_parameters():
-        if f".{EARLIER}." in name:
+        if f".{FROZEN}." in name:
             parameter.requires_grad_(False)
 
 
 @contextlib.contextmanager
-def without_adapter(model: Any) -> Iterator[None]:
-    """The pretrained model inside, without earlier or trained factors."""
+def disable_adapters(model: Any) -> Iterator[None]:
+    """Compute with the pretrained model inside, without frozen or trained factors."""
     try:
         with model.disable_adapter():
             yield
     finally:
-        freeze_earlier(model)
+        _freeze(model)
 
 
-def earlier_and_trained(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
-    """Factors A of every layer, those of earlier tasks (ranks x in) and those being trained; empty without earlier."""
+def lora_a_pairs(model: nn.Module) -> list[tuple[Tensor, Tensor]]:
+    """Return each layer's factors A, frozen and trained (both rank x in); empty if no factors are frozen."""
     from peft.tuners.lora import LoraLayer
 
     return [
-        (layer.lora_A[EARLIER].weight, layer.lora_A[TRAINED].weight)
+        (layer.lora_A[FROZEN].weight, layer.lora_A[TRAINED].weight)
         for layer in model.modules()
-        if isinstance(layer, LoraLayer) and EARLIER in layer.lora_A
+        if isinstance(layer, LoraLayer) and FROZEN in layer.lora_A
     ]
 
 
-def _axis(name: str) -> int:
-    """The axis of a factor that counts ranks: A is rank x in, B is out x rank."""
+def _rank_axis(name: str) -> int:
+    """Return the axis of a factor that counts ranks: A is rank x in, B is out x rank."""
     return 0 if ".lora_A." in name else 1

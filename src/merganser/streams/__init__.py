@@ -3,7 +3,7 @@
 ``task``     what a task and a stream are
 ``options``  how they are asked for (the ``stream`` and ``memory`` sections of a configuration)
 ``formats``  one file or hub data set -> rows
-``images``   a folder of images or IDX files -> rows; how a run keeps images
+``images/``  images in place of texts; built-in sets of images
 ``splits``   the classes of one data set -> tasks
 ``prompts``  rows -> texts
 ``checks``   what makes a task fit to be learned
@@ -16,7 +16,6 @@
 
 from __future__ import annotations
 
-from merganser.streams.images import Picture
 from merganser.streams.task import AnswerMode, Example, MetricName, Stream, Task
 
-__all__ = ["AnswerMode", "Example", "MetricName", "Picture", "Stream", "Task"]
+__all__ = ["AnswerMode", "Example", "MetricName", "Stream", "Task"]

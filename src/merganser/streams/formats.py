@@ -17,6 +17,8 @@ from typing import Any
 
 from merganser.errors import InputError, nearest
 
+IDX_IMAGES = "images-idx3-ubyte"
+"""What the names of MNIST's files of images contain."""
 ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
 HUB = "hub:"
 _SPLIT_NAMES = {"train", "validation", "valid", "val", "dev", "test"}
@@ -83,6 +85,11 @@ class Table:
         if not text.strip():
             raise InputError(f"{self.where(index)}: field '{field}' is empty.", "Give the row a text, or remove it.")
         return text
+
+
+def is_image_source(path: Path) -> bool:
+    """Return whether :mod:`merganser.streams.images` reads a path: a folder, or an IDX file by its usual name."""
+    return path.is_dir() or IDX_IMAGES in path.name
 
 
 def read_table(source: str, base: Path, default_split: str = "train") -> Table:

@@ -10,9 +10,8 @@ from pathlib import Path
 from merganser.errors import InputError, nearest
 from merganser.streams.builtin import BUILTIN, DEMO, task_kind
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.formats import HUB, Table, read_table
-from merganser.streams.image_sets import IMAGE_SETS
-from merganser.streams.images import IMAGE_FIELD, LABEL_FIELD, Picture, is_image_source, picture_of, read_images
+from merganser.streams.formats import HUB, Table, is_image_source, read_table
+from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
 from merganser.streams.prompts import fill_prompt, prompt_fields
 from merganser.streams.sampling import draw_limited, generator
@@ -185,17 +184,20 @@ def _read_splits(options: TaskOptions | SplitOptions, base: Path) -> tuple[dict[
         if source is None:
             continue
         if not source.startswith(HUB) and is_image_source(base / source):
+            from merganser.streams.images.sources import IMAGE_FIELD, LABEL_FIELD, image_examples, read_images
+
             table = read_images(base / source, source, options.classes)
-            splits[split] = _labelled_images(table, IMAGE_FIELD, LABEL_FIELD)
+            splits[split] = image_examples(table, IMAGE_FIELD, LABEL_FIELD)
         elif options.classes is not None:
             raise InputError(f"{source}: 'classes' names the classes of IDX files, and this is none.", "Remove it.")
         else:
             table = read_table(source, base, _HUB_SPLITS[split])
-            splits[split] = (
-                _examples(table, options)
-                if options.image is None
-                else _labelled_images(table, options.image, options.output)
-            )
+            if options.image is None:
+                splits[split] = _examples(table, options)
+            else:
+                from merganser.streams.images.sources import image_examples
+
+                splits[split] = image_examples(table, options.image, options.output)
         record[split] = f"{table.name} sha256:{table.sha256}"
     return splits, record
 
@@ -237,16 +239,6 @@ def _finish(
     limited = replace(task, train=splits["train"], dev=splits["dev"], test=splits["test"], source=record)
     check_task(limited)
     return limited
-
-
-def _labelled_images(table: Table, image: str, output: str) -> list[Example]:
-    examples = []
-    for index in range(len(table.rows)):
-        value = table.value(index, image)
-        where = table.where(index)
-        picture = value if isinstance(value, Picture) else picture_of(value, f"{where}, field '{image}'", table.folder)
-        examples.append(Example(input=picture.name, output=table.text(index, output).strip(), image=picture))
-    return examples
 
 
 def _examples(table: Table, options: TaskSettings) -> list[Example]:

@@ -5,9 +5,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-from merganser.streams.images import Picture
+if TYPE_CHECKING:
+    from merganser.streams.images.picture import Picture
 
 AnswerMode = Literal["generate", "rank"]
 MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
@@ -87,11 +88,6 @@ class Task:
             for example in split:
                 digest.update(example.identity.encode() + b"\0" + example.output.encode() + b"\0")
         return digest.hexdigest()
-
-    @property
-    def has_images(self) -> bool:
-        """Whether its examples are images."""
-        return any(example.image is not None for example in self.train)
 
 
 @dataclass(frozen=True)

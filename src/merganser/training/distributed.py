@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.models.base import IGNORED
+from merganser.models.base import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         return rows(batch)
-    return int(((labels[:, 1:] if shifted else labels) != IGNORED).sum())
+    return int(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())
 
 
 def rows(batch: Mapping[str, Any]) -> int:

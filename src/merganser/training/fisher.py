@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORED, evaluating
+from merganser.models.base import IGNORE_INDEX, eval_mode
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import Collator, model_loss, to_device
 from merganser.weights import Weights
@@ -66,7 +66,7 @@ def diagonal_fisher(
     total = {name: torch.zeros_like(weight, dtype=torch.float32) for name, weight in weights.items()}
     device = next(iter(weights.values())).device
     order = np.random.default_rng(derive_seed(seed, "fisher")).permutation(len(features))[:examples].tolist()
-    with evaluating(module):
+    with eval_mode(module):
         for start in range(0, len(order), batch):
             chosen = order[start : start + batch]
             inputs = to_device(collate([features[index] for index in chosen]), device)
@@ -90,7 +90,7 @@ def _loss_on_own_answers(module: nn.Module, inputs: Mapping[str, Any], seed: int
     if labels.ndim == 2 and not getattr(getattr(module, "config", None), "is_encoder_decoder", False):
         # The logits of a decoder-only model are those of the next token.
         logits, labels = logits[:, :-1], labels[:, 1:]
-    logits = logits[labels != IGNORED]
+    logits = logits[labels != IGNORE_INDEX]
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.multinomial(logits.detach().softmax(-1).cpu(), 1, generator=generator)[:, 0]
     return functional.cross_entropy(logits, drawn.to(logits.device))

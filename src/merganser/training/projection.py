@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
-from merganser.models.base import IGNORED, evaluating
+from merganser.models.base import IGNORE_INDEX, eval_mode
 from merganser.training.rehearsal import Collator, to_device
 from merganser.weights import Weights
 
@@ -94,7 +94,7 @@ def extend_bases(
 
     hooks = [layer.register_forward_pre_hook(reader(name)) for name, layer in trained_layers(module).items()]
     try:
-        with evaluating(module), torch.no_grad():
+        with eval_mode(module), torch.no_grad():
             for start in range(0, len(features), batch):
                 inputs = to_device(collate(list(features[start : start + batch])), device)
                 masks[:] = _masks(inputs)
@@ -109,7 +109,7 @@ def _masks(inputs: Mapping[str, Any]) -> list[Tensor]:
     """Where a batch's inputs and its answers are not padding (examples x positions)."""
     found = [inputs["attention_mask"].bool()] if "attention_mask" in inputs else []
     labels = inputs.get("labels")
-    return [*found, labels != IGNORED] if labels is not None and labels.ndim == 2 else found
+    return [*found, labels != IGNORE_INDEX] if labels is not None and labels.ndim == 2 else found
 
 
 def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:

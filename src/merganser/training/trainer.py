@@ -17,7 +17,8 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from merganser import processes
 from merganser.errors import RunError
-from merganser.models.quiet import quiet
+from merganser.models.library_output import silence_libraries
+from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
 from merganser.training.checkpoint import RestoredState, TaskCheckpoints
 from merganser.training.data import EpochOrder, FeatureList, ignoring_padding
@@ -230,7 +231,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         train_sampling_strategy="group_by_length" if options.group_by_length else "random",
         gradient_checkpointing=options.gradient_checkpointing,
         bf16=precision == "bf16",
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=model_device().type == "cpu",
         seed=seed,
         data_seed=seed,
         save_strategy="no",
@@ -239,7 +240,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=model_device().type == "cuda",
         # Every trained weight takes part in every forward pass, and buffers are the same on every rank.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
@@ -277,7 +278,7 @@ def train_task(
     started = time.perf_counter()
     with (
         isolated_random(seed),
-        quiet(),
+        silence_libraries(),
         tempfile.TemporaryDirectory(prefix="merganser-") as folder,
         sharded_as_launched(model.module) as trained,
         without_cache(trained),

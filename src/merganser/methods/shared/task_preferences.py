@@ -53,7 +53,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
     """
     import torch
 
-    from merganser.models.base import evaluating
+    from merganser.models.base import eval_mode
     from merganser.training.rehearsal import to_device
 
     module, device = context.backbone.module, context.backbone.device
@@ -61,7 +61,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
     chosen = list(context.features[:examples])
     if not chosen:
         raise InputError(f"Task '{context.task}' has no examples.", "Give it some.")
-    with evaluating(module), torch.no_grad():
+    with eval_mode(module), torch.no_grad():
         for start in range(0, len(chosen), batch):
             inputs = to_device(context.backbone.collate(chosen[start : start + batch]), device)
             if context.backbone.kind == "matcher":

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from merganser.models.base import IGNORED, Backbone
+from merganser.models.base import IGNORE_INDEX, Backbone
 
 if TYPE_CHECKING:
     from merganser.models.base import AnswerSpec
@@ -98,14 +98,14 @@ class CausalPredictor(Predictor):
     def predict(self, batch: Batch) -> Predictions:
         output = self.module(**batch)
         logits, following = output["logits"][:, :-1].float(), batch["labels"][:, 1:]
-        prompt = (following == IGNORED) & (batch["attention_mask"][:, 1:] == 1)
+        prompt = (following == IGNORE_INDEX) & (batch["attention_mask"][:, 1:] == 1)
         loss, earlier = output["loss"], logits[prompt]
-        return Predictions(loss, loss, logits[following != IGNORED], earlier, earlier)
+        return Predictions(loss, loss, logits[following != IGNORE_INDEX], earlier, earlier)
 
     def represent(self, batch: Batch) -> Tensor:
         inputs = {key: batch[key] for key in ("input_ids", "attention_mask")}
         logits = self.module(**inputs)["logits"]
-        first = (batch["labels"] != IGNORED).int().argmax(1)
+        first = (batch["labels"] != IGNORE_INDEX).int().argmax(1)
         return logits[torch.arange(len(first), device=first.device), first - 1].float()
 
 
@@ -123,14 +123,14 @@ class Seq2SeqPredictor(Predictor):
     def predict(self, batch: Batch) -> Predictions:
         output = self.module(**batch)
         prompt = batch["input_ids"][:, : self.longest]
-        prompt = prompt.masked_fill(batch["attention_mask"][:, : self.longest] == 0, IGNORED)
+        prompt = prompt.masked_fill(batch["attention_mask"][:, : self.longest] == 0, IGNORE_INDEX)
         again = self.module(
             encoder_outputs=(output["encoder_last_hidden_state"],),
             attention_mask=batch["attention_mask"],
             labels=prompt,
         )
-        loss, earlier = output["loss"], again["logits"][prompt != IGNORED].float()
-        return Predictions(loss, loss, output["logits"][batch["labels"] != IGNORED].float(), earlier, earlier)
+        loss, earlier = output["loss"], again["logits"][prompt != IGNORE_INDEX].float()
+        return Predictions(loss, loss, output["logits"][batch["labels"] != IGNORE_INDEX].float(), earlier, earlier)
 
     def represent(self, batch: Batch) -> Tensor:
         first = torch.zeros_like(batch["labels"][:, :1])  # only the token that opens every answer is read

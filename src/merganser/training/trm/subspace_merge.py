@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from merganser.merging.subspace import Subspace, groups_of
-from merganser.models.base import evaluating
+from merganser.models.base import eval_mode
 from merganser.models.precision import autocast
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
@@ -110,7 +110,7 @@ class SubspaceMerge:
     def merge(self, trajectory: Trajectory) -> MergeReport:
         """Write the merged weights into the backbone. Dropout is off meanwhile, and the training mode is restored."""
         space = self._space(trajectory)
-        with evaluating(self.backbone.module), space.opened() as parameters:
+        with eval_mode(self.backbone.module), space.opened() as parameters:
             current = Weights(parameters)
             start, end = space.point(trajectory.start), space.point(trajectory.end)
             subspace = self._subspace(space, trajectory, start, end, parameters)
@@ -125,7 +125,7 @@ class SubspaceMerge:
     def task_loss(self) -> float:
         """The model's own loss (nats) on one batch of the task, always the same, dropout off."""
         examples = self._batches.probe(2)
-        with evaluating(self.backbone.module), torch.no_grad(), self._autocast():
+        with eval_mode(self.backbone.module), torch.no_grad(), self._autocast():
             return sum(
                 len(piece) / len(examples) * float(model_loss(self.backbone.module, self._collated(piece)))
                 for piece in pieces(examples, self.batch)

@@ -1,4 +1,4 @@
-"""Silence while libraries load and save: their bars and notes would tear a live view apart."""
+"""Silence transformers, huggingface_hub and PEFT while they load and save: output would break the live display."""
 
 from __future__ import annotations
 
@@ -8,19 +8,17 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
-    """No progress bars, notes or warnings of transformers, huggingface_hub and peft inside; afterwards as before.
+def silence_libraries() -> Iterator[None]:
+    """Switch progress bars, log messages and warnings of these libraries off inside, and restore them afterwards.
 
-    Errors are exceptions and pass through.
+    Exceptions pass through.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
     from transformers.utils import logging
 
-    verbosity, bars, no_hub_bars = (
-        logging.get_verbosity(),
-        logging.is_progress_bar_enabled(),
-        are_progress_bars_disabled(),
-    )
+    verbosity = logging.get_verbosity()
+    bars_enabled = logging.is_progress_bar_enabled()
+    hub_bars_disabled = are_progress_bars_disabled()
     logging.set_verbosity_error()
     logging.disable_progress_bar()  # also switches those of huggingface_hub off
     try:
@@ -29,7 +27,7 @@ def quiet() -> Iterator[None]:
             yield
     finally:
         logging.set_verbosity(verbosity)
-        if bars:
+        if bars_enabled:
             logging.enable_progress_bar()
-            if no_hub_bars:
+            if hub_bars_disabled:
                 disable_progress_bars()

@@ -1,4 +1,4 @@
-"""Class-incremental streams of published image data sets: which data, how many tasks, how they are trained.
+"""Class-incremental streams of published image data sets: data, number of tasks, epochs.
 
 Data sets, numbers of tasks and epochs as in MagMax (Marczak et al., ECCV 2024, arXiv 2407.06322), which fine-tunes the
 image encoder of CLIP ViT-B/16 against the frozen text encoder. The images are not part of this package: they come from
@@ -21,7 +21,7 @@ class ImageSet:
         tasks: number of tasks; their numbers of classes differ by one at most.
         classes: of the whole set.
         epochs: passes over each task's images in MagMax.
-        source: where the hub has it: the fields of ``stream.split`` that read it.
+        source: fields of ``stream.split`` that read it from the hub.
     """
 
     name: str
@@ -32,7 +32,7 @@ class ImageSet:
     source: dict[str, Any]
 
     def split(self, folder: str | None) -> dict[str, Any]:
-        """Values of ``stream.split``: from the hub, or from ``folder`` with ``train/`` and ``test/``."""
+        """Return the values of ``stream.split``: from the hub, or from ``folder`` with ``train/`` and ``test/``."""
         source = {"train": f"{folder}/train", "test": f"{folder}/test"} if folder is not None else self.source
         return {**source, "labels": "train", "tasks": self.tasks, "order_seed": 0, "prefix": self.name}
 
@@ -84,4 +84,4 @@ def _sets() -> dict[str, ImageSet]:
 
 
 IMAGE_SETS: dict[str, ImageSet] = _sets()
-"""Name -> set, in the order in which they are listed to people."""
+"""Name -> set, in the order in which the command lists them."""
