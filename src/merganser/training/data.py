@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
-from merganser.models.base import IGNORED
+from merganser.models.base import IGNORE_INDEX
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import Collator
 
@@ -65,7 +65,7 @@ def ignoring_padding(collate: Collator) -> Collator:
         batch = dict(collate(features))
         for row, feature in enumerate(features):
             if feature.get("is_padding"):
-                batch["labels"][row] = IGNORED
+                batch["labels"][row] = IGNORE_INDEX
         return batch
 
     return collated
