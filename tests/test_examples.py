@@ -23,7 +23,7 @@ from merganser.errors import InputError
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
 from merganser.streams.images.image_sets import IMAGE_SETS
-from tests.streams.test_images import idx
+from tests.streams.images.idx_bytes import idx
 from tests.tiny import tiny_bert, tiny_clip, tiny_llama, tiny_t5
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
