@@ -31,7 +31,13 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("method", "treshold_factor", 2),
     ("method", "threshold_factor", float("inf")),
     ("memory", "share", 0),
+    ("memory", "number", None),
+    ("method", "batch", 5),
+    ("method", "probe_batch", 9),
+    ("training", "max_input", 500),
     ("model", "name", "./absent/model"),
+    ("model", "name", "nobody/nothing"),
+    ("model", "lora", {"targets": ["q_proj"]}),
     ("model", "kind", "seq2seq"),
     ("stream", "tasks", None),
     ("stream", "tasks", [{"name": "mood", "train": "absent.json"}]),
@@ -42,10 +48,16 @@ CHANGES: list[tuple[str, str, Any]] = [
     ("stream", "tasks", [{"name": "mood", "train": "empty.json"}]),
     ("stream", "tasks", [{"name": "mood", "train": "blank.json"}]),
     ("stream", "tasks", [{"name": "mood", "train": "mood.json", "test": "topic.json"}]),
+    (
+        "stream",
+        "tasks",
+        [{"name": "mood", "train": "mood.json", "test": "mixed.json", "labels": ["good", "bad", "mixed"]}],
+    ),
 ]
 
 COMMANDS = (
     "run absent.yaml --out new",
+    "run model.yaml --out new",
     "run data.txt --out new",
     "run stream.yaml --out data.txt",
     "run stream.yaml --out .",
@@ -72,6 +84,10 @@ COMMANDS = (
     "replay run --set interval",
     "replay run --set intervall=3",
     "replay run --set batch=3",
+    "replay run --set fusion=importance_masks",
+    "replay run --set threshold_factor=-1",
+    "replay run --set 'interval=[1'",
+    "replay run --task topics",
     "merge",
     "merge one two",
     "merge one two --out out --rule tie",
@@ -97,7 +113,9 @@ def folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (work / "data.txt").write_text("no: [yaml", encoding="utf-8")
     (work / "cut.json").write_text('[{"input": "a", "output": "b"},\n{"input": ', encoding="utf-8")
     (work / "empty.json").write_text("", encoding="utf-8")
+    write_rows(work / "mixed.json", [{"input": "a film", "output": "mixed"}])
     write_rows(work / "blank.json", [*rows[:4], {"input": "  ", "output": "good"}, *rows[5:]])
+    toys.write_config(work / "model.yaml", {key: value for key, value in toys.settings().items() if key != "stream"})
     toys.write_config(work / "turned.yaml", toys.settings(("topic", "mood")))
     monkeypatch.chdir(work)
     return work
@@ -113,6 +131,7 @@ def test_messages(folder: Path, merganser: Command) -> None:
         printed[command] = merganser(*shlex.split(command))
     assert [case for case, done in printed.items() if done.code != 2] == []
     assert toys.contents(folder / "run") == before
+    assert not any((folder / name).exists() for name in ("new", "absent", "out"))
     text = "\n".join(f"$ merganser {case}\nerror: {done.error}\n" for case, done in printed.items())
     text = text.replace(str(toys.model_folder().parent), "MODELS")
     if os.environ.get("UPDATE_MESSAGES"):

@@ -77,28 +77,6 @@ def test_command(merganser: Command, tmp_path: Path) -> None:
     assert contents(run) == before
 
 
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (
-            ["--set", "threshhold_factor=1"],
-            "no option 'threshhold_factor'. Did you mean 'threshold_factor'?",
-        ),
-        (["--set", "batch=3"], "A replay cannot change 'batch': rehearsal with other batches leaves other weights."),
-        (["--set", "fusion=importance_masks"], "A replay cannot change 'fusion'"),
-        (["--set", "weight_new=1"], "no option 'weight_new'. Did you mean 'ablation.weight_new'?"),
-        (["--set", "threshold_factor"], "--set 'threshold_factor' is not KEY=VALUE."),
-        (["--set", "threshold_factor=-1"], "--set: threshold_factor is -1; give a number > 0."),
-        (["--set", "interval=[1"], "--set interval: '[1' is not a value."),
-        (["--task", "topics"], "made no merge in a task 'topics'. Did you mean 'topic'?"),
-    ],
-)
-def test_what_it_refuses(arguments: list[str], message: str, merganser: Command, tmp_path: Path) -> None:
-    done = merganser("replay", copy_of_trained(tmp_path), *arguments)
-    assert done.code == 2
-    assert message in done.error
-
-
 def emptied(row: Path, name: str) -> None:
     """A row of a run that never had lines in this file."""
     (row / f"{name}.jsonl").write_text("")

@@ -135,15 +135,6 @@ def test_changed_data_of_a_learned_task_are_refused(run: Path, merganser: Comman
     assert contents(run) == before
 
 
-def test_another_order_is_refused(run: Path, merganser: Command) -> None:
-    before = contents(run)
-    turned = toys.write_config(run.parent / "turned.yaml", toys.settings(("topic", "mood")))
-    done = merganser("run", turned, "--out", run)
-    assert done.code == 2
-    assert "Task 1 of the stream is 'topic', but this run learned 'mood' there" in done.error
-    assert contents(run) == before
-
-
 def test_a_longer_stream_goes_on_where_the_shorter_ended(run: Path, merganser: Command, tmp_path: Path) -> None:
     longer = toys.write_config(run.parent / "longer.yaml", toys.settings(("mood", "topic", "truth")))
     earlier = values_of(run)
