@@ -20,8 +20,6 @@ ALLOWED = frozenset(
     {
         "merganser/learner/learn_task.py: TaskRun._train",
         "merganser/learner/learn_task.py: TaskRun._write_files",
-        "merganser/merging/dare.py: dare()",
-        "merganser/merging/della.py: della()",
         "merganser/runs/directory.py",
     }
 )

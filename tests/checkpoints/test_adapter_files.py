@@ -13,7 +13,7 @@ from merganser.checkpoints import plan
 from merganser.checkpoints.adapter_files import describe, merge_adapters, plan_adapters
 from merganser.checkpoints.adapter_source import read_adapter, same_base
 from merganser.checkpoints.merge import merge_checkpoints
-from merganser.checkpoints.recipe_file import parse, to_content
+from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import open_checkpoint
 from merganser.errors import InputError
 from tests.checkpoints.conftest import example, write_file, write_folder
@@ -90,7 +90,7 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
         plan_adapters(asked(made))
     allowed = asked(made, allow_different_bases=True)
     plan_adapters(allowed)
-    assert to_content(allowed)["allow_different_bases"] is True
+    assert allowed.to_content()["allow_different_bases"] is True
     plan_adapters(asked([made[0], made[2]]))
 
 
@@ -200,7 +200,7 @@ def test_nan_is_not_decomposed(tmp_path: Path) -> None:
     tensors = plain()
     tensors[f"{P}x.q.lora_A.weight"][0, 0] = np.nan
     made = [write_adapter(tmp_path / name, tensors) for name in "xy"]
-    with pytest.raises(InputError, match="can't be cut to a rank"):
+    with pytest.raises(InputError, match="cannot be cut to a rank"):
         merge_adapters(asked(made, allow_nonfinite=True, rank=1), tmp_path / "out")
     report = merge_adapters(asked(made, allow_nonfinite=True), tmp_path / "out")
     assert report.nonfinite == [f"{P}x.q.lora_A.weight"]

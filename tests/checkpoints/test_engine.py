@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merganser.checkpoints.engine import NUMBA_PAYS_FROM, load_kernels
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.streaming import Files
@@ -178,3 +179,15 @@ def test_a_file_in_use_stays_open(tmp_path: Path) -> None:
     files.close()
     with pytest.raises(OSError, match="Bad file descriptor"):
         os.pread(first, 1, 0)
+
+
+def test_numba_is_optional(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "merganser.checkpoints.kernel_calls", None)
+    monkeypatch.delattr("merganser.checkpoints.kernel_calls", raising=False)
+    assert load_kernels("auto", NUMBA_PAYS_FROM) is None
+    with pytest.raises(InputError, match="Numba cannot be used"):
+        load_kernels("numba", NUMBA_PAYS_FROM)
+
+
+def test_small_merges_do_not_import_numba() -> None:
+    assert load_kernels("auto", NUMBA_PAYS_FROM - 1) is None

@@ -17,7 +17,7 @@ from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import open_checkpoint
 from merganser.errors import InputError
 from merganser.files.safetensors_file import read_header
-from merganser.merging.table import RULES
+from merganser.merging.rules import RULES
 from tests.checkpoints.conftest import example, write_file, write_folder
 
 
@@ -283,7 +283,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="no file or folder"):
         open_checkpoint(str(tmp_path / "none"))
-    with pytest.raises(InputError, match="nobody/nothing is no file or folder"):
+    with pytest.raises(InputError, match="'nobody/nothing' is no file or folder"):
         open_checkpoint("nobody/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no safetensors file"):
@@ -347,28 +347,31 @@ def test_the_result_loads_in_transformers(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"rul": "x"}, "unknown key 'rul'.*Did you mean 'rule'"),
+        ({"rul": "x"}, "merge.yaml: rul: unknown key.*Did you mean 'rule'"),
         ({"rule": "tie"}, "no merging rule 'tie'"),
-        ({"rule": None}, "rule is missing"),
-        ({"models": []}, "models is not a list"),
-        ({"models": [3]}, r"models\[0\] is 3"),
+        ({"rule": None}, "rule: Input should be a valid string"),
+        ({"models": []}, "models: List should have at least 1 item"),
+        ({"models": [3]}, r"models\[0\]: Input should be a valid dictionary"),
         ({"models": [{"model": "x", "wieght": 1}]}, r"models\[0\]: unknown key 'wieght'. Did you mean 'weight'"),
         ({"models": [{"model": "x", "weight": "much"}]}, r"models\[0\].weight is not a finite number"),
         ({"options": {"density": 0.3}}, "takes no 'density'"),
         ({"options": {"normalize": 1}}, "true or false"),
         ({"options": {"seed": 1}}, "key of its own"),
-        ({"overrides": {"match": "x"}}, "overrides is not a list"),
-        ({"overrides": [{"density": 1}]}, r"overrides\[0\] has no pattern"),
+        ({"overrides": {"match": "x"}}, "overrides: Input should be a valid list"),
+        ({"overrides": [{"density": 1}]}, r"overrides\[0\]\.match is missing"),
         ({"overrides": [{"match": "x", "weight": [1]}]}, "1 values for 2 models"),
-        ({"overrides": [{"match": "x", "from": "a"}]}, "Only 'base'"),
-        ({"dtype": "int8"}, "dtype is 'int8'"),
-        ({"seed": 1.5}, "whole number"),
-        ({"space": "both"}, "Choose from update, factors"),
-        ({"rank": 0}, "at least 1"),
-        ({"common_only": "yes"}, "true or false"),
-        ({"options": {"normalize": {"layers": [1, 0]}}}, "can't: give one value"),
-        ({"models": [{"model": "x", "weight": {"layers": []}}, "y"]}, "not a list of numbers"),
-        ({"models": [{"model": "x", "weight": {"cases": [{"if": 1}]}}, "y"]}, "Write {contains"),
+        ({"overrides": [{"match": "x", "from": "a"}]}, r"overrides\[0\]\.from: Input should be 'base'"),
+        ({"dtype": "int8"}, "dtype: choose from float64, .*got 'int8'"),
+        ({"seed": 1.5}, "seed: Input should be a valid integer"),
+        ({"space": "both"}, "space: Input should be 'update' or 'factors'"),
+        ({"rank": 0}, "rank: Input should be greater than or equal to 1"),
+        ({"common_only": "yes"}, "common_only: Input should be a valid boolean"),
+        ({"options": {"normalize": {"layers": [1, 0]}}}, "cannot: give one value"),
+        (
+            {"models": [{"model": "x", "weight": {"layers": []}}, "y"]},
+            "layers: List should have at least 1 item",
+        ),
+        ({"models": [{"model": "x", "weight": {"cases": [{"if": 1}]}}, "y"]}, r"cases\[0\]\.if: unknown key"),
         ({"rule": "slerp", "models": ["a"]}, "exactly 2"),
         ({"rule": "fisher"}, "needs a fisher file"),
         ({"rule": "ties", "models": [{"model": "x", "density": 1.5}, "y"]}, "between 0 and 1"),

@@ -1,4 +1,4 @@
-"""What is refused before anything is written: places, folders and files that can't be meant."""
+"""What is refused before anything is written: places, folders and files that cannot be meant."""
 
 from __future__ import annotations
 

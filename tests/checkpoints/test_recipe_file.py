@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from merganser.checkpoints.recipe import LayerPosition, Recipe
-from merganser.checkpoints.recipe_file import parse, to_content
+from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
 
 
@@ -52,7 +52,7 @@ def test_an_override_may_have_a_seed() -> None:
     asked = recipe(rule="dare_ties", seed=3, overrides=[{"match": "*mlp*", "seed": 7}])
     assert values(asked, "mlp")["seed"] == 7
     assert values(asked, "norm")["seed"] == 3
-    again = parse(to_content(asked), "again")
+    again = parse(asked.to_content(), "again")
     assert values(again, "mlp")["seed"] == 7
 
 

@@ -85,7 +85,7 @@ def test_a_disk_that_is_too_small_is_noticed_before(
 
 
 def test_a_limit_on_the_size_of_files_is_a_failure_without_traces(folders: list[str], tmp_path: Path) -> None:
-    """A real refusal of the kernel, in the middle of the work: the space of the first shard can't be reserved."""
+    """A real refusal of the kernel, in the middle of the work: the space of the first shard cannot be reserved."""
 
     def limited() -> None:
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
@@ -127,11 +127,11 @@ def test_a_place_that_cannot_be_written_is_named(
 ) -> None:
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
-    with pytest.raises(InputError, match="can't be written"):
+    with pytest.raises(InputError, match="cannot be written"):
         merge_checkpoints(recipe(folders), "/proc/merged/out")
     if os.geteuid() != 0:
         (tmp_path / "locked").mkdir(mode=0o555)
-        with pytest.raises(InputError, match="can't be written"):
+        with pytest.raises(InputError, match="cannot be written"):
             merge_checkpoints(recipe(folders), tmp_path / "locked" / "out")
 
 

@@ -65,7 +65,7 @@ def test_code_that_a_config_asks_for_is_named(tmp_path: Path) -> None:
 def test_a_broken_config_is_found_before_the_merge(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", example(0))
     (folder / "tokenizer_config.json").write_text("{")
-    with pytest.raises(InputError, match=r"tokenizer_config\.json can't be read as JSON"):
+    with pytest.raises(InputError, match=r"tokenizer_config\.json cannot be read as JSON"):
         merge_checkpoints(parse({"rule": "linear", "models": [str(folder)]}, "test"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

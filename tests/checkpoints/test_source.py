@@ -7,12 +7,15 @@ from typing import Any
 
 import huggingface_hub
 import pytest
+import typer
 import yaml
+from typer.testing import CliRunner
 
 from merganser.checkpoints.adapter_files import merge_adapters
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe_file import parse
-from merganser.checkpoints.source import locate, open_checkpoint, pin
+from merganser.checkpoints.source import locate, open_checkpoint
+from merganser.cli.merge import merge
 from merganser.errors import InputError
 from tests.checkpoints.conftest import example, write_folder
 from tests.merging.test_adapters import plain, write_adapter
@@ -44,6 +47,13 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     return known
 
 
+def run(*arguments: object) -> None:
+    app = typer.Typer()
+    app.command()(merge)
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
 def folder_of(name: str) -> Path:
     made = Path("hub") / f"models--{name.replace('/', '--')}" / "snapshots"
     made.mkdir(parents=True)
@@ -64,7 +74,25 @@ def test_the_merge_names_the_commits_it_used(hub: dict[str, Any], tmp_path: Path
     assert head["base_model"] == ["own/x"]
     hub["asked"].clear()
     merge_checkpoints(parse(written, "test"), tmp_path / "again")
-    assert set(hub["asked"]) == {("own/x", COMMIT)}
+    assert hub["asked"] == [("own/x", COMMIT)]
+
+
+@pytest.mark.parametrize("more", [[], ["--dry-run"]])
+def test_a_hub_id_is_looked_up_once_per_merge(more: list[str], hub: dict[str, Any], tmp_path: Path) -> None:
+    write_folder(folder_of("own/x"), example(0))
+    write_folder(folder_of("own/y"), example(1))
+    write_adapter(folder_of("own/a"), plain())
+    run("own/x", "own/y", "own/x", "--base", "own/y", "--rule", "ties", "--out", tmp_path / "out", *more)
+    assert hub["asked"] == [("own/x", None), ("own/y", None)]
+    hub["asked"].clear()
+    run("own/a", "own/a", "--out", tmp_path / "adapter", *more)
+    assert hub["asked"] == [("own/a", None)]
+    hub["asked"].clear()
+    slices = [{"sources": [{"model": name, "layer_range": [0, 2]} for name in ("own/x", "own/y")]}]
+    content = {"merge_method": "linear", "slices": slices, "parameters": {"weight": 0.5}}
+    (tmp_path / "config.yml").write_text(yaml.safe_dump(content))
+    run("--mergekit", tmp_path / "config.yml", "--out", tmp_path / "theirs", *more)
+    assert hub["asked"] == [("own/x", None), ("own/y", None)]
 
 
 def test_adapters_name_their_commits_too(hub: dict[str, Any], tmp_path: Path) -> None:
@@ -78,7 +106,7 @@ def test_a_revision_may_hold_slashes(hub: dict[str, Any]) -> None:
     write_folder(folder_of("own/x"), example(0))
     locate("own/x@refs/pr/1")
     assert hub["asked"] == [("own/x", "refs/pr/1")]
-    assert pin(parse({"rule": "linear", "models": ["own/x@v1"]}, "test")).models == (f"own/x@{COMMIT}",)
+    assert locate("own/x@v1").name == f"own/x@{COMMIT}"
     with pytest.raises(InputError, match="no file or folder a/b/c"):
         locate("a/b/c")
 
@@ -114,7 +142,7 @@ def test_pickles_on_the_hub_are_refused_with_the_command(files: list[str], messa
 def test_pickles_in_the_cache_are_refused_without_a_network(hub: dict[str, Any]) -> None:
     folder = folder_of("own/b")
     folder.mkdir()
-    with pytest.raises(InputError, match=r"can't be asked: offline.*from_pretrained\('own/b'"):
+    with pytest.raises(InputError, match=r"cannot be reached: offline.*from_pretrained\('own/b'"):
         locate("own/b")
     (folder / "pytorch_model-00001-of-00002.bin").touch()
     with pytest.raises(InputError, match="pickle only"):

@@ -1,12 +1,7 @@
-"""The same merges for this package and for mergekit; run with mergekit installed to record its answers.
-
-python tests/merging/mergekit_cases.py > tests/merging/mergekit_golden.json
-"""
+"""The same merges for this package and for mergekit, whose answers `benchmarks/mergekit_conformance.py` recorded."""
 
 from __future__ import annotations
 
-import json
-import sys
 from dataclasses import dataclass
 from typing import Any
 
@@ -123,48 +118,3 @@ CASES = [
     ),
     Case("linear-bfloat16", "linear", {"weights": W}, "linear", {"weight": W}, base=False, dtype="bfloat16"),
 ]
-
-
-def mergekit_result(case: Case) -> np.ndarray:
-    """mergekit's answer, in float32."""
-    import torch
-    from mergekit.merge_methods import merge_tensors
-
-    models, base = inputs(case.models)
-    arrays = [base, *models] if case.base else models
-    tensors = [torch.from_numpy(array).to(getattr(torch, case.dtype)) for array in arrays]
-    parameters = {}
-    for key, value in case.theirs.items():
-        # A base has no weight of its own; mergekit ignores what stands in its place.
-        parameters[key] = [0.0, *value] if isinstance(value, list) and case.base else value
-    if case.base:
-        names = ["base", *(f"model{i}" for i in range(case.models))]
-        parameters = {
-            key: dict(zip(names[1:], value[1:], strict=True)) if isinstance(value, list) else value
-            for key, value in parameters.items()
-        }
-    else:
-        names = [f"model{i}" for i in range(case.models)]
-        parameters = {
-            key: dict(zip(names, value, strict=True)) if isinstance(value, list) else value
-            for key, value in parameters.items()
-        }
-    index = 0 if case.base or case.method == "slerp" else None
-    torch.manual_seed(0)
-    result = merge_tensors(tensors, case.method, parameters=parameters, ids=names, base_index=index)
-    return result.float().numpy()
-
-
-def record() -> dict[str, Any]:
-    """Answers of the mergekit that is installed, with its version."""
-    from importlib.metadata import version
-
-    return {
-        "mergekit": version("mergekit"),
-        "torch": version("torch"),
-        "answers": {case.name: [float(v) for v in mergekit_result(case).ravel()] for case in CASES},
-    }
-
-
-if __name__ == "__main__":
-    json.dump(record(), sys.stdout, indent=0)

@@ -14,7 +14,7 @@ from merganser.checkpoints.adapter_source import read_adapter, scaling_of
 from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
 from merganser.merging.adapters import Factors, concatenate, decompose, merge_factors, merge_updates, truncate
-from merganser.merging.table import RULES
+from merganser.merging.rules import RULES
 from merganser.merging.ties import ties
 from tests.checkpoints.conftest import write_file
 
@@ -167,7 +167,7 @@ def test_biases_and_saved_modules_need_a_mean(tmp_path: Path) -> None:
         made.append(write_adapter(tmp_path / str(seed), tensors))
     merge_adapters(parse({"rule": "linear", "models": made}, "test"), tmp_path / "mean")
     np.testing.assert_array_equal(read_adapter(str(tmp_path / "mean")).others[f"{P}head.weight"], 0.5)
-    with pytest.raises(InputError, match=r"head\.weight .* can't be merged by task_arithmetic"):
+    with pytest.raises(InputError, match=r"head\.weight .* cannot be merged by task_arithmetic"):
         merge_adapters(parse({"rule": "task_arithmetic", "models": made}, "test"), tmp_path / "sum")
     override = [{"match": "*head*", "rule": "linear"}]
     asked = parse({"rule": "task_arithmetic", "models": made, "overrides": override}, "test")

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from merganser.merging.masks import keep_only, put_where
+from merganser.merging.random_masks import bernoulli_mask, mask_threshold, random_bits
 from merganser.merging.tensors import BLOCK
-from merganser.merging.trim import bernoulli_mask, mask_threshold, random_bits
 
 KINDS = (np.float32, np.float64)
 

@@ -14,7 +14,7 @@ from merganser.merging import ema, opcm, trim
 from merganser.merging.adapters import Factors, inner
 from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
-from merganser.merging.table import RULES
+from merganser.merging.rules import RULES
 from merganser.merging.tensors import BLOCK, ArrayInputs, Inputs
 from merganser.merging.trim import TopKThreshold, top_k_threshold, top_k_thresholds
 
@@ -138,7 +138,7 @@ def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) ->
 
 @pytest.mark.parametrize("kind", ["smooth", "two sizes"])
 def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trim, "ROOM", 1 << 15)
+    monkeypatch.setattr(trim, "MAX_COLLECTED", 1 << 15)
     collected = []
     from_scan = trim._from_scan
 

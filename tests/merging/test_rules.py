@@ -9,14 +9,15 @@ import numpy as np
 import pytest
 
 from merganser.errors import InputError
-from merganser.merging import dare, della, ema, fisher, karcher, opcm, trim, tunable_magmax
+from merganser.merging import dare, della, ema, fisher, karcher, opcm, tunable_magmax
 from merganser.merging.breadcrumbs import breadcrumbs
 from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.model_stock import model_stock
+from merganser.merging.random_masks import mask_key, mask_threshold, random_bits
+from merganser.merging.rules import RULES, rule_named
 from merganser.merging.sce import sce
 from merganser.merging.slerp import slerp
-from merganser.merging.table import RULES, rule
 from merganser.merging.task_arithmetic import task_arithmetic
 from merganser.merging.ties import ties
 
@@ -274,18 +275,18 @@ def test_dare_can_keep_the_norm_instead() -> None:
 
 def test_masks_depend_on_seed_name_and_model_only() -> None:
     def mask(seed: int, name: str, model: int) -> np.ndarray:
-        return trim.random_bits(trim.mask_key(seed, name, model), 0, 256) < np.uint64(trim.mask_threshold(0.5))
+        return random_bits(mask_key(seed, name, model), 0, 256) < np.uint64(mask_threshold(0.5))
 
     for other in ((1, "a", 0), (0, "b", 0), (0, "a", 1)):
         assert 64 < np.count_nonzero(mask(0, "a", 0) != mask(*other)) < 192
-    key = trim.mask_key(0, "a", 0)
-    np.testing.assert_array_equal(trim.random_bits(key, 100, 200), trim.random_bits(key, 0, 256)[100:200])
+    key = mask_key(0, "a", 0)
+    np.testing.assert_array_equal(random_bits(key, 100, 200), random_bits(key, 0, 256)[100:200])
 
 
 def test_draws_are_those_of_splitmix64() -> None:
     # The published first outputs of the generator for seed 0, shifted to 53 bits.
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert [int(value) for value in trim.random_bits(0, 0, 3)] == [value >> 11 for value in expected]
+    assert [int(value) for value in random_bits(0, 0, 3)] == [value >> 11 for value in expected]
 
 
 def test_della_keeps_large_entries_more_often() -> None:
@@ -332,17 +333,21 @@ def test_integers_are_refused() -> None:
 
 def test_an_unknown_rule_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'ties'"):
-        rule("tie")
+        rule_named("tie")
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
 def test_the_table_agrees_with_the_functions(name: str) -> None:
     row = RULES[name]
-    accepted = inspect.signature(row.function).parameters
+    function = getattr(row.function, "func", row.function)
+    # dare and della take their options as one object.
+    options = {dare.dare: dare.DareOptions, della.della: della.DellaOptions}.get(function, function)
+    accepted = inspect.signature(options).parameters
+    fixed = getattr(row.function, "keywords", {})
     arguments = row.arguments({parameter.name: parameter.default for parameter in (*row.per_model, *row.options)})
     assert set(arguments) <= set(accepted)
     for key, value in arguments.items():
-        default = accepted[key].default
+        default = fixed.get(key, accepted[key].default)
         assert default == value, f"{key}: the function says {default}, the table {value}"
 
 
@@ -351,5 +356,5 @@ def test_the_table_agrees_with_the_functions(name: str) -> None:
 def test_a_scalar_stays_a_scalar(name: str, framework: str) -> None:
     tensor = pytest.importorskip("torch").tensor if framework == "torch" else np.float32
     models = [tensor(1.0), tensor(3.0)]
-    second = [models] if rule(name).extra else [tensor(0.0)] if rule(name).base == "required" else []
-    assert rule(name).function(models, *second).shape == ()
+    second = [models] if rule_named(name).extra else [tensor(0.0)] if rule_named(name).base == "required" else []
+    assert rule_named(name).function(models, *second).shape == ()

@@ -1,4 +1,4 @@
-"""Adapters of PEFT, merged and written without PEFT: planned first, as checkpoints are, then computed."""
+"""Merges PEFT adapters without PEFT: planned first, as checkpoints are, then computed and written."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ import numpy as np
 from merganser.checkpoints.adapter_source import PREFIX, Adapter, check_bases, read_adapter
 from merganser.checkpoints.card import model_card
 from merganser.checkpoints.dtypes import LARGEST, encode
-from merganser.checkpoints.merge import Report, check_target, existing_parent, inputs_of, with_folder, write_recipe
+from merganser.checkpoints.merge import Report, check_target, existing_parent, input_paths, with_folder, write_recipe
 from merganser.checkpoints.plan import check_room
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
-from merganser.checkpoints.sidecar_files import copy_companions, uncopied_files
-from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, pin
+from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
+from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LocatedRecipe, locate_recipe
 from merganser.checkpoints.streaming import write_from
 from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, create, header_bytes
@@ -44,10 +44,10 @@ _METADATA = {"format": "pt"}
 
 @dataclass(frozen=True, eq=False)
 class AdapterPlan:
-    """What a merge of adapters will do.
+    """The plan of a merge of adapters.
 
     Attributes:
-        recipe: what was asked, hub ids at the commits they stand for.
+        located: the recipe and where its adapters are.
         adapters: as read.
         dtype: of the result.
         modules: module -> the rule that merges it and its arguments. A module kept from the base is left out: there its
@@ -55,10 +55,10 @@ class AdapterPlan:
         ranks: module -> the rank of the result.
         others: name in the file -> rule and arguments, for biases and saved modules.
         shapes: every tensor of the result, by its name in the file.
-        seconds: that reading took.
+        seconds: duration of reading the adapters.
     """
 
-    recipe: Recipe
+    located: LocatedRecipe
     adapters: list[Adapter]
     dtype: str
     seconds: float
@@ -67,8 +67,13 @@ class AdapterPlan:
     others: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
 
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with hub ids at the commits they resolved to."""
+        return self.located.recipe
+
     def parts(self, module: str) -> list[Factors | None]:
-        """What each adapter adds to a module."""
+        """The factors of a module in each adapter; ``None`` where an adapter does not touch it."""
         return [adapter.modules.get(module) for adapter in self.adapters]
 
     @property
@@ -90,7 +95,7 @@ class AdapterPlan:
         return [(name, self.dtype, shape) for name, shape in self.shapes.items()]
 
 
-def plan_adapters(recipe: Recipe) -> AdapterPlan:
+def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     """Read the adapters and decide what happens to every module, without computing it.
 
     Args:
@@ -98,14 +103,15 @@ def plan_adapters(recipe: Recipe) -> AdapterPlan:
 
     Raises:
         InputError: see :func:`read_adapter`; a base, or an option that only merging models takes; adapters of different
-            base models; modules whose shapes differ; biases or saved modules that a rule can't merge without the base;
+            base models; modules whose shapes differ; biases or saved modules that a rule cannot merge without the base;
             no rank for a rule that needs one; an override that matches nothing.
     """
     _refuse_options(recipe)
-    recipe = pin(recipe)
+    located = locate_recipe(recipe)
+    recipe = located.recipe
     started = time.perf_counter()
-    adapters = [read_adapter(name, recipe.allow_nonfinite) for name in recipe.models]
-    plan = AdapterPlan(recipe, adapters, recipe.dtype or adapters[0].dtype, time.perf_counter() - started)
+    adapters = [read_adapter(source, recipe.allow_nonfinite) for source in located.models]
+    plan = AdapterPlan(located, adapters, recipe.storage_dtype or adapters[0].dtype, time.perf_counter() - started)
     if not recipe.allow_different_bases:
         check_bases(adapters)
     modules = sorted({module for adapter in adapters for module in adapter.modules})
@@ -132,7 +138,9 @@ def plan_adapters(recipe: Recipe) -> AdapterPlan:
     return plan
 
 
-def _refuse_options(recipe: Recipe) -> None:
+def _refuse_options(recipe: Recipe | LocatedRecipe) -> None:
+    """Refuse what only merging models takes."""
+    recipe = recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe
     if recipe.base is not None:
         raise InputError(
             "Adapters are merged with each other; there is a base.",
@@ -162,7 +170,7 @@ def _mean(
     if missing:
         raise InputError(
             f"{what} is missing in {missing[0]}.",
-            "Without the base's value it can't be merged exactly: train all adapters with the same bias and "
+            "Without the base's value it cannot be merged exactly: train all adapters with the same bias and "
             "modules_to_save.",
         )
     shapes = {adapter.others[name].shape for adapter in adapters}
@@ -172,9 +180,9 @@ def _mean(
     total = None if weights is None else sum_of(weights)
     if rule is not None and (abs(total - 1.0) < 1e-9 if total is not None else rule.base == "none" and not rule.extra):
         return rule, arguments
-    said = "" if total is None else f" with weights that sum to {total:g}"
+    sum_text = "" if total is None else f" with weights that sum to {total:g}"
     raise InputError(
-        f"{what} can't be merged by {rule.name if rule else 'keeping the base'}{said}.",
+        f"{what} cannot be merged by {rule.name if rule else 'keeping the base'}{sum_text}.",
         "That needs the base's value. Give it a weighted mean by an override: "
         "{match: '*NAME*', rule: linear, normalize: true}.",
     )
@@ -197,26 +205,28 @@ def _shapes(plan: AdapterPlan, module: str) -> tuple[tuple[int, ...], tuple[int,
     return (rank, *kernel), (rows, rank, *([1] * (len(kernel) - 1)))
 
 
-def merge_adapters(recipe: Recipe, out: str | Path, *, overwrite: bool = False) -> Report:
+def merge_adapters(recipe: Recipe | LocatedRecipe, out: str | Path, *, overwrite: bool = False) -> Report:
     """Merge adapters into a new one for PEFT.
 
     Args:
         recipe: its models are adapters; no base. ``space`` and ``rank`` as in the recipe.
-        out: the folder to make.
+        out: folder to create.
         overwrite: replace a folder that is already there.
 
     Returns:
         A report with the truncation error of every module.
 
     Raises:
-        InputError: see :func:`plan_adapters`; ``out`` exists or can't be written; no room; a result that is not finite
+        InputError: see :func:`plan_adapters`; ``out`` exists or cannot be written; no room; a result that is not finite
             or too large for its type (named).
         RunError: the disk filled up or failed. Nothing is left behind.
     """
     target = Path(out).expanduser().resolve()
-    check_target(target, overwrite, inputs_of(recipe))
+    _refuse_options(recipe)
+    located = locate_recipe(recipe)
+    check_target(target, overwrite, input_paths(located))
     started = time.perf_counter()
-    plan = plan_adapters(recipe)
+    plan = plan_adapters(located)
     check_room(plan.file_bytes, existing_parent(target))
     not_copied = uncopied_files(plan.adapters[0].folder, (ADAPTER_WEIGHTS,))
     merged: dict[str, Factors] = {}
@@ -278,22 +288,25 @@ def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tenso
         for place in laid:
             values = np.ascontiguousarray(tensors[place.name])
             write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
-    copy_companions(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
+    copy_sidecar_files(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
     config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
-    write_recipe(folder, plan.recipe)
+    write_recipe(folder, plan.located)
     (folder / "README.md").write_text(model_card(plan.recipe, adapter=True), encoding="utf-8")
 
 
-def describe(recipe: Recipe, out: str | Path | None = None, *, overwrite: bool = False) -> dict[str, Any]:
-    """What merging the adapters would do, after its checks: modules, ranks, bytes, disk, seconds.
+def describe(
+    recipe: Recipe | LocatedRecipe, out: str | Path | None = None, *, overwrite: bool = False
+) -> dict[str, Any]:
+    """Describe what merging the adapters would do, after its checks: modules, ranks, bytes, disk, seconds.
 
     Raises:
         InputError: see :func:`plan_adapters`; ``out`` exists; no room.
     """
     target = Path("merged" if out is None else out).expanduser().resolve()
     if out is not None:
-        check_target(target, overwrite, inputs_of(recipe))
+        recipe = locate_recipe(recipe)
+        check_target(target, overwrite, input_paths(recipe))
     plan = plan_adapters(recipe)
     check_room(plan.file_bytes, existing_parent(target))
     ranks = sorted(set(plan.ranks.values()))
@@ -302,7 +315,7 @@ def describe(recipe: Recipe, out: str | Path | None = None, *, overwrite: bool =
         "rules": plan.rules,
         "other tensors": list(plan.others),
         "ranks": [str(sorted({factors.rank for factors in adapter.modules.values()})) for adapter in plan.adapters],
-        "rank of the result": f"{'exact: ' if recipe.rank is None else ''}{ranks}",
+        "rank of the result": f"{'exact: ' if plan.recipe.rank is None else ''}{ranks}",
         "bytes to read": sum(adapter.bytes for adapter in plan.adapters),
         "bytes to write": plan.file_bytes,
         "bytes free": shutil.disk_usage(existing_parent(target)).free,
@@ -312,7 +325,7 @@ def describe(recipe: Recipe, out: str | Path | None = None, *, overwrite: bool =
 
 
 def _estimate(plan: AdapterPlan) -> float:
-    """Seconds of the merge: reading took so long, and the largest module of each rule is merged for trial."""
+    """Estimate the seconds of the merge: those of reading, and a trial merge of the largest module of each rule."""
     works: dict[str, dict[str, int]] = {}
     for module, (rule, _) in plan.modules.items():
         part = next(part for part in plan.parts(module) if part is not None)
@@ -338,7 +351,7 @@ def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[
         "lora_alpha": _whole(alpha),
         "use_rslora": False,
         "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != common},
-        "alpha_pattern": {re.escape(module): _whole(own) for module, own in alphas.items() if own != alpha},
+        "alpha_pattern": {re.escape(module): _whole(other) for module, other in alphas.items() if other != alpha},
         "init_lora_weights": True,
         "inference_mode": True,
     }

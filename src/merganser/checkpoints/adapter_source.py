@@ -16,6 +16,7 @@ from merganser.checkpoints.dtypes import count_nonfinite, decode
 from merganser.checkpoints.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
+    Source,
     adapter_folder,
     locate,
     read_json,
@@ -74,14 +75,19 @@ class Adapter:
     bytes: int
 
 
-def read_adapter(label: str, allow_nonfinite: bool = False) -> Adapter:
+def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter:
     """Read an adapter: its folder, or the file of its weights with the config beside it.
 
+    Args:
+        source: where it is, or a name to :func:`merganser.checkpoints.source.locate`.
+        allow_nonfinite: accept NaN and infinity.
+
     Raises:
-        InputError: no adapter there; a pickle; a variant that can't be merged exactly (named); a config or factors
+        InputError: no adapter there; a pickle; a variant that cannot be merged exactly (named); a config or factors
             that are broken (file and key are named); weights that are not finite (named).
     """
-    folder = adapter_folder(locate(label))
+    source = locate(source) if isinstance(source, str) else source
+    label, folder = source.name, adapter_folder(source.path)
     if folder is None:
         raise InputError(
             f"{label} is no adapter (it has no {ADAPTER_CONFIG}), others are.",
@@ -114,13 +120,13 @@ def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
     start = config.get("init_lora_weights")
     if start not in _CLEAN_STARTS:
         raise InputError(
-            f"{label} was started with init_lora_weights={start!r}, which changes the base model.",
+            f"{label} was initialised with init_lora_weights={start!r}, which changes the base model.",
             "Convert it to plain LoRA first (path_initial_model_for_weight_conversion of PEFT's save_pretrained).",
         )
 
 
 def check_alphas(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse scalings that can't be read.
+    """Refuse scalings that cannot be read.
 
     Raises:
         InputError: ``lora_alpha`` or a value of ``alpha_pattern`` is no finite number, or a pattern is no regular
@@ -145,7 +151,7 @@ def check_alphas(config: Mapping[str, Any], path: Path) -> None:
 
 def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str, int]:
     """The tensors by name, the type of the first, and the bytes of all."""
-    found: dict[str, NDArray[Any]] = {}
+    values: dict[str, NDArray[Any]] = {}
     laid = read_header(path)[0]
     for tensor in laid:
         if tensor.dtype not in FLOATING:
@@ -157,10 +163,10 @@ def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, N
                 "Such an adapter is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
             )
         work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
-        found[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
-    if not found:
+        values[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
+    if not values:
         raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
-    return found, laid[0].dtype, sum(tensor.nbytes for tensor in laid)
+    return values, laid[0].dtype, sum(tensor.nbytes for tensor in laid)
 
 
 def _sorted_out(
@@ -173,7 +179,7 @@ def _sorted_out(
         matched = _FACTOR.fullmatch(name)
         if matched is None:
             if ".lora_" in name:
-                raise InputError(f"{label} holds {name}, which plain LoRA has not.", "It can't be merged exactly.")
+                raise InputError(f"{label} holds {name}, which plain LoRA has not.", "It cannot be merged exactly.")
             others[name] = tensor
             continue
         if tensor.ndim < 2 or 0 in tensor.shape:
@@ -190,7 +196,9 @@ def _sorted_out(
             raise InputError(f"{label} holds only one factor of {module}.", "Save the adapter again.")
         a, b = pair["A"], pair["B"]
         if any(extent != 1 for extent in b.shape[2:]):
-            raise InputError(f"The factors of {module} in {label} have shape {list(b.shape)}.", "They can't be merged.")
+            raise InputError(
+                f"The factors of {module} in {label} have shape {list(b.shape)}.", "They cannot be merged."
+            )
         if a.ndim > 2:
             kernels[module] = a.shape[1:]
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
@@ -226,7 +234,7 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
         if not same_base(base, other):
             raise InputError(
                 f"{first.label} was trained on {other}, {adapter.label} on {base} (base_model_name_or_path).",
-                "Updates of different models can't be merged. If both are the same model, pass "
+                "Updates of different models cannot be merged. If both are the same model, pass "
                 "--allow-different-bases (allow_different_bases: true in the file).",
             )
 
@@ -234,7 +242,7 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
 def same_base(one: str, other: str) -> bool:
     """Whether two ``base_model_name_or_path`` may mean one model: a folder and the hub id of the same name do."""
     first, second = (
-        _IN_CACHE.sub(lambda found: found["id"].replace("--", "/"), text.strip().rstrip("/")) for text in (one, other)
+        _IN_CACHE.sub(lambda match: match["id"].replace("--", "/"), text.strip().rstrip("/")) for text in (one, other)
     )
     if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub knows no case either
         return True

@@ -6,8 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
-from merganser.checkpoints.recipe_file import to_content
-from merganser.merging.table import rule as rule_named
+from merganser.merging.rules import rule_named
 
 
 def model_card(recipe: Recipe, adapter: bool = False) -> str:
@@ -20,7 +19,7 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
     import yaml
 
     rule = rule_named(recipe.rule)
-    parents = list(recipe.models) + ([recipe.base] if recipe.base else [])
+    parents = list(recipe.names) + ([recipe.base] if recipe.base else [])
     head: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",
         "tags": ["merge", "merganser"],
@@ -28,9 +27,9 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
     from_hub = [name.partition("@")[0] for name in parents if not Path(name).expanduser().exists()]
     if from_hub:
         head["base_model"] = list(dict.fromkeys(from_hub))
-    rows = "\n".join(f"| {index} | `{name}` |" for index, name in enumerate(recipe.models, start=1))
+    rows = "\n".join(f"| {index} | `{name}` |" for index, name in enumerate(recipe.names, start=1))
     base = f"\n| base | `{recipe.base}` |" if recipe.base else ""
-    content = yaml.safe_dump(to_content(recipe), sort_keys=False, allow_unicode=True)
+    content = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# Merged {'adapter' if adapter else 'model'}\n\n"

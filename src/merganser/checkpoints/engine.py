@@ -1,4 +1,4 @@
-"""Streams checkpoints through a rule: slices in, slices out, in place, on as many threads as wanted.
+"""The streaming engine: merges checkpoints slice by slice, written in place, on several threads.
 
 Memory does not grow with the model; only rules that need a tensor whole hold one.
 """
@@ -33,12 +33,12 @@ NUMBA_PAYS_FROM = 64_000_000
 def keep_freed_memory() -> None:
     """Let the C library keep what numpy frees from slice to slice, up to 64 MB.
 
-    By default glibc gives it back to the system, and asking for it again, page by page, takes longer than the
-    arithmetic. Elsewhere nothing happens.
+    By default glibc returns it to the system, and getting it back, page by page, takes longer than the arithmetic.
+    Other systems keep their defaults.
     """
     if sys.platform != "linux":
         return
-    with contextlib.suppress(OSError, AttributeError):  # another C library: as it was
+    with contextlib.suppress(OSError, AttributeError):  # another C library keeps its defaults
         library = ctypes.CDLL(None)
         trim_threshold, mmap_threshold = -1, -3
         library.mallopt(trim_threshold, 64 << 20)
@@ -78,12 +78,12 @@ class Engine:
         """Write one tensor of the result.
 
         Raises:
-            InputError: a NaN or an infinity in an input, unless allowed, or an input that can't be read.
-            OSError: the result can't be written.
+            InputError: a NaN or an infinity in an input, unless allowed, or an input that cannot be read.
+            OSError: the result cannot be written.
         """
         if job.target.size == 0:
             return
-        # What overflows is named at the end; numpy would say it in the middle, without a name.
+        # Overflows are reported at the end with the name of the tensor; numpy's warnings have none.
         with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
             if job.rule is None and job.sources[0].dtype == job.target.dtype:
                 self._copy(job, descriptor)
@@ -104,7 +104,7 @@ class Engine:
             self._in_slices(job, inputs, plan, descriptor)
 
     def _copy(self, job: Job, descriptor: int) -> None:
-        """Bytes as they are."""
+        """Copy the bytes of a tensor."""
         source, target = job.sources[0], job.target
         buffer = self._workspace.rows("copy", 1, 1 << 20, np.uint8)[0]
         for start in range(0, source.nbytes, len(buffer)):
@@ -113,7 +113,7 @@ class Engine:
                 read_into(file, part, source.offset + start, source)
             if source.dtype in FLOATING:
                 self._check(job, [part])
-                self._note(job, part)
+                self._record_nonfinite(job, part)
             write_from(descriptor, part, target.offset + start)
             self._progress(len(part))
 
@@ -133,7 +133,7 @@ class Engine:
                 if kernel(inputs.stored(raw), start, values):
                     # Infinite results may also come from large but finite inputs, which is no mistake.
                     self._check(job, raw)
-                    self._note(job, values)
+                    self._record_nonfinite(job, values)
             else:
                 values = self._plain(job, apply, inputs, raw, plan, start)
             write_from(descriptor, values, job.target.offset + start * item)
@@ -151,14 +151,16 @@ class Engine:
         try:
             values = apply(models, base, plan, start)
         except WrongInput as error:
-            raise InputError(f"{job.target.name} of {job.owners[error.index]} {error.what}", error.remedy) from error
+            raise InputError(
+                f"Tensor {job.target.name} of {job.owners[error.index]} {error.what}", error.remedy
+            ) from error
         finite = fits(values, job.target.dtype)
         if not finite and isinstance(plan, Combination):
             # A weighted sum of finite numbers may overflow; of others it is never finite.
             self._check(job, raw)
         stored = encode(values, job.target.dtype, finite)
         if not finite:
-            self._note(job, stored)
+            self._record_nonfinite(job, stored)
         return stored
 
     def _whole(self, job: Job, inputs: FileInputs, descriptor: int) -> None:
@@ -173,7 +175,7 @@ class Engine:
             arguments.pop("name", None)
         values = encode(np.asarray(job.rule.function(*positional, **arguments)), job.target.dtype)
         values = np.ascontiguousarray(values)
-        self._note(job, values)
+        self._record_nonfinite(job, values)
         write_from(descriptor, values, job.target.offset)
         self._progress(job.target.nbytes)
 
@@ -185,12 +187,12 @@ class Engine:
             bad = count_nonfinite(part, tensor.dtype)
             if bad:
                 raise InputError(
-                    f"{tensor.name} of {owner} holds NaN or infinity ({bad} in one slice).",
-                    "Such a model is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
+                    f"Tensor {tensor.name} of {owner} holds NaN or infinity ({bad} in one slice).",
+                    "Such a model is broken; to merge it nevertheless, pass --allow-nonfinite (allow_nonfinite: true).",
                 )
 
-    def _note(self, job: Job, stored: NDArray[Any]) -> None:
-        """Remember a result that holds NaN or infinity."""
+    def _record_nonfinite(self, job: Job, stored: NDArray[Any]) -> None:
+        """Record the tensor where its result holds NaN or infinity."""
         name, dtype = job.target.name, job.target.dtype
         if name not in self.nonfinite and count_nonfinite(stored.reshape(-1).view(np.uint8), dtype):
             self.nonfinite.add(name)
@@ -209,7 +211,7 @@ def _apply_of(job: Job) -> Callable[..., NDArray[Any]]:
 
 
 def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
-    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that can't be done or overflows."""
+    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that cannot be done or overflows."""
     if (
         {tensor.dtype for tensor in (*job.inputs, job.target)} != {"BF16"}
         or len(raw[0]) % 4
@@ -229,14 +231,14 @@ def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDAr
 
 
 def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
-    """The compiled kernels, where they are installed and worth loading.
+    """Load the compiled kernels, where numba is installed and saves time.
 
     Args:
         choice: ``auto``, ``numba`` or ``numpy``.
         nbytes: size of the result.
 
     Raises:
-        InputError: ``numba`` is asked for and not installed.
+        InputError: ``numba`` is chosen and cannot be used.
     """
     if choice == "numpy" or (choice == "auto" and nbytes < NUMBA_PAYS_FROM):
         return None
@@ -260,10 +262,10 @@ def run_jobs(
     allow_nonfinite: bool,
     progress: Callable[[int], None],
 ) -> list[str]:
-    """Write every job's tensor, the largest first, on some threads.
+    """Write every job's tensor, the largest first, on several threads.
 
-    The result does not depend on their number: a tensor is merged by one thread, in a fixed order. Without the kernels
-    one thread does it: numpy's many short steps would only wait for the interpreter's lock.
+    The result does not depend on their number: a tensor is merged by one thread, in a fixed order. The numpy path runs
+    on one thread: its many short steps would only wait for the interpreter's lock.
 
     Returns:
         Names of the tensors whose result holds NaN or infinity, in the order of the jobs.
@@ -279,14 +281,14 @@ def run_jobs(
     failures: list[BaseException] = []
     nonfinite: set[str] = set()
 
-    def note(nbytes: int) -> None:
+    def report(nbytes: int) -> None:
         if failures:
             raise _Stopped
         with lock:
             progress(nbytes)
 
     def work() -> None:
-        engine = Engine(files, kernels, allow_nonfinite, note)
+        engine = Engine(files, kernels, allow_nonfinite, report)
         try:
             while not failures:
                 with lock:

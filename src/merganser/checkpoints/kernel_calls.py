@@ -49,7 +49,7 @@ def kernel_of(plan: Any, source: str, target: str) -> Callable[[NDArray[Any], in
 def _models(plan: Election) -> NDArray[Any]:
     models = np.empty(len(plan.sparsity), dtype=kernels.MODEL)
     for model, weight, sparsity in zip(models, plan.weights, plan.sparsity, strict=True):
-        threshold, outliers = sparsity.cut or ALL, sparsity.outliers
+        threshold, outliers = sparsity.threshold or ALL, sparsity.outliers
         model["weight"], model["factor"] = weight, sparsity.factor
         model["threshold"], model["threshold_index"] = threshold.magnitude, threshold.index
         model["outlier"] = _DROPS_NONE if outliers is NONE else outliers.magnitude

@@ -1,7 +1,7 @@
-"""Merging checkpoints on disk: into a temporary folder that gets its name when it is complete.
+"""Merges checkpoints on disk, into a temporary folder that is renamed when it is complete.
 
-A merge that is interrupted, at whatever moment, leaves no folder that looks finished; what it leaves has a name that
-begins with a dot and is removed by the next merge into the same place.
+An interrupted merge never leaves a folder that looks finished; a hidden folder may remain, which the next merge into
+the same place removes.
 """
 
 from __future__ import annotations
@@ -20,13 +20,11 @@ from types import ModuleType
 from typing import Any, TypeVar
 
 from merganser.checkpoints.card import model_card
-from merganser.checkpoints.dtypes import TORCH_NAMES
 from merganser.checkpoints.engine import load_kernels, run_jobs
 from merganser.checkpoints.plan import Plan, check_room, make_plan
 from merganser.checkpoints.recipe import Recipe
-from merganser.checkpoints.recipe_file import to_content
-from merganser.checkpoints.sidecar_files import copy_companions, uncopied_files
-from merganser.checkpoints.source import INDEX, SINGLE, read_json
+from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
+from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, read_json
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
 from merganser.files.safetensors_file import create
@@ -44,15 +42,15 @@ _ADVICE = {
 
 @dataclass
 class Report:
-    """What a merge did.
+    """The result of a merge.
 
     Attributes:
         out: the folder.
         tensors: how many tensors (of adapters: modules) were merged, by rule.
         buffers, kept, only_reference, left_out: see :class:`merganser.checkpoints.plan.Plan`.
         bytes: of the tensors written; of adapters, of their file.
-        seconds: taken.
-        compiled: whether the compiled kernels did it.
+        seconds: duration.
+        compiled: whether the compiled kernels were used.
         nonfinite: tensors of the result that hold NaN or infinity.
         errors: for adapters, the truncation error per module.
         not_copied: files of the reference, other than weights, that the result lacks (code above all).
@@ -77,7 +75,7 @@ class Report:
 
 
 def merge_checkpoints(
-    recipe: Recipe,
+    recipe: Recipe | LocatedRecipe,
     out: str | Path,
     *,
     threads: int | None = None,
@@ -91,21 +89,21 @@ def merge_checkpoints(
     repeats the merge, and a model card.
 
     Args:
-        recipe: what to merge and how.
-        out: the folder to make.
-        threads: how many; by default as many as there are processors. The result does not depend on it.
+        recipe: what to merge and how; one that is located already is not looked up again.
+        out: folder to create.
+        threads: their number, by default that of the processors. The result does not depend on it.
         kernels: ``auto``, ``numba`` or ``numpy``. The result does not depend on it.
         overwrite: replace a folder that is already there, once the new one is complete.
         progress: called with bytes written and bytes to write.
 
     Raises:
-        InputError: see :func:`merganser.checkpoints.plan.make_plan`; ``out`` exists or can't be written; no room; NaN.
+        InputError: see :func:`merganser.checkpoints.plan.make_plan`; ``out`` exists or cannot be written; no room; NaN.
         RunError: the disk filled up or failed during the merge. Nothing is left behind.
     """
     plan = make_plan(recipe)
     not_copied = uncopied_files(plan.reference.folder, plan.reference.shards)
     target = Path(out).expanduser().resolve()
-    check_target(target, overwrite, inputs_of(recipe, plan))
+    check_target(target, overwrite, input_paths(plan.located, plan))
     check_room(plan.file_bytes, existing_parent(target))
     module = load_kernels(kernels, plan.output_bytes)
     started = time.perf_counter()
@@ -132,23 +130,23 @@ def _fill(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[str]:
-    """Write the whole folder; gives the tensors that hold NaN or infinity."""
+    """Write the whole folder and return the tensors that hold NaN or infinity."""
     jobs = _lay_out(plan, folder)
     total = plan.output_bytes
     done = 0
 
-    def note(nbytes: int) -> None:
+    def report(nbytes: int) -> None:
         nonlocal done
         done += nbytes
         if progress is not None:
             progress(done, total)
 
-    nonfinite = run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, note)
+    nonfinite = run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, report)
     _write_index(plan, folder)
-    copy_companions(plan.reference.folder, folder, plan.reference.shards)
+    copy_sidecar_files(plan.reference.folder, folder, plan.reference.shards)
     if plan.recipe.dtype is not None:
-        _note_dtype(folder / "config.json", plan.recipe.dtype)
-    write_recipe(folder, plan.recipe)
+        _write_dtype(folder / "config.json", plan.recipe.dtype)
+    write_recipe(folder, plan.located)
     (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
     return nonfinite
 
@@ -175,49 +173,43 @@ def _write_index(plan: Plan, folder: Path) -> None:
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _note_dtype(config: Path, dtype: str) -> None:
-    """The new type in a copied ``config.json``, under the keys it already has."""
+def _write_dtype(config: Path, dtype: str) -> None:
+    """Set the new type in a copied ``config.json``, under the keys it already has."""
     if not config.is_file():
         return
     content = read_json(config)
-    names = {stored: name for name, stored in TORCH_NAMES.items()}
     keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
-    content.update(dict.fromkeys(keys, names[dtype]))
+    content.update(dict.fromkeys(keys, dtype))
     config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
-def write_recipe(folder: Path, recipe: Recipe) -> None:
-    """``merge.yaml``: local paths made absolute, so that it can be repeated from anywhere; hub ids as pinned."""
+def write_recipe(folder: Path, located: LocatedRecipe) -> None:
+    """Write ``merge.yaml``, with absolute paths so that the merge can be repeated from anywhere, and pinned hub ids."""
     import yaml
 
     def absolute(name: str) -> str:
-        return str(Path(name).expanduser().resolve()) if Path(name).expanduser().exists() else name
+        path = Path(name).expanduser()
+        return str(path.resolve()) if path.exists() else name
 
-    known = replace(
-        recipe,
-        models=tuple(absolute(name) for name in recipe.models),
-        fishers=tuple(absolute(name) for name in recipe.fishers),
-        base=None if recipe.base is None else absolute(recipe.base),
-    )
-    text = yaml.safe_dump(to_content(known), sort_keys=False, allow_unicode=True)
+    recipe = located.recipe.renamed({source.name: absolute(source.name) for source in located.sources})
+    text = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
     (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
 
 
 # The folder ---------------------------------------------------------------------------------------------------------
 
 
-def inputs_of(recipe: Recipe, plan: Plan | None = None) -> list[Path]:
-    """Where the inputs of a merge lie: what the recipe names on this disk, then the files that a plan reads."""
-    labels = (*recipe.models, *recipe.fishers, *(() if recipe.base is None else (recipe.base,)))
-    named = [path for path in (Path(label).expanduser() for label in labels) if path.exists()]
+def input_paths(located: LocatedRecipe, plan: Plan | None = None) -> list[Path]:
+    """Where the inputs of a merge are: the paths that the recipe names, then the files that a plan reads."""
+    named = [path for source in located.sources if (path := Path(source.name).expanduser()).exists()]
     return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
 
 
 def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
-    """Refuse a place that is taken, or whose replacement would take an input away.
+    """Refuse a target that exists, or whose replacement would remove an input.
 
     Args:
-        target: the folder to make, resolved.
+        target: folder to create, resolved.
         overwrite: whether a folder may be replaced.
         inputs: files and folders that are read.
 
@@ -225,7 +217,7 @@ def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> 
         InputError: it is a file, a folder that is not empty, a mount point, or holds an input.
     """
     for path in inputs:
-        # The place itself, and what links lead to: the hub's files are links.
+        # The path itself and the targets of links: the hub's files are links.
         places = {path.parent.resolve() / path.name, path.resolve()}
         if path.is_dir():
             places |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
@@ -235,7 +227,7 @@ def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> 
                 "Choose another folder: replacing it would remove the input.",
             )
     if os.path.ismount(target):
-        raise InputError(f"{target} is a mount point, which can't be renamed.", "Choose a folder inside it.")
+        raise InputError(f"{target} is a mount point, which cannot be renamed.", "Choose a folder inside it.")
     if target.is_dir() and not any(target.iterdir()):
         return
     if target.exists() and not (overwrite and target.is_dir()):
@@ -267,7 +259,7 @@ def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
         temporary.mkdir()
     except OSError as error:
         raise InputError(
-            f"{target.parent} can't be written: {error.strerror}.", "Choose a folder that you may write to."
+            f"{target.parent} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
         ) from error
     try:
         result = fill(temporary)
@@ -302,14 +294,14 @@ def _put_in_place(temporary: Path, target: Path) -> None:
 
 
 def _sweep(target: Path) -> None:
-    """Remove what merges into the same place left when they were killed, on this machine."""
+    """Remove temporary folders of merges into the same place that were killed on this machine."""
     prefix = f".{target.name}.merging-{socket.gethostname()}-"
     for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):
         number = path.name.removeprefix(prefix).removesuffix("-old")
         if not path.name.startswith(prefix) or not number.isdigit() or _alive(int(number)):
             continue
         if path.name.endswith("-old") and not target.exists():
-            # Killed between the two renames: the old folder was complete, give it its name back.
+            # Killed between the two renames: the old folder is complete, so restore its name.
             path.rename(target)
         else:
             shutil.rmtree(path, ignore_errors=True)

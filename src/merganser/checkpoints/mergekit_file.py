@@ -11,42 +11,33 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.checkpoints.recipe import layer_count
-from merganser.checkpoints.source import open_checkpoint
+from merganser.checkpoints.source import Source, open_checkpoint
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING
 from merganser.merging.rule import Rule
-from merganser.merging.table import rule as rule_named
+from merganser.merging.rules import rule_named
 
-NAMES = {
-    "linear": "linear",
-    "task_arithmetic": "task_arithmetic",
-    "slerp": "slerp",
-    "karcher": "karcher",
-    "ties": "ties",
-    "dare_linear": "dare_linear",
-    "dare_ties": "dare_ties",
-    "della": "della",
-    "della_linear": "della_linear",
-    "breadcrumbs": "breadcrumbs",
-    "breadcrumbs_ties": "breadcrumbs_ties",
-    "sce": "sce",
-    "model_stock": "model_stock",
-}
-"""mergekit's ``merge_method`` -> the rule here."""
+METHODS = (
+    "linear",
+    "task_arithmetic",
+    "slerp",
+    "karcher",
+    "ties",
+    "dare_linear",
+    "dare_ties",
+    "della",
+    "della_linear",
+    "breadcrumbs",
+    "breadcrumbs_ties",
+    "sce",
+    "model_stock",
+)
+"""Values of mergekit's ``merge_method`` that are rules here, under the same name."""
 
-PARAMETERS = {
-    "weight": "weight",
-    "density": "density",
-    "gamma": "gamma",
-    "epsilon": "epsilon",
-    "normalize": "normalize",
-    "lambda": "scale",
-    "t": "t",
-    "max_iter": "max_iter",
-    "tol": "tol",
-    "select_topk": "select",
-    "filter_wise": "filter_wise",
-}
+_RENAMED = {"lambda": "scale", "select_topk": "select"}
+_SAME = ("weight", "density", "gamma", "epsilon", "normalize", "t", "max_iter", "tol", "filter_wise")
+PARAMETERS = {**{name: name for name in _SAME}, **_RENAMED}
+"""mergekit's parameter -> the parameter here."""
 
 _TOP = {
     "merge_method",
@@ -76,7 +67,7 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         effect here).
 
     Raises:
-        InputError: something that can't be expressed, by its name in the file.
+        InputError: something that cannot be expressed, by its name in the file.
     """
     if not isinstance(content, Mapping) or "merge_method" not in content:
         raise InputError(f"{where} has no merge_method.", "Pass a configuration of mergekit-yaml.")
@@ -84,12 +75,12 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         if key not in _TOP:
             raise _inexpressible(where, str(key))
     method = str(content["merge_method"])
-    if method not in NAMES:
+    if method not in METHODS:
         raise InputError(
-            f"{where}: merge_method {method!r} has no counterpart here.", f"Known to both: {', '.join(NAMES)}."
+            f"{where}: merge_method {method!r} has no counterpart here.", f"Known to both: {', '.join(METHODS)}."
         )
     notes: list[str] = []
-    rule = rule_named(NAMES[method])
+    rule = rule_named(method)
     base = _name(content.get("base_model"), f"{where}: base_model") if content.get("base_model") else None
     _tokenizer(content, base, where)
     entries, shared = _inputs(content, where)
@@ -101,8 +92,8 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
     parameters = [*shared, _parameters(content, where)]
     models: list[dict[str, Any]] = []
     for entry in used:
-        own = [_parameters(entry, f"{where}: {entry['model']}"), *parameters]
-        models.append({"model": _name(entry["model"], where), **_per_model(rule, own, where)})
+        scopes = [_parameters(entry, f"{where}: {entry['model']}"), *parameters]
+        models.append({"model": _name(entry["model"], where), **_per_model(rule, scopes, where)})
     result["models"] = models
     if rule.base == "required":
         if base is None:
@@ -119,14 +110,14 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
 
 
 def _inexpressible(where: str, what: str) -> InputError:
-    return InputError(f"{where}: {what} can't be expressed here.", "Remove it, or run this merge with mergekit.")
+    return InputError(f"{where}: {what} cannot be expressed here.", "Remove it, or run this merge with mergekit.")
 
 
 def _parameters(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
-    found = content.get("parameters") or {}
-    if not isinstance(found, Mapping):
+    parameters = content.get("parameters") or {}
+    if not isinstance(parameters, Mapping):
         raise InputError(f"{where}: parameters is not a map.", "Write for example {weight: 0.5}.")
-    return found
+    return parameters
 
 
 def _name(value: Any, where: str) -> str:
@@ -192,18 +183,18 @@ def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, A
 def _layer_range(source: Any, where: str) -> tuple[int, int]:
     if not isinstance(source, Mapping):
         raise InputError(f"{where} is not a map.", "Write {model: NAME, layer_range: [0, NUMBER]}.")
-    found = source.get("layer_range")
-    if not isinstance(found, list) or len(found) != 2 or not all(type(number) is int for number in found):
-        raise InputError(f"{where}.layer_range is {found!r}.", "Write [0, NUMBER] with the number of layers.")
-    return found[0], found[1]
+    layers = source.get("layer_range")
+    if not isinstance(layers, list) or len(layers) != 2 or not all(type(number) is int for number in layers):
+        raise InputError(f"{where}.layer_range is {layers!r}.", "Write [0, NUMBER] with the number of layers.")
+    return layers[0], layers[1]
 
 
-def check_layers(content: Any, label: str, where: str) -> None:
+def check_layers(content: Any, model: Source, where: str) -> None:
     """Refuse a slice that takes fewer layers than the model has: the result would be another architecture.
 
     Args:
         content: the configuration.
-        label: one of its models, whose tensors are looked at.
+        model: one of its models, whose tensors are read.
         where: the file, for messages.
 
     Raises:
@@ -213,17 +204,17 @@ def check_layers(content: Any, label: str, where: str) -> None:
     if not slices:
         return
     _, taken = _layer_range(slices[0]["sources"][0], where)
-    has = layer_count(open_checkpoint(label).tensors)
+    has = layer_count(open_checkpoint(model).tensors)
     if taken != has:
         raise _inexpressible(where, f"a slice of {taken} layers of a model that has {has}")
 
 
-def check_filters(content: Mapping[str, Any], label: str, where: str) -> None:
+def check_filters(content: Mapping[str, Any], model: Source, where: str) -> None:
     """Refuse filters that leave a tensor without a value which mergekit requires.
 
     Args:
         content: what :func:`translate` gave.
-        label: one of the models, whose tensors are looked at.
+        model: one of the models, whose tensors are read.
         where: the file, for messages.
 
     Raises:
@@ -238,7 +229,7 @@ def check_filters(content: Mapping[str, Any], label: str, where: str) -> None:
     ]
     if not incomplete:
         return
-    for name, tensor in open_checkpoint(label).tensors.items():
+    for name, tensor in open_checkpoint(model).tensors.items():
         for key, texts in incomplete:
             if tensor.dtype in FLOATING and not any(text in name for text in texts):
                 raise InputError(
@@ -265,36 +256,36 @@ def _order(
 
 def _per_model(rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     """Settings of one model: its own before the slice's before the general."""
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     if rule.name == "karcher":
-        return found
+        return settings
     for theirs, ours in PARAMETERS.items():
         if ours not in {parameter.name for parameter in rule.per_model}:
             continue
         given = [scope[theirs] for scope in scopes if theirs in scope]
         if given:
-            found[ours] = _setting(given, f"{where}: parameters.{theirs}")
+            settings[ours] = _setting(given, f"{where}: parameters.{theirs}")
         elif ours == "weight":
             raise InputError(f"{where}: a model has no weight.", "mergekit requires one; add it.")
-    return found
+    return settings
 
 
 def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
     known = {parameter.name: parameter for parameter in rule.options}
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for theirs, ours in PARAMETERS.items():
         if ours in known:
             given = [scope[theirs] for scope in scopes if theirs in scope]
             if given and isinstance(known[ours].default, bool) and not isinstance(given[0], list | Mapping):
-                found[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
+                settings[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
             elif given:
-                found[ours] = _setting(given, f"{where}: parameters.{theirs}")
+                settings[ours] = _setting(given, f"{where}: parameters.{theirs}")
     if method in _RESCALED:
         given = [scope["rescale"] for scope in scopes if "rescale" in scope]
-        found["rescale"] = "l1" if not given or _switch(given[0], f"{where}: parameters.rescale") else "none"
-    if method == "slerp" and "t" not in found:
+        settings["rescale"] = "l1" if not given or _switch(given[0], f"{where}: parameters.rescale") else "none"
+    if method == "slerp" and "t" not in settings:
         raise InputError(f"{where}: slerp has no t.", "mergekit requires one; add it under parameters.")
-    return found
+    return settings
 
 
 def _switch(value: Any, where: str) -> bool:
@@ -310,11 +301,11 @@ def _setting(given: Sequence[Any], where: str) -> Any:
     for setting in given:
         if isinstance(setting, Mapping):
             setting = [setting]
-        if isinstance(setting, list) and setting and all(isinstance(one, Mapping) for one in setting):
-            for one in setting:
-                case = {"value": _value(one.get("value"), where)}
-                if one.get("filter") not in (None, "*"):
-                    case["contains"] = str(one["filter"])
+        if isinstance(setting, list) and setting and all(isinstance(condition, Mapping) for condition in setting):
+            for condition in setting:
+                case = {"value": _value(condition.get("value"), where)}
+                if condition.get("filter") not in (None, "*"):
+                    case["contains"] = str(condition["filter"])
                 cases.append(case)
         else:
             cases.append({"value": _value(setting, where)})

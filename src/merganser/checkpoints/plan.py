@@ -1,4 +1,4 @@
-"""What a merge will do, tensor by tensor, before anything is written."""
+"""The plan of a merge: what happens to every tensor, decided before anything is written."""
 
 from __future__ import annotations
 
@@ -16,7 +16,15 @@ import numpy as np
 
 from merganser.checkpoints.engine import Engine
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
-from merganser.checkpoints.source import INDEX, SINGLE, Checkpoint, open_checkpoint, pin
+from merganser.checkpoints.source import (
+    INDEX,
+    SINGLE,
+    Checkpoint,
+    LocatedRecipe,
+    Source,
+    locate_recipe,
+    open_checkpoint,
+)
 from merganser.checkpoints.streaming import Files, Job
 from merganser.checkpoints.vocabulary import check_kind, check_vocabularies
 from merganser.errors import InputError
@@ -29,20 +37,20 @@ _SAMPLE = 1 << 20
 
 @dataclass
 class Plan:
-    """Everything a merge needs to know beforehand.
+    """What a merge reads, computes and writes.
 
     Attributes:
-        recipe: what was asked, hub ids at the commits they stand for.
+        located: the recipe and where its inputs are.
         reference: the base, or the first model without one: its shards, types, config and tokenizer are the result's.
         jobs: one per tensor, its target naming the shard by file name.
         shards: shard name -> its tensors ``(name, dtype, shape)`` in order.
         buffers: tensors that are not floating-point, copied from the reference.
-        kept: tensors copied from the reference because the recipe says so.
+        kept: tensors copied from the reference as the recipe asks.
         only_reference: with ``common_only``: tensors that not all models have in equal shape, kept from the reference.
         left_out: with ``common_only``: tensors that the reference lacks.
     """
 
-    recipe: Recipe
+    located: LocatedRecipe
     reference: Checkpoint
     jobs: list[Job]
     shards: dict[str, list[tuple[str, str, tuple[int, ...]]]]
@@ -50,6 +58,11 @@ class Plan:
     kept: list[str] = field(default_factory=list)
     only_reference: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+
+    @property
+    def recipe(self) -> Recipe:
+        """The recipe, with hub ids at the commits they resolved to."""
+        return self.located.recipe
 
     @property
     def metadata(self) -> dict[str, str]:
@@ -82,23 +95,24 @@ class Plan:
         return counts
 
 
-def make_plan(recipe: Recipe) -> Plan:
+def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
     """Open every checkpoint and decide what happens to every tensor.
 
     Raises:
-        InputError: a checkpoint that can't be read; names, shapes or vocabularies that differ; a rule without its base;
-            types that can't be merged; an override that matches nothing; nothing to merge; an option that only adapters
-            take.
+        InputError: a checkpoint that cannot be read; names, shapes or vocabularies that differ; a rule without its
+            base; types that cannot be merged; an override that matches nothing; nothing to merge; an option that only
+            adapters take.
     """
-    _refuse_adapter_options(recipe)
-    recipe = pin(recipe)
-    models = [_open(name) for name in recipe.models]
-    fishers = [_open(name) for name in recipe.fishers]
-    base = None if recipe.base is None else _open(recipe.base)
+    _refuse_adapter_options(recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe)
+    located = locate_recipe(recipe)
+    recipe = located.recipe
+    models = [_open(source) for source in located.models]
+    fishers = [_open(source) for source in located.fishers]
+    base = None if located.base is None else _open(located.base)
     reference = base or models[0]
     everyone = [*models, *([] if base is None else [base])]
     only_reference, left_out = _differences(reference, everyone, recipe.common_only)
-    plan = Plan(recipe, reference, [], {}, only_reference=only_reference, left_out=left_out)
+    plan = Plan(located, reference, [], {}, only_reference=only_reference, left_out=left_out)
     plan.shards = {shard: [] for shard in map(_result_name(reference), reference.shards)}
     alone = set(only_reference)
     places = positions(list(reference.tensors))
@@ -119,10 +133,10 @@ def make_plan(recipe: Recipe) -> Plan:
 
 
 def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
-    """Refuse models that look alike and mean something else: another architecture, or other tokens for the numbers."""
+    """Refuse models of equal shapes but of another architecture or vocabulary."""
     size = plan.reference.config.get("vocab_size")
     by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
-    everything = [plan.reference, *(one for one in everyone if one is not plan.reference)]
+    everything = [plan.reference, *(checkpoint for checkpoint in everyone if checkpoint is not plan.reference)]
     if not plan.recipe.common_only:
         for first, second in combinations(everything, 2):
             check_kind(first, second)
@@ -130,20 +144,20 @@ def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
         check_vocabularies(everything)
 
 
-def _open(label: str) -> Checkpoint:
-    """A checkpoint, refused where two things in its folder claim to be its weights."""
-    checkpoint = open_checkpoint(label)
+def _open(source: Source) -> Checkpoint:
+    """A checkpoint, refused where its folder holds two sets of weights."""
+    checkpoint = open_checkpoint(source)
     both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
-    if both and SINGLE not in checkpoint.shards and not Path(label).expanduser().is_file():
+    if both and SINGLE not in checkpoint.shards and not source.path.is_file():
         raise InputError(
-            f"{label} has {INDEX} and {SINGLE}, which it does not name: loaders differ in which they take.",
+            f"{source.name} has {INDEX} and {SINGLE}, which it does not name: loaders differ in which they take.",
             "Remove the one that is out of date, or name the file.",
         )
     return checkpoint
 
 
 def _refuse_adapter_options(recipe: Recipe) -> None:
-    """Refuse what has a meaning for adapters only."""
+    """Refuse options that only adapters take."""
     given = {
         "rank": recipe.rank is not None,
         "space": recipe.space != "update",
@@ -185,7 +199,7 @@ def _job(
                 raise _of_two_types(tensor, plan.reference, model)
         plan.buffers.append(name)
         return keep
-    target = Tensor(name, plan.recipe.dtype or tensor.dtype, tensor.shape, shard, 0)
+    target = Tensor(name, plan.recipe.storage_dtype or tensor.dtype, tensor.shape, shard, 0)
     if alone or rule is None:
         if not alone:
             plan.kept.append(name)
@@ -211,8 +225,9 @@ def _job(
 
 
 def _of_two_types(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> InputError:
+    theirs = other.tensors[tensor.name].dtype
     return InputError(
-        f"{tensor.name} is {other.tensors[tensor.name].dtype} in {other.label}, {tensor.dtype} in {reference.label}.",
+        f"Tensor {tensor.name} is {theirs} in {other.label}, {tensor.dtype} in {reference.label}.",
         "Rules merge floating-point tensors: convert that model first.",
     )
 
@@ -220,20 +235,20 @@ def _of_two_types(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> I
 def _refuse_quantised(tensor: Tensor, label: str) -> None:
     if tensor.dtype.startswith("F8") or tensor.dtype == "C64":
         raise InputError(
-            f"{tensor.name} of {label} is {tensor.dtype}, which can't be merged.",
+            f"Tensor {tensor.name} of {label} is {tensor.dtype}, which cannot be merged.",
             "Convert the model to bfloat16 or float32 first.",
         )
 
 
 def _extra(extra: Checkpoint, tensor: Tensor, what: str) -> Tensor:
-    found = extra.tensors.get(tensor.name)
-    if found is None or found.shape != tensor.shape:
-        shape = "missing" if found is None else str(list(found.shape))
+    second = extra.tensors.get(tensor.name)
+    if second is None or second.shape != tensor.shape:
+        shape = "missing" if second is None else str(list(second.shape))
         raise InputError(
             f"The {what} file {extra.label} has {tensor.name} {shape}, the models {list(tensor.shape)}.",
             f"A {what} file has the names and shapes of its model.",
         )
-    return found
+    return second
 
 
 def _differences(
@@ -255,9 +270,9 @@ def _differences(
         for name in checkpoint.tensors:
             if name not in reference.tensors:
                 lacking.setdefault(name, f"{name} is in {checkpoint.label}, not in {reference.label}")
-    found = [*only.values(), *lacking.values()]
-    if found and not common_only:
-        listed = "; ".join(found[:6]) + (f"; and {len(found) - 6} more" if len(found) > 6 else "")
+    differences = [*only.values(), *lacking.values()]
+    if differences and not common_only:
+        listed = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
         raise InputError(
             f"The models differ: {listed}.",
             "Models of one architecture and vocabulary can be merged; to merge what they have in common and keep the "
@@ -282,7 +297,7 @@ def check_room(needed: int, folder: Path) -> None:
 
 
 def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> float:
-    """Seconds the merge will take, from merging a sample of the largest tensor of each rule into nothing."""
+    """Estimate the seconds of the merge by merging a sample of the largest tensor of each rule."""
     largest: dict[str, Job] = {}
     total: dict[str, int] = {}
     for job in plan.jobs:
@@ -326,7 +341,7 @@ def _sample(job: Job) -> Job:
 
 
 def largest_whole_tensor(plan: Plan) -> int:
-    """Bytes that the largest tensor needs which a rule can't take in slices (0: all can)."""
+    """Bytes that the largest tensor needs which a rule cannot take in slices (0: all can)."""
     needs = [
         sum(tensor.size * (ITEM_SIZE[tensor.dtype] + 4) for tensor in job.inputs)
         for job in plan.jobs

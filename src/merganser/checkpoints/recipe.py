@@ -1,181 +1,343 @@
-"""What is asked of a merge, as data: the content of ``merge.yaml``.
+"""The recipe of a merge: the content of ``merge.yaml``, checked.
 
-A value may be a number for all tensors, change over the layers (``{layers: [0, 0.5, 1]}``: linear between these, from
-the first layer to the last; 0 outside of the layers), or depend on the tensor's name
-(``{cases: [{contains: mlp, value: 0.2}, {value: 0.5}]}``: the first that fits; where none does, what was said before
-holds). ``overrides`` change rule, parameters (``seed`` too) or origin for tensors by pattern; later ones win.
+A parameter may be a value for all tensors, a :class:`Gradient` over the layers or :class:`Cases` by the tensor's name.
+Overrides change rule, parameters (``seed`` too) or origin of the tensors that a pattern matches; later ones win.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Annotated, Any, Literal, TypeAlias
 
-from merganser.errors import InputError
-from merganser.merging.rule import Parameter, Rule, Value
-from merganser.merging.table import rule as rule_named
+from pydantic import ConfigDict, Field, PlainValidator, StrictBool, field_validator, model_validator
+
+from merganser.checkpoints.dtypes import SHORT_NAMES, TORCH_NAMES
+from merganser.errors import InputError, nearest
+from merganser.merging.rule import Parameter, Rule, Value, check_count
+from merganser.merging.rules import rule_named
+from merganser.options import StrictOptions
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|layer_module)\.(\d+)\.")
 
 
 @dataclass(frozen=True)
 class LayerPosition:
-    """Where a tensor is: its name, and its position among the layers (0 first, 1 last; 0 outside of the layers)."""
+    """A tensor's name and its position among the layers (0 first, 1 last; 0 outside of the layers)."""
 
     name: str
     position: float
 
 
-@dataclass(frozen=True)
-class Gradient:
-    """A value that changes over the layers."""
+class Gradient(StrictOptions):
+    """A value that changes linearly over the layers."""
 
-    values: tuple[float, ...]
+    layers: list[Any] = Field(
+        min_length=1,
+        json_schema_extra={"items": {"type": "number"}},
+        description="values from the first layer to the last, evenly spaced; tensors outside of the layers take the "
+        "first",
+    )
 
-    def at(self, place: LayerPosition) -> float:
-        """Linear interpolation at the place's position."""
-        scaled = place.position * (len(self.values) - 1)
-        low = min(int(scaled), len(self.values) - 1)
-        high = min(low + 1, len(self.values) - 1)
-        share = scaled - low
-        return (1.0 - share) * self.values[low] + share * self.values[high]
+    def at(self, tensor: LayerPosition) -> float:
+        """Interpolate at the tensor's position."""
+        scaled = tensor.position * (len(self.layers) - 1)
+        low = min(int(scaled), len(self.layers) - 1)
+        high = min(low + 1, len(self.layers) - 1)
+        fraction = scaled - low
+        return float((1.0 - fraction) * self.layers[low] + fraction * self.layers[high])
 
 
-@dataclass(frozen=True)
-class Cases:
-    """A value that depends on the tensor's name: the first case whose text the name contains."""
+class Case(StrictOptions):
+    """A value for the tensors whose name contains a text."""
 
-    cases: tuple[tuple[str | None, Value | Gradient], ...]
+    contains: str | None = Field(None, description="the text; without it the case fits every tensor")
+    value: Annotated[Any, PlainValidator(lambda value: _read_setting(value), json_schema_input_type=Value | Gradient)]
 
-    def at(self, place: LayerPosition) -> Value | None:
-        """The value, or ``None`` where no case fits."""
-        for contains, value in self.cases:
-            if contains is None or contains in place.name:
-                return value.at(place) if isinstance(value, Gradient) else value
+
+class Cases(StrictOptions):
+    """A value that depends on the tensor's name: the first case that fits."""
+
+    cases: list[Case] = Field(min_length=1, description="where none fits, the options hold, then the default")
+
+    def at(self, tensor: LayerPosition) -> Value | None:
+        """The value of the first case that fits, or ``None``."""
+        for case in self.cases:
+            if case.contains is None or case.contains in tensor.name:
+                return case.value.at(tensor) if isinstance(case.value, Gradient) else case.value
         return None
 
 
-Setting = Value | Gradient | Cases
+def _read_setting(value: Any) -> Any:
+    """A setting as written in YAML, with maps as :class:`Gradient` and :class:`Cases`."""
+    if isinstance(value, list):
+        return [_read_setting(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    if set(value) == {"layers"}:
+        return Gradient.model_validate(value)
+    if set(value) == {"cases"}:
+        return Cases.model_validate(value)
+    raise ValueError(f"it is {dict(value)!r}; write a value, {{layers: [...]}} or {{cases: [...]}}")
 
 
-@dataclass(frozen=True)
-class Override:
-    """Settings for the tensors whose name a pattern matches.
+Setting: TypeAlias = Annotated[Any, PlainValidator(_read_setting, json_schema_input_type=Value | Gradient | Cases)]
+"""A parameter of a rule: a value, a :class:`Gradient` or :class:`Cases`."""
 
-    Attributes:
-        match: a shell pattern over the whole name.
-        rule: the rule, or ``None`` to leave it.
-        settings: parameter name -> one setting, or one per model (``None``: leave that model's).
-        keep_base: copy the base's tensors.
-    """
-
-    match: str = "*"
-    rule: str | None = None
-    settings: Mapping[str, Setting | tuple[Setting | None, ...]] = field(default_factory=dict)
-    keep_base: bool = False
+PerModel: TypeAlias = Annotated[
+    Any,
+    PlainValidator(_read_setting, json_schema_input_type=Value | Gradient | Cases | list[Value | Gradient | Cases]),
+]
+"""A :data:`Setting`, or a list with one per model."""
 
 
-@dataclass(frozen=True)
-class Recipe:
-    """A whole merge.
+class ModelEntry(StrictOptions):
+    """A model to merge. Further keys are the rule's parameters that each model has, such as `weight` and `density`."""
 
-    Attributes:
-        models: paths or hub ids, in order.
-        base: the same for the base, or ``None``.
-        rule: of all tensors that no override gives another.
-        overrides: settings, the general first.
-        fishers: one path per model for the second tensors that a rule needs (Fishers), or empty.
-        dtype: of the result (``F32`` ...), or ``None`` for that of each tensor.
-        seed: of random rules.
-        common_only: merge what all models have in equal shape, and list the rest.
-        ignore_vocabulary: merge although tokenizers give one number to different tokens.
-        allow_nonfinite: accept NaN and infinity.
-        space: for adapters, ``update`` (exact) or ``factors``.
-        rank: for adapters, the rank of the result; ``None`` keeps the exact one.
-        allow_different_bases: accept adapters whose configs name different base models.
-    """
+    model_config = ConfigDict(extra="allow")
+    __pydantic_extra__: dict[str, Setting]
 
-    models: tuple[str, ...]
-    base: str | None
-    rule: str
-    overrides: tuple[Override, ...] = ()
-    fishers: tuple[str, ...] = ()
-    dtype: str | None = None
-    seed: int = 0
-    common_only: bool = False
-    ignore_vocabulary: bool = False
-    allow_nonfinite: bool = False
-    space: str = "update"
-    rank: int | None = None
-    allow_different_bases: bool = False
+    model: str = Field(min_length=1, description="folder, .safetensors file, adapter or hub id (owner/name@revision)")
+    fisher: str | None = Field(None, description="checkpoint of Fisher information, for the rule `fisher`")
 
-    def resolve(self, place: LayerPosition) -> tuple[Rule | None, dict[str, Any]]:
-        """The rule of a tensor (``None``: keep the base's) and the arguments of its function.
+    @model_validator(mode="before")
+    @classmethod
+    def _by_name(cls, value: Any) -> Any:
+        return {"model": value} if isinstance(value, str) else value
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Parameter name -> setting."""
+        return self.__pydantic_extra__
+
+
+class Override(StrictOptions):
+    """Settings of the tensors whose name a pattern matches. Further keys are the rule's parameters."""
+
+    model_config = ConfigDict(extra="allow", serialize_by_alias=True)
+    __pydantic_extra__: dict[str, PerModel]
+
+    match: str = Field(description="shell pattern over the whole name, for example '*.mlp.*'")
+    rule: str | None = Field(None, description="rule of these tensors")
+    source: Literal["base"] | None = Field(None, alias="from", description="copy these tensors from the base")
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Parameter name -> setting, or list of one per model."""
+        return self.__pydantic_extra__
+
+
+class Recipe(StrictOptions):
+    """A merge of checkpoints: the models, the rule and its parameters."""
+
+    model_config = ConfigDict(validate_assignment=True)
+
+    rule: str = Field(description="rule of every tensor that no override gives another; see `merganser merge --list`")
+    models: list[ModelEntry] = Field(min_length=1, description="models to merge, in order: names, or maps with `model`")
+    base: str | None = Field(None, min_length=1, description="model that all of them started from")
+    options: dict[str, PerModel] = Field(default_factory=dict, description="parameters of the rule for all tensors")
+    overrides: list[Override] = Field(default_factory=list, description="by tensor name; later ones win")
+    dtype: Literal["float64", "float32", "float16", "bfloat16"] | None = Field(
+        None, description="type of the result; by default that of each tensor"
+    )
+    seed: int = Field(0, description="seed of the random masks")
+    common_only: StrictBool = Field(False, description="merge what all models have in equal shape, and list the rest")
+    ignore_vocabulary: StrictBool = Field(False, description="merge although the tokenizers' vocabularies differ")
+    allow_nonfinite: StrictBool = Field(False, description="accept NaN and infinity")
+    space: Literal["update", "factors"] = Field(
+        "update", description="adapters: merge the updates B A (exact), or A and B apart"
+    )
+    rank: int | None = Field(None, ge=1, description="adapters: rank of the result; by default the exact one")
+    allow_different_bases: StrictBool = Field(False, description="adapters: accept those that name different bases")
+
+    @field_validator("dtype", mode="before")
+    @classmethod
+    def _short_dtype(cls, value: Any) -> Any:
+        name = SHORT_NAMES.get(value, value) if isinstance(value, str) else value
+        if name is not None and name not in TORCH_NAMES:
+            raise ValueError(f"choose from {', '.join((*TORCH_NAMES, *SHORT_NAMES))}")
+        return name
+
+    @field_validator("options", "overrides", mode="before")
+    @classmethod
+    def _empty(cls, value: Any, info: Any) -> Any:
+        return ({} if info.field_name == "options" else []) if value is None else value
+
+    @model_validator(mode="after")
+    def _suits_the_rules(self) -> Recipe:
+        rule = rule_named(self.rule)
+        if "seed" in self.options:
+            raise InputError("options.seed is no option.", "The seed is a key of its own, beside rule.")
+        for key, value in self.options.items():
+            self.options[key] = self._checked(rule, key, value, "options", f"options.{key}")
+        for index, entry in enumerate(self.models):
+            self._check_model(rule, entry, f"models[{index}]")
+        for index, override in enumerate(self.overrides):
+            where = f"overrides[{index}]"
+            used = rule if override.rule is None else rule_named(override.rule)
+            for key, value in override.settings.items():
+                override.settings[key] = self._checked(used, key, value, where, f"{where}.{key}")
+        self._check_counts()
+        return self
+
+    def _check_model(self, rule: Rule, entry: ModelEntry, where: str) -> None:
+        known = {parameter.name: parameter for parameter in rule.per_model}
+        keys = [*entry.settings, *(["fisher"] if entry.fisher is not None else [])]
+        for key in keys:
+            if key not in known and key != rule.extra:
+                takes = ", ".join(("model", *known, *([rule.extra] if rule.extra else [])))
+                raise InputError(
+                    f"{where}: unknown key '{key}'.", f"{nearest(key, known)} A model of {rule.name} takes {takes}."
+                )
+            if key in entry.settings:
+                entry.settings[key] = _checked_setting(known[key], entry.settings[key], f"{where}.{key}")
+
+    def _checked(self, rule: Rule, key: str, value: Any, scope: str, where: str) -> Any:
+        """A setting in the type of its parameter, or a list of one per model for a parameter that models have."""
+        parameter = rule.parameter(key, scope)
+        if not isinstance(value, list):
+            return _checked_setting(parameter, value, where)
+        if parameter not in rule.per_model:
+            layers = " It may change over the layers: {layers: [...]}." if isinstance(parameter.default, float) else ""
+            raise InputError(f"{where} is a list.", f"{key} is not given per model: give one value.{layers}")
+        if len(value) != len(self.models):
+            raise InputError(
+                f"{where} has {len(value)} values for {len(self.models)} models.", "Give one per model, or one for all."
+            )
+        return [_checked_setting(parameter, item, f"{where}[{index}]") for index, item in enumerate(value)]
+
+    def _check_counts(self) -> None:
+        for name in {self.rule, *(override.rule for override in self.overrides if override.rule)}:
+            rule = rule_named(name)
+            check_count(name, len(self.models), rule.min_models, rule.max_models)
+            if rule.extra and any(entry.fisher is None for entry in self.models):
+                raise InputError(
+                    f"The rule {name} needs a {rule.extra} file for every model.",
+                    f"Give each model the key {rule.extra}: a checkpoint with the same names and shapes.",
+                )
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Paths or hub ids of the models, in order."""
+        return tuple(entry.model for entry in self.models)
+
+    @property
+    def fishers(self) -> tuple[str, ...]:
+        """Paths or hub ids of the models' Fisher information, or none."""
+        return tuple(entry.fisher for entry in self.models if entry.fisher is not None)
+
+    @property
+    def storage_dtype(self) -> str | None:
+        """Type of the result as safetensors spells it (``BF16``), or ``None`` for that of each tensor."""
+        return None if self.dtype is None else TORCH_NAMES[self.dtype]
+
+    def to_content(self) -> dict[str, Any]:
+        """The content of a ``merge.yaml`` that repeats the merge: everything that is not a default, and the seed."""
+        return {**self.model_dump(exclude_defaults=True, by_alias=True), "seed": self.seed}
+
+    def renamed(self, name: dict[str, str]) -> Recipe:
+        """The recipe with other names for its models, Fishers and base.
+
+        Args:
+            name: old name -> new name.
+        """
+        entries = [
+            entry.model_copy(
+                update={"model": name[entry.model], "fisher": None if entry.fisher is None else name[entry.fisher]}
+            )
+            for entry in self.models
+        ]
+        return self.model_copy(update={"models": entries, "base": None if self.base is None else name[self.base]})
+
+    def resolve(self, tensor: LayerPosition) -> tuple[Rule | None, dict[str, Any]]:
+        """Find the rule of a tensor (``None``: keep the base's) and the arguments of its function.
 
         Raises:
-            InputError: a value said for another rule that this tensor's rule does not take.
+            InputError: a value given for another rule that this tensor's rule does not take.
         """
-        name, keep = self.rule, False
-        settings: dict[str, Value | tuple[Value | None, ...] | None] = {}
-        for override in self.overrides:
-            if not fnmatchcase(place.name, override.match):
-                continue
-            name = override.rule or name
-            keep = override.keep_base or (keep and override.rule is None)
-            for key, setting in override.settings.items():
-                settings[key] = _over(settings.get(key), _at(setting, place), len(self.models))
+        rule_name, keep, settings = self._scoped(tensor)
         if keep:
             return None, {}
-        rule = rule_named(name)
+        rule = rule_named(rule_name)
 
         def checked(parameter: Parameter, value: Value | None) -> Value:
-            # What another rule's scope said need not suit this one.
+            # A value given for another rule may not suit this one.
             if value is None:
                 return self.seed if parameter.name == "seed" else parameter.default
-            return parameter.check(value, f"{parameter.name} for {place.name}, which {rule.name} merges,")
+            return parameter.check(value, f"The {parameter.name} for {tensor.name}, which {rule.name} merges,")
 
-        values: dict[str, Any] = {}
-        for parameter in rule.options:
-            value = settings.get(parameter.name)
-            assert not isinstance(value, tuple)
-            values[parameter.name] = checked(parameter, value)
+        values: dict[str, Any] = {
+            parameter.name: checked(parameter, settings.get(parameter.name)) for parameter in rule.options
+        }
         for parameter in rule.per_model:
             value = settings.get(parameter.name)
-            each = value if isinstance(value, tuple) else (value,) * len(self.models)
-            values[parameter.name] = [checked(parameter, one) for one in each]
+            per_model = value if isinstance(value, list) else [value] * len(self.models)
+            values[parameter.name] = [checked(parameter, item) for item in per_model]
         arguments = rule.arguments(values)
         if rule.random:
-            arguments["name"] = place.name
+            arguments["name"] = tensor.name
         return rule, arguments
 
+    def _scoped(self, tensor: LayerPosition) -> tuple[str, bool, dict[str, Any]]:
+        """The name of a tensor's rule, whether the base's tensor is kept, and the settings that hold for it."""
+        keys = dict.fromkeys(key for entry in self.models for key in entry.settings)
+        per_model = {key: [entry.settings.get(key) for entry in self.models] for key in keys}
+        fitting = [override for override in self.overrides if fnmatchcase(tensor.name, override.match)]
+        settings: dict[str, Any] = {}
+        for scope in (self.options, per_model, *(override.settings for override in fitting)):
+            for key, setting in scope.items():
+                settings[key] = _over(settings.get(key), _at(setting, tensor), len(self.models))
+        rule, keep = self.rule, False
+        for override in fitting:
+            rule = override.rule or rule
+            keep = override.source == "base" or (keep and override.rule is None)
+        return rule, keep, settings
 
-def _at(setting: Any, place: LayerPosition) -> Any:
-    """What a setting says here, per model if it is; ``None`` where no case fits."""
-    if isinstance(setting, tuple):
-        return tuple(_at(one, place) for one in setting)
-    return setting.at(place) if isinstance(setting, Gradient | Cases) else setting
+
+def _checked_setting(parameter: Parameter, setting: Any, where: str) -> Any:
+    """A setting whose values are in the type and the limits of a parameter."""
+    if isinstance(setting, Gradient):
+        if isinstance(parameter.default, bool | str | int):
+            raise InputError(f"{where} changes over the layers.", f"{parameter.name} cannot: give one value.")
+        values = [parameter.check(value, f"{where}.layers[{index}]") for index, value in enumerate(setting.layers)]
+        return setting.model_copy(update={"layers": values})
+    if isinstance(setting, Cases):
+        cases = []
+        for index, case in enumerate(setting.cases):
+            at = f"{where}.cases[{index}]"
+            if isinstance(case.value, Cases):
+                raise InputError(f"{at} holds cases again.", "Cases hold values or layers.")
+            cases.append(case.model_copy(update={"value": _checked_setting(parameter, case.value, f"{at}.value")}))
+        return setting.model_copy(update={"cases": cases})
+    return parameter.check(setting, where)
+
+
+def _at(setting: Any, tensor: LayerPosition) -> Any:
+    """The value of a setting for a tensor, per model where it is a list; ``None`` where no case fits."""
+    if isinstance(setting, list):
+        return [_at(item, tensor) for item in setting]
+    return setting.at(tensor) if isinstance(setting, Gradient | Cases) else setting
 
 
 def _over(old: Any, new: Any, count: int) -> Any:
-    """A value over an older one: what is ``None``, whole or for a model, leaves the older."""
+    """A value over an older one: where it is ``None``, whole or for a model, the older one stays."""
     if new is None:
         return old
-    if not isinstance(new, tuple) or None not in new:
+    if not isinstance(new, list) or None not in new:
         return new
-    before = old if isinstance(old, tuple) else (old,) * count
-    return tuple(b if n is None else n for b, n in zip(before, new, strict=True))
+    before = old if isinstance(old, list) else [old] * count
+    return [b if n is None else n for b, n in zip(before, new, strict=True)]
 
 
 def positions(names: Sequence[str]) -> dict[str, LayerPosition]:
-    """The place of every tensor, from the layer numbers in the names."""
+    """The position of every tensor, from the layer numbers in the names."""
     layers = _layers(names)
     last = max(layers.values(), default=0)
-    # A single layer is the end of its way, as in mergekit.
-    share = {name: layer / last if last else 1.0 for name, layer in layers.items()}
-    return {name: LayerPosition(name, share.get(name, 0.0)) for name in names}
+    # A single layer counts as the last, as in mergekit.
+    fraction = {name: layer / last if last else 1.0 for name, layer in layers.items()}
+    return {name: LayerPosition(name, fraction.get(name, 0.0)) for name in names}
 
 
 def layer_count(names: Iterable[str]) -> int:
@@ -184,7 +346,7 @@ def layer_count(names: Iterable[str]) -> int:
 
 
 def _layers(names: Iterable[str]) -> dict[str, int]:
-    return {name: int(found.group(1)) for name in names if (found := _LAYER.search(name))}
+    return {name: int(match.group(1)) for name in names if (match := _LAYER.search(name))}
 
 
 def refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:

@@ -1,4 +1,4 @@
-"""What lies beside the weights of a model: config, tokenizer and settings are copied; the rest is named."""
+"""Sidecar files of a model: config, tokenizer and generation settings are copied, other files are reported."""
 
 from __future__ import annotations
 
@@ -8,30 +8,30 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.source import ADAPTER_CONFIG, COMPANIONS, PICKLES, read_json
+from merganser.checkpoints.source import ADAPTER_CONFIG, PICKLES, SIDECAR_FILES, read_json
 
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
 _NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
-"""Of these, training's states are of one model's past, and the labels of a matcher need their vectors beside them."""
+"""States of training describe one model's past; the labels of a matcher need their vectors beside them."""
 _REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
-"""Written anew, or (``ROW``: which task's weights a run's ``model/`` has) of no meaning elsewhere."""
+"""Written anew, or without meaning elsewhere (``ROW``: which task's weights a run's ``model/`` has)."""
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
-def copy_companions(source: Path, folder: Path, shards: Sequence[str]) -> None:
+def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str]) -> None:
     """Copy config, tokenizer and generation settings; nothing that holds weights or code.
 
     Args:
-        source: folder of a model or an adapter. Without a config nothing is copied: what lies beside a single file need
-            not belong to it.
-        folder: where to.
+        source: folder of a model or an adapter. Without a config nothing is copied: files beside a single .safetensors
+            file need not belong to it.
+        folder: destination.
         shards: names of the model's safetensors files.
     """
-    if not _is_whole(source):
+    if not _has_config(source):
         return
     for path in sorted(source.iterdir()):
-        if path.is_file() and _is_companion(path, shards):
+        if path.is_file() and _is_sidecar(path, shards):
             shutil.copyfile(path, folder / path.name)
     templates = sorted((source / _TEMPLATES).glob("*.jinja"))
     if templates:
@@ -40,17 +40,17 @@ def copy_companions(source: Path, folder: Path, shards: Sequence[str]) -> None:
         shutil.copyfile(path, folder / _TEMPLATES / path.name)
 
 
-def _is_whole(source: Path) -> bool:
+def _has_config(source: Path) -> bool:
     return any((source / name).is_file() for name in ("config.json", ADAPTER_CONFIG))
 
 
-def _is_companion(path: Path, shards: Sequence[str]) -> bool:
-    known = any(fnmatchcase(path.name, pattern) for pattern in COMPANIONS)
+def _is_sidecar(path: Path, shards: Sequence[str]) -> bool:
+    known = any(fnmatchcase(path.name, pattern) for pattern in SIDECAR_FILES)
     return known and not path.name.endswith(_NOT_COPIED) and path.name not in shards
 
 
 def uncopied_files(source: Path, shards: Sequence[str]) -> list[str]:
-    """Files of a model, other than weights, that :func:`copy_companions` leaves, and code that a config asks for.
+    """List the files of a model, other than weights, that are not copied, and the code that a config needs.
 
     A config whose ``auto_map`` names a file loads only when that file is put beside it (or, by ``owner/name--file``,
     comes from the hub).
@@ -58,15 +58,15 @@ def uncopied_files(source: Path, shards: Sequence[str]) -> list[str]:
     Raises:
         InputError: one of the configs is not JSON.
     """
-    if not _is_whole(source):
+    if not _has_config(source):
         return []
     code: dict[str, str] = {}
     for name in _NAMING_CODE:
         if (source / name).is_file():
             for file in _code_of(read_json(source / name)):
                 code.setdefault(file, f"{file} (auto_map of {name} needs it)")
-    found = {path.name for path in source.iterdir() if path.is_file() and not _is_companion(path, shards)}
-    other = {name for name in found if not name.startswith(".") and name not in _REPLACED}
+    names = {path.name for path in source.iterdir() if path.is_file() and not _is_sidecar(path, shards)}
+    other = {name for name in names if not name.startswith(".") and name not in _REPLACED}
     other = {name for name in other if not name.endswith((*_WEIGHTS, ".index.json")) and name not in shards}
     return sorted(code.get(name, name) for name in other | set(code))
 

@@ -1,11 +1,11 @@
-"""Checkpoints to read from: a folder in Hugging Face layout, a single file, or a hub id."""
+"""Opens checkpoints: a folder in Hugging Face layout, a single file, or a hub id."""
 
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,11 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
-COMPANIONS = (
+SIDECAR_FILES = (
     *("*.json", "*.txt", "*.jinja"),
     *("*.model", "*.model.v*", "*.tiktoken", "*.spm", "*.vocab", "*.bpe", "*.codes", "*.tokenizer"),
 )
-"""Files that belong to a model and hold neither weights nor code: config, generation settings, tokenizer."""
+"""Patterns of files that belong to a model and hold neither weights nor code: config, settings, tokenizer."""
 PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 """Endings of files that may be pickles."""
 
@@ -50,15 +50,71 @@ class Checkpoint:
     config: dict[str, Any]
 
 
-def locate(label: str) -> Path:
-    """The file or folder behind a name: a path, or a hub id (``name``, ``owner/name``, ``owner/name@revision``).
+@dataclass(frozen=True)
+class Source:
+    """Where a named model is.
+
+    Attributes:
+        name: as the user gave it; a hub id with the commit that it resolved to (``owner/name@commit``).
+        path: its file or folder on this machine.
+    """
+
+    name: str
+    path: Path
+
+
+@dataclass(frozen=True)
+class LocatedRecipe:
+    """A recipe whose names are resolved: hub ids are pinned to a commit, so that the merge can be repeated.
+
+    Attributes:
+        recipe: with the names of the sources.
+        models, fishers, base: where they are.
+    """
+
+    recipe: Recipe
+    models: tuple[Source, ...]
+    fishers: tuple[Source, ...]
+    base: Source | None
+
+    @property
+    def sources(self) -> tuple[Source, ...]:
+        """All of them."""
+        return (*self.models, *self.fishers, *([] if self.base is None else [self.base]))
+
+    @property
+    def has_adapter(self) -> bool:
+        """Whether a model is a PEFT adapter."""
+        return any(adapter_folder(source.path) is not None for source in self.models)
+
+
+def locate_recipe(recipe: Recipe | LocatedRecipe) -> LocatedRecipe:
+    """Resolve every name of a recipe, each once; one that is located already stays as it is.
+
+    Raises:
+        InputError: see :func:`locate`.
+    """
+    if isinstance(recipe, LocatedRecipe):
+        return recipe
+    names = [*recipe.names, *recipe.fishers, *([] if recipe.base is None else [recipe.base])]
+    sources = {name: locate(name) for name in dict.fromkeys(names)}
+    return LocatedRecipe(
+        recipe.renamed({name: source.name for name, source in sources.items()}),
+        tuple(sources[name] for name in recipe.names),
+        tuple(sources[name] for name in recipe.fishers),
+        None if recipe.base is None else sources[recipe.base],
+    )
+
+
+def locate(label: str) -> Source:
+    """Find a model: a path, or a hub id (``name``, ``owner/name``, ``owner/name@revision``), which is downloaded.
 
     Raises:
         InputError: neither exists.
     """
     path = Path(label).expanduser()
     if path.exists():
-        return path
+        return Source(label, path)
     name, _, revision = label.partition("@")
     looks_like_path = label.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path or not _HUB_ID.fullmatch(label):
@@ -66,17 +122,18 @@ def locate(label: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.safetensors", *COMPANIONS]
+        wanted = ["*.safetensors", *SIDECAR_FILES]
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
     except Exception as error:
-        # The hub client raises many kinds for one thing: the repository can't be had.
+        # The hub client raises many kinds for one thing: the repository cannot be had.
         raise InputError(
-            f"{label} is no file or folder, and can't be had from the hub: {_reason(error)}",
+            f"'{label}' is no file or folder, and cannot be downloaded from the hub: {_reason(error)}",
             "Check the name and the network.",
         ) from error
     if not any(folder.glob("*.safetensors")):
         _refuse_without_weights(label, name, revision or None, folder)
-    return folder
+    # The hub's cache keeps every commit in a folder of its name.
+    return Source(f"{name}@{folder.name}" if folder.parent.name == "snapshots" else label, folder)
 
 
 def _reason(error: Exception) -> str:
@@ -85,12 +142,12 @@ def _reason(error: Exception) -> str:
 
 
 def _refuse_without_weights(label: str, name: str, revision: str | None, folder: Path) -> None:
-    """Say why a repository gave no safetensors file: it has pickles only, or has no weights at all."""
+    """Explain why a repository has no safetensors file: it holds pickles only, or no weights at all."""
     from huggingface_hub import list_repo_files
 
-    said = f", revision='{revision}'" if revision else ""
+    pinned = f", revision='{revision}'" if revision else ""
     short = name.rpartition("/")[2]
-    convert = f"M.from_pretrained('{name}'{said}).save_pretrained('{short}-safetensors')"
+    convert = f"M.from_pretrained('{name}'{pinned}).save_pretrained('{short}-safetensors')"
     command = f'python -c "from transformers import AutoModelForCausalLM as M; {convert}"'
     files = [path.name for path in folder.iterdir()]
     if _pickled_weights(files) is None:
@@ -98,7 +155,7 @@ def _refuse_without_weights(label: str, name: str, revision: str | None, folder:
             files = list_repo_files(name, revision=revision)
         except Exception as error:
             raise InputError(
-                f"{label} has no safetensors file among those at hand, and the hub can't be asked: {_reason(error)}",
+                f"{label} has no safetensors file among those at hand, and the hub cannot be reached: {_reason(error)}",
                 f"Try again with a network. If it holds pickles only, convert it first: {command}",
             ) from error
     pickled = _pickled_weights(files)
@@ -114,32 +171,10 @@ def _refuse_without_weights(label: str, name: str, revision: str | None, folder:
 
 
 def _pickled_weights(names: Iterable[str]) -> str | None:
-    """The file among these that holds weights as a pickle, the likeliest first."""
+    """The file among these that most likely holds weights as a pickle."""
     other = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
-    found = [name for name in names if name.endswith(PICKLES) and not name.startswith(other) and "/" not in name]
-    return min(found, key=lambda name: (not name.startswith(("pytorch_model", "adapter_model")), name), default=None)
-
-
-def pin(recipe: Recipe) -> Recipe:
-    """The recipe with every hub id at the commit it stands for (``owner/name@commit``), so that it can be repeated.
-
-    Raises:
-        InputError: see :func:`locate`.
-    """
-    return replace(
-        recipe,
-        models=tuple(map(_pinned, recipe.models)),
-        fishers=tuple(map(_pinned, recipe.fishers)),
-        base=None if recipe.base is None else _pinned(recipe.base),
-    )
-
-
-def _pinned(label: str) -> str:
-    if Path(label).expanduser().exists():
-        return label
-    folder = locate(label)
-    # The hub's cache keeps every commit in a folder of its name.
-    return f"{label.partition('@')[0]}@{folder.name}" if folder.parent.name == "snapshots" else label
+    pickled = [name for name in names if name.endswith(PICKLES) and not name.startswith(other) and "/" not in name]
+    return min(pickled, key=lambda name: (not name.startswith(("pytorch_model", "adapter_model")), name), default=None)
 
 
 def adapter_folder(path: Path) -> Path | None:
@@ -148,26 +183,29 @@ def adapter_folder(path: Path) -> Path | None:
     return folder if folder.is_dir() and (folder / ADAPTER_CONFIG).is_file() else None
 
 
-def open_checkpoint(label: str) -> Checkpoint:
+def open_checkpoint(source: Source | str) -> Checkpoint:
     """Read the headers of a checkpoint; no tensor is read.
+
+    Args:
+        source: where it is, or a name to :func:`locate`.
 
     Raises:
         InputError: nothing there, pickle files only, missing shards, an index that does not match its shards, a file
             that is not whole, the factors of an adapter in place of weights.
     """
-    checkpoint = _opened(label)
+    source = locate(source) if isinstance(source, str) else source
+    checkpoint = _opened(source.name, source.path)
     factor = next((name for name in checkpoint.tensors if _FACTOR.search(name)), None)
     if factor is not None:
         raise InputError(
-            f"{label} holds factors of an adapter ({factor}), which can't be merged one by one.",
+            f"{source.name} holds factors of an adapter ({factor}), which cannot be merged one by one.",
             f"Adapters are merged as folders with {ADAPTER_CONFIG} beside {ADAPTER_WEIGHTS}, and with adapters only; "
             "or put it into its model first (merge_and_unload of PEFT).",
         )
     return checkpoint
 
 
-def _opened(label: str) -> Checkpoint:
-    path = locate(label)
+def _opened(label: str, path: Path) -> Checkpoint:
     if path.is_file():
         refuse_pickle(path)
         tensors, metadata = read_header(path)
@@ -200,9 +238,9 @@ def _sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for shard in shards:
-        found, shard_metadata = read_header(folder / shard)
+        in_shard, shard_metadata = read_header(folder / shard)
         metadata = metadata or shard_metadata
-        for tensor in found:
+        for tensor in in_shard:
             if placed.get(tensor.name) != shard:
                 raise InputError(
                     f"{folder / shard} holds {tensor.name}, which the index places in {placed.get(tensor.name)}.",
@@ -243,7 +281,7 @@ def refuse_pickle(path: Path) -> None:
 
 
 def _converting(path: Path) -> str:
-    """The command that makes safetensors of a pickle."""
+    """The command that converts a pickle to safetensors."""
     if path.name.startswith("pytorch_model"):
         return (
             f'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -259,12 +297,12 @@ def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file.
 
     Raises:
-        InputError: it can't be read, or is something else.
+        InputError: it cannot be read, or is something else.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path} can't be read as JSON: {error}.", "Download or save it again.") from error
+        raise InputError(f"{path} cannot be read as JSON: {error}.", "Download or save it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object.", "Download or save it again.")
     return content

@@ -35,9 +35,9 @@ class Job:
     """One tensor to write.
 
     Attributes:
-        target: where it goes.
-        sources: the models' tensors (then their fishers), and who they belong to, for messages.
-        owners: labels of the sources, and of the base last.
+        target: where it is written.
+        sources: the models' tensors, then their fishers.
+        owners: names of the models that the sources belong to, and of the base last.
         base: the base's tensor, where the rule or the plan uses it.
         rule: how to merge; ``None``: copy ``sources[0]``.
         arguments: of the rule, resolved for this tensor.
@@ -58,17 +58,17 @@ class Job:
 
 @dataclass
 class _Opened:
-    """A descriptor and how many use it now."""
+    """A file descriptor and the number of its users."""
 
     descriptor: int
     users: int = 0
 
 
 class Files:
-    """Descriptors of the files of a merge, shared by the threads; those used last stay open.
+    """Descriptors of the files of a merge, shared by the threads; the most recently used stay open.
 
     Args:
-        limit: how many stay open while nobody uses them. A system may allow few (256 on some).
+        limit: number of unused descriptors that stay open. Some systems allow few (256).
     """
 
     def __init__(self, limit: int = 64) -> None:
@@ -81,7 +81,7 @@ class Files:
         """The descriptor of a file, which stays open at least until the end of the block.
 
         Raises:
-            OSError: it can't be opened.
+            OSError: it cannot be opened.
         """
         with self._lock:
             # Taken out and put back: the order of the keys is that of the last use.
@@ -97,7 +97,7 @@ class Files:
                     self._close_one()
 
     def _close_one(self) -> None:
-        """Close the one used longest ago of those nobody uses."""
+        """Close the least recently used descriptor that has no user."""
         for key, opened in self._open.items():
             if opened.users == 0:
                 os.close(self._open.pop(key).descriptor)
@@ -152,7 +152,7 @@ class FileInputs:
         return kernels is not None and len(kinds) == 1 and kinds | {target} <= set(kernels.STORAGE)
 
     def raw(self, start: int, stop: int) -> list[NDArray[np.uint8]]:
-        """The bytes of elements ``start`` to ``stop`` of every input, in buffers that the next call reuses."""
+        """Read the bytes of elements ``start`` to ``stop`` of every input, in buffers that the next call reuses."""
         length = max(self.step, stop - start)
         widest = max(ITEM_SIZE[tensor.dtype] for tensor in self._tensors)
         if length <= STEP:
@@ -160,21 +160,21 @@ class FileInputs:
         else:
             # A whole tensor is held only while it is merged.
             buffers = np.empty((len(self._tensors), length * widest), dtype=np.uint8)
-        found = []
+        parts = []
         for tensor, buffer in zip(self._tensors, buffers, strict=True):
             item = ITEM_SIZE[tensor.dtype]
             part = buffer[: (stop - start) * item]
             with self._files.use(tensor.path) as descriptor:
                 read_into(descriptor, part, tensor.offset + start * item, tensor)
-            found.append(part)
-        return found
+            parts.append(part)
+        return parts
 
     def read(self, start: int, stop: int) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
         """See :class:`merganser.merging.tensors.Inputs`."""
         return self.decoded(self.raw(start, stop))
 
     def decoded(self, raw: list[NDArray[np.uint8]]) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-        """What :meth:`raw` read, as numbers."""
+        """Decode what :meth:`raw` read."""
         size = len(raw[0]) // ITEM_SIZE[self._tensors[0].dtype]
         scratch: Sequence[NDArray[Any] | None] = [None] * len(raw)
         if size <= STEP:
@@ -219,7 +219,7 @@ def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: T
         try:
             count = os.preadv(descriptor, [view], offset)
         except OSError as error:
-            cause = f"{tensor.path} can't be read at {tensor.name}: {error.strerror}."
+            cause = f"{tensor.path} cannot be read at {tensor.name}: {error.strerror}."
             raise InputError(cause, "Check the disk.") from error
         if count == 0:
             raise InputError(

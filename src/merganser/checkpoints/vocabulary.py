@@ -1,4 +1,4 @@
-"""Whether two models of equal shapes speak of the same things: their architecture, and which token each number is."""
+"""Compares the architectures and vocabularies of models: equal shapes do not mean equal tokens."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
 def check_vocabularies(checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models whose tokenizers give one number to two tokens.
 
-    Every one is compared with every other: two may each agree with the base, and contradict one another. Looked at are
-    the first of ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have; files that are equal byte
+    All pairs are compared: two models may each agree with the base and contradict one another. The first of
+    ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have is compared; files that are equal byte
     by byte are not parsed, others once, however many models there are. Without such files the vocabularies are
     unknown, and nothing is refused.
 
@@ -69,7 +69,7 @@ def _compare(
     read: Callable[[Path], Vocabulary | None],
 ) -> None:
     if not reference.config or not other.config or reference.folder == other.folder:
-        # A single file stands alone; what lies beside it need not belong to it.
+        # Files beside a single .safetensors file need not belong to it.
         return
     for name in _FILES:
         paths = [checkpoint.folder / name for checkpoint in (reference, other)]
@@ -80,18 +80,17 @@ def _compare(
         first, second = (read(path) for path in paths)
         if first is None or second is None:
             continue
-        found = _differences(first, second)
-        if found:
-            said = "; ".join(
+        different = _differences(first, second)
+        if different:
+            examples = "; ".join(
                 f"{token!r:.60} is {_or_none(a)} in {reference.label}, {_or_none(b)} in {other.label}"
-                for token, a, b in found[:3]
+                for token, a, b in different[:3]
             )
-            more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+            more = f"; and {len(different) - 3} more" if len(different) > 3 else ""
             raise InputError(
                 f"The vocabularies differ ({len(first.tokens)} tokens in {reference.label}, {len(second.tokens)} in "
-                f"{other.label}): {said}{more}.",
-                "Rows of one number would be merged that belong to different tokens; to merge all the same, use "
-                "--ignore-vocabulary.",
+                f"{other.label}): {examples}{more}.",
+                "Rows of different tokens would be merged; to merge all the same, use --ignore-vocabulary.",
             )
         return
 
@@ -104,7 +103,7 @@ def _bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}.", "Check its permissions.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
 def _read(path: Path) -> Vocabulary | None:
@@ -120,14 +119,14 @@ def _read(path: Path) -> Vocabulary | None:
     if tokens is None:
         return None
     listed = added if isinstance(added, list) else []
-    pairs = {one.get("content"): one.get("id") for one in listed if isinstance(one, Mapping)}
+    pairs = {entry.get("content"): entry.get("id") for entry in listed if isinstance(entry, Mapping)}
     return Vocabulary(tokens, _numbered(pairs) or {})
 
 
 def _numbered(vocab: Any) -> dict[str, int] | None:
     """Token -> number, from such a map or from a list of ``[token, score]`` in the order of the numbers."""
-    if isinstance(vocab, list) and all(isinstance(one, list) and one and isinstance(one[0], str) for one in vocab):
-        return {one[0]: number for number, one in enumerate(vocab)}
+    if isinstance(vocab, list) and all(isinstance(row, list) and row and isinstance(row[0], str) for row in vocab):
+        return {row[0]: number for number, row in enumerate(vocab)}
     if isinstance(vocab, Mapping) and all(isinstance(number, int) for number in vocab.values()):
         return dict(vocab)
     return None
@@ -137,19 +136,19 @@ def _differences(first: Vocabulary, second: Vocabulary) -> list[tuple[str, int |
     """Tokens with their two numbers, where they differ; in the order of the first's numbers."""
     if first == second:
         return []
-    everything = [{**one.tokens, **one.added} for one in (first, second)]
-    names = [{number: token for token, number in one.items()} for one in everything]
-    found: dict[str, tuple[int | None, int | None]] = {}
-    for token in {**everything[0], **everything[1]}:
-        numbers = everything[0].get(token), everything[1].get(token)
-        # What one has learned the other must know too, at least as an added token.
+    numbers_of = [{**vocabulary.tokens, **vocabulary.added} for vocabulary in (first, second)]
+    tokens_of = [{number: token for token, number in numbers.items()} for numbers in numbers_of]
+    different: dict[str, tuple[int | None, int | None]] = {}
+    for token in {**numbers_of[0], **numbers_of[1]}:
+        numbers = numbers_of[0].get(token), numbers_of[1].get(token)
+        # A token learned by one must exist in the other, at least as an added token.
         learned = token in first.tokens or token in second.tokens
         if numbers[0] != numbers[1] and (learned or None not in numbers):
-            found[token] = numbers
-    for number, token in names[0].items():
-        if names[1].get(number, token) != token:
-            found.setdefault(token, (number, everything[1].get(token)))
+            different[token] = numbers
+    for number, token in tokens_of[0].items():
+        if tokens_of[1].get(number, token) != token:
+            different.setdefault(token, (number, numbers_of[1].get(token)))
     return sorted(
-        ((token, a, b) for token, (a, b) in found.items()),
-        key=lambda one: (one[1] is None, one[1] if one[1] is not None else one[2]),
+        ((token, a, b) for token, (a, b) in different.items()),
+        key=lambda row: (row[1] is None, row[1] if row[1] is not None else row[2]),
     )

@@ -57,8 +57,15 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
     console.print("Options of each: merganser methods --json, or merganser schema.", highlight=False)
 
 
-def schema() -> None:
+def schema(
+    merge: Annotated[bool, typer.Option("--merge", help="Print the schema of a merge.yaml instead.")] = False,
+) -> None:
     """Print the JSON Schema of a run's YAML file, for editors and for reading."""
+    if merge:
+        from merganser.checkpoints.recipe import Recipe
+
+        typer.echo(json.dumps(Recipe.model_json_schema(), indent=2))
+        return
     from merganser.config import RunConfig
 
     typer.echo(json.dumps(RunConfig.model_json_schema(), indent=2))

@@ -1,4 +1,4 @@
-"""Low-rank adapters: merging what they add to the weights, never their factors apart.
+"""Low-rank adapters: merges their updates of the weights, not their factors apart.
 
 An adapter adds ``scaling * B A`` to a weight. The sum of several such updates is again a product: factors side by side.
 That is exact for every rule that is a weighted sum (linear, task arithmetic, moving average); the rank grows to the sum
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Factors:
-    """What an adapter adds to one weight: ``scaling * b @ a``.
+    """The update of one weight by an adapter: ``scaling * b @ a``.
 
     Attributes:
         a: ``rank x inputs`` (for a convolution: inputs times the kernel's size).
@@ -54,7 +54,7 @@ class Factors:
 
 
 def check_factors(name: str, parts: Sequence[Factors]) -> None:
-    """Refuse factors that don't belong together.
+    """Refuse factors whose shapes do not fit together.
 
     Raises:
         InputError: ranks of a and b that differ, or updates of different shapes; names the module.
@@ -67,7 +67,7 @@ def check_factors(name: str, parts: Sequence[Factors]) -> None:
     shapes = {(part.b.shape[0], part.a.shape[1]) for part in parts}
     if len(shapes) > 1:
         listed = " and ".join(f"{rows} x {columns}" for rows, columns in sorted(shapes))
-        raise InputError(f"{name} is {listed} in different adapters.", "They belong to different models.")
+        raise InputError(f"Module {name} is {listed} in different adapters.", "They belong to different models.")
 
 
 def concatenate(parts: Sequence[Factors], coefficients: Sequence[float]) -> Factors:
@@ -166,7 +166,7 @@ def _check_rank(rank: int) -> None:
 def _check_finite(*arrays: NDArray[Any]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise InputError(
-            "An update that holds NaN or infinity can't be cut to a rank.",
+            "An update that holds NaN or infinity cannot be cut to a rank.",
             "Repair the adapter; only weighted sums without a rank pass such numbers on.",
         )
 
@@ -177,7 +177,7 @@ def _relative(rest: NDArray[Any], values: NDArray[Any]) -> float:
 
 
 def coefficients_of(rule: Rule, arguments: Mapping[str, Any], count: int) -> list[float] | None:
-    """What each of ``count`` updates weighs under a rule that is a weighted sum; ``None`` for other rules."""
+    """The coefficient of each of ``count`` updates under a rule that is a weighted sum; ``None`` for other rules."""
     if not rule.linear or rule.prepare is None:
         return None
     nothing = [np.zeros(1, np.float32)] * count
@@ -193,7 +193,7 @@ def merge_updates(
     arguments: Mapping[str, Any],
     rank: int | None = None,
 ) -> tuple[Factors, float]:
-    """Merge what several adapters add to one module.
+    """Merge the updates of one module by several adapters.
 
     Args:
         name: of the module, for messages and random masks.
@@ -234,7 +234,7 @@ def result_rank(
     present = [part for part in parts if part is not None]
     check_factors(name, present)
     if rule.extra:
-        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It cannot merge adapters.")
     limits = [present[0].b.shape[0], present[0].a.shape[1]]
     if _is_sum(rule, arguments, len(parts)):
         stacked = sum(part.rank for part in present)
@@ -250,8 +250,8 @@ def result_rank(
 def _is_sum(rule: Rule, arguments: Mapping[str, Any], count: int) -> bool:
     """Whether the rule is a weighted sum, whatever its coefficients depend on."""
     nothing = np.zeros((1, 1), np.float32)
-    found = _depends_on_angles([nothing] * count, nothing, rule, arguments)
-    return rule.linear or found is not None
+    coefficients = _depends_on_angles([nothing] * count, nothing, rule, arguments)
+    return rule.linear or coefficients is not None
 
 
 def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
@@ -285,7 +285,7 @@ def fit(name: str, factors: Factors, largest: float) -> Factors:
         largest: number of the type.
 
     Raises:
-        InputError: they don't fit even so; names the module.
+        InputError: they do not fit even so; names the module.
     """
     tops = [np.abs(factors.b).max(axis=0), np.abs(factors.a).max(axis=1)]
     b, a = (top.astype(np.float64) for top in tops)
@@ -305,7 +305,7 @@ def fit(name: str, factors: Factors, largest: float) -> Factors:
 
 
 def check_alike(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
-    """Refuse what :func:`merge_factors` can't merge; the rank that all have.
+    """Refuse what :func:`merge_factors` cannot merge; the rank that all have.
 
     Raises:
         InputError: an adapter does not touch the module, ranks or scalings differ, or the rule needs a second tensor.
@@ -318,7 +318,7 @@ def check_alike(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
         listed = ", ".join(f"rank {part.rank} scaling {part.scaling:g}" for part in present)
         raise InputError(f"The factors of {name} differ: {listed}.", "Merge in the space of updates: space: update.")
     if rule.extra:
-        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It can't merge adapters.")
+        raise InputError(f"The rule {rule.name} needs a {rule.extra} file.", "It cannot merge adapters.")
     return present[0].rank
 
 

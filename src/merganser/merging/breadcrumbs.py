@@ -11,7 +11,7 @@ import numpy as np
 from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Parameter, Rule
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model, share
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, fractions_per_model, like, per_model
 from merganser.merging.trim import count_kept, top_k_thresholds
 
 
@@ -49,7 +49,7 @@ def breadcrumbs(
     Raises:
         InputError: shapes differ, or a share outside [0, 1].
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     plan = prepare(
         ArrayInputs(arrays, base_array),
         weights=weights,
@@ -72,19 +72,22 @@ def prepare(
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Election:
-    """Plan of :func:`breadcrumbs` for one tensor: two cuts per model."""
+    """Plan of :func:`breadcrumbs` for one tensor: two top-k thresholds per model."""
     size = inputs.size
     wanted = []
-    for index, (kept_share, outlier_share) in enumerate(
-        zip(share(density, inputs.models, "density"), share(gamma, inputs.models, "gamma"), strict=True)
-    ):
-        kept = count_kept(kept_share, size)
-        outliers = min(count_kept(outlier_share, size), size - kept)
+    densities = fractions_per_model(density, inputs.models, "density")
+    gammas = fractions_per_model(gamma, inputs.models, "gamma")
+    for index in range(inputs.models):
+        kept = count_kept(densities[index], size)
+        outliers = min(count_kept(gammas[index], size), size - kept)
         wanted += [(index, kept + outliers), (index, outliers)]
-    found = top_k_thresholds(inputs, wanted)
+    thresholds = top_k_thresholds(inputs, wanted)
     return Election(
         weights=np.array(per_model(weights, inputs.models, "weight")),
-        sparsity=tuple(Sparsity(cut=found[2 * i], outliers=found[2 * i + 1]) for i in range(inputs.models)),
+        sparsity=tuple(
+            Sparsity(threshold=threshold, outliers=outliers)
+            for threshold, outliers in zip(thresholds[::2], thresholds[1::2], strict=True)
+        ),
         elect=sign_election,
         normalize=normalize,
         scale=scale,

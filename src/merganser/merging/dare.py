@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -12,46 +12,66 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, elect, random_sparsity
+from merganser.merging.random_masks import bernoulli_mask, mask_key, mask_threshold
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, blocks, gather, like, per_model, share
-from merganser.merging.trim import bernoulli_mask, mask_key, mask_threshold
+from merganser.merging.tensors import (
+    Array,
+    ArrayInputs,
+    Inputs,
+    as_arrays,
+    blocks,
+    fractions_per_model,
+    like,
+    per_model,
+)
 
 RESCALE = ("density", "l1", "none")
 
 
-def dare(
-    models: Sequence[Array],
-    base: Array,
-    *,
-    weights: float | Sequence[float] = 1.0,
-    density: float | Sequence[float] = 1.0,
-    rescale: str = "density",
-    sign_election: bool = False,
-    normalize: bool = False,
-    scale: float = 1.0,
-    seed: int = 0,
-    name: str = "",
-) -> Array:
+@dataclass(frozen=True)
+class DareOptions:
+    """Options of :func:`dare`.
+
+    Attributes:
+        weights, density: one per model, or one for all.
+        rescale: ``density`` divides what is kept by the density (the paper; PEFT); ``l1`` gives it the L1 norm of the
+            whole update (mergekit); ``none``.
+        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
+        normalize: divide by the sum of the (agreeing) weights.
+        scale: factor on the merged update.
+        seed: of the masks.
+
+    Raises:
+        InputError: an unknown ``rescale``.
+    """
+
+    weights: float | Sequence[float] = 1.0
+    density: float | Sequence[float] = 1.0
+    rescale: str = "density"
+    sign_election: bool = False
+    normalize: bool = False
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rescale not in RESCALE:
+            raise InputError(f"Rescale is {self.rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
+
+
+def dare(models: Sequence[Array], base: Array, *, name: str = "", **options: Any) -> Array:
     """``theta_0 + scale * sum_i w_i drop(tau_i)``; ``drop`` keeps each entry with probability ``density`` and rescales.
 
     Source: Yu et al. 2024, Language models are super Mario, arXiv 2311.03099. The mask of an entry depends on ``seed``,
-    ``name``, the model's place and the entry's index only (:func:`merganser.merging.trim.random_bits`).
+    ``name``, the model's place and the entry's index only (:func:`merganser.merging.random_masks.random_bits`).
     Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
-    updates as TIES does.
-    ``rescale``: ``density`` divides by the density (the paper; PEFT); ``l1`` gives what is left the L1 norm of the
-    whole (mergekit); ``none``. Masks differ from those of other libraries, whose generators depend on the order of the
+    updates as TIES does. Masks differ from those of other libraries, whose generators depend on the order of the
     tensors.
 
     Args:
         models: tensors of equal shape.
         base: the model that all of them started from.
-        weights, density: one per model, or one for all.
-        rescale: one of ``density``, ``l1``, ``none``.
-        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
-        normalize: divide by the sum of the (agreeing) weights.
-        scale: factor on the merged update.
-        seed: of the masks.
         name: the tensor's name.
+        options: fields of :class:`DareOptions`.
 
     Returns:
         A tensor of the first model's shape and type.
@@ -59,48 +79,28 @@ def dare(
     Raises:
         InputError: shapes differ, a density outside [0, 1], an unknown ``rescale``.
     """
-    arrays, base_array = gather(models, base)
-    plan = prepare(
-        ArrayInputs(arrays, base_array, name),
-        weights=weights,
-        density=density,
-        rescale=rescale,
-        sign_election=sign_election,
-        normalize=normalize,
-        scale=scale,
-        seed=seed,
-    )
+    arrays, base_array = as_arrays(models, base)
+    plan = prepare(ArrayInputs(arrays, base_array, name), **options)
     return like(in_slices(arrays, base_array, elect, plan), models[0])
 
 
-def prepare(
-    inputs: Inputs,
-    *,
-    weights: float | Sequence[float] = 1.0,
-    density: float | Sequence[float] = 1.0,
-    rescale: str = "density",
-    sign_election: bool = False,
-    normalize: bool = False,
-    scale: float = 1.0,
-    seed: int = 0,
-) -> Election:
+def prepare(inputs: Inputs, **options: Any) -> Election:
     """Plan of :func:`dare` for one tensor: keys of the masks and factors."""
-    if rescale not in RESCALE:
-        raise InputError(f"Rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
-    shares = share(density, inputs.models, "density")
-    keys = [mask_key(seed, inputs.name, index) for index in range(inputs.models)]
-    if rescale == "density":
+    chosen = DareOptions(**options)
+    shares = fractions_per_model(chosen.density, inputs.models, "density")
+    keys = [mask_key(chosen.seed, inputs.name, index) for index in range(inputs.models)]
+    if chosen.rescale == "density":
         factors = [1.0 / kept if kept > 0 else 1.0 for kept in shares]
-    elif rescale == "l1":
+    elif chosen.rescale == "l1":
         factors = _l1_factors(inputs, keys, shares)
     else:
         factors = [1.0] * inputs.models
     return Election(
-        weights=np.array(per_model(weights, inputs.models, "weight")),
-        sparsity=tuple(random_sparsity(*one) for one in zip(keys, shares, factors, strict=True)),
-        elect=sign_election,
-        normalize=normalize,
-        scale=scale,
+        weights=np.array(per_model(chosen.weights, inputs.models, "weight")),
+        sparsity=tuple(random_sparsity(*arguments) for arguments in zip(keys, shares, factors, strict=True)),
+        elect=chosen.sign_election,
+        normalize=chosen.normalize,
+        scale=chosen.scale,
     )
 
 

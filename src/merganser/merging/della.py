@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +11,9 @@ import numpy as np
 
 from merganser.errors import InputError
 from merganser.merging.elect import resolve
+from merganser.merging.random_masks import mask_key, random_bits
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
-from merganser.merging.tensors import Array, gather, like, per_model, share
-from merganser.merging.trim import mask_key, random_bits
+from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like, per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -21,27 +21,43 @@ if TYPE_CHECKING:
 RESCALE = ("probability", "l1", "none")
 
 
-def della(
-    models: Sequence[Array],
-    base: Array,
-    *,
-    weights: float | Sequence[float] = 1.0,
-    density: float | Sequence[float] = 1.0,
-    epsilon: float | Sequence[float] = 0.15,
-    rescale: str = "probability",
-    sign_election: bool = True,
-    normalize: bool = True,
-    scale: float = 1.0,
-    seed: int = 0,
-    name: str = "",
-) -> Array:
+@dataclass(frozen=True)
+class DellaOptions:
+    """Options of :func:`della`.
+
+    Attributes:
+        weights, density, epsilon: one per model, or one for all.
+        rescale: ``probability`` divides each entry that is kept by its own probability (the paper); ``l1`` gives what
+            is kept the L1 norm of the whole update (mergekit); ``none``.
+        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
+        normalize: divide by the sum of the (agreeing) weights.
+        scale: factor on the merged update.
+        seed: of the masks.
+
+    Raises:
+        InputError: an unknown ``rescale``.
+    """
+
+    weights: float | Sequence[float] = 1.0
+    density: float | Sequence[float] = 1.0
+    epsilon: float | Sequence[float] = 0.15
+    rescale: str = "probability"
+    sign_election: bool = True
+    normalize: bool = True
+    scale: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.rescale not in RESCALE:
+            raise InputError(f"Rescale is {self.rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
+
+
+def della(models: Sequence[Array], base: Array, *, name: str = "", **options: Any) -> Array:
     """TIES' election over updates whose entries are kept at random, large magnitudes more probably.
 
     Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617. In each row (vector along the last dimension) the entry
     of rank r of n (0 the smallest) is kept with probability ``density - epsilon + 2 epsilon r / (n - 1)``, so that the
     paper's epsilon is twice this one (mergekit's convention). Density 1 keeps everything, 0 nothing.
-    ``rescale``: ``probability`` divides each entry by its own probability (the paper); ``l1`` gives what is left the L1
-    norm of the whole (mergekit); ``none``.
     Weights: act before the election; normalised by those that agree. Without ``sign_election``: rule ``della_linear``.
     Masks differ from mergekit's, whose generator depends on the order of the tensors, and for tensors of more than two
     dimensions mergekit ranks along the second.
@@ -49,13 +65,8 @@ def della(
     Args:
         models: tensors of equal shape.
         base: the model that all of them started from.
-        weights, density, epsilon: one per model, or one for all.
-        rescale: one of ``probability``, ``l1``, ``none``.
-        sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
-        normalize: divide by the sum of the (agreeing) weights.
-        scale: factor on the merged update.
-        seed: of the masks.
         name: the tensor's name.
+        options: fields of :class:`DellaOptions`.
 
     Returns:
         A tensor of the first model's shape and type.
@@ -63,13 +74,12 @@ def della(
     Raises:
         InputError: shapes differ, an unknown ``rescale``, or ``density ± epsilon`` outside (0, 1).
     """
-    if rescale not in RESCALE:
-        raise InputError(f"Rescale is {rescale!r}.", f"Choose from {', '.join(RESCALE)}.")
-    arrays, base_array = gather(models, base)
+    chosen = DellaOptions(**options)
+    arrays, base_array = as_arrays(models, base)
     assert base_array is not None
-    numbers = per_model(weights, len(arrays), "weight")
-    shares = share(density, len(arrays), "density")
-    spreads = per_model(epsilon, len(arrays), "epsilon")
+    weights = per_model(chosen.weights, len(arrays), "weight")
+    shares = fractions_per_model(chosen.density, len(arrays), "density")
+    spreads = per_model(chosen.epsilon, len(arrays), "epsilon")
     for kept, spread in zip(shares, spreads, strict=True):
         if 0.0 < kept < 1.0 and not (kept - spread > 0.0 and kept + spread < 1.0 and spread >= 0.0):
             raise InputError(
@@ -78,10 +88,11 @@ def della(
                 "Choose epsilon so that density - epsilon and density + epsilon lie between 0 and 1.",
             )
     kept_updates = [
-        _pruned(array - base_array, kept, spread, rescale, mask_key(seed, name, index))
+        _pruned(array - base_array, kept, spread, chosen.rescale, mask_key(chosen.seed, name, index))
         for index, (array, kept, spread) in enumerate(zip(arrays, shares, spreads, strict=True))
     ]
-    return like(base_array + resolve(kept_updates, numbers, sign_election, normalize, scale), models[0])
+    update = resolve(kept_updates, weights, chosen.sign_election, chosen.normalize, chosen.scale)
+    return like(base_array + update, models[0])
 
 
 def _pruned(delta: NDArray[Any], density: float, epsilon: float, rescale: str, key: int) -> NDArray[Any]:
@@ -101,9 +112,9 @@ def _pruned(delta: NDArray[Any], density: float, epsilon: float, rescale: str, k
         ranks[np.argsort(magnitudes, kind="stable")] = np.arange(length)
         probability = density - epsilon + ranks * (2.0 * epsilon / steps)
         start = index * length
-        bernoulli_mask = random_bits(key, start, start + length).astype(np.float64) * 2.0**-53 < probability
-        chosen = row[bernoulli_mask]
-        result[index, bernoulli_mask] = chosen / probability[bernoulli_mask] if rescale == "probability" else chosen
+        kept_entries = random_bits(key, start, start + length).astype(np.float64) * 2.0**-53 < probability
+        chosen = row[kept_entries]
+        result[index, kept_entries] = chosen / probability[kept_entries] if rescale == "probability" else chosen
         if rescale == "l1":
             whole += float(np.add.reduce(magnitudes, dtype=np.float64))
             kept += float(np.add.reduce(np.abs(chosen), dtype=np.float64))

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.merging.masks import keep_only
-from merganser.merging.trim import NONE, TopKThreshold, bernoulli_mask, mask_threshold
+from merganser.merging.random_masks import bernoulli_mask, mask_threshold
+from merganser.merging.trim import NONE, TopKThreshold
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -25,13 +26,13 @@ class Sparsity:
     """What is kept of one update, and the factor on it.
 
     Attributes:
-        cut: keeps the largest entries.
-        outliers: entries that this cut keeps are dropped again (breadcrumbs).
-        key, limit: entries whose draw is below ``limit`` are kept (DARE); ``limit`` ``None``: no draw.
+        threshold: keeps the largest entries.
+        outliers: entries that this threshold keeps are dropped again (breadcrumbs).
+        key, limit: entries whose random bits are below ``limit`` are kept (DARE); ``None``: no random mask.
         factor: on what is kept (the rescaling of DARE).
     """
 
-    cut: TopKThreshold | None = None
+    threshold: TopKThreshold | None = None
     outliers: TopKThreshold = NONE
     key: int = 0
     limit: int | None = None
@@ -57,14 +58,14 @@ def random_sparsity(key: int, probability: float, factor: float) -> Sparsity:
 def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
     """What is kept of an update's slice (``delta`` is overwritten), dropped entries being zero."""
     keep = None
-    if sparsity.cut is not None:
+    if sparsity.threshold is not None:
         magnitudes = np.abs(delta)
-        keep = sparsity.cut.kept(magnitudes, start)
+        keep = sparsity.threshold.kept(magnitudes, start)
         if sparsity.outliers is not NONE:
             keep &= ~sparsity.outliers.kept(magnitudes, start)
     if sparsity.limit is not None:
-        drawn = bernoulli_mask(sparsity.key, start, start + len(delta), sparsity.limit)
-        keep = drawn if keep is None else keep & drawn
+        mask = bernoulli_mask(sparsity.key, start, start + len(delta), sparsity.limit)
+        keep = mask if keep is None else keep & mask
     if keep is not None:
         keep_only(delta, keep)
     if sparsity.factor != 1.0:

@@ -10,7 +10,7 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.merging.combine import Combination, combine, in_slices
 from merganser.merging.rule import Parameter, Rule
-from merganser.merging.tensors import Array, Inputs, gather, like, share
+from merganser.merging.tensors import Array, Inputs, as_arrays, fractions_per_model, like
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -33,7 +33,7 @@ def ema(models: Sequence[Array], *, alpha: float = 0.4) -> Array:
     Raises:
         InputError: shapes differ, or ``alpha`` outside [0, 1].
     """
-    arrays, _ = gather(models)
+    arrays, _ = as_arrays(models)
     return like(in_slices(arrays, None, combine, _plan(len(arrays), alpha)), models[0])
 
 
@@ -52,13 +52,13 @@ def mean_step(previous: Array, model: Array, *, count: int) -> Array:
     """
     if count < 1:
         raise InputError(f"Count is {count}.", "The first model has number 1.")
-    (mean, new), _ = gather([previous, model])
+    (mean, new), _ = as_arrays([previous, model])
     return like(mean + (new - mean) / mean.dtype.type(count), previous)
 
 
 def coefficients(count: int, alpha: float) -> NDArray[np.float64]:
-    """What each of ``count`` models weighs in the end."""
-    (new,) = share(alpha, 1, "alpha")
+    """The weight of each of ``count`` models in the average."""
+    (new,) = fractions_per_model(alpha, 1, "alpha")
     weights = np.empty(count)
     weights[0] = (1.0 - new) ** (count - 1)
     for index in range(1, count):

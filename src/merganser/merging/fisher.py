@@ -1,4 +1,4 @@
-"""Fisher-weighted averaging: entry by entry, each model counts as much as its data cared about that entry."""
+"""Fisher-weighted averaging: each entry of each model is weighted with its Fisher information."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.merging.combine import in_slices
 from merganser.merging.rule import WEIGHT, Rule, WrongInput, checked_weights
-from merganser.merging.tensors import Array, Inputs, gather, like, per_model
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -47,7 +47,7 @@ def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float 
     """
     if len(fishers) != len(models):
         raise InputError(f"There are {len(fishers)} Fishers for {len(models)} models.", "Give one per model.")
-    arrays, _ = gather([*models, *fishers])
+    arrays, _ = as_arrays([*models, *fishers])
     return like(in_slices(arrays, None, apply, _plan(len(models), weights)), models[0])
 
 

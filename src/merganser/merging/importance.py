@@ -1,4 +1,4 @@
-"""Recurrent-KIF's merge: every weight goes the way of the phase that it is important to.
+"""Recurrent-KIF's merge: every entry takes the update of the phase that it is important to.
 
 Source: Feng et al., "Recurrent Knowledge Identification and Fusion for Language Model Continual Learning", 2025
 (arXiv 2502.17510).

@@ -10,7 +10,7 @@ import numpy as np
 
 from merganser.merging.combine import Combination, combine, gram, in_slices
 from merganser.merging.rule import WEIGHT, Parameter, Rule, checked_weights
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, like, per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -43,7 +43,7 @@ def karcher(
     Raises:
         InputError: shapes differ, or the weights sum to zero.
     """
-    arrays, _ = gather(models)
+    arrays, _ = as_arrays(models)
     plan = prepare(ArrayInputs(arrays, None), weights=weights, max_iter=max_iter, tol=tol)
     return like(in_slices(arrays, None, combine, plan), models[0])
 

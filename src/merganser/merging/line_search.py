@@ -1,4 +1,4 @@
-"""How far to go from one model to another when each task's loss is known as a parabola."""
+"""Line search: how far to go from one model to another when each task's loss is known as a parabola."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.merging.tensors import Array, gather
+from merganser.merging.tensors import Array, as_arrays
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,18 +34,18 @@ def optimal_interpolation(tensors: Iterable[Parts]) -> float:
         tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
 
     Returns:
-        The share of the way; 1 where no task tells anything about the way (0/0).
+        The share of the way; 1 where no loss depends on the position (0/0).
 
     Raises:
         InputError: shapes differ.
     """
     over = under = 0.0
     for tensor in tensors:
-        arrays, _ = gather(tensor)
+        arrays, _ = as_arrays(tensor)
         delta, pull, past, current = (_flat(array) for array in arrays)
-        own = float(delta @ (current * delta))
-        over += own - float(pull @ delta)
-        under += own + float(delta @ (past * delta))
+        curvature = float(delta @ (current * delta))
+        over += curvature - float(pull @ delta)
+        under += curvature + float(delta @ (past * delta))
     if under <= 0.0:
         return 1.0
     return min(1.0, max(0.0, over / under))

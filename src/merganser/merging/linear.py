@@ -10,7 +10,7 @@ import numpy as np
 from merganser.merging.combine import Combination, combine, in_slices
 from merganser.merging.rule import NORMALIZE, WEIGHT, Rule
 from merganser.merging.rule import checked_weights as _checked
-from merganser.merging.tensors import Array, Inputs, gather, like, per_model
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
 
 
 def linear(models: Sequence[Array], *, weights: float | Sequence[float] = 1.0, normalize: bool = True) -> Array:
@@ -32,7 +32,7 @@ def linear(models: Sequence[Array], *, weights: float | Sequence[float] = 1.0, n
     Raises:
         InputError: shapes differ, or weights that sum to zero are to be normalised.
     """
-    arrays, _ = gather(models)
+    arrays, _ = as_arrays(models)
     plan = prepare_coefficients(len(arrays), weights, normalize)
     return like(in_slices(arrays, None, combine, plan), models[0])
 

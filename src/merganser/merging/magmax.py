@@ -11,7 +11,7 @@ import numpy as np
 from merganser.merging.combine import in_slices
 from merganser.merging.masks import put_where
 from merganser.merging.rule import SCALE, Rule
-from merganser.merging.tensors import Array, Inputs, gather, like
+from merganser.merging.tensors import Array, Inputs, as_arrays, like
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -42,7 +42,7 @@ def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array
     Raises:
         InputError: shapes differ.
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     return like(in_slices(arrays, base_array, apply, MagMaxPlan(scale)), models[0])
 
 
@@ -54,7 +54,7 @@ def fold(largest: Array, update: Array) -> Array:
     Raises:
         InputError: shapes differ.
     """
-    (old, new), _ = gather([largest, update])
+    (old, new), _ = as_arrays([largest, update])
     return like(np.where(np.abs(new) >= np.abs(old), new, old), largest)
 
 

@@ -1,4 +1,4 @@
-"""Choosing entry by entry, on the bits of floats.
+"""Masked assignment on the bits of floats.
 
 A mask of all ones or none per entry, combined with the bits, is several times faster in numpy than ``where`` or an
 assignment by a boolean mask, and exact: what is not kept becomes a positive zero, NaN and infinity included.

@@ -9,7 +9,7 @@ import numpy as np
 
 from merganser.merging.combine import Combination, combine, gram, in_slices
 from merganser.merging.rule import Parameter, Rule, check_count
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, like
 
 
 def model_stock(models: Sequence[Array], base: Array, *, filter_wise: bool = False) -> Array:
@@ -31,7 +31,7 @@ def model_stock(models: Sequence[Array], base: Array, *, filter_wise: bool = Fal
     Raises:
         InputError: fewer than two models, or shapes differ.
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     assert base_array is not None
     check_count("model_stock", len(arrays), 2)
     if filter_wise and base_array.ndim > 1:

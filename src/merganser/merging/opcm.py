@@ -10,7 +10,7 @@ import numpy as np
 
 from merganser.merging.adapters import Factors, truncate
 from merganser.merging.rule import Parameter, Rule
-from merganser.merging.tensors import Array, gather, like, share, to_work
+from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like, to_work
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -53,7 +53,7 @@ def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5
     Raises:
         InputError: shapes differ, or the share outside [0, 1].
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     assert base_array is not None
     merged: Merged | None = None
     for array in arrays:
@@ -73,7 +73,7 @@ def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5
     Raises:
         InputError: the share is outside [0, 1].
     """
-    (protected,) = share([share_of_spectrum], 1, "share_of_spectrum")
+    (protected,) = fractions_per_model([share_of_spectrum], 1, "share_of_spectrum")
     tau = to_work(update)
     norm = float(np.linalg.norm(tau.astype(np.float64)))
     if merged is None:

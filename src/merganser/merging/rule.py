@@ -1,4 +1,4 @@
-"""What a merging rule says about itself, for the table, the command and the engine that streams files through it."""
+"""Description of a merging rule: its function, parameters and needs."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Parameter:
 
     Attributes:
         name: as in the rule's function and in ``merge.yaml``.
-        default: its value when nothing is said.
+        default: its value when none is given.
         help: one line.
         low, high: limits of a number, both allowed.
         choices: the words allowed, for a word.
@@ -55,7 +55,7 @@ class Parameter:
             raise InputError(f"{where} is {number:g}.", f"It must be {limits}.")
         if isinstance(self.default, int):
             if number != int(number):
-                raise InputError(f"{where} is {number:g}.", "It is a whole number.")
+                raise InputError(f"{where} is {number:g}.", "It must be a whole number.")
             return int(number)
         return number
 
@@ -77,8 +77,8 @@ def _number(value: Any, where: str) -> float:
     return number
 
 
-WEIGHT = Parameter("weight", 1.0, "how much the model counts")
-DENSITY = Parameter("density", 1.0, "share of the entries of an update that is kept", 0.0, 1.0)
+WEIGHT = Parameter("weight", 1.0, "weight of the model")
+DENSITY = Parameter("density", 1.0, "fraction of the entries of an update that is kept", 0.0, 1.0)
 SCALE = Parameter("scale", 1.0, "factor on the merged update (lambda in papers)")
 NORMALIZE = Parameter("normalize", True, "divide by the sum of the weights")
 SEED = Parameter("seed", 0, "seed of the random masks")
@@ -89,8 +89,8 @@ class WrongInput(InputError):
 
     Args:
         index: which one, counting the models, then their fishers.
-        what: is wrong, as it goes on after the name of a tensor.
-        remedy: what the person can do about it.
+        what: the problem, worded to follow the name of a tensor.
+        remedy: what to do about it.
     """
 
     def __init__(self, index: int, what: str, remedy: str) -> None:
@@ -100,7 +100,7 @@ class WrongInput(InputError):
 
 @dataclass(frozen=True)
 class Rule:
-    """A row of the table of rules.
+    """A merging rule.
 
     Attributes:
         name: as typed.
@@ -158,7 +158,7 @@ class Rule:
 
 def argument(name: str) -> str:
     """Name of the function's argument for a per-model parameter: ``weight`` -> ``weights``."""
-    return {"weight": "weights", "density": "density", "gamma": "gamma", "epsilon": "epsilon"}[name]
+    return "weights" if name == "weight" else name
 
 
 def check_count(name: str, count: int, low: int, high: int | None = None) -> None:
@@ -192,13 +192,13 @@ def checked_weights(weights: Sequence[float], normalize: bool, always: bool = Fa
     Args:
         weights: one per model.
         normalize: whether they are to be.
-        always: the rule knows nothing else.
+        always: the rule cannot do without.
 
     Raises:
         InputError: they sum to (almost) zero, or to no finite number.
     """
     if normalize and abs(sum_of(weights)) < 1e-8:
         raise InputError(
-            f"The weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero and can't be normalised.",
+            f"The weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero and cannot be normalised.",
             "Change them." if always else "Change them, or set normalize: false.",
         )

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from merganser.merging.rule import Parameter, Rule
-from merganser.merging.tensors import Array, gather, like, share
+from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like
 from merganser.merging.trim import ALL, count_kept, top_k_threshold
 
 
@@ -33,9 +33,9 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
     Raises:
         InputError: shapes differ, or ``select`` outside [0, 1].
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     assert base_array is not None
-    (kept_share,) = share(select, 1, "select")
+    (kept_share,) = fractions_per_model(select, 1, "select")
     flat = base_array.reshape(-1)
     updates = [array.reshape(-1) - flat for array in arrays]
     if kept_share < 1.0:
@@ -46,9 +46,9 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
         variance = np.zeros_like(mean)
         for update in updates:
             variance += (update - mean) ** 2
-        cut = top_k_threshold(variance, count_kept(kept_share, int(np.count_nonzero(variance))))
-        if cut is not ALL:
-            dropped = ~cut.kept(variance, 0)
+        threshold = top_k_threshold(variance, count_kept(kept_share, int(np.count_nonzero(variance))))
+        if threshold is not ALL:
+            dropped = ~threshold.kept(variance, 0)
             for update in updates:
                 update[dropped] = 0
     energy = np.array(

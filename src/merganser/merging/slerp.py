@@ -9,7 +9,7 @@ import numpy as np
 
 from merganser.merging.combine import Combination, combine, gram, in_slices
 from merganser.merging.rule import Parameter, Rule, check_count
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, like
 
 COLLINEAR = 0.9995
 """From this absolute cosine on the arc is a line within rounding, and the interpolation is linear."""
@@ -33,7 +33,7 @@ def slerp(models: Sequence[Array], *, t: float = 0.5) -> Array:
     Raises:
         InputError: not two models, or shapes differ.
     """
-    arrays, _ = gather(models)
+    arrays, _ = as_arrays(models)
     plan = prepare(ArrayInputs(arrays, None), t=t)
     return like(in_slices(arrays, None, combine, plan), models[0])
 

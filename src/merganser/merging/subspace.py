@@ -121,7 +121,7 @@ class Subspace:
         for direction in directions:
             origin.matched(direction)
         mixing = {
-            group: orthogonal_rows(_gram([[each[name] for name in names] for each in directions]), tolerance)
+            group: orthogonal_rows(_gram([[direction[name] for name in names] for direction in directions]), tolerance)
             for group, names in groups.items()
         }
         return cls(origin, directions, groups, mixing, {group: 0 for group, rows in mixing.items() if len(rows)})
@@ -161,14 +161,14 @@ class Subspace:
 
         Inner products with the rows: no graph through the merge, and nothing is allocated.
         """
-        found = []
+        gradients = []
         for group, rows in self.mixing.items():
             products = [
                 sum(_dot(gradient[name], direction[name]) for name in self.groups[group])
                 for direction in self.directions
             ]
-            found.append(rows @ torch.tensor(products, dtype=torch.float64))
-        return torch.cat(found)
+            gradients.append(rows @ torch.tensor(products, dtype=torch.float64))
+        return torch.cat(gradients)
 
 
 def _dot(one: Tensor, other: Tensor) -> float:

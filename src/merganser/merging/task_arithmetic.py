@@ -10,7 +10,7 @@ import numpy as np
 
 from merganser.merging.combine import Combination, combine, in_slices
 from merganser.merging.rule import NORMALIZE, SCALE, WEIGHT, Rule, checked_weights
-from merganser.merging.tensors import Array, Inputs, gather, like, per_model
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
 
 
 def task_arithmetic(
@@ -41,7 +41,7 @@ def task_arithmetic(
     Raises:
         InputError: shapes differ, or weights that sum to zero are to be normalised.
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     plan = coefficients(len(arrays), weights, normalize, scale)
     return like(in_slices(arrays, base_array, combine, plan), models[0])
 

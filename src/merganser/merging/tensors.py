@@ -1,10 +1,10 @@
-"""What every rule shares: arrays in, arrays out, arithmetic in single precision or wider, one rounding at the end.
+"""Shared by every rule: arrays in, arrays out, arithmetic in float32 or wider, one rounding at the end.
 
 A rule is written for numpy arrays. Torch tensors are taken as views of their memory and the result comes back as a
-torch tensor of the first model's type, on its device; torch is imported only when somebody passes one.
+torch tensor of the first model's type, on its device; torch is imported only for torch tensors.
 
 A tensor is never needed whole by the rules that can be cut into slices: they read it through :class:`Inputs`, in memory
-here, from files in :mod:`merganser.checkpoints.engine`. Sums over a tensor are taken over blocks of :data:`BLOCK`
+here, from files in a merge of checkpoints. Sums over a tensor are taken over blocks of :data:`BLOCK`
 elements in double precision and added in order, so that they depend neither on the length of a slice nor on the number
 of threads.
 """
@@ -93,7 +93,7 @@ def to_work(value: Array) -> NDArray[Any]:
         return array
     if array.dtype.kind != "f":
         raise InputError(
-            f"A tensor of type {array.dtype} can't be merged by a rule.",
+            f"A tensor of type {array.dtype} cannot be merged by a rule.",
             "Rules take floating-point tensors; copy integer buffers from the base.",
         )
     return array.astype(np.float32)
@@ -111,8 +111,8 @@ def like(result: NDArray[Any], model: Array) -> Array:
     return result
 
 
-def gather(models: Sequence[Array], base: Array | None = None) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-    """The models and the base as numpy arrays of one work type, after checking that they can be merged.
+def as_arrays(models: Sequence[Array], base: Array | None = None) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
+    """Convert the models and the base to numpy arrays of one work type, after checking that they can be merged.
 
     Raises:
         InputError: no model, or shapes that differ.
@@ -155,10 +155,10 @@ def per_model(values: float | Sequence[float], count: int, what: str) -> list[fl
     return numbers
 
 
-def share(values: float | Sequence[float], count: int, what: str) -> list[float]:
-    """Like :func:`per_model`, for shares between 0 and 1."""
+def fractions_per_model(values: float | Sequence[float], count: int, what: str) -> list[float]:
+    """Like :func:`per_model`, for fractions between 0 and 1."""
     numbers = per_model(values, count, what)
     for number in numbers:
         if not 0.0 <= number <= 1.0:
-            raise InputError(f"{what} is {number:g}.", "It is a share of the entries: between 0 and 1.")
+            raise InputError(f"{what} is {number:g}.", "It is a fraction of the entries: between 0 and 1.")
     return numbers

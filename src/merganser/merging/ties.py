@@ -9,7 +9,7 @@ import numpy as np
 from merganser.merging.combine import in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Rule
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, gather, like, per_model, share
+from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, fractions_per_model, like, per_model
 from merganser.merging.trim import count_kept, top_k_thresholds
 
 
@@ -47,7 +47,7 @@ def ties(
     Raises:
         InputError: shapes differ, or a density outside [0, 1].
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     plan = prepare(ArrayInputs(arrays, base_array), weights=weights, density=density, normalize=normalize, scale=scale)
     return like(in_slices(arrays, base_array, elect, plan), models[0])
 
@@ -60,12 +60,12 @@ def prepare(
     normalize: bool = True,
     scale: float = 1.0,
 ) -> Election:
-    """Plan of :func:`ties` for one tensor: the cuts."""
-    shares = share(density, inputs.models, "density")
-    found = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(shares)])
+    """Plan of :func:`ties` for one tensor: the top-k thresholds."""
+    shares = fractions_per_model(density, inputs.models, "density")
+    thresholds = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(shares)])
     return Election(
         weights=np.array(per_model(weights, inputs.models, "weight")),
-        sparsity=tuple(Sparsity(cut=cut) for cut in found),
+        sparsity=tuple(Sparsity(threshold=threshold) for threshold in thresholds),
         elect=True,
         normalize=normalize,
         scale=scale,

@@ -1,14 +1,13 @@
-"""Which entries of an update are kept: exactly the k largest, or a random share that anybody can recompute.
+"""Top-k trimming: keep exactly the k largest magnitudes of an update.
 
-Keeping the k largest of n magnitudes needs one number per tensor, the smallest magnitude kept, and, as several entries
-may have it, the index up to which those are kept. :func:`cuts` finds both without sorting and without holding the
-tensor: a sample brackets the magnitude, one pass counts what lies above and collects what lies inside. Where the sample
-misled it (never wrong, at most slower) two histograms of the bits of the magnitude decide.
+That needs one number per tensor, the smallest magnitude kept, and, as several entries may have it, the index up to
+which those are kept: a :class:`TopKThreshold`. :func:`top_k_thresholds` finds both without sorting and without holding
+the tensor: a sample brackets the magnitude, one pass counts what lies above and collects what lies inside. Where the
+bracket misses, two histograms of the bits of the magnitude decide: slower, with the same result.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ _MOST_RUNS = 16 * _SAMPLE_RUNS
 _MARGIN = 0.01
 _CANDIDATES = 0.10
 
-ROOM = 1 << 23
+MAX_COLLECTED = 1 << 23
 """Entries that one pass may collect over all of its brackets, of 12 bytes each, however large the tensor."""
 
 
@@ -67,35 +66,35 @@ def update_magnitudes(inputs: Inputs, model: int, start: int, stop: int) -> NDAr
 
 
 def top_k_thresholds(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[TopKThreshold]:
-    """For each ``(model, k)``: the cut that keeps exactly the k largest magnitudes of the model's update.
+    """Find, for each ``(model, k)``, the threshold that keeps exactly the k largest magnitudes of the model's update.
 
     Entries of equal magnitude are kept in the order of their index. The update is the difference from the base, or the
     model itself where there is no base.
     """
-    found: dict[int, TopKThreshold] = {}
-    open_: list[int] = []
+    thresholds: dict[int, TopKThreshold] = {}
+    searched: list[int] = []
     for index, (_, k) in enumerate(wanted):
         if k >= inputs.size:
-            found[index] = ALL
+            thresholds[index] = ALL
         elif k <= 0:
-            found[index] = NONE
+            thresholds[index] = NONE
         else:
-            open_.append(index)
-    if open_ and (inputs.size <= SMALL or inputs.work == np.float64):
-        for index in open_:
+            searched.append(index)
+    if searched and (inputs.size <= SMALL or inputs.work == np.float64):
+        for index in searched:
             model, k = wanted[index]
-            found[index] = _by_partition(update_magnitudes(inputs, model, 0, inputs.size), k)
-    elif open_:
-        scans = _sampled_brackets(inputs, [wanted[index] for index in open_])
-        limit = min(int(_CANDIDATES * inputs.size), ROOM // len(scans))
+            thresholds[index] = _by_partition(update_magnitudes(inputs, model, 0, inputs.size), k)
+    elif searched:
+        scans = _sampled_brackets(inputs, [wanted[index] for index in searched])
+        limit = min(int(_CANDIDATES * inputs.size), MAX_COLLECTED // len(scans))
         _scan(inputs, scans, limit)
-        for index, scan in zip(open_, scans, strict=True):
-            found[index] = _from_scan(inputs, scan, limit) or _by_histogram(inputs, scan.model, scan.k)
-    return [found[index] for index in range(len(wanted))]
+        for index, scan in zip(searched, scans, strict=True):
+            thresholds[index] = _from_scan(inputs, scan, limit) or _by_histogram(inputs, scan.model, scan.k)
+    return [thresholds[index] for index in range(len(wanted))]
 
 
 def top_k_threshold(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
-    """The cut that keeps exactly the k largest of magnitudes in memory, equal ones in the order of their index."""
+    """Find the threshold that keeps exactly the k largest of magnitudes in memory, ties in the order of the index."""
     if k >= len(magnitudes):
         return ALL
     return NONE if k <= 0 else _by_partition(magnitudes, k)
@@ -128,7 +127,7 @@ class _BracketScan:
 
 def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_BracketScan]:
     """Magnitudes that probably enclose the k-th largest, and the likeliest one: from runs spread over the tensor."""
-    margin = min(_MARGIN, 0.4 * ROOM / (len(wanted) * inputs.size))
+    margin = min(_MARGIN, 0.4 * MAX_COLLECTED / (len(wanted) * inputs.size))
     # A narrow bracket is hit as surely when it comes from more samples, in proportion to the square.
     runs = min(math.ceil(_SAMPLE_RUNS * (_MARGIN / margin) ** 2), _MOST_RUNS, inputs.size // _SAMPLE_RUN)
     stride = inputs.size // runs
@@ -158,7 +157,7 @@ def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
         stop = min(start + step, inputs.size)
         if fast is not None:
             for scan, (above, ties, values, indices) in zip(scans, fast(start, stop, scans), strict=True):
-                _note(scan, above, ties, values, indices, limit)
+                _collect(scan, above, ties, values, indices, limit)
             continue
         models, base = inputs.read(start, stop)
         for scan in scans:
@@ -168,15 +167,15 @@ def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
             other = values != scan.middle
             above = int(np.count_nonzero(~(magnitudes <= scan.high)))
             ties = len(values) - int(np.count_nonzero(other))
-            _note(scan, above, ties, values[other], inside[other] + start, limit)
+            _collect(scan, above, ties, values[other], inside[other] + start, limit)
 
 
 def _step(inputs: Inputs) -> int:
-    """Elements read together: what the inputs like best, or a block."""
+    """Elements read together: what the inputs prefer, or a block."""
     return int(getattr(inputs, "step", BLOCK))
 
 
-def _note(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
+def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
     scan.above += above
     scan.at_middle.append(ties)
     scan.collected += len(values)
@@ -186,7 +185,7 @@ def _note(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any, 
 
 
 def _from_scan(inputs: Inputs, scan: _BracketScan, limit: int) -> TopKThreshold | None:
-    """The cut, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
+    """The threshold, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)
     if scan.collected > limit or not 0 < need <= scan.collected + middle:
@@ -223,7 +222,7 @@ def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_b
 
 
 def _by_histogram(inputs: Inputs, model: int, k: int) -> TopKThreshold:
-    """The cut from two histograms of the bits of the magnitude: three passes, whatever the values.
+    """Find the threshold from two histograms of the bits of the magnitude: three passes, whatever the values.
 
     The bits of non-negative floats order like the floats. NaN lies above infinity and is kept first.
     """
@@ -261,58 +260,3 @@ def _bin_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
     from_top = np.cumsum(counts[::-1])
     place = int(np.searchsorted(from_top, k))
     return len(counts) - 1 - place, int(from_top[place] - counts[len(counts) - 1 - place])
-
-
-# Random masks ------------------------------------------------------------------------------------------------------
-
-_GOLDEN = 0x9E3779B97F4A7C15
-_MIXING = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB))
-
-
-_STEPS = np.arange(BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN)
-
-
-def mask_key(seed: int, name: str, model: int) -> int:
-    """64 bits that depend on the seed, the tensor's name and the model's index and on nothing else."""
-    digest = hashlib.blake2b(f"{seed}\x00{model}\x00{name}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little")
-
-
-def random_bits(key: int, start: int, stop: int) -> NDArray[np.uint64]:
-    """Generate numbers ``start`` to ``stop`` of a random stream, uniform over ``0 .. 2**53 - 1``.
-
-    A counter-based generator (the output function of SplitMix64, Steele, Lea and Flood, OOPSLA 2014): any slice of the
-    stream can be computed alone, so masks do not depend on slices, threads or the order of shards.
-    """
-    bits = np.empty(stop - start, np.uint64)
-    scratch = np.empty(min(len(bits), BLOCK), np.uint64)
-    for first in range(0, len(bits), BLOCK):
-        _fill_random(key, start + first, bits[first : first + BLOCK], scratch)
-    return bits
-
-
-def bernoulli_mask(key: int, start: int, stop: int, threshold: int) -> NDArray[np.bool_]:
-    """Mark the entries of a slice whose :func:`random_bits` are below a threshold (:func:`mask_threshold`)."""
-    mask = np.empty(stop - start, np.bool_)
-    bits, scratch = np.empty((2, min(len(mask), BLOCK)), np.uint64)
-    for first in range(0, len(mask), BLOCK):
-        part = mask[first : first + BLOCK]
-        np.less(_fill_random(key, start + first, bits[: len(part)], scratch), np.uint64(threshold), out=part)
-    return mask
-
-
-def _fill_random(key: int, start: int, out: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Fill ``out``, a block at most, with the random numbers from ``start`` on."""
-    spare = scratch[: len(out)]
-    np.add(_STEPS[: len(out)], np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=out)
-    for shift, factor in _MIXING:
-        out ^= np.right_shift(out, np.uint64(shift), out=spare)
-        out *= np.uint64(factor)
-    out ^= np.right_shift(out, np.uint64(31), out=spare)
-    out >>= np.uint64(11)
-    return out
-
-
-def mask_threshold(probability: float) -> int:
-    """An entry is kept when its draw is below this: probability 1 keeps all, 0 none."""
-    return round(probability * 2.0**53)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
+from merganser.merging.random_masks import mask_key, random_bits
 from merganser.merging.rule import SCALE, SEED, WEIGHT, Rule
-from merganser.merging.tensors import Array, gather, like, per_model
-from merganser.merging.trim import mask_key, random_bits
+from merganser.merging.tensors import Array, as_arrays, like, per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -51,7 +51,7 @@ def tunable_magmax(
     Raises:
         InputError: shapes differ, or weights that are negative or sum to zero.
     """
-    arrays, base_array = gather(models, base)
+    arrays, base_array = as_arrays(models, base)
     assert base_array is not None
     flat = base_array.reshape(-1)
     updates = [array.reshape(-1) - flat for array in arrays]

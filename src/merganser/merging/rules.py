@@ -1,4 +1,4 @@
-"""The table of rules: what ``merganser merge --list`` prints and what every name in a recipe is looked up in."""
+"""All merging rules by name: ``merganser merge --list`` prints them, and a recipe names one of them."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule(name: str) -> Rule:
-    """The rule of this name.
+def rule_named(name: str) -> Rule:
+    """Look a rule up by its name.
 
     Raises:
         InputError: there is none.
