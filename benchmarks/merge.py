@@ -1,15 +1,15 @@
 """Merging against mergekit and against ``cp``: whole processes, in turn, medians.
 
-    python benchmarks/merge.py --work FOLDER [--mergekit-python PYTHON] [--pairs 5] [--rules linear,ties] [--layers 22]
+    python benchmarks/merge.py --work FOLDER --mergekit-python PYTHON --layers 44
 
-Generates a base and two fine-tuned models of a Llama shape (22 layers: 1.1 billion parameters, 2.2 GB in bfloat16 in
-three shards) in FOLDER, where it looks for them again, and for every rule runs, one after the other, as often as there
-are
-pairs: this package with numba, this package in plain numpy, mergekit, and ``cp`` of one model. Every run is a process
-of its own, timed from start to end with the processor time and the peak of resident memory that the kernel counts
-(mapped pages included). Files are warm in the page cache. ``--mergekit-python`` is the interpreter of an environment
-with mergekit; without it only the others run. Measurements are appended to FOLDER/measured.jsonl; the table printed is
-made of all that are there.
+Generates a base and two fine-tuned models of a Llama shape (44 layers: 2.2 billion parameters, 4.4 GB in bfloat16) in
+FOLDER, where it looks for them again. For every rule it runs, one after the other and ``--pairs`` times: this package
+with numba, this package in plain numpy, mergekit, and ``cp`` of one model. Every run is a process of its own, timed
+from start to end with the processor time and the peak of resident memory that the kernel counts. Files are warm in the
+page cache. ``--mergekit-python`` is the interpreter of an environment with mergekit; without it only the others run.
+Measurements are appended to FOLDER/measured.jsonl; the tables printed are made of all rows of this size: medians, then
+the limits and whether they hold, then what importing numba and loading its machine code cost per merge.
+``--layers 22`` has 1.1 billion parameters.
 """
 
 from __future__ import annotations
@@ -35,22 +35,38 @@ OURS = [sys.executable, "-c", "import typer; from merganser.cli.merge import mer
 KINDS = ("numba", "numpy", "mergekit", "cp")
 DENSITY = 0.3
 DENSE = ("ties", "dare_ties", "breadcrumbs_ties")
-"""Rules that are given it."""
+"""Rules that take a density."""
+
+LIMITS: dict[str, dict[str, float]] = {"linear": {"cpu": 8, "wall": 2.5}, "ties": {"cpu": 18, "wall": 5}}
+"""At 44 layers with numba: at least so many times less processor time than mergekit, wall time at most so many times
+that of ``cp``."""
+MAX_MEGABYTES = 400
+
+WITHOUT_NUMBA = "import numpy"
+WITH_NUMBA = """
+import numpy as np
+from merganser.checkpoints import kernels as k
+types, rows, out = k.Types(k.BF16, k.BF16), np.zeros((3, 8), np.uint16), np.zeros(8, np.uint16)
+models, bracket = np.zeros(2, k.MODEL), np.zeros(3, np.float32)
+k.scan(rows[0], rows[2], 0, bracket, k.BF16, np.zeros(9, np.float32), np.zeros(9, np.int64))
+k.elect(rows, 0, models, k.Signs(True, True, np.float32(1), np.float32(1)), types, out)
+"""
+"""Loads what a TIES merge loads."""
 
 
 def models(work: Path, layers: int, vocabulary: int) -> list[Path]:
-    """Base and two fine-tuned models, generated where they are not there."""
+    """Base and two fine-tuned models, generated where they are missing."""
     name = f"{layers}" if vocabulary == VOCABULARY else f"{layers}-{vocabulary}"
     base = work / f"base-{name}"
     if not base.exists():
         _write_apart(base, layers=layers, seed=0, vocabulary=vocabulary)
-    found = [base]
+    paths = [base]
     for seed in (1, 2):
         tuned = work / f"tuned-{name}-{seed}"
         if not tuned.exists():
             _write_apart(tuned, layers=layers, seed=seed, origin=base, vocabulary=vocabulary)
-        found.append(tuned)
-    return found
+        paths.append(tuned)
+    return paths
 
 
 def _write_apart(out: Path, **how: Any) -> None:
@@ -99,10 +115,10 @@ def measure(arguments: list[str]) -> dict[str, float]:
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     assert process.stderr is not None
-    said = process.stderr.read().decode()[-2000:]
+    stderr = process.stderr.read().decode()[-2000:]
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode != 0:
-        raise SystemExit(f"{' '.join(arguments)} failed:\n{said}")
+        raise SystemExit(f"{' '.join(arguments)} failed:\n{stderr}")
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss / 1024}
 
 
@@ -163,6 +179,34 @@ def _ratio(over: list[dict[str, Any]], under: list[dict[str, Any]], key: str) ->
     return f"{statistics.median(pairs):.1f}" if pairs else ""
 
 
+def limits(rows: list[dict[str, Any]], layers: int) -> str:
+    """The limits beside what was measured."""
+    lines = ["| rule | limit | measured | holds |", "| --- | --- | --- | --- |"]
+    for rule, limit in LIMITS.items():
+        of = {k: [r for r in rows if (r["rule"], r["kind"], r["layers"]) == (rule, k, layers)] for k in KINDS}
+        if not of["numba"]:
+            continue
+        if of["mergekit"]:
+            ratio = float(_ratio(of["mergekit"], of["numba"], "cpu"))
+            lines.append(
+                f"| {rule} | CPU: mergekit / numba >= {limit['cpu']:g} | {ratio:.1f} | {ratio >= limit['cpu']} |"
+            )
+        if of["cp"]:
+            ratio = float(_ratio(of["numba"], of["cp"], "wall"))
+            lines.append(f"| {rule} | wall: numba / cp <= {limit['wall']:g} | {ratio:.1f} | {ratio <= limit['wall']} |")
+        peak = max(row["megabytes"] for row in of["numba"])
+        lines.append(f"| {rule} | peak MB <= {MAX_MEGABYTES} | {peak:.0f} | {peak <= MAX_MEGABYTES} |")
+    return "\n".join(lines)
+
+
+def numba_seconds() -> tuple[float, float]:
+    """Median processor and wall seconds that importing numba and loading its machine code add to a process."""
+    measure([sys.executable, "-c", WITH_NUMBA])  # compiles, where nothing is kept yet
+    pairs = [[measure([sys.executable, "-c", code]) for code in (WITHOUT_NUMBA, WITH_NUMBA)] for _ in range(5)]
+    cpu, wall = (statistics.median(b[key] - a[key] for a, b in pairs) for key in ("cpu", "wall"))
+    return cpu, wall
+
+
 def versions(mergekit: str | None) -> str:
     """Programs and machine."""
     from importlib.metadata import version
@@ -184,10 +228,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--mergekit-python")
-    parser.add_argument("--pairs", type=int, default=5)
-    parser.add_argument("--layers", type=int, default=22)
+    parser.add_argument("--pairs", type=int, default=3, help="rounds")
+    parser.add_argument("--layers", type=int, default=44, help="44: 2.2 billion parameters")
     parser.add_argument("--vocabulary", type=int, default=VOCABULARY, help="rows of the two largest tensors")
-    parser.add_argument("--rules", default="linear,magmax,ties,dare_ties")
+    parser.add_argument("--rules", default="linear,magmax,ties,dare_ties", help="which rules")
     parser.add_argument("--kinds", default=",".join(KINDS), help="which of them to run, by default all")
     parser.add_argument("--print-only", action="store_true")
     given = parser.parse_args()
@@ -198,6 +242,11 @@ def main() -> None:
     rows = [row for row in rows if row.get("vocabulary", VOCABULARY) == given.vocabulary]
     print(versions(given.mergekit_python) + "\n")
     print(table(rows, given.layers))
+    print("\nLimits, set for 44 layers:\n\n" + limits(rows, given.layers))
+    cpu, wall = numba_seconds()
+    print(
+        f"\nImporting numba and loading its machine code: {cpu:.2f} s of processor time, {wall:.2f} s wall per merge."
+    )
 
 
 if __name__ == "__main__":
