@@ -13,11 +13,13 @@ import typer
 import yaml
 from typer.testing import CliRunner, Result
 
+from merganser.checkpoints.recipe import Recipe
 from merganser.cli.merge import merge
 from merganser.errors import InputError
 from merganser.merging.rules import RULES
 from tests.checkpoints.conftest import example, family, write_file, write_folder
 from tests.checkpoints.test_merge import load
+from tests.learner.toys import Command
 
 __all__ = ["family"]
 
@@ -281,3 +283,9 @@ def test_a_merge_needs_no_torch(family: dict[str, Path], tmp_path: Path) -> None
     )
     subprocess.run([sys.executable, "-c", script], check=True)
     assert (tmp_path / "out" / "merge.yaml").exists()
+
+
+def test_the_schema_of_a_recipe_names_every_key(merganser: Command) -> None:
+    schema = json.loads(merganser("schema", "--merge").out)
+    assert set(schema["properties"]) == set(Recipe.model_fields)
+    assert "from" in schema["$defs"]["Override"]["properties"]

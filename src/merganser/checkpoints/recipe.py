@@ -80,7 +80,7 @@ def _read_setting(value: Any) -> Any:
         return Gradient.model_validate(value)
     if set(value) == {"cases"}:
         return Cases.model_validate(value)
-    raise ValueError(f"it is {dict(value)!r}; write a value, {{layers: [...]}} or {{cases: [...]}}")
+    raise ValueError(f"this is {dict(value)!r}; write a value, {{layers: [...]}} or {{cases: [...]}}")
 
 
 Setting: TypeAlias = Annotated[Any, PlainValidator(_read_setting, json_schema_input_type=Value | Gradient | Cases)]
@@ -237,19 +237,19 @@ class Recipe(StrictOptions):
         """The content of a ``merge.yaml`` that repeats the merge: everything that is not a default, and the seed."""
         return {**self.model_dump(exclude_defaults=True, by_alias=True), "seed": self.seed}
 
-    def renamed(self, name: dict[str, str]) -> Recipe:
+    def renamed(self, names: Mapping[str, str]) -> Recipe:
         """The recipe with other names for its models, Fishers and base.
 
         Args:
-            name: old name -> new name.
+            names: old name -> new name.
         """
         entries = [
             entry.model_copy(
-                update={"model": name[entry.model], "fisher": None if entry.fisher is None else name[entry.fisher]}
+                update={"model": names[entry.model], "fisher": None if entry.fisher is None else names[entry.fisher]}
             )
             for entry in self.models
         ]
-        return self.model_copy(update={"models": entries, "base": None if self.base is None else name[self.base]})
+        return self.model_copy(update={"models": entries, "base": None if self.base is None else names[self.base]})
 
     def resolve(self, tensor: LayerPosition) -> tuple[Rule | None, dict[str, Any]]:
         """Find the rule of a tensor (``None``: keep the base's) and the arguments of its function.

@@ -47,7 +47,7 @@ def breadcrumbs(
         A tensor of the first model's shape and type.
 
     Raises:
-        InputError: shapes differ, or a share outside [0, 1].
+        InputError: shapes differ, or a fraction outside [0, 1].
     """
     arrays, base_array = as_arrays(models, base)
     plan = prepare(
@@ -94,7 +94,7 @@ def prepare(
     )
 
 
-GAMMA = Parameter("gamma", 0.01, "share of the entries dropped as outliers", 0.0, 1.0)
+GAMMA = Parameter("gamma", 0.01, "fraction of the entries dropped as outliers", 0.0, 1.0)
 
 RULE = Rule(
     name="breadcrumbs",

@@ -87,31 +87,31 @@ def dare(models: Sequence[Array], base: Array, *, name: str = "", **options: Any
 def prepare(inputs: Inputs, **options: Any) -> Election:
     """Plan of :func:`dare` for one tensor: keys of the masks and factors."""
     chosen = DareOptions(**options)
-    shares = fractions_per_model(chosen.density, inputs.models, "density")
+    densities = fractions_per_model(chosen.density, inputs.models, "density")
     keys = [mask_key(chosen.seed, inputs.name, index) for index in range(inputs.models)]
     if chosen.rescale == "density":
-        factors = [1.0 / kept if kept > 0 else 1.0 for kept in shares]
+        factors = [1.0 / kept if kept > 0 else 1.0 for kept in densities]
     elif chosen.rescale == "l1":
-        factors = _l1_factors(inputs, keys, shares)
+        factors = _l1_factors(inputs, keys, densities)
     else:
         factors = [1.0] * inputs.models
     return Election(
         weights=np.array(per_model(chosen.weights, inputs.models, "weight")),
-        sparsity=tuple(random_sparsity(*arguments) for arguments in zip(keys, shares, factors, strict=True)),
+        sparsity=tuple(random_sparsity(*arguments) for arguments in zip(keys, densities, factors, strict=True)),
         elect=chosen.sign_election,
         normalize=chosen.normalize,
         scale=chosen.scale,
     )
 
 
-def _l1_factors(inputs: Inputs, keys: list[int], shares: list[float]) -> list[float]:
+def _l1_factors(inputs: Inputs, keys: list[int], densities: list[float]) -> list[float]:
     """L1 norm of each update over that of what its mask keeps; 1 where either is (almost) zero, as in mergekit."""
     whole = np.zeros(inputs.models)
     kept = np.zeros(inputs.models)
     for start, models, base in blocks(inputs):
         for index, model in enumerate(models):
             magnitudes: Any = np.abs(model - base).astype(np.float64)
-            keep = bernoulli_mask(keys[index], start, start + len(magnitudes), mask_threshold(shares[index]))
+            keep = bernoulli_mask(keys[index], start, start + len(magnitudes), mask_threshold(densities[index]))
             whole[index] += np.add.reduce(magnitudes)
             kept[index] += np.add.reduce(np.where(keep, magnitudes, 0.0))
     return [float(a / b) if a >= 1e-7 and b >= 1e-7 else 1.0 for a, b in zip(whole, kept, strict=True)]

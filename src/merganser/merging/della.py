@@ -78,9 +78,9 @@ def della(models: Sequence[Array], base: Array, *, name: str = "", **options: An
     arrays, base_array = as_arrays(models, base)
     assert base_array is not None
     weights = per_model(chosen.weights, len(arrays), "weight")
-    shares = fractions_per_model(chosen.density, len(arrays), "density")
+    densities = fractions_per_model(chosen.density, len(arrays), "density")
     spreads = per_model(chosen.epsilon, len(arrays), "epsilon")
-    for kept, spread in zip(shares, spreads, strict=True):
+    for kept, spread in zip(densities, spreads, strict=True):
         if 0.0 < kept < 1.0 and not (kept - spread > 0.0 and kept + spread < 1.0 and spread >= 0.0):
             raise InputError(
                 f"Density {kept:g} with epsilon {spread:g} gives probabilities from {kept - spread:g} to "
@@ -89,7 +89,7 @@ def della(models: Sequence[Array], base: Array, *, name: str = "", **options: An
             )
     kept_updates = [
         _pruned(array - base_array, kept, spread, chosen.rescale, mask_key(chosen.seed, name, index))
-        for index, (array, kept, spread) in enumerate(zip(arrays, shares, spreads, strict=True))
+        for index, (array, kept, spread) in enumerate(zip(arrays, densities, spreads, strict=True))
     ]
     update = resolve(kept_updates, weights, chosen.sign_election, chosen.normalize, chosen.scale)
     return like(base_array + update, models[0])

@@ -34,7 +34,7 @@ def optimal_interpolation(tensors: Iterable[Parts]) -> float:
         tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
 
     Returns:
-        The share of the way; 1 where no loss depends on the position (0/0).
+        The position on the line; 1 where no loss depends on the position (0/0).
 
     Raises:
         InputError: shapes differ.

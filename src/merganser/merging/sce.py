@@ -25,7 +25,7 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
     Args:
         models: tensors of equal shape.
         base: the model that all of them started from.
-        select: share of the entries selected.
+        select: fraction of the entries selected.
 
     Returns:
         A tensor of the first model's shape and type.
@@ -35,10 +35,10 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
     """
     arrays, base_array = as_arrays(models, base)
     assert base_array is not None
-    (kept_share,) = fractions_per_model(select, 1, "select")
+    (kept_fraction,) = fractions_per_model(select, 1, "select")
     flat = base_array.reshape(-1)
     updates = [array.reshape(-1) - flat for array in arrays]
-    if kept_share < 1.0:
+    if kept_fraction < 1.0:
         mean = np.zeros_like(flat, dtype=np.float64)
         for update in updates:
             mean += update
@@ -46,7 +46,7 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
         variance = np.zeros_like(mean)
         for update in updates:
             variance += (update - mean) ** 2
-        threshold = top_k_threshold(variance, count_kept(kept_share, int(np.count_nonzero(variance))))
+        threshold = top_k_threshold(variance, count_kept(kept_fraction, int(np.count_nonzero(variance))))
         if threshold is not ALL:
             dropped = ~threshold.kept(variance, 0)
             for update in updates:
@@ -73,5 +73,5 @@ RULE = Rule(
     summary="entries of largest variance, weighted by energy, minority signs erased",
     source="SCE (FuseChat), arXiv 2408.07990",
     base="required",
-    options=(Parameter("select", 1.0, "share of the entries selected by variance", 0.0, 1.0),),
+    options=(Parameter("select", 1.0, "fraction of the entries selected by variance", 0.0, 1.0),),
 )

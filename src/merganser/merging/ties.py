@@ -37,7 +37,7 @@ def ties(
         models: tensors of equal shape.
         base: the model that all of them started from.
         weights: one per model, or one for all.
-        density: share of entries kept, one per model or one for all.
+        density: fraction of entries kept, one per model or one for all.
         normalize: divide by the sum of the agreeing weights.
         scale: factor on the merged update (lambda in the paper).
 
@@ -61,8 +61,8 @@ def prepare(
     scale: float = 1.0,
 ) -> Election:
     """Plan of :func:`ties` for one tensor: the top-k thresholds."""
-    shares = fractions_per_model(density, inputs.models, "density")
-    thresholds = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(shares)])
+    densities = fractions_per_model(density, inputs.models, "density")
+    thresholds = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(densities)])
     return Election(
         weights=np.array(per_model(weights, inputs.models, "weight")),
         sparsity=tuple(Sparsity(threshold=threshold) for threshold in thresholds),
