@@ -22,7 +22,7 @@ Cause = Literal["due", "early", "forced", "end"]
 CAUSES: dict[str, str] = {
     "due": "on or after the planned step, with at least one alarm",
     "early": "enough alarms before the planned step",
-    "forced": "a whole further interval went by without an alarm",
+    "forced": "a whole further interval passed without an alarm",
     "end": "after the last step of the task",
 }
 """What each cause of a merge means, as the page, the figures, the live view and the documentation state it."""
