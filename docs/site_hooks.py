@@ -189,3 +189,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
         pieces += [LINK.sub(rewritten, markdown[end : fence.start()]), fence[0]]
         end = fence.end()
     return "".join(pieces) + LINK.sub(rewritten, markdown[end:])
+
+
+def on_page_content(html: str, page: Page, config: MkDocsConfig, files: Files) -> str:
+    """Turn what docstrings take from Sphinx (``:class:`X```, a final ``::``) into plain HTML."""
+    html = re.sub(r":(?:attr|class|data|func|meth|mod|obj):(<code>)~?(?:[a-z_]+\.)*(?=[^<]*</code>)", r"\1", html)
+    return html.replace("::</p>", ":</p>")
