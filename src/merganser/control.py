@@ -194,7 +194,7 @@ class MergeController:
         return max(1, min(wanted, self._warmup + 1))
 
     def wants_probe(self) -> bool:
-        """Whether the loss on the memory should be probed after the inner step that is observed next."""
+        """Return whether the loss on the memory should be probed after the inner step that is observed next."""
         return (
             self.config.watch_forgetting
             and not self.config.only_at_end
@@ -251,7 +251,7 @@ class MergeController:
         return None
 
     def finish(self, step: int) -> Merge | None:
-        """The merge of what was learned since the last one, at the end of a task; ``None`` if that is nothing."""
+        """Return the merge of the steps since the last one, at the end of a task; ``None`` if there are none."""
         return self._fire(step, "end") if self._steps > 0 else None
 
     def _fire(self, step: int, cause: Cause) -> Merge:
@@ -270,7 +270,7 @@ class MergeController:
         return self._pending
 
     def _weight_new(self) -> float:
-        """The weight of the new update at a merge that fires now."""
+        """Return the weight of the new update at a merge that fires now."""
         config = self.config
         if config.weight_new is not None:
             return config.weight_new
@@ -309,7 +309,7 @@ class MergeController:
         return self.interval
 
     def _adapted(self, before: float, now: float) -> int:
-        """The interval after two successive learning signals (Section "Adapting the interval" of the paper)."""
+        """Return the interval after two successive learning signals (Section "Adapting the interval" of the paper)."""
         config = self.config
         if now >= before:
             if now == 0:  # nothing moves, and nothing moved before: there is nothing to learn about the pace
@@ -325,7 +325,7 @@ class MergeController:
         return int(min(config.max_interval, self.interval * (before / now + growth)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that changes while a task is learned, as plain JSON values."""
+        """Return everything that changes while a task is learned, as plain JSON values."""
         return {
             "interval": self.interval,
             "due_step": self.due_step,

@@ -25,18 +25,18 @@ _in_main_only = False
 
 
 def launched_world_size() -> int:
-    """Number of processes that the launcher started, whether or not :func:`initialize` has been called."""
+    """Return the number of processes that the launcher started, whether or not :func:`initialize` has been called."""
     launched = {"RANK", "MASTER_ADDR"} <= os.environ.keys()
     return int(os.environ.get("WORLD_SIZE", "1")) if launched else 1
 
 
 def launched_rank() -> int:
-    """Rank that the launcher gave to this process."""
+    """Return the rank that the launcher gave to this process."""
     return int(os.environ.get("RANK", "0")) if launched_world_size() > 1 else 0
 
 
 def uses_fsdp() -> bool:
-    """Whether the launcher asks for sharded weights (FSDP2).
+    """Return whether the launcher asks for sharded weights (FSDP2).
 
     Raises:
         InputError: it asks for FSDP1, or for weights offloaded to the processor.
@@ -76,7 +76,7 @@ def exit_after_barrier() -> None:
 
 
 def is_peer_lost(error: BaseException) -> bool:
-    """Whether a collective failed because another process is gone."""
+    """Return whether a collective failed because another process is gone."""
     if _group() is None or not isinstance(error, RuntimeError):
         return False
     import torch
@@ -94,29 +94,29 @@ def _group() -> Any:
 
 
 def world_size() -> int:
-    """Number of processes that train together."""
+    """Return the number of processes that train together."""
     group = _group()
     return 1 if group is None else int(group.get_world_size())
 
 
 def rank() -> int:
-    """Rank of this process, from 0."""
+    """Return the rank of this process, from 0."""
     group = _group()
     return 0 if group is None else int(group.get_rank())
 
 
 def is_main() -> bool:
-    """Whether this is rank 0, the only process that writes and logs."""
+    """Return whether this is rank 0, the only process that writes and logs."""
     return rank() == 0
 
 
 def _device(group: Any) -> str:
-    """Device of tensors in collectives."""
+    """Return the device of tensors in collectives."""
     return "cpu" if "cpu" in str(group.get_backend_config()) else "cuda"
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:
-    """Sums over the ranks, number by number, in double precision; the same bits on every rank."""
+    """Sum over the ranks, number by number, in double precision; the same bits on every rank."""
     group = _group()
     if group is None or not values:
         return list(values)
@@ -129,12 +129,12 @@ def all_reduce_sum(values: Sequence[float]) -> list[float]:
 
 
 def _sum(values: Sequence[float]) -> float:
-    """Correctly rounded sum; infinities and NaN as in plain addition."""
+    """Return the correctly rounded sum; infinities and NaN as in plain addition."""
     return math.fsum(values) if all(map(math.isfinite, values)) else sum(values)
 
 
 def all_gather_object(value: Any) -> list[Any]:
-    """A JSON value from every rank, in the order of the ranks."""
+    """Gather a JSON value from every rank, in the order of the ranks."""
     group = _group()
     if group is None:
         return [value]
@@ -248,7 +248,7 @@ def _rebuild(described: dict[str, Any]) -> MerganserError:
 
 
 def local_part(items: Sequence[T]) -> tuple[list[T], bool]:
-    """This rank's part of the items: even, and in order.
+    """Return this rank's part of the items: even, and in order.
 
     Returns:
         The part, and whether it counts. Where there are fewer items than ranks, some get a padding item that does not

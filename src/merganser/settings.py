@@ -30,7 +30,7 @@ def setting(
     lt: float | None = None,
     section: str | None = "",
 ) -> Any:
-    """A field of a :class:`Settings` class.
+    """Make a field of a :class:`Settings` class.
 
     Args:
         default: the value where none is given.
@@ -45,7 +45,7 @@ def setting(
 
 
 def with_default(settings: type[Settings], name: str, default: Any) -> Any:
-    """The field of a parent class with another default."""
+    """Make the field of a parent class anew, with another default."""
     inherited = next(item for item in dataclasses.fields(settings) if item.name == name)
     return dataclasses.field(default=default, metadata=inherited.metadata)
 
@@ -69,7 +69,7 @@ class Settings:
         return {}
 
     def changed(self, **changes: Any) -> Self:
-        """A copy with other values, and with what they imply.
+        """Return a copy with other values, and with what they imply.
 
         Raises:
             TypeError: there is no such setting; the message names the nearest one.
@@ -90,13 +90,13 @@ def described(settings: type[Settings]) -> Iterator[tuple[str, Any, Mapping[str,
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:
-    """The members of a union type; a type that is no union alone."""
+    """Return the members of a union type; a type that is no union alone."""
     union = typing.get_origin(annotation) in (types.UnionType, typing.Union)
     return typing.get_args(annotation) if union else (annotation,)
 
 
 def _checked(name: str, annotation: Any, bounds: Mapping[str, float], value: Any) -> Any:
-    """The value as a plain Python value of its type.
+    """Check a value, and return it as a plain Python value of its type.
 
     Raises:
         ValueError: it has another type, or is out of bounds.
@@ -124,7 +124,7 @@ def _within(number: float, bounds: Mapping[str, float]) -> bool:
 
 
 def expected(annotation: Any, bounds: Mapping[str, float]) -> str:
-    """What a setting takes, for a message: ``a number > 0 and <= 1 or None``."""
+    """Describe what a setting takes, for a message: ``a number > 0 and <= 1 or None``."""
     return " or ".join(_expected(annotation, bounds))
 
 

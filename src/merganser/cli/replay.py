@@ -119,7 +119,7 @@ def _counts(each: TaskReplay) -> str:
 
 
 def _notes(found: Replay) -> list[str]:
-    """What is approximate."""
+    """Describe what is approximate."""
     if all(each.same for each in found.tasks):
         return []
     notes = ["An estimate: losses on the memory are those of the run, whose weights were merged as in the ledger."]

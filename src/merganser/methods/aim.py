@@ -64,7 +64,7 @@ class _CompatOptions(MethodOptions):
         return self
 
     def config(self) -> AimConfig:
-        """The settings as they are used.
+        """Return the settings as they are used.
 
         Raises:
             ValueError: two contradict each other.
@@ -100,7 +100,7 @@ AimOptions = create_model(
 
 
 def _yaml(value: Any) -> str:
-    """A value as it stands in a configuration file."""
+    """Return a value as it stands in a configuration file."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value)

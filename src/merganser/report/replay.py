@@ -122,7 +122,7 @@ class ChangeRates:
             before = merge.step
 
     def signal(self, before: int, step: int, interval: int) -> tuple[float, bool]:
-        """The learning signal of the interval from ``before`` to ``step``, and whether it is the run's own."""
+        """Return the learning signal of the interval from ``before`` to ``step``, and whether it is the run's own."""
         moved = 0.0
         for first, last, planned, signal in self.intervals:
             if (first, last, planned) == (before, step, interval):
@@ -143,7 +143,7 @@ def replay_task(
     merge_at_end: bool = False,
     masks: bool = False,
 ) -> TaskReplay:
-    """The merges that a controller decides from a task's recorded signals.
+    """Replay the decisions of a controller on the recorded signals of a task.
 
     Args:
         controller: a fresh one.
@@ -269,7 +269,7 @@ def _changed(before: AimConfig, changes: Mapping[str, Any]) -> AimConfig:
 
 
 def _check_probes(before: AimConfig, now: AimConfig, task: str, signals: Sequence[SignalRecord]) -> None:
-    """InputError where the settings need probes that the run did not take."""
+    """Raise InputError where the settings need probes that the run did not take."""
     if not signals:
         raise InputError(f"There are no signals of task '{task}'.", "They are in its signals.jsonl; restore it.")
     if not now.watch_forgetting or now.only_at_end:

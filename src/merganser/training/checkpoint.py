@@ -57,18 +57,18 @@ class RestoredState(TrainerCallback):
             part.load_task_state(TaskState(self.checkpoint.values["parts"][name], self._tensors(f"parts.{name}.")))
 
     def restore_weights(self, model: torch.nn.Module) -> None:
-        """The trainable weights, in place."""
+        """Restore the trainable weights, in place."""
         Weights.of(model).copy_(Weights(self._tensors("weights.")))
 
     def restore_optimizer(self, optimizer: Any, schedule: Any) -> None:
-        """Moments and learning rates; a checkpoint after the last step has none."""
+        """Restore moments and learning rates; a checkpoint after the last step has none."""
         values = self.checkpoint.values
         if "optimizer" in values:
             load_optimizer_state(optimizer, values["optimizer"], self._tensors("optimizer."))
             schedule.load_state_dict(values["schedule"])
 
     def restore_random(self) -> None:
-        """The states of the random generators.
+        """Restore the states of the random generators.
 
         Where another number of processes wrote them, the generators of dropout are seeded anew in ranks above 0.
         """
@@ -175,7 +175,7 @@ class TaskCheckpoints(TrainerCallback):
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """An optimizer's state as plain values (groups, and what is not a tensor) and tensors named ``number.key``.
+    """Return an optimizer's state as plain values (groups, and what is not a tensor) and tensors named ``number.key``.
 
     Of sharded moments, those of this process.
     """

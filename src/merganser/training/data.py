@@ -23,7 +23,7 @@ class FeatureList(torch.utils.data.Dataset):
         return len(self.features)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """An example; a negative index gives a padding example, see :class:`~.distributed.LocalBatches`."""
+        """Return an example; a negative index gives a padding example, see :class:`~.distributed.LocalBatches`."""
         return self.features[index] if index >= 0 else {**self.features[-1 - index], "is_padding": True}
 
 
@@ -45,7 +45,7 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop before every epoch."""
+        """Set the epoch; the training loop does so before every one."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def derive_seed(seed: int, *path: str | int) -> int:
-    """A 32-bit seed for one purpose, from the run's seed and the purpose's name: ``derive_seed(7, "task", 3)``.
+    """Return a 32-bit seed for one purpose, from the run's seed and the purpose's name: ``derive_seed(7, "task", 3)``.
 
     Independent of Python's hash randomisation, of the number of processes and of what was drawn before.
     """
@@ -43,7 +43,7 @@ def isolated_random(seed: int) -> Iterator[None]:
 
 
 def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """The states of Python's, numpy's and torch's global generators, as plain JSON values and tensors."""
+    """Return the states of Python's, numpy's and torch's global generators, as plain JSON values and tensors."""
     import torch
 
     version, words, gauss = random.getstate()

@@ -38,7 +38,7 @@ class LocalBatch:
     def of(
         cls, examples: Sequence[Any], collate: Callable[[list[Any]], Mapping[str, Any]], shifted: bool = False
     ) -> LocalBatch:
-        """This rank's part of a batch that is the same list of examples on every rank.
+        """Return this rank's part of a batch that is the same list of examples on every rank.
 
         Args:
             collate: makes a batch of a list of examples.
@@ -49,12 +49,12 @@ class LocalBatch:
         return cls(batch, weight_of(num_loss_items(batch, shifted) if counts else 0))
 
     def mean(self, loss: float) -> float:
-        """The loss of the whole batch, from the mean loss of this part; the same bits on every rank."""
+        """Return the loss of the whole batch, from the mean loss of this part; the same bits on every rank."""
         return mean_over_processes(self.weight * loss)
 
 
 def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
-    """Number of items whose mean the loss of a batch is: labels that are not ignored, or examples without labels.
+    """Count the loss items of a batch: labels that are not ignored, or examples without labels.
 
     Args:
         shifted: the model's loss does not use the first label of every row (:func:`shifts_labels`).
@@ -66,12 +66,12 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
 
 
 def rows(batch: Mapping[str, Any]) -> int:
-    """Number of examples in a batch."""
+    """Return the number of examples in a batch."""
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
 
 def shifts_labels(model: nn.Module) -> bool:
-    """Whether the model's loss compares each position with the label after it, so that the first one is not used."""
+    """Return whether the loss compares each position with the label after it, so that the first label is not used."""
     unwrap = getattr(model, "get_base_model", None)
     base: Any = unwrap() if callable(unwrap) else model
     decoder_only = not getattr(getattr(base, "config", None), "is_encoder_decoder", False)
@@ -79,7 +79,7 @@ def shifts_labels(model: nn.Module) -> bool:
 
 
 def weight_of(items: int) -> float:
-    """The weight of a mean over ``items`` items of this rank, see :class:`LocalBatch`."""
+    """Return the weight of a mean over ``items`` items of this rank, see :class:`LocalBatch`."""
     if processes.world_size() == 1:
         return 1.0
     everywhere = processes.all_reduce_sum([items])[0]
@@ -87,7 +87,7 @@ def weight_of(items: int) -> float:
 
 
 def mean_over_processes(value: float) -> float:
-    """The mean of a number over the ranks; the same bits on each."""
+    """Return the mean of a number over the ranks; the same bits on each."""
     return processes.all_reduce_sum([value])[0] / processes.world_size()
 
 
@@ -121,7 +121,7 @@ class LocalBatches(torch.utils.data.Sampler[list[int]]):
         self.batch = batch
 
     def set_epoch(self, epoch: int) -> None:
-        """Called by the training loop before every epoch."""
+        """Set the epoch; the training loop does so before every one."""
         self.batch_sampler.set_epoch(epoch)
 
     def __len__(self) -> int:
@@ -135,7 +135,7 @@ class LocalBatches(torch.utils.data.Sampler[list[int]]):
 
 
 def check_batch_for_processes(batch: int) -> None:
-    """InputError when there are more processes than examples in a batch: some would read padding alone."""
+    """Raise InputError when there are more processes than examples in a batch: some would read padding alone."""
     if batch < processes.world_size():
         raise InputError(
             f"training.batch is {batch}, for {processes.world_size()} processes together.",
@@ -148,7 +148,7 @@ def check_batch_for_processes(batch: int) -> None:
 
 @contextlib.contextmanager
 def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
-    """The module to train: ``module`` itself, or a sharded copy where the launcher asks for FSDP.
+    """Return the module to train: ``module`` itself, or a sharded copy where the launcher asks for FSDP.
 
     The full weights are gathered into the module at the end of the block, so that all code outside of training sees an
     ordinary module on every rank. On a CUDA device the module is offloaded to the processor meanwhile.
@@ -166,7 +166,7 @@ def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def layers_to_wrap(module: nn.Module) -> list[nn.Module]:
-    """The layers that FSDP wraps one by one.
+    """Return the layers that FSDP wraps one by one.
 
     Their classes are named by ``FSDP_TRANSFORMER_CLS_TO_WRAP`` (``accelerate launch`` sets it), else by the model's own
     ``_no_split_modules``.
@@ -186,7 +186,7 @@ def layers_to_wrap(module: nn.Module) -> list[nn.Module]:
 
 
 def sharded_copy(module: nn.Module, device: str) -> nn.Module:
-    """A copy of the module with sharded weights, wrapped layer by layer (FSDP2), on ``device``.
+    """Return a copy of the module with sharded weights, wrapped layer by layer (FSDP2), on ``device``.
 
     Raises:
         InputError: as :func:`layers_to_wrap`.

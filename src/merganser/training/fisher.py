@@ -30,7 +30,7 @@ def diagonal_fisher(
     seed: int,
     kind: FisherKind = "empirical",
 ) -> Weights:
-    r"""``F_j = E[(d log p(y | x) / d theta_j)^2]`` of the trainable weights, dropout off.
+    r"""Estimate ``F_j = E[(d log p(y | x) / d theta_j)^2]`` of the trainable weights, dropout off.
 
     Source: Kirkpatrick et al. 2017, Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; on the two
     kinds, Kunstner et al. 2019, arXiv 1905.12558. ``log p`` is minus the loss that the model is trained with: for texts
@@ -84,7 +84,7 @@ def diagonal_fisher(
 
 
 def _loss_on_own_answers(module: nn.Module, inputs: Mapping[str, Any], seed: int) -> Tensor:
-    """Mean negative log-likelihood (nats) of labels drawn from the model where the batch has labels."""
+    """Return the mean negative log-likelihood (nats) of labels drawn from the model where the batch has labels."""
     logits: Tensor = module(**inputs)["logits"].float()
     labels: Tensor = inputs["labels"]
     if labels.ndim == 2 and not getattr(getattr(module, "config", None), "is_encoder_decoder", False):

@@ -21,7 +21,7 @@ from merganser.weights import Weights
 
 
 def trained_layers(module: nn.Module) -> dict[str, nn.Module]:
-    """Name of a trainable matrix -> the layer that multiplies by it; with LoRA each factor is such a layer."""
+    """Map each trainable matrix to the layer that multiplies by it; with LoRA each factor is such a layer."""
     from transformers.pytorch_utils import Conv1D
 
     found = {}
@@ -35,7 +35,7 @@ def trained_layers(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
-    """An orthonormal basis of a layer's inputs, extended until it spans enough of a new task's.
+    """Extend an orthonormal basis of a layer's inputs until it spans enough of a new task's.
 
     With ``R`` the inputs and ``R'`` their residual outside of the basis, the fewest leading left singular vectors of
     ``R'`` are added for which ``|R - R'|^2 + |R'_k|^2 >= energy |R|^2`` (GPM, equation 9).
@@ -72,7 +72,7 @@ def extend_bases(
     energy: float,
     batch: int = 8,
 ) -> dict[str, Tensor]:
-    """The bases of all trained layers, extended by their inputs for some examples; dropout off, padding left out.
+    """Extend the bases of all trained layers by their inputs for some examples; dropout off, padding left out.
 
     Args:
         module: the model after the task.
@@ -106,14 +106,14 @@ def extend_bases(
 
 
 def _masks(inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Where a batch's inputs and its answers are not padding (examples x positions)."""
+    """Return where a batch's inputs and its answers are not padding (examples x positions)."""
     found = [inputs["attention_mask"].bool()] if "attention_mask" in inputs else []
     labels = inputs.get("labels")
     return [*found, labels != IGNORE_INDEX] if labels is not None and labels.ndim == 2 else found
 
 
 def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """A layer's inputs as rows; of examples x positions x width those positions that some mask of that shape keeps."""
+    """Return a layer's inputs as rows, of several positions those that some mask of that shape keeps."""
     fitting = [mask for mask in masks if mask.shape == inputs.shape[:-1]]
     if fitting:
         return inputs[torch.stack(fitting).any(0)]

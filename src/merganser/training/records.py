@@ -40,7 +40,7 @@ class TaskRecords:
         self.signals, self.merges, self.cost, self.examples_seen = [], [], CostRecord(), 0
 
     def signal(self, step: int) -> SignalRecord:
-        """The record of the step that was taken last, for a callback to complete.
+        """Return the record of the step that was taken last, for a callback to complete.
 
         It is a new one in a trainer that does not record losses, such as a stock ``transformers.Trainer``.
         """
@@ -63,7 +63,7 @@ class TaskRecords:
             setattr(self.cost, part, getattr(self.cost, part) + time.perf_counter() - started)
 
     def task_state(self) -> TaskState:
-        """All records as plain values, without those that differ between processes."""
+        """Return all records as plain values, without those that differ between processes."""
         return TaskState(
             {
                 "signals": [signal.model_dump() for signal in self.signals],

@@ -57,7 +57,7 @@ class MemoryBatches:
         return [self.dataset[int(index)] for index in indices]
 
     def rehearsal(self, draw: int) -> list[Any]:
-        """The ``draw``-th rehearsal batch, from 0."""
+        """Return the ``draw``-th rehearsal batch, from 0."""
         size = len(self.dataset)
         if self.sampling == "iid":
             generator = np.random.default_rng([self.seed, 5, draw])
@@ -73,13 +73,13 @@ class MemoryBatches:
         return self._take(indices)
 
     def probe(self, step: int) -> list[Any]:
-        """A fresh random batch for the probe after inner step ``step``."""
+        """Return a fresh random batch for the probe after inner step ``step``."""
         generator = np.random.default_rng([self.seed, 2, step])
         return self._take(generator.choice(len(self.dataset), self.batch_size, replace=False).tolist())
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """The model's own loss on a batch: ``model(**batch)["loss"]``."""
+    """Return the model's own loss on a batch: ``model(**batch)["loss"]``."""
     output = model(**batch)
     return output["loss"] if isinstance(output, Mapping) else output[0]
 
@@ -101,7 +101,7 @@ def without_cache(model: nn.Module) -> Iterator[None]:
 
 
 def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
-    """The batch with its tensors on ``device``."""
+    """Return the batch with its tensors on ``device``."""
     return {key: value.to(device) if isinstance(value, Tensor) else value for key, value in batch.items()}
 
 
@@ -109,7 +109,7 @@ def to_device(batch: Mapping[str, Any], device: torch.device) -> dict[str, Any]:
 def measure_loss(
     model: nn.Module, batch: Mapping[str, Any], loss_function: LossFunction = model_loss, *, dropout: bool = False
 ) -> float:
-    """Loss on a batch without gradients; the training mode is restored.
+    """Measure the loss on a batch without gradients; the training mode is restored.
 
     Args:
         dropout: leave dropout on, as AimMerging's released program does.
@@ -135,7 +135,7 @@ def rehearse_step(
     weight: float = 1.0,
     before_step: Callable[[], None] | None = None,
 ) -> float:
-    """One optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
+    """Take one optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
 
     Args:
         clip: norm at which the gradient is clipped; 0: no clipping.

@@ -134,7 +134,7 @@ class TaskTrainer(Trainer):
         )
 
     def get_batch_samples(self, epoch_iterator: Any, num_batches: int, device: Any) -> tuple[list[Any], Any]:
-        """The batches of one optimizer step, and the number of loss items in them, over all ranks."""
+        """Return the batches of one optimizer step, and the number of loss items in them, over all ranks."""
         batches, _ = super().get_batch_samples(epoch_iterator, num_batches, device)
         items = processes.all_reduce_sum([sum(num_loss_items(batch, self._shifted) for batch in batches)])[0]
         return batches, int(items)
@@ -208,7 +208,7 @@ class ResumedTrainer(TaskTrainer):
 
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
-    """Number of optimizer steps of a task with this many training examples."""
+    """Return the number of optimizer steps of a task with this many training examples."""
     if options.steps is not None:
         return options.steps
     per_epoch = math.ceil(math.ceil(examples / options.batch) / options.accumulation)
@@ -216,7 +216,7 @@ def planned_steps(examples: int, options: TrainingOptions) -> int:
 
 
 def training_arguments(options: TrainingOptions, *, folder: str, precision: str, seed: int) -> TrainingArguments:
-    """The options as ``TrainingArguments``; nothing is saved, logged or reported by the ``Trainer`` itself."""
+    """Return the options as ``TrainingArguments``; nothing is saved, logged or reported by the ``Trainer`` itself."""
     return TrainingArguments(
         output_dir=folder,
         num_train_epochs=options.epochs,

@@ -15,7 +15,7 @@ from merganser.training.rehearsal import Collator, Dataset
 
 
 def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
-    """The configuration with some settings replaced.
+    """Return the configuration with some settings replaced.
 
     Raises:
         InputError: a value is impossible.
@@ -28,7 +28,7 @@ def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
 
 
 def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hashable]) -> None:
-    """InputError where the memory is empty or smaller than a batch, or groups are not one per example."""
+    """Raise InputError where the memory is empty or smaller than a batch, or groups are not one per example."""
     if len(memory) == 0:
         raise InputError("The rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
     for name, size in (("batch", config.batch), ("probe_batch", config.probe_batch)):
@@ -41,7 +41,7 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
 
 
 def check_sharding(model: nn.Module) -> None:
-    """InputError where weights are sharded but look like full ones: signals and merges would be wrong.
+    """Raise InputError where weights are sharded but look like full ones: signals and merges would be wrong.
 
     FSDP version 2 is supported: its shards are distributed tensors.
     """
@@ -54,7 +54,7 @@ def check_sharding(model: nn.Module) -> None:
 
 
 def new_examples(loader: Any, needed: bool) -> Dataset | None:
-    """The training examples of a data loader; ``None`` if they are a stream, which cannot be indexed.
+    """Return the training examples of a data loader; ``None`` if they are a stream, which cannot be indexed.
 
     Args:
         needed: whether examples must be indexed.
@@ -74,7 +74,7 @@ def new_examples(loader: Any, needed: bool) -> Dataset | None:
 
 
 def collator_of(loader: Any, memory: Dataset) -> Collator:
-    """The collator of a training data loader, given only the columns that the training examples have.
+    """Return the collator of a training data loader, given only the columns that the training examples have.
 
     Raises:
         InputError: it cannot make a batch of the memory's examples, which lack some of these columns.

@@ -182,12 +182,12 @@ class AimMerging(TrainerCallback):
             write_state(checkpoint_folder(args, state), self._identity(state), TaskState(values, held.tensors))
 
     def _identity(self, state: TrainerState) -> Identity:
-        """Called in every process: each may hold a shard of the weights."""
+        """Describe the state for its checks; runs on every rank, since each may hold a shard of the weights."""
         settings = identifying_settings(self.config)
         return Identity(state.global_step, self._weights.l1(), self._weights.sharded, settings)
 
     def task_state(self) -> TaskState:
-        """What it holds after a step besides the records: decisions, draws, and the weights after the last merge."""
+        """Return the state besides the records: decisions, draws, and the weights after the last merge."""
         values = {"controller": self.controller.state_dict(), "draws": self._draws}
         return TaskState(values, dict(self._start) | self._fusion.state_tensors())
 
@@ -253,7 +253,7 @@ class AimMerging(TrainerCallback):
             self._merge(decision, kwargs["model"], kwargs["optimizer"], args.max_grad_norm, None)
 
     def _probe(self, model: nn.Module, step: int) -> float:
-        """The forgetting signal: the loss on a batch of the memory.
+        """Measure the forgetting signal: the loss on a batch of the memory.
 
         Raises:
             RunError: it is not finite.
@@ -325,7 +325,7 @@ class AimMerging(TrainerCallback):
         )
 
     def _check_finite(self, step: int, losses: Losses, learning_signal: float) -> None:
-        """RunError where something is not finite before a merge: undoing the merge would not help."""
+        """Raise RunError where something is not finite before a merge: undoing the merge would not help."""
         for name, value in zip(("loss on the task", "loss on the memory"), losses, strict=True):
             if value is not None and not math.isfinite(value):
                 raise self._diverged(f"The {name} became {value} after step {step}")
@@ -373,5 +373,5 @@ class AimMerging(TrainerCallback):
 
 
 def _finite(value: float | None) -> float | None:
-    """The value, as far as it can be written down."""
+    """Return the value if it is finite, else ``None``."""
     return value if value is not None and math.isfinite(value) else None

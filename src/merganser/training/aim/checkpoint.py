@@ -55,19 +55,19 @@ class Identity:
 
 
 def identifying_settings(config: AimConfig) -> dict[str, Any]:
-    """The settings that must not change when training resumes: those of the controller, and the fusion."""
+    """Return the settings that must not change when training resumes: those of the controller, and the fusion."""
     names = [*(item.name for item in fields(ControllerConfig)), "fusion"]
     values = {name: getattr(config, name) for name in names}
     return values | {"rehearsal_steps": config.first_rehearsal_steps}
 
 
 def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
-    """Where a trainer writes the checkpoint of this step."""
+    """Return where a trainer writes the checkpoint of this step."""
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
 def candidate_folders(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
-    """Where the checkpoint may be that a trainer resumes from; a callback does not receive its path."""
+    """Return where the checkpoint may be that a trainer resumes from; a callback does not receive its path."""
     if given is not None:
         return [Path(given)]
     named = args.resume_from_checkpoint
@@ -75,7 +75,7 @@ def candidate_folders(given: str | Path | None, args: TrainingArguments, state: 
 
 
 def _tensors_file(sharded: bool) -> str:
-    """The file of tensors that this rank writes and reads."""
+    """Return the file of tensors that this rank writes and reads."""
     return f"aim_merging.process-{processes.rank()}.safetensors" if sharded else TENSORS
 
 
@@ -119,7 +119,7 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
 
 
 def read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
-    """The state in the first of these folders that has one; called on every rank.
+    """Return the state in the first of these folders that has one; called on every rank.
 
     Args:
         identity: of the training that resumes.

@@ -103,7 +103,7 @@ class ImportanceFusion:
 
 
 def fusion_rule(config: AimConfig, model: nn.Module) -> FusionRule:
-    """The rule that ``config.fusion`` names."""
+    """Return the rule that ``config.fusion`` names."""
     if config.fusion == "importance_masks":
         return ImportanceFusion(model, config.important_share, config.importance_smoothing)
     return TrajectoryFusion()

@@ -40,7 +40,7 @@ class OptimizerCopy:
 
 
 def refusal(before: Losses, after: Losses, finite: bool, factor: float | None) -> str | None:
-    """Why a merge is refused; ``None``: it is applied.
+    """Return why a merge is refused; ``None``: it is applied.
 
     Args:
         before, after: the losses (nats) before the rehearsal and after the merge, on the same batches.

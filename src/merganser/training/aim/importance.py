@@ -49,11 +49,11 @@ class Importance:
             uncertainty.mul_(kept).add_((now - average).abs(), alpha=added)
 
     def scores(self) -> Weights:
-        """Average times uncertainty, in memory of its own."""
+        """Return the average times uncertainty, in memory of its own."""
         return self.average.like({name: self.average[name] * self.uncertainty[name] for name in self.average})
 
     def end_phase(self) -> Weights:
-        """The scores of the phase that ends; another one begins."""
+        """Return the scores of the phase that ends; another one begins."""
         scores = self.scores()
         self.reset()
         return scores
@@ -63,7 +63,7 @@ class Importance:
         torch._foreach_zero_([*self.average.tensors, *self.uncertainty.tensors])
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """What it holds between two steps, by name."""
+        """Return what it holds between two steps, by name."""
         kinds = ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty))
         return {f"{kind}{name}": tensor for kind, held in kinds for name, tensor in held.items()}
 

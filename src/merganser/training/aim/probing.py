@@ -13,7 +13,7 @@ from merganser.training.rehearsal import Dataset, MemoryBatches
 
 
 def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.Generator) -> list[int]:
-    """Positions of ``number`` examples, as evenly over their groups as the groups' sizes allow.
+    """Return the positions of ``number`` examples, as evenly over their groups as the groups' sizes allow.
 
     Groups that are pairs (task, label) are taken level by level: as evenly as possible over tasks, then within every
     task over its labels.
@@ -74,7 +74,7 @@ class Probes(Generic[BatchT]):
             self._fixed = collate([memory[index] for index in chosen])
 
     def batch(self, step: int) -> BatchT:
-        """The batch of the probe after inner step ``step``; the last one is cached, since a merge measures it again."""
+        """Return the batch of the probe after inner step ``step``; cached, since a merge measures it again."""
         if self._fixed is not None:
             return self._fixed
         if self._cached is None or self._cached[0] != step:

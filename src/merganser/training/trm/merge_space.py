@@ -28,15 +28,15 @@ class MergeSpace(ABC):
 
     @abstractmethod
     def point(self, weights: Weights) -> Weights:
-        """The point of trained weights, in memory of its own or in theirs; not to be written to."""
+        """Return the point of trained weights, in memory of its own or in theirs; not to be written to."""
 
     @abstractmethod
     def tangent(self, at: Weights, direction: Weights) -> Weights:
-        """The direction in which the point moves when the weights ``at`` move in ``direction``."""
+        """Return the direction in which the point moves when the weights ``at`` move in ``direction``."""
 
     @abstractmethod
     def measured(self, names: Sequence[str]) -> list[str]:
-        """Those of the coordinates on which responsiveness is measured."""
+        """Return those of the coordinates on which responsiveness is measured."""
 
     @contextmanager
     @abstractmethod

@@ -11,7 +11,7 @@ from merganser.weights import Weights
 
 
 def path_steps(steps: int, number: int) -> list[int]:
-    """The steps after which ``number`` points are taken, evenly between start and end: 1/3 and 2/3 for two."""
+    """Return the steps after which ``number`` points are taken, evenly between start and end: 1/3 and 2/3 for two."""
     return [round(steps * place / (number + 1)) for place in range(1, number + 1)]
 
 
@@ -46,7 +46,7 @@ class TrajectoryPoints(TrainerCallback):
             self.direction = adam_direction(kwargs["model"], kwargs["optimizer"])
 
     def state_tensors(self) -> dict[str, torch.Tensor]:
-        """The points so far, by ``step/name``."""
+        """Return the points so far, by ``step/name``."""
         return {f"{step}/{name}": tensor for step, point in self.points.items() for name, tensor in point.items()}
 
     def load_state_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
@@ -59,7 +59,7 @@ class TrajectoryPoints(TrainerCallback):
 
 
 def adam_direction(model: torch.nn.Module, optimizer: torch.optim.Optimizer, epsilon: float = 1e-8) -> Weights:
-    """Where Adam (Kingma and Ba 2015, arXiv 1412.6980) last went, without its learning rate.
+    """Return the direction of the last step of Adam (Kingma and Ba 2015, arXiv 1412.6980), without its learning rate.
 
     Corrections of the moments' bias differ by a factor that all weights share, and are left out. A weight without
     moments (it never had a gradient) goes nowhere.

@@ -55,7 +55,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def represent(self, batch: Batch) -> Tensor:
-        """One vector per example (examples x width) that does not depend on the example's answer."""
+        """Return one vector per example (examples x width) that does not depend on the example's answer."""
 
 
 class MatcherPredictor(Predictor):
@@ -140,7 +140,7 @@ class Seq2SeqPredictor(Predictor):
 def predictor(
     backbone: Backbone, earlier: Mapping[str, AnswerSpec], features: Sequence[Mapping[str, Any]]
 ) -> Predictor:
-    """The predictor of a backbone.
+    """Return the predictor of a backbone.
 
     Args:
         earlier: how the tasks learned before are answered, each by its own labels.
@@ -169,5 +169,5 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
 
 
 def pieces(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """The examples in their order, at most ``size`` at a time."""
+    """Return the examples in their order, at most ``size`` at a time."""
     return [examples[start : start + size] for start in range(0, len(examples), size)]

@@ -68,7 +68,7 @@ class Responsiveness:
         self.reference: dict[str, float] = {}
 
     def gradient(self) -> Weights:
-        """The gradient of the probe at the current weights."""
+        """Return the gradient of the probe at the current weights."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         for part in self.parts:
             for name, found in self._gradients(part(), create_graph=False).items():
@@ -76,7 +76,7 @@ class Responsiveness:
         return Weights(total)
 
     def energies(self, gradient: Weights) -> dict[str, float]:
-        """Group -> G, from the gradient of the probe."""
+        """Map each group to its G, from the gradient of the probe."""
         return {
             group: math.fsum(float(gradient[name].double().square().sum()) for name in names) / self.examples
             for group, names in self.groups.items()
@@ -88,7 +88,7 @@ class Responsiveness:
         self.reference = {group: energy for group, energy in found.items() if energy > 0}
 
     def hinge(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """The loss of :class:`Responsiveness`, and group -> its derivative with respect to the group's energy."""
+        """Return the loss of the module docstring, and group -> its derivative with respect to the group's energy."""
         loss, slopes = 0.0, {}
         for group, reference in self.reference.items():
             energy = max(energies[group], FLOOR * reference)
@@ -99,7 +99,7 @@ class Responsiveness:
         return loss, slopes
 
     def literal(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
-        """Minus the mean over groups of G / G_ref, unbounded: maximises the squared gradient itself."""
+        """Return minus the mean over groups of G / G_ref, unbounded: maximises the squared gradient itself."""
         share = 1.0 / len(self.reference) if self.reference else 0.0
         loss = -share * sum(energies[group] / reference for group, reference in self.reference.items())
         return loss, {group: -share / reference for group, reference in self.reference.items()}
@@ -107,7 +107,7 @@ class Responsiveness:
     def loss_and_gradient(
         self, loss: Callable[[Mapping[str, float]], tuple[float, dict[str, float]]] | None = None
     ) -> tuple[float, Weights | None]:
-        """The loss at the current weights, and its gradient with respect to them; ``None`` where it is zero.
+        """Return the loss at the current weights, and its gradient with respect to them; ``None`` where it is zero.
 
         Args:
             loss: :meth:`hinge` (the default) or :meth:`literal`.
@@ -123,11 +123,11 @@ class Responsiveness:
         return value, self.hessian_times(direction) if direction else None
 
     def hessian_times(self, direction: Mapping[str, Tensor]) -> Weights:
-        """The Hessian of the probe times a vector that is zero where ``direction`` has no entry."""
+        """Return the Hessian of the probe times a vector that is zero where ``direction`` has no entry."""
         return self._twice(direction) if self.way == "double_backward" else self._difference(direction)
 
     def _twice(self, direction: Mapping[str, Tensor]) -> Weights:
-        """By differentiating the gradient's inner product with the direction."""
+        """Differentiate the gradient's inner product with the direction."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         # Of the attention kernels only the plain one can be differentiated twice.
         with sdpa_kernel(SDPBackend.MATH):
@@ -141,7 +141,7 @@ class Responsiveness:
         return Weights(total)
 
     def _difference(self, direction: Mapping[str, Tensor]) -> Weights:
-        """By a central difference of the gradient along the direction; the weights are restored.
+        """Take a central difference of the gradient along the direction; the weights are restored.
 
         Wrong where the gradient jumps between the two points, as with ReLU: the difference contains the jump, the
         Hessian does not.
@@ -162,7 +162,7 @@ class Responsiveness:
         return ahead.combine_(length / (2 * size), [(-length / (2 * size), behind)])
 
     def _gradients(self, value: Tensor, create_graph: bool) -> dict[str, Tensor]:
-        """Name -> gradient of ``value``; zero where it does not depend on a parameter."""
+        """Map each name to the gradient of ``value``; zero where it does not depend on a parameter."""
         found = torch.autograd.grad(
             value,
             list(self.parameters.values()),

@@ -123,7 +123,7 @@ class SubspaceMerge:
         return MergeReport(**{**vars(report), "truncation": space.truncation})
 
     def task_loss(self) -> float:
-        """The model's own loss (nats) on one batch of the task, always the same, dropout off."""
+        """Return the model's own loss (nats) on one batch of the task, always the same, dropout off."""
         examples = self._batches.probe(2)
         with eval_mode(self.backbone.module), torch.no_grad(), self._autocast():
             return sum(
@@ -148,7 +148,7 @@ class SubspaceMerge:
         end: Weights,
         parameters: Mapping[str, nn.Parameter],
     ) -> Subspace:
-        """The basis: displacement, path, pull back, augmentation, in this order."""
+        """Return the basis: displacement, path, pull back, augmentation, in this order."""
         directions = [end.minus(start), *(space.point(point).minus(start) for point in trajectory.points)]
         if trajectory.pretrained is not None:
             directions.append(space.point(trajectory.pretrained).minus(start))
@@ -215,7 +215,7 @@ class SubspaceMerge:
         *,
         consistency_only: bool = False,
     ) -> tuple[Weights, dict[str, float]]:
-        """Gradient of alignment and weighted consistency at a point, and their values, piece by piece of the examples.
+        """Return the gradient of alignment and weighted consistency at a point, and their values.
 
         Args:
             origin: weights whose predictions for earlier tasks are the target of consistency.
@@ -246,7 +246,7 @@ class SubspaceMerge:
         return total, terms
 
     def _kept(self, found: Predictions) -> Tensor:
-        """The logits that consistency compares."""
+        """Return the logits that consistency compares."""
         return found.earlier if self.options.ablation.kept_labels == "earlier" else found.seen
 
     def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
@@ -257,7 +257,7 @@ class SubspaceMerge:
     def _responsiveness(
         self, space: MergeSpace, origin: Weights, parameters: Mapping[str, nn.Parameter]
     ) -> Responsiveness | None:
-        """The measure, with m_{t-1} as its reference; ``None`` where it has no weight."""
+        """Return the measure, with m_{t-1} as its reference; ``None`` where it has no weight."""
         options = self.options
         if options.responsiveness == 0:
             return None
