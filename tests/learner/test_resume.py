@@ -208,7 +208,7 @@ def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_pat
     held = json.loads(file.read_text())
     assert 0 < held["values"]["seconds"] < 60
     held["values"]["seconds"] += 1000
-    held["values"]["parts"]["method"]["cost"]["rehearsal_seconds"] += 100
+    held["values"]["parts"]["records"]["cost"]["rehearsal_seconds"] += 100
     file.write_text(json.dumps(held))
     learn(run)
     cost, other = (read_json(each / "tasks/02-topic/row.json")["tasks"][0]["cost"] for each in (run, whole))
