@@ -44,7 +44,7 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[flo
     axes.set_title(literal(shortened(curve["name"])), loc="left", fontsize=large, color=INK)
     axes.set_xticks(_whole_ticks(learned))
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100"])
-    axes.tick_params(labelsize=small, labelcolor=GREY, color=GREY, length=2.5)
+    axes.tick_params(labelsize=small, labelcolor=GREY, color=GREY, length=2.5, pad=2)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=GREY, linewidth=0.6)
 
@@ -81,7 +81,7 @@ def curve_images(data: dict[str, Any]) -> list[str]:
         if not curve["points"]:
             continue
         figure = Figure(figsize=(124 / 72, 108 / 72))
-        draw_curve(figure.add_axes((0.15, 0.16, 0.8, 0.66)), curve, data["learned"], PAGE_SIZE)
+        draw_curve(figure.add_axes((0.2, 0.16, 0.75, 0.66)), curve, data["learned"], PAGE_SIZE)
         # Ids of markers are hashes with this salt: unique in the page, the same each time.
         with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"curve {index}"}):
             images.append(inline_svg(figure, _described(curve["name"], curve["points"])))
