@@ -142,9 +142,9 @@ def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: 
     collected = []
     from_scan = trim._from_scan
 
-    def watched(inputs: Inputs, scan: Any, limit: int) -> TopKThreshold | None:
-        collected.append(sum(map(len, scan.values)))
-        return from_scan(inputs, scan, limit)
+    def watched(inputs: Inputs, scan: Any) -> TopKThreshold | None:
+        collected.append(len(scan.values))
+        return from_scan(inputs, scan)
 
     monkeypatch.setattr(trim, "_from_scan", watched)
     generator = np.random.default_rng(3)

@@ -89,7 +89,7 @@ def top_k_thresholds(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[
         limit = min(int(_CANDIDATES * inputs.size), MAX_COLLECTED // len(scans))
         _scan(inputs, scans, limit)
         for index, scan in zip(searched, scans, strict=True):
-            thresholds[index] = _from_scan(inputs, scan, limit) or _by_histogram(inputs, scan.model, scan.k)
+            thresholds[index] = _from_scan(inputs, scan) or _by_histogram(inputs, scan.model, scan.k)
     return [thresholds[index] for index in range(len(wanted))]
 
 
@@ -120,8 +120,8 @@ class _BracketScan:
     high: float
     above: int = 0
     at_middle: list[int] = field(default_factory=list)
-    values: list[NDArray[Any]] = field(default_factory=list)
-    indices: list[NDArray[np.int64]] = field(default_factory=list)
+    values: NDArray[np.float32] = field(default_factory=lambda: np.empty(0, np.float32))
+    indices: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
     collected: int = 0
 
 
@@ -151,13 +151,16 @@ def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list
 
 def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
     """Fill the brackets in one pass over the tensor, per block, in order; none collects more than ``limit`` entries."""
+    for scan in scans:
+        # Only the part that is filled takes memory.
+        scan.values, scan.indices = np.empty(limit, np.float32), np.empty(limit, np.int64)
     fast = getattr(inputs, "scan_slice", None)
     step = _step(inputs)
     for start in range(0, inputs.size, step):
         stop = min(start + step, inputs.size)
         if fast is not None:
             for scan, (above, ties, values, indices) in zip(scans, fast(start, stop, scans), strict=True):
-                _collect(scan, above, ties, values, indices, limit)
+                _collect(scan, above, ties, values, indices)
             continue
         models, base = inputs.read(start, stop)
         for scan in scans:
@@ -167,7 +170,7 @@ def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
             other = values != scan.middle
             above = int(np.count_nonzero(~(magnitudes <= scan.high)))
             ties = len(values) - int(np.count_nonzero(other))
-            _collect(scan, above, ties, values[other], inside[other] + start, limit)
+            _collect(scan, above, ties, values[other], inside[other] + start)
 
 
 def _step(inputs: Inputs) -> int:
@@ -175,26 +178,27 @@ def _step(inputs: Inputs) -> int:
     return int(getattr(inputs, "step", BLOCK))
 
 
-def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any, limit: int) -> None:
+def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any) -> None:
     scan.above += above
     scan.at_middle.append(ties)
-    scan.collected += len(values)
-    if scan.collected <= limit:
-        scan.values.append(values)
-        scan.indices.append(indices)
+    end = scan.collected + len(values)
+    if end <= len(scan.values):
+        scan.values[scan.collected : end] = values
+        scan.indices[scan.collected : end] = indices
+    scan.collected = end
 
 
-def _from_scan(inputs: Inputs, scan: _BracketScan, limit: int) -> TopKThreshold | None:
+def _from_scan(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | None:
     """The threshold, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)
-    if scan.collected > limit or not 0 < need <= scan.collected + middle:
+    if scan.collected > len(scan.values) or not 0 < need <= scan.collected + middle:
         return None
-    values = np.concatenate(scan.values)
+    values = scan.values[: scan.collected]
     higher = int(np.count_nonzero(values > scan.middle))
     if higher < need <= higher + middle:
         return TopKThreshold(scan.middle, _index_of_tie(inputs, scan.model, scan.middle, need - higher, scan.at_middle))
-    indices = np.concatenate(scan.indices)
+    indices = scan.indices[: scan.collected]
     if need > higher:
         need -= higher + middle
         keep = values < scan.middle
