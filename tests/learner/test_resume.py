@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from merganser.config import load_config
 from merganser.errors import DiskFullError, RunError
 from merganser.events import Evaluating, Event, Merged, Notice, StepDone, TaskStarted
 from merganser.learner import Learner
+from merganser.runs import RunDirectory
 from merganser.streams.loading import load_stream
 from merganser.training.aim import callback
 from tests.learner.toys import contents, model_folder, read_json, results, settings, write_config, write_stream
@@ -141,10 +143,15 @@ def test_interrupted_in_the_middle_of_tasks_it_ends_in_the_same_bytes(case: str,
     run = stream_of(tmp_path, CASES[case])
     whole = run.with_name("whole")
     told = learn(whole)
-    first = "mood"
     last = "mood" if "joint" in case else "topic"
     total = started(told, last).steps
-    stops = [(first, 4), (last, 4 if first != last else 5), (last, total)]
+    stops = [(last, 4), (last, total)]
+    if case == "aim":
+        stops.insert(0, ("mood", 4))
+    else:  # what comes before the last row is the same, and need not be learned again
+        shutil.copytree(whole, run)
+        with RunDirectory.open(run).lock:
+            RunDirectory.open(run).undo_row()
     every = CASES[case].get("training", {}).get("checkpoint_steps", 1)
     for task, step in stops:
         learn(run, at(task, step))
