@@ -44,14 +44,6 @@ def test_it_learns_on_models_that_write(name: str, kind: str, tmp_path: Path) ->
         assert again.predict(["great film"], "mood") == asked
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not METHODS[name].lora_only])
-def test_it_trains_whole_weights(name: str, tmp_path: Path) -> None:
-    with Learner.open(tmp_path / "run", **options_of(name, lora=False)) as learner:
-        learner.learn(task("mood"))
-        learner.learn(task("topic"))
-        assert learner.evaluate().keys() == {"mood", "topic"}
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_interrupted_it_ends_in_the_same_bytes(name: str, tmp_path: Path) -> None:
     tasks = [task("mood"), task("topic")]
