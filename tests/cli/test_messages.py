@@ -117,6 +117,7 @@ def folder(run: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     write_rows(work / "blank.json", [*rows[:4], {"input": "  ", "output": "good"}, *rows[5:]])
     toys.write_config(work / "model.yaml", {key: value for key, value in toys.settings().items() if key != "stream"})
     toys.write_config(work / "turned.yaml", toys.settings(("topic", "mood")))
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)  # named in a message where it is set
     monkeypatch.chdir(work)
     return work
 
