@@ -64,7 +64,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     """The model is loaded once, and every learner gets a copy of it."""
     folder = tmp_path_factory.mktemp("faults")
     training = {"steps": 2, "checkpoint_steps": 1, "checkpoint_minutes": None, "warmup": 0}
-    method = {"interval": 2, "cold_start": 0, "rehearsal_steps": 1, "watch_forgetting": False}
+    method = {"interval": 2, "cold_start": 0, "rehearsal_steps": 1, "ablation": {"watch_forgetting": False}}
     config = load_config(write_stream(folder, training=training, method=method))
     assert config.stream is not None
     starts = [folder / f"after-{number}" for number in range(3)]
