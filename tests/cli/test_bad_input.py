@@ -88,7 +88,7 @@ def test_a_run_of_a_newer_version(run: Path, merganser: Command) -> None:
         merganser("report", run),
     ):
         assert done.code == 2
-        assert f"was written by a newer version (format {FORMAT + 1}; this version knows {FORMAT})" in done.error
+        assert f"was written by a newer version (format {FORMAT + 1}; this version reads {FORMAT})" in done.error
         assert "pip install --upgrade merganser" in done.error
     assert contents(run) == before
 

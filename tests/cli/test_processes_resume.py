@@ -62,7 +62,7 @@ def test_two_processes_that_were_killed_end_in_the_same_bytes(
     done = together(spawner, "run", stream, "--out", run, environment=KINDS[kind])
     succeed(done)
     where = f"at step {kept} of {STEPS}" if kept < STEPS else "after its last step"
-    assert f"Going on with 'topic' {where}, from its checkpoint." in done[0].err
+    assert f"Resuming 'topic' {where}, from its checkpoint." in done[0].err
     assert done[1].err == ""
     assert results(run) == results(whole)
     assert not list(run.rglob("*.partial*"))
@@ -85,9 +85,9 @@ def test_one_process_goes_on_from_two(kind: str, spawner: Spawner, tmp_path: Pat
     done = spawner.wait(spawner.start("run", stream, "--out", run))
     succeed([done])
     if kind == "ddp":
-        assert f"Going on with 'topic' at step {kept} of {STEPS}, from its checkpoint." in done.err
+        assert f"Resuming 'topic' at step {kept} of {STEPS}, from its checkpoint." in done.err
     else:
-        assert "is of 2 processes that shared the weights out, unlike those of now; it was discarded." in done.err
+        assert "is of 2 processes with shards of the weights, unlike the present ones; it was discarded." in done.err
         assert "No other checkpoint can be used: the task starts over." in done.err
     alike(one, run)
 
@@ -119,7 +119,7 @@ def test_two_processes_go_on_from_one(spawner: Spawner, tmp_path: Path) -> None:
     kept = newest(run)
     done = together(spawner, "run", stream, "--out", run)
     succeed(done)
-    assert f"Going on with 'topic' at step {kept} of {STEPS}, from its checkpoint." in done[0].err
+    assert f"Resuming 'topic' at step {kept} of {STEPS}, from its checkpoint." in done[0].err
     alike(one, run)
 
 
@@ -134,5 +134,5 @@ def test_a_damaged_file_of_the_second_process(spawner: Spawner, tmp_path: Path) 
     done = together(spawner, "run", stream, "--out", run, environment=SHARDED)
     succeed(done)
     assert f"The checkpoint '{last.name}' is damaged" in done[0].err
-    assert f"Going on with 'topic' at step {int(before.name[-6:])} of {STEPS}, from its checkpoint." in done[0].err
+    assert f"Resuming 'topic' at step {int(before.name[-6:])} of {STEPS}, from its checkpoint." in done[0].err
     assert results(run) == results(whole)

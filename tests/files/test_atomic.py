@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from merganser.errors import RunError
+from merganser.errors import InputError, RunError
 from merganser.files import atomic
+
+
+def contents(folder: Path) -> dict[str, bytes | None]:
+    """Every file of a folder with its bytes, every folder with ``None``."""
+    paths = sorted(folder.rglob("*"))
+    return {str(path.relative_to(folder)): path.read_bytes() if path.is_file() else None for path in paths}
 
 
 def full_fsync(monkeypatch: pytest.MonkeyPatch, code: int = errno.ENOSPC) -> None:
@@ -72,27 +80,133 @@ def test_numbers_that_are_not_finite_are_refused(tmp_path: Path) -> None:
 
 
 def test_a_folder_in_the_place_of_another(tmp_path: Path) -> None:
-    for name in ("new", "there", "there.old.partial"):
+    for name in ("model", "model.partial", "model.old.partial"):
         (tmp_path / name).mkdir()
         (tmp_path / name / name).write_text(name)
-    atomic.replace_folder(tmp_path / "new", tmp_path / "there")
-    assert sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*")) == ["there", "there/new"]
-    (tmp_path / "first").mkdir()
-    atomic.replace_folder(tmp_path / "first", tmp_path / "absent")
-    assert (tmp_path / "absent").is_dir()
+    for name in ("model", "absent"):
+        with atomic.new_folder(tmp_path / name) as folder:
+            assert list(folder.iterdir()) == []
+            (folder / "new").write_text("new")
+    names = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*"))
+    assert names == ["absent", "absent/new", "model", "model/new"]
 
 
-def test_sync_tree_reaches_every_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "a" / "b").mkdir(parents=True)
-    (tmp_path / "a" / "b" / "c").write_text("c")
-    (tmp_path / "a" / "d").write_text("d")
-    synced = []
-    ordinary = os.fsync
+def test_everything_is_flushed_before_the_first_rename(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    flush, rename = atomic.flush, atomic.rename
 
-    def fsync(descriptor: int) -> None:
-        synced.append(os.path.basename(os.readlink(f"/proc/self/fd/{descriptor}")))
-        ordinary(descriptor)
+    def noting_flush(path: Path) -> None:
+        done.append(f"flush {path.relative_to(tmp_path)}")
+        flush(path)
 
-    monkeypatch.setattr(os, "fsync", fsync)
-    atomic.sync_tree(tmp_path / "a")
-    assert synced == ["c", "d", "a"]
+    def noting_rename(source: Path, target: Path) -> None:
+        done.append(f"rename {target.relative_to(tmp_path)}")
+        rename(source, target)
+
+    monkeypatch.setattr(atomic, "flush", noting_flush)
+    monkeypatch.setattr(atomic, "rename", noting_rename)
+    (tmp_path / "row").mkdir()
+    with atomic.StagedChanges() as changes:
+        changes.remove_folder(tmp_path / "row")
+        changes.write(tmp_path / "file", b"f")
+        folder = changes.folder(tmp_path / "folder")
+        (folder / "a" / "b").mkdir(parents=True)
+        (folder / "a" / "b" / "c").write_text("c")
+        (folder / "d").write_text("d")
+        assert [path.name for path in tmp_path.iterdir() if path.name == "row"] == ["row"]
+    inside = ["d", "a/b/c", "a/b", "a"]
+    assert done == [
+        "flush file.partial",
+        *(f"flush folder.partial/{name}" for name in inside),
+        "flush folder.partial",
+        *("rename row.partial", "flush ."),
+        *("rename file", "flush ."),
+        *("rename folder", "flush ."),
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder"]
+
+
+@pytest.mark.parametrize("fails", ["in the block", "when flushed"])
+def test_staged_changes_that_fail_change_nothing(fails: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("row", "folder"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").write_text(name)
+    atomic.write_text(tmp_path / "file", "old")
+    before = contents(tmp_path)
+
+    def change() -> None:
+        with atomic.StagedChanges() as changes:
+            changes.remove_folder(tmp_path / "row")
+            changes.write(tmp_path / "file", b"new")
+            (changes.folder(tmp_path / "folder") / "new").write_text("new")
+            if fails == "in the block":
+                raise KeyboardInterrupt
+            full_fsync(monkeypatch, errno.ENOSPC)
+
+    with pytest.raises(KeyboardInterrupt if fails == "in the block" else RunError):
+        change()
+    assert contents(tmp_path) == before
+
+
+def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").write_text("old")
+    rename = atomic.rename
+
+    def fails(source: Path, target: Path) -> None:
+        if target.name == "out" and ".old" not in source.name:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        rename(source, target)
+
+    monkeypatch.setattr(atomic, "rename", fails)
+    with pytest.raises(OSError, match="Input/output error"), atomic.new_folder(tmp_path / "out", shared=True) as folder:
+        (folder / "new").write_text("new")
+    assert contents(tmp_path) == {"out": None, "out/old": b"old"}
+
+
+def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
+    with atomic.new_folder(tmp_path / "out", shared=True) as first:
+        (first / "a").write_text("1")
+        with atomic.new_folder(tmp_path / "out", shared=True) as second:
+            assert first != second
+            (second / "a").write_text("2")
+        assert (first / "a").is_file()
+        atomic.sweep_folder(tmp_path)  # spares what is being written
+    assert contents(tmp_path) == {"out": None, "out/a": b"1"}
+
+
+def test_what_killed_writers_left_is_removed_or_gets_its_name_back(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", ""]) as dead:
+        dead.wait()
+    host = atomic.unique_temporary_path(tmp_path / "out").name.split(".")[2].split("-")[0]
+    mine, living, elsewhere = f"{host}-{os.getpid()}-77", f"{host}-{os.getppid()}-0", f"other-host-{dead.pid}-0"
+    for writer in (f"{host}-{dead.pid}-0", mine, living, elsewhere):
+        (tmp_path / f".out.{writer}.partial").mkdir()
+    (tmp_path / f".out.{host}-{dead.pid}-0.old.partial").mkdir()
+    (tmp_path / f".out.{host}-{dead.pid}-0.old.partial" / "complete").write_text("c")
+    (tmp_path / f".out.b.{host}-{dead.pid}-0.partial").mkdir()
+    atomic.sweep(tmp_path / "out")
+    left = {f".out.{living}.partial", f".out.{elsewhere}.partial", f".out.b.{host}-{dead.pid}-0.partial", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == left
+    assert (tmp_path / "out" / "complete").is_file()
+    atomic.sweep_folder(tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {f".out.{living}.partial", "out"}
+
+
+def test_tensors(tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import load_file
+
+    atomic.write_tensors(tmp_path / "w", {"a": torch.ones(2, 3).T, "b": torch.tensor(1)}, {"format": "pt"})
+    loaded = load_file(tmp_path / "w")
+    assert torch.equal(loaded["a"], torch.ones(3, 2))
+    assert loaded["b"].item() == 1
+    assert [path.name for path in tmp_path.iterdir()] == ["w"]
+
+
+def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("a file")
+    with pytest.raises(InputError, match=r"Cannot create .*: Not a directory\. Choose a folder that can be written\."):
+        atomic.make_folder(tmp_path / "file" / "a")

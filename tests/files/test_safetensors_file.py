@@ -182,7 +182,7 @@ def test_any_flipped_byte(tmp_path: Path, position: int, value: int) -> None:
 
 
 def test_a_file_that_is_not_there(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="can't be read"):
+    with pytest.raises(InputError, match="cannot be read"):
         read_header(tmp_path / "none.safetensors")
 
 

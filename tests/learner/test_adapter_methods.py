@@ -113,4 +113,4 @@ def test_a_method_that_knows_the_task_says_so(name: str, tmp_path: Path) -> None
     with Learner.open(tmp_path / "run", listener=told.append, **given) as learner:
         learner.learn_stream([task("mood")])
     notices = [event.text for event in told if isinstance(event, Notice)]
-    assert any("is told each text's task" in text for text in notices) == METHODS[name].per_task_models
+    assert any("receives the task of each text" in text for text in notices) == METHODS[name].per_task_models

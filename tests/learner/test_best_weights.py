@@ -83,8 +83,8 @@ def test_once_per_epoch_by_default_and_training_is_the_same(tmp_path: Path) -> N
 
 
 def test_what_it_refuses(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'mood' has no development texts, and training.select_best picks weights"):
+    with pytest.raises(InputError, match=r"'mood' has no development texts, and training.select_best selects weights"):
         learn(tmp_path / "a", dev=False)
     assert not (tmp_path / "a" / "run").exists()
-    with pytest.raises(InputError, match=r"training.select_best picks weights, and Trajectory Regularized Merging"):
+    with pytest.raises(InputError, match=r"selects weights, and the merge of Trajectory Regularized Merging"):
         learn(tmp_path / "b", method="trm")

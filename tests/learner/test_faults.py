@@ -12,7 +12,7 @@ import pytest
 
 from merganser.config import RunConfig, load_config
 from merganser.errors import MerganserError
-from merganser.learner import Learner, learner
+from merganser.learner import Learner, opening
 from merganser.runs.directory import RunDirectory
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task
@@ -69,8 +69,8 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     assert config.stream is not None
     starts = [folder / f"after-{number}" for number in range(3)]
     with pytest.MonkeyPatch.context() as patch:
-        backbone = learner._load(config, config.model.precision)
-        patch.setattr(learner, "_load", lambda *_: copy.deepcopy(backbone))
+        backbone = opening._load_backbone(config, config.model.precision)
+        patch.setattr(opening, "_load_backbone", lambda *_: copy.deepcopy(backbone))
         work = Work(config, load_stream(config.stream, folder).tasks, starts)
         starts[0].mkdir()
         for number in (1, 2):

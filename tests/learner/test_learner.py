@@ -124,7 +124,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(method: str, kind: str, tmp_p
     notices: list[str] = []
     with Learner.open(broken, listener=lambda e: notices.append(e.text) if isinstance(e, Notice) else None) as learner:
         learner.learn_stream(tasks)
-    continuing = [text for text in notices if "is told each text's task" not in text]
+    continuing = [text for text in notices if "receives the task of each text" not in text]
     assert continuing == ([] if method == "joint" else [f"Continuing '{broken}' after 1 learned task(s): mood."])
     assert results(broken) == results(tmp_path / "whole")
 

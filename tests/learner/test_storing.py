@@ -71,7 +71,7 @@ def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Pa
         answering = set(learner.session.answered_by().values())
         method = learner.session.method
         frozen = sum(p.nbytes for p in learner.session.backbone.module.parameters() if not p.requires_grad)
-    rows = RunDirectory.open(run).row_folders()
+    rows = [row.folder for row in RunDirectory.open(run).rows]
     assert len(rows) == 3
 
     memory = [json.loads(line) for row in rows[1:] for line in (row / "memory.jsonl").open(encoding="utf-8")]
@@ -93,7 +93,7 @@ def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Pa
     # Without anything that is not counted the next task comes out the same. The weights before any task stay: where
     # they are not counted, the ledger still measures lengths from them.
     shutil.copytree(run, tmp_path / "bare")
-    bare = RunDirectory.open(tmp_path / "bare").row_folders()
+    bare = [row.folder for row in RunDirectory.open(tmp_path / "bare").rows]
     for number in range(1, len(bare)):
         spare = [] if number in answering else [bare[number] / "adapter"]
         if number < len(bare) - 1:
@@ -103,7 +103,7 @@ def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Pa
     for folder in (run, tmp_path / "bare"):
         with Learner.open(folder) as learner:
             learner.learn(task(TASKS[2]))
-    last = RunDirectory.open(run).row_folders()[-1].name
+    last = RunDirectory.open(run).rows[-1].folder.name
     whole, rest = (toys.contents(place / "tasks" / last / "adapter") for place in (run, tmp_path / "bare"))
     assert whole == rest
     assert any(content for content in whole.values())
@@ -117,7 +117,7 @@ def trained(name: str, folder: Path, **method: Any) -> dict[str, Tensor]:
     with Learner.open(folder, **given) as learner:
         for each in TASKS[:2]:
             learner.learn(task(each))
-    (file,) = (RunDirectory.open(folder).row_folders()[-1] / "adapter").glob("*.safetensors")
+    (file,) = (RunDirectory.open(folder).rows[-1].folder / "adapter").glob("*.safetensors")
     return load_file(file)
 
 

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import safetensors.torch
 import torch
 
 from merganser.errors import DiskFullError
+from merganser.files import atomic
 from merganser.runs import checkpoint
-from merganser.runs.checkpoint import CheckpointFolder, checkpoints, sweep
+from merganser.runs.checkpoint import CheckpointFolder, list_checkpoints, sweep
 
 IDENTITY = {"tasks": ["mood"], "fingerprints": ["f"], "before": [], "config": "c"}
 
@@ -29,7 +31,7 @@ def write(run: Path, *steps: int) -> list[Path]:
             place.begin(step)
             place.add(step, {"own": step}, {"w": torch.full((3,), float(step)), "n": torch.tensor(step)})
             place.finish(step, {"at": step}, "{}")
-    return checkpoints(run / "checkpoint")
+    return list_checkpoints(run)
 
 
 def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> None:
@@ -38,7 +40,7 @@ def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> N
     found, notes = folder(tmp_path).latest()
     assert found is not None
     assert notes == []
-    assert (found.step, found.values, found.own) == (100, {"at": 100}, [{"own": 100}])
+    assert (found.step, found.values, found.process_values) == (100, {"at": 100}, [{"own": 100}])
     assert found.same_processes
     assert torch.equal(found.tensors["w"], torch.full((3,), 100.0))
     assert found.tensors["n"].shape == ()
@@ -66,7 +68,7 @@ def test_of_a_damaged_one_the_one_before_is_taken(name: str, how: str, tmp_path:
     assert notes[0].startswith("The checkpoint '01-step-000002' is damaged (")
     assert notes[0].endswith("); it was discarded.")
     assert how != "missing" or f"{name} is missing" in notes[0]
-    assert [path.name for path in checkpoints(tmp_path / "checkpoint")] == ["01-step-000001"]
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["01-step-000001"]
 
 
 def test_without_one_that_can_be_used_the_task_starts_over(tmp_path: Path) -> None:
@@ -87,7 +89,7 @@ def test_one_of_another_version_is_not_used(tmp_path: Path) -> None:
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
     found, notes = folder(tmp_path).latest()
     assert found is None
-    assert "was written by another version (format 99; this version knows 2); it was discarded." in notes[0]
+    assert "was written by another version (format 99; this version reads 3); it was discarded." in notes[0]
 
 
 @pytest.mark.parametrize("change", [{"fingerprints": ["g"]}, {"config": "d"}, {"before": ["e"]}, {"tasks": ["news"]}])
@@ -99,16 +101,16 @@ def test_one_of_another_task_is_not_used(change: dict[str, Any], tmp_path: Path)
 
 
 def test_sweeping_takes_what_is_unfinished_and_what_is_of_another_row(tmp_path: Path) -> None:
-    assert sweep(tmp_path / "checkpoint", row=1) is False
+    assert sweep(tmp_path, row=1) is False
     write(tmp_path, 1, 2)
     (tmp_path / "checkpoint" / "01-step-000003.partial").mkdir()
-    assert sweep(tmp_path / "checkpoint", row=1) is True
+    assert sweep(tmp_path, row=1) is True
     assert len(list((tmp_path / "checkpoint").iterdir())) == 2
-    assert sweep(tmp_path / "checkpoint", row=2) is False
+    assert sweep(tmp_path, row=2) is False
     assert not (tmp_path / "checkpoint").exists()
 
 
-@pytest.mark.parametrize("place", ["save_file", "sync_tree", "replace_folder"])
+@pytest.mark.parametrize("place", ["save_file", "write", "flush_tree", "rename"])
 @pytest.mark.parametrize("kept", [0, 2])
 def test_a_full_disk_leaves_the_older_ones(
     place: str, kept: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -117,9 +119,9 @@ def test_a_full_disk_leaves_the_older_ones(
         raise OSError(errno.ENOSPC, "No space left on device")
 
     write(tmp_path, *range(1, kept + 1))
-    owner = "safetensors.torch." if place == "save_file" else "merganser.runs.checkpoint."
-    monkeypatch.setattr(owner + place, full)
-    with pytest.raises(DiskFullError, match="The disk is full while writing 01-step-000009"):
+    owners = {"save_file": safetensors.torch, "write": checkpoint}
+    monkeypatch.setattr(owners.get(place, atomic), place, full)
+    with pytest.raises(DiskFullError, match=r"The disk is full while writing .*01-step-000009"):
         write(tmp_path, 9)
     monkeypatch.undo()
     assert (tmp_path / "checkpoint").exists() == (kept > 0)
@@ -132,7 +134,7 @@ def test_killed_between_writing_and_renaming(tmp_path: Path, monkeypatch: pytest
         raise KeyboardInterrupt
 
     write(tmp_path, 1)
-    monkeypatch.setattr(checkpoint, "replace_folder", killed)
+    monkeypatch.setattr(atomic, "rename", killed)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path, 2)
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000001"]
@@ -157,7 +159,7 @@ def test_each_of_two_processes_finds_its_own(sharded: bool, tmp_path: Path) -> N
         assert found is not None
         assert notes == []
         assert found.same_processes
-        assert (found.values, found.own) == ({"at": 4}, [{"rank": 0}, {"rank": 1}])
+        assert (found.values, found.process_values) == ({"at": 4}, [{"rank": 0}, {"rank": 1}])
         assert found.tensors["random"].item() == rank
         assert torch.equal(found.tensors["w"], torch.full((2,), float(rank if sharded else 0)))
 
@@ -177,7 +179,7 @@ def test_shards_are_for_as_many_processes(count: int, sharded: bool, tmp_path: P
     of_two(tmp_path, sharded=True)
     found, notes = CheckpointFolder(tmp_path, 1, IDENTITY, 0, count, sharded).latest()
     assert found is None
-    assert "is of 2 processes that shared the weights out, unlike those of now; it was discarded." in notes[0]
+    assert "is of 2 processes with shards of the weights, unlike the present ones; it was discarded." in notes[0]
 
 
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
@@ -208,6 +210,6 @@ def test_a_disk_that_is_full_for_the_second_process(tmp_path: Path, monkeypatch:
             monkeypatch.setattr("safetensors.torch.save_file", full)
             second.add(4, {}, {"w": torch.zeros(2)})
 
-    with pytest.raises(DiskFullError, match="while writing 01-step-000004"):
+    with pytest.raises(DiskFullError, match=r"while writing process-1\.safetensors in '.*01-step-000004"):
         write()
     assert [path.name for path in (tmp_path / "checkpoint").iterdir()] == ["01-step-000003"]

@@ -93,26 +93,26 @@ def directory(tmp_path: Path) -> RunDirectory:
 def test_what_is_read_is_what_was_written(directory: RunDirectory) -> None:
     again = RunDirectory.open(directory.path)
     assert again.info == INFO
-    assert [folder.name for folder in again.row_folders()] == ["00-start", "01-a", "02-b"]
+    assert [row.folder.name for row in again.rows] == ["00-start", "01-a", "02-b"]
     assert list(again.matrix().tasks) == ["a", "b"]
     summary = {metric.name: metric.value for metric in again.scores().summary}
     assert summary["OP"] == pytest.approx(0.75)
     assert summary["BWT"] == pytest.approx(0.7 - 0.9)
     assert summary["FWT (GEM)"] == pytest.approx(0.4 - 0.5)
-    assert [each.task for each in again.merges()] == ["a", "b"]
+    assert [merge.task for merge in again.record().merges] == ["a", "b"]
     assert (directory.path / "model" / "weights").read_text() == "weights 2"
     assert (directory.path / "model" / "ROW").read_text() == "02-b\n"
     record = read_run(directory.path)
     assert [task.name for task in record.tasks] == ["a", "b"]
     assert json.loads((directory.path / "scores.json").read_text()) == json.loads(record.scores.model_dump_json())
-    assert again.examples(again.row_folders()[0], "memory") == []
-    assert [kept.task for kept in again.examples(again.row_folders()[2], "memory")] == ["b"]
+    assert again.rows[0].examples("memory") == []
+    assert [kept.task for kept in again.rows[2].examples("memory")] == ["b"]
 
 
 def test_a_row_that_was_not_committed_does_not_count(directory: RunDirectory) -> None:
     before = contents(directory.path)
     folder = write_row(directory, 3, "c", {"a": 0.1})
-    assert [each.name for each in directory.row_folders()] == ["00-start", "01-a", "02-b"]
+    assert [row.folder.name for row in directory.rows] == ["00-start", "01-a", "02-b"]
     assert directory.repair() == ["'c' had been interrupted; it starts again from the task before it."]
     assert not folder.exists()
     assert contents(directory.path) == before
@@ -133,7 +133,7 @@ def test_repair_makes_the_files_beside_the_rows_again(lost: str, directory: RunD
         path.rename(directory.path / "model.old.partial")  # as a crash between two renames leaves it
     else:
         path.unlink()
-    assert directory.repair() == ["scores, ledger and model were brought up to date with the tasks learned."]
+    assert directory.repair() == ["Scores, ledger and model were brought up to date with the tasks learned."]
     assert contents(directory.path) == before
     assert directory.repair() == []
 
@@ -156,7 +156,7 @@ def test_references_reach_the_summary(directory: RunDirectory) -> None:
     assert summary["FWT (single-task)"] == pytest.approx(((0.9 - 0.8) + (0.8 - 0.9)) / 2)
     (directory.path / "references.json").write_text('{"a": {"value": 1}}')
     with pytest.raises(InputError, match=r"references\.json' is damaged"):
-        directory.references()
+        RunDirectory.open(directory.path).references()
 
 
 def test_a_later_column_is_filled_in_earlier_rows(directory: RunDirectory) -> None:
@@ -212,10 +212,10 @@ def test_a_run_file_that_cannot_be_read(content: str, message: str, directory: R
 def test_rows_missing_twice_or_foreign(directory: RunDirectory) -> None:
     tasks = directory.path / "tasks"
     (tasks / "notes.txt").write_text("not a row")
-    assert len(directory.row_folders()) == 3
+    assert len(RunDirectory.open(directory.path).rows) == 3
     shutil.copytree(tasks / "01-a", tasks / "01-copy")
     with pytest.raises(InputError, match="two rows with the same number: 01-a and 01-copy"):
-        directory.row_folders()
+        RunDirectory.open(directory.path).rows  # noqa: B018
     shutil.rmtree(tasks / "01-copy")
     shutil.rmtree(tasks / "01-a")
     with pytest.raises(InputError, match=r"are numbered \[0, 2\]; one is missing"):

@@ -1,1 +1,1 @@
-"""What is asked of the file system: whole files or none, locks, caches, safetensors read by slices."""
+"""Files on disk: complete or absent (``atomic``), the cache folder (``cache``), and safetensors files in slices."""

@@ -1,25 +1,49 @@
-"""Files that are either there completely or not at all."""
+"""Write files and folders that are either complete or absent.
+
+Content is written under a temporary name beside its target, flushed to the disk, and renamed. Everything that a run, a
+cache, an export or a merge leaves on disk goes through this module, which alone renames (:func:`rename`) and flushes
+(:func:`flush`).
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import glob
+import itertools
 import json
 import os
+import re
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import socket
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from merganser.errors import DiskFullError
+from merganser.errors import DiskFullError, InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 PARTIAL = ".partial"
-"""Ending of names that are not finished; whoever finds one may delete it."""
+"""Ending of temporary names; what a dead process left under such a name may be deleted."""
+
+OLD = ".old"
+"""Before :data:`PARTIAL`: a complete folder that was moved aside while another takes its place."""
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
-"""What the operating system says when a disk or a quota is full."""
+"""Error numbers of a full disk and of a full quota."""
+
+_WRITER = re.compile(r"\.(?P<target>.+)\.(?P<host>[^.]+)-(?P<process>\d{1,9})-\d+(?P<old>\.old)?\.partial")
+"""Unique temporary names, see :func:`unique_temporary_path`."""
+
+_NUMBERS = itertools.count()
+_IN_USE: set[Path] = set()
+"""Temporary names of this process that are being written."""
 
 
 @contextlib.contextmanager
@@ -37,7 +61,8 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
         raise
 
 
-def _sync(path: Path) -> None:
+def flush(path: Path) -> None:
+    """Flush a file, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -45,12 +70,268 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def sync_tree(folder: Path) -> None:
-    """Flush every file of a folder to the disk, so that a rename after it cannot expose half-written files."""
-    for path in sorted(folder.rglob("*")):
-        if path.is_file():
-            _sync(path)
-    _sync(folder)
+def flush_tree(folder: Path) -> None:
+    """Flush every file and folder of a folder, innermost first, and the folder itself."""
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if not path.is_symlink():
+            flush(path)
+    flush(folder)
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write a file in place: one with a temporary name, or in a folder that has one."""
+    with full_disk_is_an_error(path):
+        path.write_bytes(content)
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file or folder that was flushed, and flush the new name; a file at ``target`` is replaced."""
+    os.replace(source, target)
+    flush(target.parent)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or folder if it exists; a folder is renamed first, so that a part of it never has its name."""
+    if path.is_symlink() or not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    if not path.name.endswith(PARTIAL):
+        renamed = temporary_path(path)
+        remove(renamed)
+        rename(path, renamed)
+        path = renamed
+    shutil.rmtree(path)
+
+
+def make_folder(folder: Path, remedy: str = "Choose a folder that can be written.", shown: Path | None = None) -> Path:
+    """Create a folder and its parents where absent.
+
+    Args:
+        shown: the folder to name in an error, if it is another one.
+
+    Raises:
+        InputError: it or one of its parents is a file, or may not be created.
+        RunError: the disk is full.
+    """
+    with full_disk_is_an_error(folder):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise InputError(f"Cannot create '{shown or folder}': {error.strerror}.", remedy) from error
+    return folder
+
+
+# Temporary names -----------------------------------------------------------------------------------------------------
+
+
+def _host() -> str:
+    return socket.gethostname().replace(".", "_")  # full stops separate the parts of a temporary name
+
+
+def temporary_path(target: Path) -> Path:
+    """The temporary name for a target that one process writes at a time, for instance under a lock."""
+    return target.with_name(target.name + PARTIAL)
+
+
+def unique_temporary_path(target: Path) -> Path:
+    """A temporary name with this host, this process and a counter, for a target that several may write at once."""
+    writer = f"{_host()}-{os.getpid()}-{next(_NUMBERS)}"
+    return target.with_name(f".{target.name}.{writer}{PARTIAL}")
+
+
+def _path_of_old(temporary: Path) -> Path:
+    return temporary.with_name(temporary.name.removesuffix(PARTIAL) + OLD + PARTIAL)
+
+
+def sweep(target: Path) -> None:
+    """Remove what writers of ``target`` on this host left under unique temporary names when they were killed.
+
+    A complete folder that was moved aside gets its name back if nothing took its place.
+    """
+    for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}")):
+        writer = _WRITER.fullmatch(path.name)
+        if writer is None or (writer["target"], writer["host"]) != (target.name, _host()):
+            continue
+        if _is_being_written(path):
+            continue
+        if writer["old"] and not target.exists():
+            rename(path, target)
+        else:
+            remove(path)
+
+
+def sweep_folder(folder: Path) -> None:
+    """Remove everything in a folder that has a temporary name and is not being written on this host."""
+    for path in sorted(folder.glob(f"*{PARTIAL}")):
+        if not _is_being_written(path):
+            remove(path)
+
+
+def _is_being_written(path: Path) -> bool:
+    """Whether a process of this host that is alive chose this unique temporary name."""
+    writer = _WRITER.fullmatch(path.name)
+    if writer is None or writer["host"] != _host():
+        return False
+    process = int(writer["process"])
+    if process == os.getpid():
+        return path in _IN_USE  # else left by an earlier process that had the same number
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # it exists, and is another user's
+    return True
+
+
+# Writing -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Rename:
+    source: Path
+    target: Path
+    is_folder: bool
+
+
+class StagedChanges:
+    """New files, new folders and removals that are prepared completely before the first of them takes effect.
+
+    In the ``with`` block :meth:`file` and :meth:`folder` return temporary paths to write to. At its end everything is
+    flushed to the disk and then renamed, in the order of the calls. An error before the first rename leaves every
+    target as it was.
+
+    Args:
+        shared: other processes may write the same targets at the same time: temporary names are unique, and what
+            killed writers left is removed.
+
+    Raises:
+        InputError: a folder cannot be created.
+        DiskFullError: the disk is full; no target has changed.
+    """
+
+    def __init__(self, shared: bool = False) -> None:
+        self._shared = shared
+        self._renames: list[_Rename] = []
+        self._temporary: list[Path] = []
+        self._removed: list[Path] = []
+
+    def __enter__(self) -> StagedChanges:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if error is None:
+                self._flush()
+                for change in self._renames:
+                    self._put_in_place(change)
+                for path in self._removed:
+                    remove(path)
+        finally:
+            for path in self._temporary:
+                _IN_USE.difference_update((path, _path_of_old(path)))
+                remove(path)
+
+    def file(self, target: Path) -> Path:
+        """Return a temporary path to write a file to, which replaces the one at ``target``."""
+        return self._new(target, is_folder=False)
+
+    def folder(self, target: Path) -> Path:
+        """Create an empty temporary folder, which replaces the one at ``target``."""
+        temporary = self._new(target, is_folder=True)
+        remove(temporary)
+        return make_folder(temporary, shown=target)
+
+    def write(self, target: Path, content: bytes) -> None:
+        """Write a file that replaces the one at ``target``."""
+        with full_disk_is_an_error(target):
+            write(self.file(target), content)
+
+    def rename_folder(self, source: Path, target: Path) -> None:
+        """Give a folder that was written before, under a name with :data:`PARTIAL`, its final name."""
+        self._renames.append(_Rename(source, target, is_folder=True))
+
+    def remove_folder(self, target: Path) -> None:
+        """Remove a folder: it is renamed in its turn, and deleted when everything else is in place."""
+        self.rename_folder(target, temporary_path(target))
+        self._removed.append(temporary_path(target))
+
+    def _new(self, target: Path, is_folder: bool) -> Path:
+        if self._shared:
+            sweep(target)
+        temporary = unique_temporary_path(target) if self._shared else temporary_path(target)
+        _IN_USE.update((temporary, _path_of_old(temporary)))
+        self._temporary.append(temporary)
+        self._renames.append(_Rename(temporary, target, is_folder))
+        return temporary
+
+    def _flush(self) -> None:
+        for change in self._renames:
+            with full_disk_is_an_error(change.target):
+                if change.target not in self._removed:
+                    flush_tree(change.source) if change.is_folder else flush(change.source)
+
+    def _put_in_place(self, change: _Rename) -> None:
+        """Rename the complete content; a folder that is there is moved aside first and removed last."""
+        old = None
+        if change.is_folder and change.target.is_dir():
+            old = _path_of_old(change.source)
+            remove(old)
+            rename(change.target, old)
+        try:
+            rename(change.source, change.target)
+        except BaseException:
+            if old is not None and not change.target.exists():
+                rename(old, change.target)
+            raise
+        if old is not None:
+            remove(old)
+
+
+@contextlib.contextmanager
+def new_file(target: Path, shared: bool = False) -> Iterator[Path]:
+    """A temporary path to write a file to, which is flushed and renamed to ``target`` at the end of the block.
+
+    Args:
+        shared: as for :class:`StagedChanges`.
+
+    Raises:
+        DiskFullError: the disk is full; ``target`` is as it was before.
+    """
+    with full_disk_is_an_error(target), StagedChanges(shared) as changes:
+        yield changes.file(target)
+
+
+@contextlib.contextmanager
+def new_folder(target: Path, shared: bool = False) -> Iterator[Path]:
+    """An empty temporary folder, which is flushed and renamed to ``target`` at the end of the block.
+
+    Args:
+        shared: as for :class:`StagedChanges`.
+
+    Raises:
+        InputError: the folder cannot be created.
+        DiskFullError: the disk is full; ``target`` is as it was before.
+    """
+    with full_disk_is_an_error(target), StagedChanges(shared) as changes:
+        yield changes.folder(target)
+
+
+def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
+    """Write a file under a temporary name and rename it: a reader never sees half of it.
+
+    Args:
+        shared: as for :class:`StagedChanges`.
+
+    Raises:
+        DiskFullError: the disk is full; ``path`` is as it was before.
+    """
+    with full_disk_is_an_error(path), StagedChanges(shared) as changes:
+        changes.write(path, content)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -58,50 +339,50 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode())
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file under a temporary name and rename it: a reader never sees half of it.
+def json_bytes(value: Any) -> bytes:
+    """Encode one JSON document; numbers that are not finite are refused."""
+    return (json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n").encode()
+
+
+def json_lines_bytes(values: Iterable[Mapping[str, Any]]) -> bytes:
+    """Encode one JSON object per line; numbers that are not finite are refused."""
+    lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) for value in values)
+    return "".join(line + "\n" for line in lines).encode()
+
+
+def write_json(path: Path, value: Any, shared: bool = False) -> None:
+    """:func:`write_bytes` of one JSON document; numbers that are not finite are refused."""
+    write_bytes(path, json_bytes(value), shared)
+
+
+def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
+    """:func:`write_bytes` of one JSON object per line; numbers that are not finite are refused."""
+    write_bytes(path, json_lines_bytes(values))
+
+
+def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
+    """:func:`write_text` of a YAML document with keys in the order given."""
+    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=120))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file; no two of the tensors share memory.
 
     Raises:
         DiskFullError: the disk is full; ``path`` is as it was before.
     """
-    temporary = path.with_name(path.name + PARTIAL)
-    with full_disk_is_an_error(path):
-        try:
-            with open(temporary, "wb") as stream:
-                stream.write(content)
-                stream.flush()
-                os.fsync(stream.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    _sync(path.parent)
+    from safetensors.torch import save_file
+
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    with new_file(path) as temporary:
+        save_file(whole, temporary, metadata=None if metadata is None else dict(metadata))
 
 
-def write_json(path: Path, value: Any) -> None:
-    """One JSON document; numbers that are not finite are refused."""
-    write_text(path, json.dumps(value, ensure_ascii=False, indent=1, allow_nan=False) + "\n")
+def copy_folder(source: Path, target: Path) -> None:
+    """Copy the files of a folder into an existing folder.
 
-
-def write_json_lines(path: Path, values: Sequence[Mapping[str, Any]]) -> None:
-    """One JSON object per line."""
-    lines = (json.dumps(value, ensure_ascii=False, allow_nan=False) for value in values)
-    write_text(path, "".join(line + "\n" for line in lines))
-
-
-def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """A YAML document in the order given."""
-    write_text(path, yaml.safe_dump(dict(value), sort_keys=False, allow_unicode=True, width=120))
-
-
-def replace_folder(finished: Path, target: Path) -> None:
-    """Put the folder ``finished`` in ``target``'s place; there is a moment without ``target``, never a mixture."""
-    old = target.with_name(target.name + ".old" + PARTIAL)
-    if old.exists():
-        shutil.rmtree(old)
-    if target.exists():
-        os.replace(target, old)
-    os.replace(finished, target)
-    _sync(target.parent)
-    if old.exists():
-        shutil.rmtree(old)
+    Raises:
+        DiskFullError: the disk is full.
+    """
+    with full_disk_is_an_error(target):
+        shutil.copytree(source, target, dirs_exist_ok=True)

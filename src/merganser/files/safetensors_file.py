@@ -1,4 +1,4 @@
-"""The safetensors format, read with suspicion and written in place.
+"""The safetensors format: read with every check that a merge relies on, and written in place.
 
 A file is eight bytes (length of the header, little-endian), the header (JSON: tensor name -> type, shape, byte range;
 and ``__metadata__``), and the tensors, contiguous and in row-major order. Reading checks everything a merge relies on
@@ -102,7 +102,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
                 raise _broken(path, f"its header claims {header_length} bytes, the file has {length}")
             text = file.read(header_length)
     except OSError as error:
-        raise InputError(f"{path} can't be read: {error.strerror}.", "Check the path and its permissions.") from error
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
     header = _parse(path, text)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
@@ -123,7 +123,7 @@ def _is_text(value: str) -> bool:
 
 def _short(value: Any) -> str:
     """A value of the file for a message; it may be as long as the file."""
-    if isinstance(value, list | dict) and (len(value) > 20 or any(isinstance(one, list | dict) for one in value)):
+    if isinstance(value, list | dict) and (len(value) > 20 or any(isinstance(item, list | dict) for item in value)):
         return f"of {len(value)} entries"
     text = repr(value)
     return text if len(text) <= 200 else f"{text[:200]}..."

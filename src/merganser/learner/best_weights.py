@@ -1,4 +1,4 @@
-"""The best weights of a task, picked by development texts of all tasks seen."""
+"""Select the best weights of a task by development texts of all tasks seen."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from merganser.weights import Weights
 
 
 class BestWeights(TrainerCallback):
-    """Scores the development sets while a task is trained, and keeps the weights that did best.
+    """Scores the development sets while a task is trained, and keeps the weights with the best mean.
 
-    To be placed after the method's own callbacks, so that what is scored has been merged. Training itself is the same
+    It comes after the method's own callbacks, so that weights are scored after merging. Training itself is the same
     with and without it.
 
     Args:
         backbone: whose weights are trained.
         score: scores the model as it is on the development sets; the same in every process.
-        every: optimizer steps from one time to the next; ``None``: once per epoch. The end of the task counts always.
+        every: optimizer steps between two scorings; ``None``: once per epoch. The last weights are always scored.
 
     Attributes:
         scores: step -> mean over the tasks.
         step: the step of the best; of equal ones the earliest.
-        seconds, examples: what it took.
+        seconds, examples: spent on scoring.
     """
 
     def __init__(self, backbone: Backbone, score: Callable[[], dict[str, Score]], every: int | None) -> None:
@@ -62,33 +62,33 @@ class BestWeights(TrainerCallback):
         if processes.uses_fsdp():
             gather_full_weights(model, self.backbone.module)
         with isolated_random(0):
-            found = self.score()
-        mean = math.fsum(score.value for score in found.values()) / len(found)
+            scores = self.score()
+        mean = math.fsum(score.value for score in scores.values()) / len(scores)
         if self.step is None or mean > self.scores[self.step]:
             self.step = step
             self._best = self._weights.snapshot()
         self.scores[step] = mean
-        self.examples += sum(score.n for score in found.values())
+        self.examples += sum(score.n for score in scores.values())
         self.seconds += time.perf_counter() - began
 
     @property
     def _weights(self) -> Weights:
-        """Asked for anew each time: with several processes, training gives the parameters memory of another kind."""
+        """Looked up each time: with several processes, training replaces the parameters by sharded ones."""
         return Weights.of(self.backbone.module)
 
     def put_best(self) -> None:
-        """The best weights into the model, when training is over."""
+        """Put the best weights into the model, when training is over."""
         if self._best is not None:
             self._weights.copy_(self._best)
 
     def task_state(self) -> TaskState:
-        """Scores so far and the best weights."""
+        """Return the scores so far and the best weights."""
         values: dict[str, Any] = {"scores": [list(pair) for pair in self.scores.items()], "step": self.step}
         values |= {"seconds": self.seconds, "examples": self.examples}
         return TaskState(values, {} if self._best is None else dict(self._best))
 
     def load_task_state(self, state: TaskState) -> None:
-        """Go on from :meth:`task_state`."""
+        """Resume from :meth:`task_state`."""
         self.scores = {int(step): float(mean) for step, mean in state.values["scores"]}
         self.step = state.values["step"]
         self.seconds, self.examples = state.values["seconds"], state.values["examples"]

@@ -1,4 +1,4 @@
-"""What is found out about a stream before any work, and what is kept of a task."""
+"""Check a stream before any work, and sample the memory of a task."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes, layers_to_wrap
 
 EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
-"""What a method that keeps all training data keeps."""
+"""Memory of a method that keeps all training data."""
 
 
 def check_stream(session: Session, tasks: Sequence[Task]) -> None:
-    """Find out before any work whether a stream can be learned by a run, from its first task to its last.
+    """Check before any work whether a run can learn a stream, from its first task to its last.
 
     Raises:
         InputError: a task that is malformed, that was learned from other data or in another order, of which nothing
@@ -30,11 +30,11 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_processes(session)
     check_selection(session, tasks)
     check_names([task.name for task in tasks])
-    records = [task for row in session.directory.rows() for task in row.tasks]
+    records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
     if session.method.per_task_models and session.config.model.candidates == "seen":
         text = (
-            f"{session.method.title} is told each text's task: an answer is sought among that task's labels, not all."
+            f"{session.method.title} receives the task of each text: the candidates are the labels of that task alone."
         )
         session.listener(Notice(text))
     names = [task.name for task in tasks]
@@ -63,24 +63,32 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
 
 
 def check_selection(session: Session, tasks: Sequence[Task]) -> None:
-    """InputError unless the best weights of each of these tasks can be picked, where that was asked for."""
+    """Refuse tasks whose best weights cannot be selected, where that is asked for.
+
+    Raises:
+        InputError: the method cannot select, or a task has no development texts.
+    """
     if not session.config.training.select_best:
         return
     if not session.method.selects_best:
         raise InputError(
-            f"training.select_best picks weights, and {session.method.title} merges by the way to the last ones.",
+            f"training.select_best selects weights, and the merge of {session.method.title} uses the whole trajectory.",
             "Leave training.select_best out.",
         )
     for task in tasks:
         if not task.dev:
             raise InputError(
-                f"Task '{task.name}' has no development texts, and training.select_best picks weights by them.",
+                f"Task '{task.name}' has no development texts, and training.select_best selects weights by them.",
                 "Give the task a dev file (dev:), or leave training.select_best out.",
             )
 
 
 def check_processes(session: Session) -> None:
-    """InputError unless as many processes as there are can learn by this run's method and options."""
+    """Refuse more processes than the run's method and options support.
+
+    Raises:
+        InputError: they do not.
+    """
     if processes.world_size() == 1:
         return
     if not session.method.supports_distributed:
@@ -94,12 +102,12 @@ def check_processes(session: Session) -> None:
 
 
 def memory_options(session: Session) -> MemoryOptions:
-    """How much of a task the method keeps."""
+    """Return the options of the memory: those of the run, or those of a method that keeps everything."""
     return EVERYTHING if session.method.full_memory else session.config.memory
 
 
 def sample(session: Session, task: Task) -> list[Example]:
-    """The examples of a task to keep for rehearsal; none for a method without a memory."""
+    """Sample the examples of a task to keep for rehearsal; none for a method without a memory."""
     if not session.method.uses_memory:
         return []
     seed = derive_seed(session.config.seed, "memory", task.name)

@@ -1,4 +1,4 @@
-"""Examples and label vectors in the folders of rows, and back."""
+"""Write examples and label vectors into the folders of rows, and read them back."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser.files.atomic import full_disk_is_an_error
+from merganser.files.atomic import new_file, write_tensors
 from merganser.runs.reading import damaged
 from merganser.runs.record import KeptExample
+from merganser.runs.rows import Row
 from merganser.streams.task import Example
 
 if TYPE_CHECKING:
@@ -21,66 +22,66 @@ PROTOTYPES = "prototypes.safetensors"
 
 
 def kept_example(task: str, example: Example) -> KeptExample:
-    """An example as a line of ``memory.jsonl`` or ``test.jsonl``."""
+    """Convert an example to a line of ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``."""
     image = "" if example.image is None else example.image.sha256
     return KeptExample(task=task, input=example.input, output=example.output, id=example.id, image=image)
 
 
 def as_line(kept: KeptExample) -> dict[str, Any]:
-    """The values of a line; a text says nothing about an image."""
+    """Return the values of a line; the line of a text has no key for an image."""
     return kept.model_dump(exclude=None if kept.image else {"image"})
 
 
 def write_images(folder: Path, examples: Iterable[Example]) -> None:
-    """Keep the images of a row's memory and test set beside them; nothing where there are none.
+    """Write the images of a row's memory and test set beside them; nothing where there are none.
 
     Raises:
-        InputError: an image is not where it was.
+        InputError: an image file was moved or deleted.
         RunError: the disk is full.
     """
     if pictures := [example.image for example in examples if example.image is not None]:
         from merganser.streams.images.picture_file import write_pictures
 
-        with full_disk_is_an_error(folder / IMAGES):
-            write_pictures(folder / IMAGES, pictures)
+        with new_file(folder / IMAGES) as temporary:
+            write_pictures(temporary, pictures)
 
 
-def restored(folder: Path, kept: Iterable[KeptExample]) -> list[tuple[str, Example]]:
-    """``(task, example)`` for the lines of a row's file, with images that are read when they are needed.
+def stored_examples(row: Row, name: str) -> list[tuple[str, Example]]:
+    """Read a row's ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``; images are read when they are needed.
+
+    Returns:
+        Pairs of a task's name and an example.
 
     Raises:
-        InputError: the file of images is damaged or lacks one.
+        InputError: the file is damaged, or the file of images is damaged or lacks one.
     """
     pictures: Mapping[str, Picture] | None = None
-    found = []
-    for line in kept:
+    examples = []
+    for line in row.examples(name):
         image = None
         if line.image:
             from merganser.streams.images.picture_file import read_pictures
 
-            pictures = read_pictures(folder / IMAGES) if pictures is None else pictures
+            pictures = read_pictures(row.folder / IMAGES) if pictures is None else pictures
             if line.image not in pictures:
-                raise damaged(folder / IMAGES, f"the image {line.image[:12]}... is not in it")
+                raise damaged(row.folder / IMAGES, f"the image {line.image[:12]}... is not in it")
             image = pictures[line.image]
-        found.append((line.task, Example(line.input, line.output, line.id, image)))
-    return found
+        examples.append((line.task, Example(line.input, line.output, line.id, image)))
+    return examples
 
 
 def write_prototypes(folder: Path, prototypes: Mapping[str, Tensor]) -> None:
-    """Keep label vectors in a row's folder; nothing where there are none.
+    """Write label vectors into a row's folder; nothing where there are none.
 
     Raises:
         RunError: the disk is full.
     """
-    from safetensors.torch import save_file
-
     if prototypes:
-        with full_disk_is_an_error(folder / PROTOTYPES):
-            save_file(dict(prototypes), folder / PROTOTYPES)
+        write_tensors(folder / PROTOTYPES, prototypes)
 
 
 def read_prototypes(folder: Path) -> dict[str, Tensor]:
-    """What :func:`write_prototypes` kept.
+    """Read what :func:`write_prototypes` wrote.
 
     Raises:
         InputError: the file is damaged.

@@ -1,14 +1,13 @@
-"""Asking a run: answers, scores of the model as it is, and export."""
+"""Inference with a run: answer texts, evaluate the model as it is, export it."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
 from merganser.evaluation import KnownTask, with_candidates
-from merganser.files.atomic import FULL, full_disk_is_an_error
+from merganser.files.atomic import new_folder
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
@@ -70,7 +69,7 @@ def evaluate(session: Session) -> dict[str, Score]:
     if not any(task.test for task in known.values()):
         raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
     if not session.method.per_task_models:
-        session.use(session.directory.row_folders()[-1])
+        session.use(session.rows[-1])
         return session.score(list(known.values()), known)
     scores: dict[str, Score] = {}
     for name, task in known.items():
@@ -97,24 +96,9 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
         if task not in known:
             raise InputError("This method keeps several models.", f"Name a task: {', '.join(known)}.")
         rows = session.answered_by()
-        known = {name: each for name, each in known.items() if rows[name] == rows[task]}
+        known = {name: other for name, other in known.items() if rows[name] == rows[task]}
         session.use_task(task)
     elif task is not None:
         raise InputError(f"One model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
-    partial = out.with_name(out.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    with full_disk_is_an_error(partial):
-        try:
-            try:
-                partial.mkdir(parents=True)
-            except OSError as error:
-                if error.errno in FULL:
-                    raise
-                raise InputError(
-                    f"Cannot create '{out}': {error.strerror}.", "Choose a folder that can be written."
-                ) from error
-            export_model(session.backbone, partial, {name: task.spec for name, task in known.items()}, merged)
-            partial.rename(out)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+    with new_folder(out, shared=True) as folder:
+        export_model(session.backbone, folder, {name: task.spec for name, task in known.items()}, merged)

@@ -2,30 +2,23 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from pydantic import BaseModel
-
 from merganser import processes
-from merganser.config import RunConfig, check_config, differences
+from merganser.config import RunConfig, check_config
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
-from merganser.learner import checks, inference, learn_task, references
+from merganser.learner import checks, inference, learn_task, opening, references
 from merganser.learner.session import Session
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
-from merganser.models.base import Answer, Backbone
-from merganser.models.loading import load_backbone, resolve_lengths
+from merganser.models.base import Answer
 from merganser.runs.directory import RunDirectory
-from merganser.runs.record import RunInfo, RunRecord
-from merganser.runs.versions import versions
+from merganser.runs.record import RunRecord
 from merganser.streams.task import Task
-from merganser.training.determinism import derive_seed
 
 
 class Learner:
@@ -59,28 +52,28 @@ class Learner:
 
         Args:
             run: the run directory.
-            listener: is told what happens.
+            listener: receives events.
             command: written into the record of a new run.
-            read_only: for asking and measuring; does not lock the run, and :meth:`learn` is refused.
+            read_only: for inference and evaluation; does not lock the run, and :meth:`learn` is refused.
             model_path: where the pretrained model of an existing run is now, if it is not where it was.
             sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``seed``, ``stream``: options
                 objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
 
         Raises:
-            InputError: something asked for is impossible, differs from what the run was started with, or the run is
-                damaged, in use, or of a newer version.
+            InputError: an option is impossible or differs from what the run was started with, or the run is damaged, in
+                use, or of a newer version.
         """
         processes.initialize()
         path = Path(run)
-        given = {key: _plain(value) for key, value in sections.items() if value is not None}
+        given = {key: opening.plain_values(value) for key, value in sections.items() if value is not None}
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(path):
-            return cls(_reopen(path, given, listener, read_only, model_path))
+            return cls(opening.reopen(path, given, listener, read_only=read_only, model_path=model_path))
         if read_only or "model" not in given:
             raise InputError(
                 f"There is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."
             )
-        return cls(_start(path, check_config(given, "options"), listener, command), new=True)
+        return cls(opening.start(path, check_config(given, "options"), listener, command), new=True)
 
     @classmethod
     def of_config(
@@ -88,17 +81,17 @@ class Learner:
     ) -> Learner:
         """Start a run with a whole configuration, or continue the one that was started with the same.
 
-        A run that was started differently is refused, unless it has learned nothing yet: then it starts over.
+        A run that was started with other options is refused, unless it has learned nothing yet: then it starts over.
         """
         processes.initialize()
         listener = listener if processes.is_main() else silent
-        if RunDirectory.exists(run) and not _start_over(run, config, listener):
+        if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
             asked = config.model_dump(mode="json", exclude={"stream"})
-            return cls(_reopen(run, asked, listener, read_only=False))
-        return cls(_start(run, config, listener, command), new=True)
+            return cls(opening.reopen(run, asked, listener))
+        return cls(opening.start(run, config, listener, command), new=True)
 
     def close(self) -> None:
-        """Let go of the run."""
+        """Release the lock of the run."""
         self.session.directory.lock.release()
 
     def __enter__(self) -> Learner:
@@ -108,7 +101,7 @@ class Learner:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if error is not None and self._new:
-            # So that a corrected configuration finds no run that was started differently.
+            # A corrected configuration then finds no run that was started with other options.
             self.session.directory.discard_if_empty()
         self.close()
 
@@ -124,7 +117,7 @@ class Learner:
 
     @property
     def record(self) -> RunRecord:
-        """Everything the run directory says."""
+        """The records of the run directory."""
         return self.session.directory.record()
 
     def learn(self, *tasks: Task) -> ScoreRow:
@@ -141,10 +134,10 @@ class Learner:
     def learn_stream(self, tasks: Sequence[Task]) -> None:
         """Learn the tasks of a stream in order, skipping those learned already.
 
-        Everything that can be wrong with the stream is found before any work.
+        The whole stream is checked before any work.
 
         Raises:
-            InputError, RunError: as :meth:`learn`; also a stream that is not the one this run has begun.
+            InputError, RunError: as :meth:`learn`; also a stream other than the one this run was started with.
         """
         session = self.session
         checks.check_stream(session, tasks)
@@ -159,7 +152,7 @@ class Learner:
                 self.learn(task)
 
     def measure_references(self, tasks: Sequence[Task]) -> dict[str, Score]:
-        """Scores of a fresh model trained on each task alone (cached); see :mod:`merganser.learner.references`."""
+        """Score a fresh model trained on each task alone (cached); see :mod:`merganser.learner.references`."""
         return references.measure_references(self.session, tasks)
 
     def predict(self, texts: Sequence[str], task: str | None = None) -> list[Answer]:
@@ -173,114 +166,3 @@ class Learner:
     def export(self, out: str | Path, *, merged: bool = False, task: str | None = None) -> None:
         """Write the model for use without Merganser; see :func:`merganser.learner.inference.export`."""
         inference.export(self.session, Path(out), merged=merged, task=task)
-
-
-def _start(path: Path, config: RunConfig, listener: Listener, command: str) -> Session:
-    RunDirectory.check_new(path)
-    # The model comes before the folder: if it is not there, nothing is left behind.
-    backbone = processes.run_collectively(lambda: _load(config, config.model.precision))
-    info = RunInfo(
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        command=command,
-        seed=config.seed,
-        processes=processes.world_size(),
-        config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
-        versions=versions(),
-    )
-    return Session(RunDirectory.create(path, info), config, backbone, listener)
-
-
-def _start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
-    """Take back a run that was started differently and has learned nothing; whether that was done."""
-    directory = processes.run_collectively(lambda: RunDirectory.open(path))
-    kept = check_config({k: v for k, v in directory.info.config.items() if k != "resolved"}, str(path / "run.yaml"))
-    if len(directory.row_folders()) > 1 or not differences(kept.sections(), config.sections()):
-        return False
-    directory.lock.acquire()
-    processes.on_main(directory.discard)
-    listener(Notice(f"'{path}' had learned nothing yet; it starts over with the new configuration."))
-    return True
-
-
-def _reopen(
-    path: Path, given: Mapping[str, Any], listener: Listener, read_only: bool, model_path: str | None = None
-) -> Session:
-    directory = processes.run_collectively(lambda: RunDirectory.open(path))
-    kept = {key: value for key, value in directory.info.config.items() if key != "resolved"}
-    config = check_config(kept, str(path / "run.yaml"))
-    asked = {key: value for key, value in given.items() if key != "stream"}
-    wanted = check_config({**config.sections(), **asked}, "options")
-    if found := differences(config.sections(), wanted.sections()):
-        raise InputError(
-            f"The run '{path}' was started differently: {'; '.join(found)}.",
-            "Use the same configuration to continue it, or another folder for a new run.",
-        )
-    if "training" in asked:
-        config = config.with_changes_of(wanted)
-    if not read_only:
-        directory.lock.acquire()
-    try:
-        notes = [] if read_only else directory.repair()
-        session = processes.run_collectively(lambda: _session(directory, config, listener, model_path))
-    except BaseException:
-        directory.lock.release()
-        raise
-    learned = session.learned
-    if learned and not read_only:
-        listener(Notice(f"Continuing '{path}' after {len(learned)} learned task(s): {', '.join(learned)}."))
-    for note in notes:
-        listener(Notice(note))
-    return session
-
-
-def _session(directory: RunDirectory, config: RunConfig, listener: Listener, model_path: str | None) -> Session:
-    """The run's model and method, as they are after its last row."""
-    # The precision that `auto` came to where the run began is kept on every machine it goes on.
-    resolved = directory.info.config.get("resolved", {})
-    backbone = _load(config, resolved.get("precision", config.model.precision), model_path)
-    if fingerprint(backbone) != resolved.get("model_fingerprint"):
-        raise InputError(
-            f"The model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
-            "Give the folder of the same pretrained model (--model, or model_path from Python).",
-        )
-    session = Session(directory, config, backbone, listener)
-    session.restore()
-    return session
-
-
-def _load(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
-    options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
-    lengths = resolve_lengths(options, config.training.max_input, config.training.max_target)
-    return load_backbone(options, lengths, derive_seed(config.seed, "model"))
-
-
-def _resolved(backbone: Backbone) -> dict[str, Any]:
-    """What `auto` came to, and how much is trained."""
-    trainable = {name: p.numel() for name, p in backbone.module.named_parameters() if p.requires_grad}
-    layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable if ".lora_" in name}
-    return {
-        "precision": backbone.precision,
-        "lora_targets": sorted(layers),
-        "trainable_parameters": sum(trainable.values()),
-        "parameters": sum(p.numel() for p in backbone.module.parameters()),
-        "model_fingerprint": fingerprint(backbone),
-    }
-
-
-def fingerprint(backbone: Backbone) -> str:
-    """SHA-256 over names, shapes and the first values of every tensor of a freshly loaded model.
-
-    Tells one pretrained model from another without reading gigabytes.
-    """
-    digest = hashlib.sha256()
-    for name, tensor in backbone.module.state_dict().items():
-        digest.update(f"{name} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.flatten()[:64].float().cpu().numpy().tobytes())
-    return digest.hexdigest()
-
-
-def _plain(value: Any) -> Any:
-    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
-
-
-__all__ = ["Learner"]

@@ -1,14 +1,13 @@
-"""Single-task references: what a fresh model reaches on each task alone. AimMerging's forward transfer needs them.
+"""Single-task references: scores of a fresh model trained on each task alone, for AimMerging's forward transfer.
 
 They cost as much as learning the stream again, so they are measured only when asked for, and kept: in the run, and in
-the user's cache, where other methods on the same stream find them.
+the user's cache, from which other methods on the same stream read them.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from merganser.errors import InputError
 from merganser.evaluation import KnownTask
 from merganser.events import Notice, StepDone, TaskStarted
 from merganser.files.atomic import write_json
+from merganser.files.cache import cache_folder, make_cache
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
@@ -27,16 +27,8 @@ from merganser.training.records import TaskRecords
 from merganser.training.trainer import TaskHooks, planned_steps, train_task
 
 
-def cache_folder() -> Path:
-    """Where references are kept for other runs: ``$MERGANSER_CACHE`` or the user's cache folder."""
-    root = os.environ.get("MERGANSER_CACHE")
-    if root:
-        return Path(root) / "references"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "merganser" / "references"
-
-
 def _key(session: Session, task: Task, seed: int) -> str:
-    """Changes with everything that changes the score of a model trained on the task alone."""
+    """Return a digest of everything that the score of a model trained on the task alone depends on."""
     info = session.directory.info
     parts = {
         "task": task.fingerprint(),
@@ -62,54 +54,53 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
         InputError: the run has not been started (nothing was measured or learned in it).
         RunError: a loss became not finite.
     """
-    folders = session.directory.row_folders()
-    if not folders:
+    if not session.rows:
         raise InputError(f"Nothing was learned yet in '{session.directory.path}'.", "Learn the stream first.")
     references = session.directory.references()
-    position = {task.name: row.row for row in session.directory.rows() for task in row.tasks}
+    position = session.learned_in()
     for number, task in enumerate(tasks, 1):
         if not task.test or task.name in references:
             continue
         row = number if session.method.joint else position.get(task.name, number)
         seed = derive_seed(session.config.seed, "task", row)
-        cached = cache_folder() / f"{_key(session, task, seed)}.json"
-        found = _kept(cached)
-        if found is not None:
-            references[task.name] = Score.model_validate_json(found)
+        cached = cache_folder("references") / f"{_key(session, task, seed)}.json"
+        cached_score = _read_cached(cached)
+        if cached_score is not None:
+            references[task.name] = Score.model_validate_json(cached_score)
             session.listener(Notice(f"Single-task score of '{task.name}' found in the cache."))
         else:
-            references[task.name] = _train_alone(session, task, number, seed, folders[0])
-            _keep(cached, references[task.name])
+            references[task.name] = _train_alone(session, task, number, seed)
+            _write_cached(cached, references[task.name])
         session.directory.write_references(references)
     session.restore()
     return references
 
 
 @processes.main_only
-def _kept(file: Path) -> str | None:
+def _read_cached(file: Path) -> str | None:
     return file.read_text(encoding="utf-8") if file.is_file() else None
 
 
 @processes.main_only
-def _keep(file: Path, score: Score) -> None:
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, score.model_dump())
+def _write_cached(file: Path, score: Score) -> None:
+    make_cache(file.parent)
+    write_json(file, score.model_dump(), shared=True)
 
 
-def _train_alone(session: Session, task: Task, number: int, seed: int, start: Path) -> Score:
+def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
     known = KnownTask.of_task(task)
     session.backbone.prepare_labels(task.train, known.spec)
     features = session.backbone.features(task.train, known.spec)
     steps = planned_steps(len(features), session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
-    session.use(start)
+    session.use(session.rows[0])
     session.weights_changed()
 
-    def tell(event: object) -> None:
+    def only_steps(event: object) -> None:
         if isinstance(event, StepDone):
             session.listener(event)
 
-    records = TaskRecords(f"{task.name} (alone)", number, tell)
+    records = TaskRecords(f"{task.name} (alone)", number, only_steps)
     hooks = TaskHooks([ProgressCallback(records)])
     train_task(session.backbone, features, session.config.training, seed=seed, records=records, hooks=hooks)
     return session.score([known], {})[task.name]

@@ -1,4 +1,4 @@
-"""What one lesson finds when it begins: a checkpoint to go on from, and whether the best weights are to be picked."""
+"""Resume a task from its checkpoint, and select its best weights where that is asked for."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from merganser.training.state import Resumable
 
 
 def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> CheckpointFolder:
-    """Where the checkpoints of row ``number`` are; those of another lesson are not taken for its own."""
+    """Return the folder of the checkpoints of row ``number``, with the identity that they must have."""
     identity = {
         "tasks": [task.name for task in tasks],
         "fingerprints": [task.fingerprint() for task in tasks],
-        "before": [task.fingerprint for row in session.directory.rows() for task in row.tasks],
+        "before": [task.fingerprint for row in session.rows for task in row.file.tasks],
         "memory": _digest(session.memory()),
         "config": session.config.digest(),
     }
@@ -33,7 +33,7 @@ def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> Chec
 
 
 def _digest(examples: Sequence[tuple[str, Example]]) -> str:
-    """SHA-256 of examples as they are read: with others than before, a task would not end as it began."""
+    """SHA-256 of examples as the model reads them: with other examples, resuming would not give the same result."""
     digest = hashlib.sha256()
     for task, example in examples:
         digest.update("\0".join((task, example.identity, example.output, "")).encode())
@@ -41,12 +41,12 @@ def _digest(examples: Sequence[tuple[str, Example]]) -> str:
 
 
 def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:
-    """Picks the best weights by development texts, where that was asked for."""
+    """Return the callback that selects the best weights by development texts, where that is asked for."""
     options = session.config.training
     if not options.select_best:
         return None
     new = [replace(KnownTask.of_task(task), test=task.dev) for task in tasks]
-    # With several models, this task's answers its own texts alone.
+    # With several models, the model of this task answers only its own texts.
     seen = {} if session.method.per_task_models else session.known_tasks("dev")
     everything = {**seen, **{task.name: task for task in new}}
     return BestWeights(
@@ -59,23 +59,27 @@ def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:
 def resume(
     session: Session, tasks: Sequence[Task], records: TaskRecords, steps: int, selector: BestWeights | None
 ) -> TaskCheckpoints | None:
-    """The checkpoints of a lesson, with the one to go on from, if there is one; ``None``: none are taken.
+    """Return the checkpoints of a row, with the one to resume from, if there is one.
 
     Args:
-        records: those of the training, with the row as their index. steps: that the training takes in all.
+        records: of the training; their index is the number of the row.
+        steps: optimizer steps of the training.
+
+    Returns:
+        ``None`` where no checkpoints are written.
     """
     options = session.config.training
     if not options.takes_checkpoints:
         return None
     folder = checkpoints_of(session, tasks, records.index)
     notes = processes.on_main(lambda: folder.latest()[1])
-    found, _ = folder.latest()  # the others find what process 0 left
+    checkpoint, _ = folder.latest()  # the other processes read what process 0 left
     for note in notes:
         session.listener(Notice(note))
-    if found is not None:
-        where = f"at step {found.step} of {steps}" if found.step < steps else "after its last step"
-        session.listener(Notice(f"Going on with '{tasks[0].name}' {where}, from its checkpoint."))
+    if checkpoint is not None:
+        where = f"at step {checkpoint.step} of {steps}" if checkpoint.step < steps else "after its last step"
+        session.listener(Notice(f"Resuming '{tasks[0].name}' {where}, from its checkpoint."))
     parts: dict[str, Resumable] = {"method": session.method}
     if selector is not None:
         parts["selection"] = selector
-    return TaskCheckpoints(folder, options, parts, records, found)
+    return TaskCheckpoints(folder, options, parts, records, checkpoint)

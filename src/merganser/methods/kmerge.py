@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from merganser.errors import InputError
+from merganser.files.atomic import write_text
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.shared.merge_records import record_merge, timed_merge
 
@@ -116,7 +117,7 @@ class KMerge(Method[KMergeOptions]):
         return {"slots": len(self._text())}
 
     def save(self, folder: Path) -> None:
-        (folder / KEPT).write_text(self._text(), encoding="utf-8")
+        write_text(folder / KEPT, self._text())
 
     def load(self, folder: Path) -> None:
         try:

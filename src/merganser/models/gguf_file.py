@@ -5,25 +5,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import io
-import os
-import shutil
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from merganser.errors import InputError
+from merganser.files.cache import cache_folder, fill_once
 from merganser.models.library_output import silence_libraries
-
-CACHE_VARIABLE = "MERGANSER_CACHE"
-
-
-def cache_folder() -> Path:
-    """``$MERGANSER_CACHE``, else ``$XDG_CACHE_HOME/merganser``, else ``~/.cache/merganser``."""
-    if os.environ.get(CACHE_VARIABLE):
-        return Path(os.environ[CACHE_VARIABLE]).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "merganser"
 
 
 def convert_gguf(file: Path) -> Path:
@@ -40,30 +29,14 @@ def convert_gguf(file: Path) -> Path:
         raise InputError(f"The model {file} does not exist.", "Give a .gguf file, a folder or a hub id.")
     with file.open("rb") as stream:
         digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    folder = cache_folder() / "gguf" / digest
-    if folder.is_dir():
-        return folder
-    try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        partial = Path(tempfile.mkdtemp(prefix=f"{digest[:12]}-", suffix=".partial", dir=folder.parent))
-    except OSError as error:
-        raise InputError(
-            f"The cache folder {folder.parent} cannot be written: {error.strerror}.",
-            f"Set {CACHE_VARIABLE} to a folder that can be.",
-        ) from error
-    try:
-        model, tokenizer = read_gguf(file)
-        with silence_libraries():
-            model.save_pretrained(partial)
-            tokenizer.save_pretrained(partial)
-        try:
-            partial.rename(folder)
-        except OSError:
-            if not folder.is_dir():  # otherwise another process was first, with the same content
-                raise
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder
+    return fill_once(cache_folder("gguf") / digest, lambda folder: _convert(file, folder))
+
+
+def _convert(file: Path, folder: Path) -> None:
+    model, tokenizer = read_gguf(file)
+    with silence_libraries():
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
 
 
 def read_gguf(file: Path) -> tuple[Any, Any]:

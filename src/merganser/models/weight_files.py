@@ -9,10 +9,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from merganser.errors import InputError, first_line
+from merganser.files.atomic import write_tensors
 from merganser.models import stacking
 from merganser.models.library_output import silence_libraries
 
@@ -40,8 +41,7 @@ def save_adapter(model: Any, folder: Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     factors, config = stacking.concatenate_adapters(model)
-    tensors = {name: factor.detach().cpu().contiguous() for name, factor in factors.items()}
-    save_file(tensors, folder / ADAPTER_WEIGHTS, metadata={"format": "pt"})
+    write_tensors(folder / ADAPTER_WEIGHTS, factors, {"format": "pt"})
     config.inference_mode = True  # as PEFT writes it; is_trainable=True is given when loading
     # PEFT's sets have no order, and 32.0 is written as 32.
     for key in ("target_modules", "exclude_modules"):

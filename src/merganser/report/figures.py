@@ -7,8 +7,9 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from merganser.files.atomic import make_folder
 from merganser.report.curves import curve_figure
-from merganser.report.files import make_folder, write_whole
+from merganser.report.files import write_whole
 from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, row_label, score, shortened
 from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
 from merganser.report.series import chart_data, learned_before, rows_learned

@@ -5,22 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser.errors import InputError
-from merganser.files.atomic import write_bytes
-
-
-def make_folder(folder: Path) -> Path:
-    """Create ``folder`` and its parents where absent.
-
-    Raises:
-        InputError: ``folder`` or one of its parents is a file, or may not be created.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(
-            f"Cannot create '{folder}': {error.strerror}.", "Choose a folder that can be written."
-        ) from error
-    return folder
+from merganser.files.atomic import make_folder, write_bytes
 
 
 def write_whole(path: Path, content: bytes) -> Path:
@@ -34,7 +19,7 @@ def write_whole(path: Path, content: bytes) -> Path:
         raise InputError(f"'{path}' is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
     make_folder(path.parent)
     try:
-        write_bytes(path, content)
+        write_bytes(path, content, shared=True)
     except OSError as error:
         raise InputError(
             f"Cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."

@@ -7,7 +7,8 @@ import io
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from merganser.report.files import make_folder, write_whole
+from merganser.files.atomic import make_folder
+from merganser.report.files import write_whole
 from merganser.report.formatting import finite, metric_title
 from merganser.report.sections import merging_share, other_seconds
 from merganser.report.series import learned_before, rows_learned, task_order

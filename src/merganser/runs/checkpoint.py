@@ -1,9 +1,9 @@
-"""Checkpoints of the task in hand, from which an interrupted run goes on in the middle of the task.
+"""Checkpoints of the task that is being learned, from which an interrupted run resumes in the middle of the task.
 
 ``checkpoint/NN-step-SSSSSS/`` in a run directory (``NN``: the row that is being learned) holds
 
-``checkpoint.json``      :data:`FORMAT`, what the checkpoint is of, and all that is not a tensor
-``tensors.safetensors``  weights, optimizer moments, what the method holds, states of random generators
+``checkpoint.json``      :data:`FORMAT`, the identity of the task, and all values that are not tensors
+``tensors.safetensors``  weights, optimizer moments, state of the method, states of random generators
 ``process-N.safetensors``  the same of process N, where several train together: what differs from process 0, or its
                          shards of everything
 ``trainer_state.json``   the ``TrainerState`` of transformers
@@ -16,13 +16,20 @@ from __future__ import annotations
 import contextlib
 import json
 import re
-import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser.files.atomic import PARTIAL, full_disk_is_an_error, replace_folder, sync_tree
+from merganser.files.atomic import (
+    StagedChanges,
+    full_disk_is_an_error,
+    make_folder,
+    remove,
+    temporary_path,
+    write,
+    write_tensors,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +41,11 @@ KEPT = 2
 """How many checkpoints are kept."""
 
 VALUES, TENSORS, TRAINER_STATE = "checkpoint.json", "tensors.safetensors", "trainer_state.json"
-OWN = "values"
-"""Key in the metadata of a file of tensors: plain values of one process, as JSON."""
+PROCESS_VALUES = "values"
+"""Key in the metadata of a file of tensors: the values of one process that are not tensors, as JSON."""
+
+FOLDER = "checkpoint"
+"""Folder of the checkpoints in a run directory."""
 
 NAME = re.compile(r"(\d{2,})-step-(\d{6,})")
 
@@ -49,7 +59,7 @@ class Checkpoint:
         step: optimizer steps of the task taken.
         values: as given to :meth:`CheckpointFolder.finish`.
         tensors: as given to :meth:`CheckpointFolder.add` by this process; what process 0 gave where it gave nothing.
-        own: as given to :meth:`CheckpointFolder.add` by every process.
+        process_values: as given to :meth:`CheckpointFolder.add` by each process.
         same_processes: whether as many processes wrote it as there are now.
     """
 
@@ -57,31 +67,32 @@ class Checkpoint:
     step: int
     values: dict[str, Any]
     tensors: dict[str, Tensor]
-    own: list[dict[str, Any]]
+    process_values: list[dict[str, Any]]
     same_processes: bool
 
 
-class Unusable(Exception):
-    """Why a checkpoint cannot be used."""
+class UnusableCheckpoint(Exception):
+    """The reason why a checkpoint cannot be used."""
 
 
 class CheckpointFolder:
     """The checkpoints of one task in the run directory ``run``.
 
-    One is written in three steps, :meth:`begin`, :meth:`add` and :meth:`finish`, inside :meth:`unfinished`: the second
-    in every process, the others in process 0 alone, each when the one before is done everywhere.
+    A checkpoint is written in three steps inside :meth:`unfinished`: :meth:`begin`, :meth:`add` and :meth:`finish`.
+    The second runs in every process, the others in process 0 alone, each when the one before is done everywhere.
 
     Args:
         row: the row of the score matrix that is being learned.
-        identity: all that a checkpoint must have in common with the task to be continued, as plain JSON values.
-        rank, processes: the number of this process, and of how many that train together.
-        sharded: whether each of them holds other parts of the weights. Such a checkpoint can only be used by as many.
+        identity: everything that a checkpoint must have in common with the task to be resumed, as plain JSON values.
+        rank, processes: the number of this process, and how many train together.
+        sharded: whether each process holds other parts of the weights. Such a checkpoint can only be used by as many.
     """
 
     def __init__(
         self, run: Path, row: int, identity: Mapping[str, Any], rank: int = 0, processes: int = 1, sharded: bool = False
     ) -> None:
-        self.path = folder_of(run)
+        self.run = run
+        self.path = run / FOLDER
         self.row = row
         self.identity = dict(identity)
         self.rank = rank
@@ -92,50 +103,45 @@ class CheckpointFolder:
         return self.path / f"{self.row:02d}-step-{step:06d}"
 
     def _unfinished(self, step: int) -> Path:
-        return self._target(step).with_name(self._target(step).name + PARTIAL)
+        return temporary_path(self._target(step))
 
     @contextlib.contextmanager
     def unfinished(self, step: int) -> Iterator[None]:
-        """Where a checkpoint is written; an error leaves the checkpoints as they were before."""
+        """Write a checkpoint in the block; an error leaves the checkpoints as they were before."""
         try:
             yield
         except BaseException:
             if self.rank == 0:
-                shutil.rmtree(self._unfinished(step), ignore_errors=True)
+                remove(self._unfinished(step))
                 if self.path.is_dir() and not any(self.path.iterdir()):
                     self.path.rmdir()
             raise
 
     def begin(self, step: int) -> None:
-        """Make a folder for a checkpoint.
+        """Create the temporary folder of a checkpoint.
 
         Raises:
             RunError: the disk is full.
         """
-        shutil.rmtree(self._unfinished(step), ignore_errors=True)
-        with full_disk_is_an_error(self._target(step)):
-            self._unfinished(step).mkdir(parents=True)
+        remove(self._unfinished(step))
+        make_folder(self._unfinished(step))
 
     def add(self, step: int, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Write what this process has.
+        """Write the part of this process.
 
         Args:
             values: plain JSON values that differ from process to process.
-            tensors: no two share memory. Of a process other than 0 whose weights are not shards: those alone that
+            tensors: no two share memory. A process other than 0 whose weights are not shards gives only those that
                 differ.
 
         Raises:
             RunError: the disk is full.
         """
-        from safetensors.torch import save_file
-
-        file = self._unfinished(step) / file_of(self.rank)
-        whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-        with full_disk_is_an_error(self._target(step)):
-            save_file(whole, file, metadata={OWN: json.dumps(dict(values), allow_nan=False)})
+        metadata = {PROCESS_VALUES: json.dumps(dict(values), allow_nan=False)}
+        write_tensors(self._unfinished(step) / file_of(self.rank), tensors, metadata)
 
     def finish(self, step: int, values: Mapping[str, Any], trainer_state: str) -> None:
-        """Put the checkpoint in its place; the ones before the last two go.
+        """Give the checkpoint its name, and delete those before the last two.
 
         Args:
             values: plain JSON values; finite numbers only.
@@ -147,120 +153,111 @@ class CheckpointFolder:
         unfinished, target = self._unfinished(step), self._target(step)
         described = {"format": FORMAT, "identity": self.identity, "step": step, "values": dict(values)}
         described |= {"processes": self.processes, "sharded": self.sharded}
-        with full_disk_is_an_error(target):
-            (unfinished / TRAINER_STATE).write_text(trainer_state, encoding="utf-8")
-            (unfinished / VALUES).write_text(json.dumps(described, allow_nan=False), encoding="utf-8")
-            sync_tree(unfinished)
-            replace_folder(unfinished, target)
-        for old in checkpoints(self.path)[:-KEPT]:
-            _discard(old)
+        with full_disk_is_an_error(target), StagedChanges() as changes:
+            write(unfinished / TRAINER_STATE, trainer_state.encode())
+            write(unfinished / VALUES, json.dumps(described, allow_nan=False).encode())
+            changes.rename_folder(unfinished, target)
+        for old in list_checkpoints(self.run)[:-KEPT]:
+            remove(old)
 
     def latest(self) -> tuple[Checkpoint | None, list[str]]:
-        """The newest checkpoint of this task that can be read; all that cannot be used are deleted.
+        """Read the newest checkpoint of this task that can be used, and delete those that cannot.
 
         Returns:
             The checkpoint, or ``None`` if the task must start over, and a sentence per checkpoint that was deleted.
         """
         notes = []
-        found = None
-        for folder in reversed(checkpoints(self.path)):
+        checkpoint = None
+        for folder in reversed(list_checkpoints(self.run)):
             try:
-                found = self._read(folder)
+                checkpoint = self._read(folder)
                 break
-            except Unusable as reason:
+            except UnusableCheckpoint as reason:
                 notes.append(f"the checkpoint '{folder.name}' {reason}; it was discarded.")
-                _discard(folder)
-        if found is None:
-            clear(self.path)
+                remove(folder)
+        if checkpoint is None:
+            clear(self.run)
             if notes:
                 notes.append("No other checkpoint can be used: the task starts over.")
-        return found, [note[0].upper() + note[1:] for note in notes]
+        return checkpoint, [note[0].upper() + note[1:] for note in notes]
 
     def _read(self, folder: Path) -> Checkpoint:
         from safetensors import SafetensorError
 
         try:
             described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-            form = described["format"]
-            if form != FORMAT:
-                raise Unusable(f"was written by another version (format {form}; this version knows {FORMAT})")
+            if described["format"] != FORMAT:
+                raise UnusableCheckpoint(
+                    f"was written by another version (format {described['format']}; this version reads {FORMAT})"
+                )
             identity, step, values = described["identity"], int(described["step"]), described["values"]
-            # One of an earlier version may not say all of it.
-            if identity != {key: value for key, value in self.identity.items() if key in identity}:
+            if identity != self.identity:
                 names = " + ".join(identity["tasks"])
-                raise Unusable(f"is of '{names}' as learned with other data, settings or tasks before it")
+                raise UnusableCheckpoint(f"is of '{names}' as learned with other data, settings or tasks before it")
             count, sharded = int(described["processes"]), bool(described["sharded"])
             if sharded != self.sharded or (sharded and count != self.processes):
-                shared = "that shared the weights out" if sharded else "that each held all weights"
-                raise Unusable(f"is of {count} process{'' if count == 1 else 'es'} {shared}, unlike those of now")
+                weights = "with shards of the weights" if sharded else "that each held all weights"
+                raise UnusableCheckpoint(
+                    f"is of {count} process{'' if count == 1 else 'es'} {weights}, unlike the present ones"
+                )
             json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
-            # Every process reads the files of all others too: all of them must come to the same opinion.
-            wanted = {self.rank} if sharded else {0, self.rank}
-            own = [_read_tensors(folder / file_of(rank), rank in wanted) for rank in range(count)]
+            # Every process checks the files of all others too, so that all come to the same result.
+            needed = {self.rank} if sharded else {0, self.rank}
+            parts = [_read_part(folder / file_of(rank), rank in needed) for rank in range(count)]
         except FileNotFoundError as error:
-            raise Unusable(f"is damaged ({Path(error.filename or TENSORS).name} is missing)") from error
+            raise UnusableCheckpoint(f"is damaged ({Path(error.filename or TENSORS).name} is missing)") from error
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise Unusable(f"is damaged ({type(error).__name__}: {error})") from error
+            raise UnusableCheckpoint(f"is damaged ({type(error).__name__}: {error})") from error
         same = count == self.processes
-        tensors = {} if sharded else own[0][1]
+        tensors = {} if sharded else parts[0][1]
         if same:
-            tensors = {**tensors, **own[self.rank][1]}
-        return Checkpoint(folder, step, values, tensors, [values for values, _ in own], same)
+            tensors = {**tensors, **parts[self.rank][1]}
+        return Checkpoint(folder, step, values, tensors, [values for values, _ in parts], same)
 
     def clear(self) -> None:
         """Delete all checkpoints."""
-        clear(self.path)
+        clear(self.run)
 
 
 def file_of(rank: int) -> str:
-    """The file of tensors of a process."""
+    """Return the name of the file of tensors of a process."""
     return TENSORS if rank == 0 else f"process-{rank}.safetensors"
 
 
-def _read_tensors(file: Path, wanted: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """A process's own values, and its tensors if they are ``wanted``; the file is checked in any case."""
+def _read_part(file: Path, tensors_needed: bool) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Read a process's values, and its tensors if they are needed; the file is checked in any case."""
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        values: dict[str, Any] = json.loads(opened.metadata()[OWN])
-        return values, {name: opened.get_tensor(name) for name in opened.keys()} if wanted else {}  # noqa: SIM118
+        values: dict[str, Any] = json.loads(opened.metadata()[PROCESS_VALUES])
+        names = opened.keys() if tensors_needed else ()
+        return values, {name: opened.get_tensor(name) for name in names}
 
 
-def folder_of(run: Path) -> Path:
-    """Where the checkpoints of a run are."""
-    return run / "checkpoint"
-
-
-def checkpoints(path: Path) -> list[Path]:
-    """The complete checkpoints in a folder, oldest first."""
-    if not path.is_dir():
+def list_checkpoints(run: Path) -> list[Path]:
+    """Return the complete checkpoints of a run, oldest first."""
+    if not (run / FOLDER).is_dir():
         return []
-    found = [(int(match[1]), int(match[2]), each) for each in path.iterdir() if (match := NAME.fullmatch(each.name))]
-    return [each for _, _, each in sorted(found)]
+    matches = ((NAME.fullmatch(folder.name), folder) for folder in (run / FOLDER).iterdir())
+    return [folder for _, _, folder in sorted((int(m[1]), int(m[2]), folder) for m, folder in matches if m)]
 
 
-def sweep(path: Path, row: int) -> bool:
-    """Delete what was not finished and what is not of this row; whether a checkpoint remains."""
+def sweep(run: Path, row: int) -> bool:
+    """Delete unfinished checkpoints and those of other rows than this; whether a checkpoint remains."""
+    path = run / FOLDER
     if not path.is_dir():
         return False
-    for each in path.iterdir():
-        match = NAME.fullmatch(each.name)
+    for folder in list(path.iterdir()):
+        match = NAME.fullmatch(folder.name)
         if match is None or int(match[1]) != row:
-            _discard(each)
+            remove(folder)
     if not any(path.iterdir()):
         path.rmdir()
     return path.is_dir()
 
 
-def clear(path: Path) -> None:
-    """Delete all checkpoints in a folder, and the folder."""
-    for each in checkpoints(path):
-        _discard(each)
-    shutil.rmtree(path, ignore_errors=True)
-
-
-def _discard(folder: Path) -> None:
-    # Renamed first: half of a checkpoint never has a checkpoint's name.
-    if not folder.name.endswith(PARTIAL):
-        folder = folder.rename(folder.with_name(folder.name + PARTIAL))
-    shutil.rmtree(folder)
+def clear(run: Path) -> None:
+    """Delete all checkpoints of a run."""
+    for folder in list_checkpoints(run):
+        remove(folder)
+    remove(run / FOLDER)

@@ -1,67 +1,67 @@
-"""The run directory: what survives a crash, and how it is read back.
+"""The run directory: what survives a crash.
 
 A learned row is one folder under ``tasks/``, complete from the moment it is renamed into place. Everything beside
-``tasks/`` except ``run.yaml`` can be made again from those folders; :meth:`RunDirectory.repair` does so.
+``tasks/`` except ``run.yaml`` and ``references.json`` can be made again from those folders;
+:meth:`RunDirectory.repair` does so.
 """
 
 from __future__ import annotations
 
 import json
-import os
-import re
-import shutil
-from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import yaml
 from pydantic import ValidationError
 
 from merganser import processes
-from merganser.errors import InputError, MerganserError
+from merganser.errors import InputError
 from merganser.files.atomic import (
-    FULL,
     PARTIAL,
+    StagedChanges,
+    copy_folder,
     full_disk_is_an_error,
-    replace_folder,
-    sync_tree,
+    json_bytes,
+    json_lines_bytes,
+    make_folder,
+    remove,
+    sweep_folder,
+    temporary_path,
+    write,
     write_json,
-    write_json_lines,
     write_yaml,
 )
-from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
-from merganser.runs.checkpoint import clear, folder_of, sweep
-from merganser.runs.lock import RunLock
-from merganser.runs.reading import damaged, problem, read_record, read_row_lines, read_text
-from merganser.runs.record import (
-    FORMAT,
-    KeptExample,
-    MergeRecord,
-    RowFile,
-    RunInfo,
-    RunRecord,
-    ScoresFile,
-    SignalRecord,
-)
+from merganser.runs import checkpoint
+from merganser.runs.lock import LOCK, RunLock
+from merganser.runs.reading import damaged, problem, read_text
+from merganser.runs.record import FORMAT, RowFile, RunInfo, RunRecord, ScoresFile
+from merganser.runs.rows import ROW_FOLDER, Row, read_row, row_folders
+from merganser.runs.summary import score_matrix, scores_file
 
-MADE_FROM_ROWS = ("scores.json", "ledger.jsonl", "model", "references.json")
+DERIVED = ("scores.json", "ledger.jsonl", "model", "references.json")
 """What a run has beside ``tasks/`` and ``run.yaml``."""
 
-ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
+ROW_MARK = "ROW"
+"""File in ``model/`` with the name of the row whose weights they are."""
 
 
 class RunDirectory:
     """One run on disk.
 
-    Use :meth:`create` or :meth:`open`. Reading needs no lock; changing needs :attr:`lock`. Of several
-    processes that train together all call what changes the run, and process 0 does it.
+    Use :meth:`create` or :meth:`open`. Reading needs no lock; changing needs :attr:`lock`. Of several processes that
+    train together all call the methods that change the run, and process 0 changes it.
+
+    Rows and references are read at first use, and kept: :meth:`reload` reads them again.
     """
 
     def __init__(self, path: Path, info: RunInfo) -> None:
         self.path = path
         self.info = info
         self.lock = RunLock(path)
+        self._rows: list[Row] | None = None
+        self._references: dict[str, Score] | None = None
 
     @staticmethod
     def exists(path: Path) -> bool:
@@ -76,60 +76,36 @@ class RunDirectory:
             InputError: the folder holds something else, cannot be written, or another process just began there.
         """
         directory = cls(path, info)
-        directory._begin()
+        directory._make_folders()
         directory.lock.acquire()
         processes.on_main(lambda: write_yaml(path / "run.yaml", info.model_dump()))
         return directory
 
     @processes.main_only
-    def _begin(self) -> None:
+    def _make_folders(self) -> None:
         self.check_new(self.path)
-        with full_disk_is_an_error(self.path):
-            try:
-                (self.path / "tasks").mkdir(parents=True, exist_ok=True)
-            except OSError as error:
-                if error.errno in FULL:
-                    raise
-                raise InputError(
-                    f"Cannot create '{self.path}': {error.strerror}.", "Choose a folder that can be written."
-                ) from error
-
-    def discard(self) -> None:
-        """Take back :meth:`create` and everything after it; the caller holds the lock, and lets go of it here."""
-        # run.yaml goes last: what is left if this is interrupted is still a run.
-        for name in ("checkpoint", *MADE_FROM_ROWS, "report.html", "tasks", "run.yaml"):
-            path = self.path / name
-            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
-        (self.path / ".lock").unlink(missing_ok=True)
-        self.lock.release()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
-
-    def discard_if_empty(self) -> None:
-        """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
-        if processes.is_main() and not self.row_folders():
-            self.discard()
+        make_folder(self.path / "tasks")
 
     @staticmethod
     @processes.main_only
     def check_new(path: Path) -> None:
-        """Refuse a folder that holds something else than the beginnings of a run.
+        """Refuse a folder that holds anything but an unfinished :meth:`create`.
 
         Raises:
             InputError: it does.
         """
         if not path.exists():
             return
-        strange = [] if path.is_dir() else [path]
+        foreign = [] if path.is_dir() else [path]
         if path.is_dir():
-            beginnings = {".lock", "tasks", f"run.yaml{PARTIAL}"}
-            strange = [file for file in path.iterdir() if file.name not in beginnings]
+            beginnings = {LOCK, "tasks", temporary_path(path / "run.yaml").name}
+            foreign = [file for file in path.iterdir() if file.name not in beginnings]
         if any(ROW_FOLDER.fullmatch(folder.name) for folder in path.glob("tasks/*")) and not RunDirectory.exists(path):
             raise InputError(
                 f"'{path}' is a damaged run: it has tasks and no run.yaml.",
                 "Restore run.yaml from a copy, or choose a new folder.",
             )
-        if strange:
+        if foreign:
             raise InputError(f"'{path}' exists and is not a run.", "Choose a new folder.")
 
     @classmethod
@@ -148,10 +124,11 @@ class RunDirectory:
             raise damaged(file, "not YAML") from error
         if not isinstance(value, dict):
             raise damaged(file, "no mapping in it")
-        found = value.get("format")
-        if isinstance(found, int) and found > FORMAT:
+        written_format = value.get("format")
+        if isinstance(written_format, int) and written_format > FORMAT:
             raise InputError(
-                f"The run '{path}' was written by a newer version (format {found}; this version knows {FORMAT}).",
+                f"The run '{path}' was written by a newer version (format {written_format}; this version reads "
+                f"{FORMAT}).",
                 "Upgrade: pip install --upgrade merganser.",
             )
         try:
@@ -162,252 +139,204 @@ class RunDirectory:
             raise damaged(path / "tasks", "it is missing")
         return cls(path, info)
 
+    def discard(self) -> None:
+        """Delete the run and release its lock, which the caller holds."""
+        # Interrupted, it leaves a run with fewer rows, or the beginnings of one.
+        for row in sorted((self.path / "tasks").iterdir(), reverse=True):
+            remove(row)
+        for name in (checkpoint.FOLDER, *DERIVED, "report.html", "run.yaml", LOCK):
+            remove(self.path / name)
+        (self.path / "tasks").rmdir()
+        self.lock.release()
+        if not any(self.path.iterdir()):
+            self.path.rmdir()
+
+    def discard_if_empty(self) -> None:
+        """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
+        if processes.is_main() and not row_folders(self.path / "tasks"):
+            self.discard()
+
     # -- rows -------------------------------------------------------------------------------------------------------
 
-    def row_folders(self) -> list[Path]:
-        """The complete rows in order.
+    @property
+    def rows(self) -> list[Row]:
+        """The complete rows, row 0 first.
 
         Raises:
-            InputError: a row between two others is missing, or there twice.
+            InputError: a row is damaged, is there twice, or one between two others is missing.
         """
-        folders: dict[int, Path] = {}
-        for folder in sorted((self.path / "tasks").iterdir()):
-            match = ROW_FOLDER.fullmatch(folder.name)
-            if not match or folder.name.endswith(PARTIAL):
-                continue
-            if other := folders.get(int(match[1])):
-                raise InputError(
-                    f"'{self.path / 'tasks'}' has two rows with the same number: {other.name} and {folder.name}.",
-                    "Take the one away that does not belong to this run.",
-                )
-            folders[int(match[1])] = folder
-        if sorted(folders) != list(range(len(folders))):
-            raise InputError(
-                f"The rows under '{self.path / 'tasks'}' are numbered {sorted(folders)}; one is missing.",
-                "Restore it, or delete the rows after the gap.",
-            )
-        return [folders[number] for number in sorted(folders)]
+        if self._rows is None:
+            self._rows = [read_row(folder) for folder in row_folders(self.path / "tasks")]
+        return self._rows
 
-    def read_row(self, folder: Path) -> RowFile:
-        """``row.json`` of a row's folder."""
-        return read_record(folder / "row.json", RowFile)
-
-    def rows(self) -> list[RowFile]:
-        """``row.json`` of all rows, row 0 first."""
-        return [self.read_row(folder) for folder in self.row_folders()]
-
-    def examples(self, folder: Path, name: str) -> list[KeptExample]:
-        """The examples in a row's ``memory.jsonl`` or ``test.jsonl``; the row before training has none."""
-        return [] if is_start(folder) else read_row_lines(folder, name, KeptExample)
+    def reload(self) -> None:
+        """Forget rows and references, which are read again at their next use."""
+        self._rows = self._references = None
 
     @processes.main_only
     def begin_row(self, row: int, name: str) -> Path:
-        """An empty folder to write a row into; it counts only after :meth:`commit_row`."""
-        folder = self.path / "tasks" / f"{row:02d}-{name}{PARTIAL}"
-        if folder.exists():
-            shutil.rmtree(folder)
-        with full_disk_is_an_error(folder):
-            folder.mkdir(parents=True)
-        return folder
+        """Create an empty folder to write a row into; it counts only after :meth:`commit_row`."""
+        folder = temporary_path(self.path / "tasks" / f"{row:02d}-{name}")
+        remove(folder)
+        return make_folder(folder)
 
-    @processes.main_only
-    def commit_row(self, folder: Path) -> Path:
+    def commit_row(self, folder: Path) -> Row:
         """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date.
 
-        The checkpoints of its tasks go.
+        The checkpoints of its tasks are deleted.
 
         Raises:
+            InputError: a file of the row is damaged; the run is unchanged.
             RunError: the disk is full. Everything that needs space comes before the first rename: the run is unchanged.
         """
-        finished = folder.with_name(folder.name.removesuffix(PARTIAL))
-        with full_disk_is_an_error(folder):
-            sync_tree(folder)
-        self._prepare([*self.row_folders(), folder])
-        os.replace(folder, finished)
-        self._put()
-        clear(folder_of(self.path))
-        return finished
+        rows = self.rows
+        row = processes.run_collectively(lambda: read_row(folder))
+        row = replace(row, folder=processes.on_main(lambda: self._commit(rows, row)))
+        rows.append(row)
+        return row
+
+    def _commit(self, rows: list[Row], row: Row) -> Path:
+        target = row.folder.with_name(row.folder.name.removesuffix(PARTIAL))
+        with full_disk_is_an_error(target), StagedChanges() as changes:
+            changes.rename_folder(row.folder, target)
+            self._stage_derived(changes, [*rows, row])
+        checkpoint.clear(self.path)
+        return target
 
     def undo_row(self) -> RowFile:
         """Take back the last row: its weights, memory, scores and merges; the caller holds the lock.
 
         Interrupted, it is either not done or done: the row counts until it is renamed away. Checkpoints of a task that
-        was being learned after it go, too.
+        was being learned after it are deleted, too.
 
         Returns:
-            What was taken back.
+            ``row.json`` of the row that was taken back.
 
         Raises:
             InputError: no task was learned.
             RunError: the disk is full; nothing was taken back.
         """
-        folders = self.row_folders()
-        if len(folders) < 2:
+        if len(self.rows) < 2:
             raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to take back.")
-        last = folders[-1]
-        row = self.read_row(last)
-        self._prepare(folders[:-1])
-        gone = last.with_name(last.name + PARTIAL)
-        os.replace(last, gone)
-        self._put()
-        shutil.rmtree(gone)
-        clear(folder_of(self.path))
-        return row
+        *remaining, last = self.rows
+        with full_disk_is_an_error(last.folder), StagedChanges() as changes:
+            changes.remove_folder(last.folder)
+            self._stage_derived(changes, remaining)
+        self._rows = remaining
+        checkpoint.clear(self.path)
+        return last.file
 
     def abandon_row(self, folder: Path) -> None:
-        """Throw away a row that was not committed. Waits for no other process: who failed may be alone with it."""
+        """Delete a row that was not committed. Waits for no other process: the one that failed may be alone in it."""
         if processes.is_main():
-            shutil.rmtree(folder, ignore_errors=True)
+            remove(folder)
 
-    # -- files made from the rows -----------------------------------------------------------------------------------
+    # -- files derived from the rows --------------------------------------------------------------------------------
 
-    def matrix(self, rows: Iterable[RowFile] | None = None) -> ScoreMatrix:
-        """The score matrix of the rows."""
-        rows = self.rows() if rows is None else list(rows)
-        names: list[str] = [task.name for row in rows for task in row.tasks]
-        for row in rows:
-            names += [name for name in row.scores.scores if name not in names]
-        matrix = ScoreMatrix(names)
-        for row in rows:
-            matrix.add_row(row.scores.learned, row.scores.scores)
-        for row in rows:
-            for number, scores in row.earlier.items():
-                for name, score in scores.items():
-                    matrix.set(number, name, score)
-        return matrix
+    def matrix(self) -> ScoreMatrix:
+        """Return the score matrix of the rows."""
+        return score_matrix([row.file for row in self.rows])
+
+    def scores(self) -> ScoresFile:
+        """Return the whole matrix with its summary."""
+        return scores_file([row.file for row in self.rows], self.references())
 
     def references(self) -> dict[str, Score]:
-        """Scores of single-task models, as far as they were measured."""
-        file = self.path / "references.json"
-        if not file.exists():
-            return {}
-        try:
-            return {name: Score.model_validate(score) for name, score in json.loads(file.read_text()).items()}
-        except (ValueError, AttributeError) as error:
-            raise damaged(file, "no scores in it") from error
+        """Return scores of single-task models, as far as they were measured.
 
-    @processes.main_only
+        Raises:
+            InputError: ``references.json`` is damaged.
+        """
+        if self._references is None:
+            self._references = _read_references(self.path / "references.json")
+        return dict(self._references)
+
     def write_references(self, references: dict[str, Score]) -> None:
         """Keep scores of single-task models and bring the summary up to date."""
+        processes.on_main(lambda: self._write_references(references))
+        self._references = dict(references)
+
+    def _write_references(self, references: dict[str, Score]) -> None:
         write_json(self.path / "references.json", {name: score.model_dump() for name, score in references.items()})
+        self._references = dict(references)
         self.refresh()
 
-    def scores(self, folders: Iterable[Path] | None = None) -> ScoresFile:
-        """The whole matrix with its summary; of these rows, or of all that count."""
-        rows = [self.read_row(folder) for folder in (self.row_folders() if folders is None else folders)]
-        matrix = self.matrix(rows)
-        references = self.references()
-        metrics: dict[str, str] = {}
-        for row in rows:
-            metrics.update(row.metrics)
-        return ScoresFile(
-            tasks=list(matrix.tasks),
-            metrics=metrics,
-            rows=list(matrix.rows),
-            references=references,
-            summary=summary(matrix, references),
-        )
-
     def refresh(self) -> None:
-        """Write ``scores.json``, ``ledger.jsonl`` and ``model/`` as the rows say."""
-        folders = self.row_folders()
-        if folders:
-            self._prepare(folders)
-            self._put()
+        """Write ``scores.json``, ``ledger.jsonl`` and ``model/`` from the rows."""
+        if self.rows:
+            with full_disk_is_an_error(self.path / "model"), StagedChanges() as changes:
+                self._stage_derived(changes, self.rows)
 
-    def _prepare(self, folders: list[Path]) -> None:
-        """Write what belongs beside these rows under names that do not count yet."""
-        try:
-            write_json(self._unfinished("scores.json"), self.scores(folders).model_dump())
-            merges = [merge.model_dump() for merge in self.merges(folders)]
-            write_json_lines(self._unfinished("ledger.jsonl"), merges)
-            model = self._unfinished("model")
-            shutil.rmtree(model, ignore_errors=True)
-            with full_disk_is_an_error(model):
-                shutil.copytree(folders[-1] / "adapter", model)
-                (model / "ROW").write_text(folders[-1].name.removesuffix(PARTIAL) + "\n", encoding="utf-8")
-                sync_tree(model)
-        except BaseException:
-            self._drop_unfinished()
-            raise
-
-    def _put(self) -> None:
-        """Put what :meth:`_prepare` wrote into its place; ``model/`` last, whose mark says that all is up to date."""
-        for name in ("scores.json", "ledger.jsonl"):
-            os.replace(self._unfinished(name), self.path / name)
-        replace_folder(self._unfinished("model"), self.path / "model")
-
-    def _unfinished(self, name: str) -> Path:
-        return self.path / f"{name}{PARTIAL}"
-
-    def _drop_unfinished(self) -> None:
-        for leftover in sorted(self.path.glob(f"*{PARTIAL}")):
-            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
+    def _stage_derived(self, changes: StagedChanges, rows: list[Row]) -> None:
+        """Prepare the files beside these rows; ``model/`` last, whose mark tells that all of them are up to date."""
+        scores = scores_file([row.file for row in rows], self.references())
+        changes.write(self.path / "scores.json", json_bytes(scores.model_dump()))
+        merges = (merge.model_dump() for row in rows for merge in row.merges)
+        changes.write(self.path / "ledger.jsonl", json_lines_bytes(merges))
+        model = changes.folder(self.path / "model")
+        copy_folder(rows[-1].folder / "adapter", model)
+        write(model / ROW_MARK, (rows[-1].folder.name.removesuffix(PARTIAL) + "\n").encode())
 
     @processes.main_only
     def repair(self) -> list[str]:
-        """Throw away what was not finished and bring the files beside ``tasks/`` up to date.
+        """Delete what was not finished and bring the files beside ``tasks/`` up to date.
 
         Returns:
-            One sentence per thing that was done.
+            One sentence per repair.
         """
         notes = []
-        self._drop_unfinished()
-        folders = self.row_folders()
-        goes_on = sweep(folder_of(self.path), row=len(folders))
+        self.reload()
+        sweep_folder(self.path)
+        resumes = checkpoint.sweep(self.path, row=len(row_folders(self.path / "tasks")))
         for folder in sorted((self.path / "tasks").glob(f"*{PARTIAL}")):
             match = ROW_FOLDER.fullmatch(folder.name.removesuffix(PARTIAL))
             name = match[2] if match else folder.name
-            shutil.rmtree(folder)
-            # Whether a checkpoint can be used is found out, and said, when the task begins.
-            then = "" if goes_on else "; it starts again from the task before it"
+            remove(folder)
+            # Whether a checkpoint can be used is only known, and reported, when the task begins.
+            then = "" if resumes else "; it starts again from the task before it"
             notes.append(f"'{name}' had been interrupted{then}.")
-        if folders and not self._is_fresh(folders[-1]):
+        if self.rows and not self._is_up_to_date():
             self.refresh()
-            notes.append("scores, ledger and model were brought up to date with the tasks learned.")
+            notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
         return notes
 
-    def _is_fresh(self, last: Path) -> bool:
-        marker = self.path / "model" / "ROW"
-        if not marker.is_file() or marker.read_text(encoding="utf-8").strip() != last.name:
+    def _is_up_to_date(self) -> bool:
+        marker = self.path / "model" / ROW_MARK
+        if not marker.is_file() or marker.read_text(encoding="utf-8").strip() != self.rows[-1].folder.name:
             return False
         ledger, scores = self.path / "ledger.jsonl", self.path / "scores.json"
         if not (ledger.is_file() and scores.is_file()):
             return False
         try:
-            return ScoresFile.model_validate_json(scores.read_text(encoding="utf-8")) == self.scores()
-        except (ValidationError, MerganserError):
+            written = ScoresFile.model_validate_json(scores.read_text(encoding="utf-8"))
+        except (ValidationError, UnicodeDecodeError):
             return False
-
-    def merges(self, folders: Iterable[Path] | None = None) -> list[MergeRecord]:
-        """All merges of these rows, or of all that count."""
-        folders = self.row_folders() if folders is None else folders
-        trained = [folder for folder in folders if not is_start(folder)]
-        return [merge for folder in trained for merge in read_row_lines(folder, "merges", MergeRecord)]
+        return written == self.scores()
 
     def record(self) -> RunRecord:
-        """Everything the report needs."""
-        folders = self.row_folders()
-        rows = [self.read_row(folder) for folder in folders]
-        signals = {}
-        for folder, row in zip(folders, rows, strict=True):
-            # Tasks learned together share one training; their signals are kept under the first one's name.
-            if row.tasks:
-                signals[row.tasks[0].name] = read_row_lines(folder, "signals", SignalRecord)
+        """Return everything a report needs.
+
+        Raises:
+            InputError: a file of the run is damaged.
+        """
+        # Tasks learned together share one training; its signals are kept under the name of the first.
         return RunRecord(
             path=str(self.path),
             info=self.info,
-            tasks=[task for row in rows for task in row.tasks],
+            tasks=[task for row in self.rows for task in row.file.tasks],
             scores=self.scores(),
-            merges=self.merges(),
-            signals=signals,
+            merges=[merge for row in self.rows for merge in row.merges],
+            signals={row.file.tasks[0].name: row.signals() for row in self.rows if row.file.tasks},
         )
 
 
-def is_start(folder: Path) -> bool:
-    """Whether a folder under ``tasks/`` is the row before any training, in which nothing was learned."""
-    match = ROW_FOLDER.fullmatch(folder.name)
-    return match is not None and int(match[1]) == 0
+def _read_references(file: Path) -> dict[str, Score]:
+    if not file.exists():
+        return {}
+    try:
+        return {name: Score.model_validate(score) for name, score in json.loads(file.read_text("utf-8")).items()}
+    except (ValueError, AttributeError) as error:
+        raise damaged(file, "no scores in it") from error
 
 
 def read_run(path: Path | str) -> RunRecord:
@@ -417,6 +346,6 @@ def read_run(path: Path | str) -> RunRecord:
         InputError: there is no run, nothing was learned or measured yet, it is damaged, or a newer version wrote it.
     """
     directory = RunDirectory.open(Path(path))
-    if not directory.row_folders():
+    if not directory.rows:
         raise InputError(f"Nothing was measured yet in '{path}'.", "Start it again with the command that made it.")
     return directory.record()

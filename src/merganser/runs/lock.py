@@ -1,30 +1,33 @@
-"""A lock that keeps two processes out of one run."""
+"""The lock that keeps a second process out of a run."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from types import TracebackType
 
+from filelock import FileLock, Timeout
+
 from merganser import processes
 from merganser.errors import InputError
-from merganser.files.atomic import full_disk_is_an_error
+from merganser.files.atomic import FULL, full_disk_is_an_error
+
+LOCK = ".lock"
 
 
 class RunLock:
-    """Held by the process that changes a run; the operating system lets go of it when the process ends, however.
+    """Held by the process that changes a run; the operating system releases it when the process ends, however.
 
     Of several processes that train together, process 0 holds it for all.
 
     Raises:
-        InputError: another process holds it (named by its number where known), or the folder cannot be written.
+        InputError: another process holds it (its number is given where known), or the folder cannot be written.
         RunError: the disk is full.
     """
 
     def __init__(self, folder: Path) -> None:
-        self._path = folder / ".lock"
-        self._descriptor: int | None = None
+        self._path = folder / LOCK
+        self._lock = FileLock(self._path, timeout=0, thread_local=False, on_acquired=self._write_holder)
         self._held = False
 
     @property
@@ -34,41 +37,37 @@ class RunLock:
 
     def acquire(self) -> None:
         """Take the lock at once or fail."""
-        processes.on_main(self._take)
+        processes.on_main(self._acquire)
         self._held = True
 
-    def _take(self) -> None:
-        try:
-            descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT, 0o644)
-        except OSError as error:
-            raise InputError(
-                f"The run '{self._path.parent}' cannot be changed: {error.strerror}.",
-                "Make its folder writable for you, or copy the run to another place.",
-            ) from error
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            holder = os.read(descriptor, 32).decode(errors="replace").strip()
-            os.close(descriptor)
-            raise InputError(
-                f"The run '{self._path.parent}' is in use by another process{f' (number {holder})' if holder else ''}.",
-                "Wait until it has finished, or choose another folder.",
-            ) from error
-        self._descriptor = descriptor
-        try:
-            with full_disk_is_an_error(self._path):
-                os.truncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-        except BaseException:
-            self.release()
-            raise
+    def _acquire(self) -> None:
+        with full_disk_is_an_error(self._path):
+            try:
+                self._path.parent.stat()  # filelock would create the folder
+                self._lock.acquire()
+            except Timeout as error:
+                holder = self._path.read_text(encoding="utf-8", errors="replace").strip()
+                number = f" (number {holder})" if holder else ""
+                raise InputError(
+                    f"The run '{self._path.parent}' is in use by another process{number}.",
+                    "Wait until it has finished, or choose another folder.",
+                ) from error
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+                raise InputError(
+                    f"The run '{self._path.parent}' cannot be changed: {error.strerror}.",
+                    "Make its folder writable for you, or copy the run to another place.",
+                ) from error
+
+    def _write_holder(self, descriptor: int) -> None:
+        os.truncate(descriptor, 0)
+        os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
 
     def release(self) -> None:
-        """Let go; harmless when not held."""
+        """Release the lock; harmless when not held."""
         self._held = False
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._lock.release()
 
     def __enter__(self) -> RunLock:
         self.acquire()

@@ -1,4 +1,4 @@
-"""Reading the files of a run: whatever does not say what it should is named, with its line."""
+"""Read the files of a run; errors name the damaged file, with its line."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ RecordT = TypeVar("RecordT", bound=BaseModel)
 
 
 def damaged(path: Path, why: str) -> InputError:
-    """The error for a file of a run that cannot be read."""
+    """Return the error for a file of a run that cannot be read."""
     remedy = "Restore it from a copy"
     if any(folder.name == "tasks" for folder in list(path.parents)[1:3]):  # a row's
         remedy += "; or delete its folder under tasks/, if it is the last, to go back to the row before"
@@ -22,13 +22,13 @@ def damaged(path: Path, why: str) -> InputError:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that must be there.
+    """Read the text of a file.
 
     Raises:
         InputError: it is missing, cannot be read, or is not UTF-8.
     """
     try:
-        # newline="": a text that came from elsewhere keeps its own line ends.
+        # newline="": texts from other systems keep their line ends.
         with open(path, encoding="utf-8", newline="") as stream:
             return stream.read()
     except FileNotFoundError as error:
@@ -40,17 +40,17 @@ def read_text(path: Path) -> str:
 
 
 def problem(error: ValidationError) -> str:
-    """The first problem of a validation in a few words, with the key it is about."""
+    """Describe the first problem of a validation in a few words, with its key."""
     first = error.errors()[0]
     key = ".".join(str(part) for part in first["loc"])
     return f"{key}: {first['msg']}" if key else first["msg"]
 
 
 def read_record(path: Path, kind: type[RecordT]) -> RecordT:
-    """The one record in a JSON file.
+    """Read the one record in a JSON file.
 
     Raises:
-        InputError: it is missing or holds something else.
+        InputError: it is missing or damaged.
     """
     text = read_text(path)
     try:
@@ -60,7 +60,7 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
 
 
 def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
-    """The records of a JSON-lines file.
+    """Read the records of a JSON-lines file.
 
     Raises:
         InputError: it is missing, a line is not such a record (named), or the last line is cut off.
@@ -78,16 +78,19 @@ def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
     return records
 
 
-def read_row_lines(folder: Path, name: str, kind: type[RecordT]) -> list[RecordT]:
-    """The records of one of the JSON-lines files of a row.
+def read_counted_lines(folder: Path, name: str, kind: type[RecordT], row: RowFile) -> list[RecordT]:
+    """Read one of the JSON-lines files of a row.
+
+    Args:
+        row: ``row.json`` beside it, which has the number of lines.
 
     Raises:
-        InputError: as :func:`read_lines`; or it has other lines than the row says: with fewer, what was learned would
-            be lost without a word.
+        InputError: as :func:`read_lines`; or the number of lines is another: with fewer, something learned would be
+            lost without notice.
     """
     path = folder / f"{name}.jsonl"
     records = read_lines(path, kind)
-    told = read_record(folder / "row.json", RowFile).lines.get(name, len(records))
-    if len(records) != told:
-        raise damaged(path, f"it has {len(records)} lines, and row.json says {told}")
+    expected = row.lines.get(name, len(records))
+    if len(records) != expected:
+        raise damaged(path, f"it has {len(records)} lines, and row.json says {expected}")
     return records

@@ -1,4 +1,4 @@
-"""What a run was made with, for the record."""
+"""Versions of the libraries and the machine that a run was started with."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ PACKAGES = ("merganser", "torch", "transformers", "peft", "accelerate", "dataset
 
 
 def versions() -> dict[str, str]:
-    """Versions of the libraries that influence numbers, the Python version and the processor."""
-    found = {"python": platform.python_version()}
+    """Return versions of the libraries that influence numbers, the Python version and the processor."""
+    libraries = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
-            found[package] = metadata.version(package)
+            libraries[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    found["system"] = f"{platform.system()} {platform.machine()}"
-    found["processor"] = _processor()
-    found["cores"] = str(os.cpu_count())
-    return found
+            libraries[package] = "not installed"
+    libraries["system"] = f"{platform.system()} {platform.machine()}"
+    libraries["processor"] = _processor()
+    libraries["cores"] = str(os.cpu_count())
+    return libraries
 
 
 def _processor() -> str:

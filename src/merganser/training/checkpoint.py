@@ -39,7 +39,7 @@ class RestoredState(TrainerCallback):
     def __init__(self, checkpoint: Checkpoint, parts: Mapping[str, Resumable], records: TaskRecords) -> None:
         self.checkpoint = checkpoint
         self.parts = parts
-        seen = [own["examples_seen"] for own in checkpoint.own]
+        seen = [values["examples_seen"] for values in checkpoint.process_values]
         if checkpoint.same_processes:
             records.examples_seen = seen[processes.rank()]
         else:  # they are summed over the processes at the end
@@ -73,7 +73,7 @@ class RestoredState(TrainerCallback):
         Where another number of processes wrote them, the generators of dropout are seeded anew in ranks above 0.
         """
         same = self.checkpoint.same_processes
-        own = self.checkpoint.own[processes.rank() if same else 0]
+        own = self.checkpoint.process_values[processes.rank() if same else 0]
         set_random_state(own["random"], self._tensors("random."))
         if not same and not processes.is_main():
             seed = torch.initial_seed() & 0xFFFFFFFF

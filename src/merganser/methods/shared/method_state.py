@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merganser.errors import InputError
+from merganser.files.atomic import write_tensors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -16,9 +17,7 @@ if TYPE_CHECKING:
 
 def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
     """Write named tensors as one safetensors file."""
-    from safetensors.torch import save_file
-
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in weights.items()}, path)
+    write_tensors(path, weights)
 
 
 def read_weights(path: Path) -> Weights:

@@ -23,7 +23,7 @@ from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from merganser import processes
 from merganser.control import ControllerConfig
 from merganser.errors import InputError, RunError
-from merganser.files.atomic import PARTIAL, full_disk_is_an_error, write_json
+from merganser.files.atomic import write_json, write_tensors
 from merganser.training.aim.config import AimConfig
 from merganser.training.state import TaskState
 
@@ -89,7 +89,6 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
     Raises:
         RunError: the trainer wrote its checkpoint elsewhere, or the disk is full.
     """
-    from safetensors.torch import save_file
 
     def begin() -> None:
         if not folder.is_dir():
@@ -99,11 +98,7 @@ def write_state(folder: Path, identity: Identity, state: TaskState) -> None:
             )
 
     def add() -> None:
-        name = _tensors_file(identity.sharded)
-        unfinished = folder / (name + PARTIAL)
-        with full_disk_is_an_error(folder / name):
-            save_file({key: tensor.detach().cpu().contiguous() for key, tensor in state.tensors.items()}, unfinished)
-            unfinished.replace(folder / name)
+        write_tensors(folder / _tensors_file(identity.sharded), state.tensors)
 
     described = {"format": FORMAT, "step": identity.step, "size": identity.size, "settings": identity.settings}
     described["values"] = state.values

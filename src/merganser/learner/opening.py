@@ -1,0 +1,152 @@
+"""Start a run, or reopen one: check that options and model are those it was started with, and load them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from merganser import processes
+from merganser.config import RunConfig, check_config, differences
+from merganser.errors import InputError
+from merganser.events import Listener, Notice
+from merganser.learner.model_fingerprint import fingerprint
+from merganser.learner.session import Session
+from merganser.models.base import Backbone
+from merganser.models.loading import load_backbone, resolve_lengths
+from merganser.runs.directory import RunDirectory
+from merganser.runs.record import RunInfo
+from merganser.runs.rows import row_folders
+from merganser.runs.versions import versions
+from merganser.training.determinism import derive_seed
+
+
+def plain_values(value: Any) -> Any:
+    """Return an options object as the values of a YAML file; other values as they are."""
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Session:
+    """Load the model and start a run in a new or empty folder.
+
+    Raises:
+        InputError: the folder holds something else or cannot be written, or the model cannot be loaded.
+    """
+    RunDirectory.check_new(path)
+    # The model comes before the folder: if it is not there, nothing is left behind.
+    backbone = processes.run_collectively(lambda: _load_backbone(config, config.model.precision))
+    info = RunInfo(
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+        command=command,
+        seed=config.seed,
+        processes=processes.world_size(),
+        config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
+        versions=versions(),
+    )
+    return Session(RunDirectory.create(path, info), config, backbone, listener)
+
+
+def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
+    """Delete a run that was started with other options and has learned nothing; whether that was done."""
+    directory = processes.run_collectively(lambda: RunDirectory.open(path))
+    if len(row_folders(path / "tasks")) > 1 or not differences(_stored_config(directory).sections(), config.sections()):
+        return False
+    directory.lock.acquire()
+    processes.on_main(directory.discard)
+    listener(Notice(f"'{path}' had learned nothing yet; it starts over with the new configuration."))
+    return True
+
+
+def reopen(
+    path: Path,
+    given: Mapping[str, Any],
+    listener: Listener,
+    *,
+    read_only: bool = False,
+    model_path: str | None = None,
+) -> Session:
+    """Open an existing run as it is after its last row.
+
+    Args:
+        given: sections that must be as when the run was started, apart from options that may change.
+        read_only: do not lock or repair the run.
+        model_path: where the pretrained model is now, if it was moved.
+
+    Raises:
+        InputError: an option or the model differs, or the run is damaged, in use, or of a newer version.
+    """
+    directory = processes.run_collectively(lambda: RunDirectory.open(path))
+    config = _stored_config(directory)
+    asked = {key: value for key, value in given.items() if key != "stream"}
+    wanted = check_config({**config.sections(), **asked}, "options")
+    if changed := differences(config.sections(), wanted.sections()):
+        raise InputError(
+            f"The run '{path}' was started differently: {'; '.join(changed)}.",
+            "Use the same configuration to continue it, or another folder for a new run.",
+        )
+    if "training" in asked:
+        config = config.with_changes_of(wanted)
+    if not read_only:
+        directory.lock.acquire()
+    try:
+        notes = [] if read_only else directory.repair()
+        session = processes.run_collectively(lambda: _load_session(directory, config, listener, model_path))
+        if not read_only:
+            processes.run_collectively(lambda: _read_examples(session))
+    except BaseException:
+        directory.lock.release()
+        raise
+    learned = session.learned
+    if learned and not read_only:
+        listener(Notice(f"Continuing '{path}' after {len(learned)} learned task(s): {', '.join(learned)}."))
+    for note in notes:
+        listener(Notice(note))
+    return session
+
+
+def _stored_config(directory: RunDirectory) -> RunConfig:
+    stored = {key: value for key, value in directory.info.config.items() if key != "resolved"}
+    return check_config(stored, str(directory.path / "run.yaml"))
+
+
+def _read_examples(session: Session) -> None:
+    """Read the memory and the test sets, so that damage is noticed now and later tasks read nothing again."""
+    session.memory()
+    session.known_tasks()
+
+
+def _load_session(directory: RunDirectory, config: RunConfig, listener: Listener, model_path: str | None) -> Session:
+    """Load the run's model and method, as they are after its last row."""
+    # The precision that `auto` resolved to where the run was started is kept on every machine.
+    resolved = directory.info.config.get("resolved", {})
+    backbone = _load_backbone(config, resolved.get("precision", config.model.precision), model_path)
+    if fingerprint(backbone) != resolved.get("model_fingerprint"):
+        raise InputError(
+            f"The model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
+            "Give the folder of the same pretrained model (--model, or model_path from Python).",
+        )
+    session = Session(directory, config, backbone, listener)
+    session.restore()
+    return session
+
+
+def _load_backbone(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
+    options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
+    lengths = resolve_lengths(options, config.training.max_input, config.training.max_target)
+    return load_backbone(options, lengths, derive_seed(config.seed, "model"))
+
+
+def _resolved(backbone: Backbone) -> dict[str, Any]:
+    """Return what ``auto`` resolved to, the numbers of parameters, and the fingerprint of the model."""
+    trainable = {name: p.numel() for name, p in backbone.module.named_parameters() if p.requires_grad}
+    layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable if ".lora_" in name}
+    return {
+        "precision": backbone.precision,
+        "lora_targets": sorted(layers),
+        "trainable_parameters": sum(trainable.values()),
+        "parameters": sum(p.numel() for p in backbone.module.parameters()),
+        "model_fingerprint": fingerprint(backbone),
+    }

@@ -1,0 +1,138 @@
+"""Write the records and examples of one row of a run."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+from merganser.files.atomic import write_json, write_json_lines
+from merganser.learner.best_weights import BestWeights
+from merganser.learner.checks import memory_options, sample
+from merganser.learner.example_store import as_line, kept_example, write_images, write_prototypes
+from merganser.learner.row_scores import answered_by, tasks_to_score
+from merganser.learner.session import Session
+from merganser.learner.train_row import TrainedRow
+from merganser.metrics.score import Score, ScoreRow
+from merganser.runs.record import CostRecord, RowFile, TaskRecord
+from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
+from merganser.streams.task import Example, Task
+from merganser.training.determinism import derive_seed
+
+
+def write_row_files(
+    session: Session,
+    tasks: Sequence[Task],
+    folder: Path,
+    trained: TrainedRow,
+    scores: ScoreRow,
+    earlier: dict[int, dict[str, Score]],
+    began: float,
+) -> None:
+    """Write all files of a row but its weights and the method's state.
+
+    Args:
+        scores: of this row.
+        earlier: row -> scores of tasks that were not known when that row was measured.
+        began: value of ``time.perf_counter`` when the row was begun.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    memory = {task.name: sample(session, task) for task in tasks}
+    examples = {
+        "memory": [(task, example) for task, chosen in memory.items() for example in chosen],
+        "test": [(task.name, example) for task in tasks for example in task.test],
+    }
+    if trained.selector is not None:
+        examples["dev"] = [(task.name, example) for task in tasks for example in task.dev]
+    lines = {name: [as_line(kept_example(*pair)) for pair in pairs] for name, pairs in examples.items()}
+    lines["merges"] = [merge.model_dump() for merge in trained.records.merges]
+    lines["signals"] = [signal.model_dump() for signal in trained.records.signals]
+    for name, values in lines.items():
+        write_json_lines(folder / f"{name}.jsonl", values)
+    write_images(folder, [example for pairs in examples.values() for _, example in pairs])
+    method_bytes = _method_bytes(session, tasks, folder, examples["memory"])
+    trained.cost.seconds = time.perf_counter() - began
+    records: list[TaskRecord] = []
+    for task in tasks:
+        # Tasks learned together share one training; its cost is written once, with the first.
+        cost = CostRecord() if records else trained.cost
+        position = len(session.learned) + len(records) + 1
+        records.append(_task_record(session, task, position, memory[task.name], trained.selector, cost, method_bytes))
+    file = RowFile(
+        row=len(session.rows),
+        tasks=records,
+        scores=scores,
+        earlier=earlier,
+        metrics={task.name: task.metric for task in tasks_to_score(session, tasks)},
+        lines={name: len(values) for name, values in lines.items()},
+    )
+    write_json(folder / "row.json", file.model_dump())
+
+
+def _task_record(
+    session: Session,
+    task: Task,
+    position: int,
+    memory: list[Example],
+    selector: BestWeights | None,
+    cost: CostRecord,
+    method_bytes: dict[str, int],
+) -> TaskRecord:
+    number = len(session.rows)
+    summary = summarise_memory(memory, task.train, task.labels, memory_options(session)) if memory else MemorySummary()
+    return TaskRecord(
+        name=task.name,
+        index=position,
+        row=number,
+        seed=derive_seed(session.config.seed, "task", number),
+        fingerprint=task.fingerprint(),
+        train_examples=len(task.train),
+        dev_examples=len(task.dev),
+        test_examples=len(task.test),
+        labels=None if task.labels is None else list(task.labels),
+        label_texts=dict(task.label_texts),
+        metric=task.metric,
+        answer=task.answer,
+        prompt=task.prompt,
+        source=dict(task.source),
+        memory=summary,
+        cost=cost,
+        selected_step=selector.step if selector else None,
+        dev_scores=selector.scores if selector else {},
+        method_bytes=method_bytes,
+        finished=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def _method_bytes(
+    session: Session, tasks: Sequence[Task], folder: Path, kept: Sequence[tuple[str, Example]]
+) -> dict[str, int]:
+    """Return the bytes that the method keeps after this row, by name; label vectors are written on the way."""
+    rows = [*(row.folder for row in session.rows), folder]
+    answering = {rows[row] / "adapter" for row in answered_by(session, tasks, len(session.rows)).values()}
+    bytes_kept = {
+        "memory": memory_bytes([example for _, example in [*session.memory(), *kept]]),
+        # Weights that must survive: those of every row that answers a task.
+        "weights": sum(_weight_bytes(weights) for weights in [*answering, folder / "trained"]),
+    }
+    if session.method.keeps_pretrained(session.backbone.options.lora is not None):
+        bytes_kept["pretrained weights"] = _weight_bytes(rows[0] / "adapter")
+    if prototypes := _write_new_prototypes(session, tasks, folder):
+        bytes_kept["prototypes"] = prototypes
+    return {**bytes_kept, **session.method.bytes_kept()}
+
+
+def _weight_bytes(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def _write_new_prototypes(session: Session, tasks: Sequence[Task], folder: Path) -> int:
+    """Write the label vectors that these tasks add; return the bytes of those of all tasks so far."""
+    before = {label for task in session.known_tasks().values() for label in task.spec.labels or ()}
+    new = [label for task in tasks for label in task.labels or () if label not in before]
+    write_prototypes(folder, session.backbone.prototypes(list(dict.fromkeys(new))))
+    everything = session.backbone.prototypes([*before, *new])
+    return sum(vector.numel() * vector.element_size() for vector in everything.values())

@@ -1,0 +1,50 @@
+"""Score tasks for one row of the score matrix: learned tasks, the new ones, and those to come."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from merganser.evaluation import KnownTask
+from merganser.learner.session import Session
+from merganser.metrics.score import Score
+from merganser.streams.task import Task
+
+
+def tasks_to_score(session: Session, tasks: Sequence[Task]) -> list[KnownTask]:
+    """Return the learned tasks, the new ones, and those to come."""
+    known = session.known_tasks()
+    for task in [*tasks, *session.future_tasks]:
+        known.setdefault(task.name, KnownTask.of_task(task))
+    return list(known.values())
+
+
+def answered_by(session: Session, tasks: Sequence[Task], number: int) -> dict[str, int]:
+    """Task -> row whose weights answer it, once row ``number`` with these tasks is learned."""
+    return session.method.answered_by({**session.learned_in(), **{task.name: number for task in tasks}})
+
+
+def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[str, Score]]:
+    """Score, with the weights of row 0 and of the last row, tasks that were not known when those were measured."""
+    columns = set(session.directory.matrix().tasks)
+    new = [KnownTask.of_task(task) for task in tasks if task.name not in columns and task.test]
+    if not new:
+        return {}
+    scores = {}
+    for number in sorted({0, len(session.rows) - 1}):
+        # With several models, a task that is not learned is answered by the pretrained one.
+        alone = session.method.per_task_models
+        session.use(session.rows[0 if alone else number])
+        scores[number] = session.score(new, session.known_tasks() if number and not alone else {})
+    return scores
+
+
+def score_all_tasks(session: Session, tasks: Sequence[Task], number: int) -> dict[str, Score]:
+    """Score every known task when these were trained, for row ``number``."""
+    known = tasks_to_score(session, tasks)
+    if not session.method.per_task_models:
+        names = {*session.learned, *(task.name for task in tasks)}
+        return session.score(known, {task.name: task for task in known if task.name in names})
+    # A task whose weights did not change keeps its score.
+    scores = {name: score for row in session.rows for name, score in row.file.scores.scores.items()}
+    changed = {name for name, row in answered_by(session, tasks, number).items() if row == number}
+    return {**scores, **session.score([task for task in known if task.name in changed], {})}

@@ -1,0 +1,188 @@
+"""Train one row: from the weights it starts from to the weights deployed after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from merganser import processes
+from merganser.errors import RunError
+from merganser.evaluation import KnownTask, with_candidates
+from merganser.events import TaskStarted
+from merganser.files.atomic import full_disk_is_an_error, make_folder
+from merganser.learner.best_weights import BestWeights
+from merganser.learner.resume import best_weights, resume
+from merganser.learner.session import Session
+from merganser.methods import TaskContext
+from merganser.models.base import AnswerSpec
+from merganser.runs.record import CostRecord
+from merganser.streams.task import Example, Task
+from merganser.training.checkpoint import TaskCheckpoints
+from merganser.training.determinism import derive_seed
+from merganser.training.progress_callback import ProgressCallback
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import Outcome, TaskHooks, planned_steps, train_task
+
+
+@dataclass(frozen=True)
+class TrainedRow:
+    """The result of training.
+
+    Attributes:
+        records: signals of each step, and merges.
+        cost: seconds and examples; scoring the row and writing it are added later.
+        seconds_before: seconds before an interruption, up to the checkpoint from which training resumed.
+        selector: where best weights were selected: their step and scores.
+    """
+
+    records: TaskRecords
+    cost: CostRecord
+    seconds_before: float
+    selector: BestWeights | None
+
+
+def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path) -> TrainedRow:
+    """Train the tasks of row ``number`` and write weights and the method's state into its folder.
+
+    The weights deployed are in the model afterwards.
+
+    Raises:
+        RunError: the loss or the weights became not finite, or the disk is full.
+    """
+    _load_start(session)
+    session.weights_changed()
+    context = _context(session, tasks, number)
+    session.method.records = records = TaskRecords(context.task, number, session.listener)
+    session.method.begin_task()
+    selector = best_weights(session, tasks)
+    checkpoints = resume(session, tasks, records, context.steps, selector)
+    resumed = None if checkpoints is None else checkpoints.found
+    examples = (len(context.features), len(context.memory))
+    session.listener(TaskStarted(context.task, number, *examples, context.steps, resumed.step if resumed else 0))
+    outcome = _train(session, context, records, selector, checkpoints)
+    _check_finite(session, context.task)
+    if selector is not None:
+        selector.put_best()
+    if session.method.start == "trained":
+        processes.on_main(lambda: save_weights(session, folder / "trained"))
+    began = time.perf_counter()
+    session.method.after_task(context)
+    training_seconds = outcome.seconds + time.perf_counter() - began
+    processes.on_main(lambda: save_weights(session, folder / "adapter"))
+    processes.on_main(lambda: save_method(session, folder / "method"))
+    cost = _cost(records, outcome, training_seconds, selector)
+    return TrainedRow(records, cost, resumed.values["seconds"] if resumed else 0.0, selector)
+
+
+def _load_start(session: Session) -> None:
+    """Put the weights that the task starts from into the model."""
+    last = session.rows[-1]
+    if session.method.start == "pretrained":
+        session.use(session.rows[0])
+    elif session.method.start == "trained" and (last.folder / "trained").is_dir():
+        session.backbone.load_weights(last.folder / "trained")
+    else:
+        session.use(last)
+
+
+def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContext:
+    known = session.known_tasks()
+    earlier = {name: task.spec for name, task in known.items()}
+    new = {task.name: KnownTask.of_task(task) for task in tasks}
+    labels = {name: task.spec.labels for name, task in [*known.items(), *new.items()]}
+    if session.config.model.candidates == "seen" and not session.method.per_task_models:
+        everything = [*known.values(), *new.values()]
+        new = {name: with_candidates(task, everything) for name, task in new.items()}
+        known = {name: with_candidates(task, everything) for name, task in known.items()}
+    specs = {name: task.spec for name, task in [*known.items(), *new.items()]}
+    memory = session.memory()
+    fresh = [(task.name, example) for task in tasks for example in task.train]
+    if session.method.joint:  # everything kept is training data
+        fresh, memory = [*memory, *fresh], []
+    features = _features(session, fresh, specs)
+    return TaskContext(
+        task=tasks[0].name,
+        index=number,
+        backbone=session.backbone,
+        memory=_features(session, memory, specs),
+        memory_groups=[(task, example.output if specs[task].labels else "") for task, example in memory],
+        training=session.config.training,
+        seed=derive_seed(session.config.seed, "task", number),
+        features=features,
+        steps=planned_steps(len(features), session.config.training),
+        specs=specs,
+        earlier=earlier,
+        labels=labels,
+        deployed=session.deployed,
+        trained=session.trained,
+        listener=session.listener,
+    )
+
+
+def _features(
+    session: Session, examples: Sequence[tuple[str, Example]], specs: Mapping[str, AnswerSpec]
+) -> list[dict[str, Any]]:
+    by_task: dict[str, list[Example]] = {}
+    for task, example in examples:
+        by_task.setdefault(task, []).append(example)
+    return [row for task, given in by_task.items() for row in session.backbone.features(given, specs[task])]
+
+
+def _train(
+    session: Session,
+    context: TaskContext,
+    records: TaskRecords,
+    selector: BestWeights | None,
+    checkpoints: TaskCheckpoints | None,
+) -> Outcome:
+    callbacks = [
+        *session.method.callbacks(context),
+        *([] if selector is None else [selector]),
+        ProgressCallback(records),
+    ]
+    return train_task(
+        session.backbone,
+        context.features,
+        session.config.training,
+        seed=context.seed,
+        records=records,
+        hooks=TaskHooks(callbacks, session.method.penalty(context)),
+        checkpoints=checkpoints,
+    )
+
+
+def _check_finite(session: Session, task: str) -> None:
+    if not all(bool(weight.isfinite().all()) for weight in session.backbone.trainable().values()):
+        raise processes.mark_collective(
+            RunError(
+                f"The weights are not finite after the last step of task '{task}'.",
+                "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate.",
+            )
+        )
+
+
+def _cost(records: TaskRecords, outcome: Outcome, training_seconds: float, selector: BestWeights | None) -> CostRecord:
+    """Return the cost recorded in training; the time that no other part accounts for is that of the inner steps."""
+    cost = records.cost.model_copy()
+    cost.steps, cost.examples_trained = outcome.steps, outcome.examples
+    if selector is not None:
+        cost.evaluating_seconds, cost.examples_evaluated = selector.seconds, selector.examples
+    elsewhere = cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds
+    elsewhere += cost.merge_eval_seconds + cost.bookkeeping_seconds + cost.evaluating_seconds
+    cost.inner_seconds = max(0.0, training_seconds - elsewhere)
+    return cost
+
+
+def save_weights(session: Session, folder: Path) -> None:
+    """Write the weights in the model."""
+    with full_disk_is_an_error(folder):
+        session.backbone.save_weights(folder)
+
+
+def save_method(session: Session, folder: Path) -> None:
+    """Write the state that the method keeps between tasks."""
+    with full_disk_is_an_error(folder):
+        session.method.save(make_folder(folder))
