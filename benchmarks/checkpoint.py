@@ -1,4 +1,4 @@
-"""Writes a Llama-shaped checkpoint with random weights, for measurements: the same bytes for the same seed.
+"""Write a Llama-shaped checkpoint with random weights, for measurements: the same bytes for the same seed.
 
     python benchmarks/checkpoint.py OUT --layers 22 --seed 1 [--from BASE --noise 0.001]
 

@@ -23,7 +23,7 @@ from merganser.demo import demo_config, demo_tasks
 from merganser.learner import Learner
 from merganser.runs.record import CostRecord, RunRecord
 
-PARTS = ("inner", "probing", "rehearsal", "merging", "explaining", "bookkeeping")
+PARTS = ("inner", "probing", "rehearsal", "merging", "merge_eval", "bookkeeping")
 
 
 def learn(method: str, folder: Path, tasks: int) -> RunRecord:
@@ -36,7 +36,7 @@ def learn(method: str, folder: Path, tasks: int) -> RunRecord:
 
 
 def training_seconds(cost: CostRecord) -> float:
-    """Seconds in the training loop, whatever for."""
+    """Sum the seconds of all parts of the training loop."""
     return sum(getattr(cost, f"{part}_seconds") for part in PARTS)
 
 

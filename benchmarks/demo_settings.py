@@ -2,7 +2,7 @@
 
     python benchmarks/demo_settings.py --learning-rate 5e-3 --epochs 2 --method sequential
 
-Prints OP and BWT on the development texts.
+Prints overall performance (OP) and backward transfer (BWT) on the development texts.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ def main() -> None:
     given = parser.parse_args()
     names = sorted(file.name.removesuffix("_T5.json") for file in (given.data / "train").glob("*_T5.json"))
     tasks = load_stream(StreamOptions(order=names, folder=str(given.data)), Path.cwd()).tasks
-    print(f"# What the samplers of the memory keep of {len(tasks)} SuperNI tasks, asked for 2 %\n")
+    print(f"# What the memory samplers keep of {len(tasks)} SuperNI tasks at a share of 2 %\n")
     print(f"| task | training examples | {' | '.join(SAMPLERS)} |\n|---|---|{'---|' * len(SAMPLERS)}")
     kept = dict.fromkeys(SAMPLERS, 0)
     nbytes = dict.fromkeys(SAMPLERS, 0)

@@ -17,12 +17,12 @@ of 4 % (40 texts, more than a batch), in batches that are not grouped by length.
 training are compared, in turn, within one process. The released program measures no losses before and after its merges
 for a ledger; `compat: reference` is timed without that (`measure_merges: false`), the defaults with it.
 
-``--cold`` is nearer to the run in which the released program was timed, where nothing can be told about scores: random
+``--cold`` is nearer to the run in which the released program was timed, where scores have no meaning: random
 weights, the first two tasks of its first order (dbpedia, amazon), the paper's memory of 2 % (20 texts, less than a
-batch) and learning rate of 3e-4. What a task costs there depends on how often its merges rehearse, which is chance with
-such a model; ``--recorded`` takes it away: the controller of `compat: reference` is given the probe losses and learning
+batch) and learning rate of 3e-4. What a task costs there depends on how often its merges rehearse, which is random with
+such a model; ``--recorded`` removes this: the controller of `compat: reference` is given the probe losses and learning
 signals that were recorded from the released program on that very task (tests/data/controller_traces), so that it merges
-at the same steps and rehearses as much. All else, probes included, is done and paid for as ever.
+at the same steps and rehearses as much. Everything else, probes included, is computed and counted as usual.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What AimMerging's signals and rehearsal cost, and what they bring: how its defaults were chosen.
+"""What AimMerging's signals and rehearsal cost, and how much they improve scores: how its defaults were chosen.
 
     python benchmarks/tradeoff.py --data DATA --seeds 0 1 2 --out runs/tradeoff
     python benchmarks/tradeoff.py --table runs/tradeoff > benchmarks/results/tradeoff.md

@@ -50,7 +50,7 @@ def commands_page() -> str:
 
     parts = [
         "# Commands and options",
-        "Written from the program when this site was built; `merganser COMMAND --help` shows the same.",
+        "Generated from the program when this site was built; `merganser COMMAND --help` prints the same.",
         "`merganser --version` prints the version. `--debug`, with any command, shows the traceback of an error. "
         "Exit codes: 0 done, 1 the work failed, 2 the request cannot be met, 130 stopped with Ctrl-C.",
     ]
@@ -95,7 +95,8 @@ def methods_page() -> str:
     parts = [
         "# From a paper to ten lines",
         "Each method is one file and has one page: idea, formula, command line, what it stores, what was measured, and "
-        "where it differs from its paper. *P* is the number of trained weights.",
+        "where it differs from its paper. *P* is the number of trained weights, *p* that of one adapter, *T* that of "
+        "tasks.",
         "| method | paper | idea | old examples | stores |\n|---|---|---|---|---|\n"
         + "\n".join(
             f"| [`{name}`]({name}.md) | {paper(method.paper)} | {method.idea} | "

@@ -74,7 +74,7 @@ def cells(section: dict[str, Any]) -> Iterator[tuple[str, str, str, str]]:
             default = "its defaults"
         if key in section.get("required", ()):
             default = "required"
-        if field.get("type") == "object":
+        if field.get("type") in ("object", "array"):
             default = default or "none"
         yield f"`{key}`", values(field), default or "its defaults", re.sub(r"([|\[])", r"\\\1", meaning)
 

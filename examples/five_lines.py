@@ -1,4 +1,4 @@
-"""The library in five lines: open a run, teach it two tasks, print scores and answers.
+"""Use the library in five lines: open a run, learn two tasks, print scores and answers.
 
 python examples/make_data.py
 python examples/five_lines.py
@@ -25,7 +25,7 @@ TASKS = (
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Teach an encoder two tasks, one after the other.")
+    parser = argparse.ArgumentParser(description="Fine-tune an encoder on two tasks, one after the other.")
     parser.add_argument(
         "--run", type=Path, default=Path("runs/five-lines"), help="run directory: new, or one of this script"
     )

@@ -1,4 +1,4 @@
-"""Writes the small data files that the other examples read: a few dozen made-up texts per task.
+"""Write the small data files that the other examples read: a few dozen made-up texts per task.
 
     python examples/make_data.py                # writes examples/data
     python examples/make_data.py --out my-data

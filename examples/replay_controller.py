@@ -1,4 +1,4 @@
-"""What if the threshold were 1.5? The merge controller alone, on the recorded signals of a run.
+"""Replay a recorded run with another alarm threshold: the merge controller alone, without a model.
 
     python examples/make_data.py
     python examples/five_lines.py

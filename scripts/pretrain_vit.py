@@ -25,7 +25,7 @@ from merganser.streams.images.idx import read_idx
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 MEAN, DEVIATION = 0.2860, 0.3530
-"""Of the pixels of the training images, in [0, 1]."""
+"""Mean and standard deviation of the pixels of the training images, in [0, 1]."""
 TEMPERATURE = 0.05
 
 
@@ -130,7 +130,7 @@ def main() -> None:
     ).save_pretrained(arguments.out)
     facts = {"classes": [CLASSES[i] for i in classes], "test_accuracy": round(test_accuracy, 4), "seed": arguments.seed}
     (arguments.out / "pretraining.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"test accuracy on these classes {test_accuracy:.3f}; written to {arguments.out}")
+    print(f"test accuracy on these classes {100 * test_accuracy:.1f} %; written to {arguments.out}")
 
 
 if __name__ == "__main__":

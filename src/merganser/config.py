@@ -46,10 +46,10 @@ class EvaluationOptions(StrictOptions):
 
     future: bool = Field(
         True,
-        description="after every task, also score the tasks of the stream to come; without it each is scored before "
-        "any training and right before it is learned",
+        description="after every task, also score the tasks of the stream not learned yet; false: each is scored only "
+        "before any training and right before it is learned",
     )
-    batch: int = Field(64, gt=0, description="texts answered at a time")
+    batch: int = Field(64, gt=0, description="examples per batch of inference")
 
 
 class RunConfig(StrictOptions):
@@ -83,7 +83,7 @@ class RunConfig(StrictOptions):
             raise ValueError(f"it has no 'name'. Methods: {known}")
         if not isinstance(name, str) or name not in METHODS:
             # Nothing like a known name: it may come from a package that is not installed here.
-            hint = nearest(str(name), METHODS) or "Install the package that brings it, or choose another."
+            hint = nearest(str(name), METHODS) or "Install the package that provides it, or choose another."
             raise ValueError(f"there is no method '{name}'. {hint} Methods: {known}")
         try:
             return METHODS[name].Options.model_validate(dict(value))

@@ -72,15 +72,17 @@ class ControllerConfig(Settings):
     """
 
     interval: int = setting(8, "planned merge interval at the start of a task, in inner steps", ge=1)
-    cold_start: int = setting(3, "the interval is left alone until more merges than this were made", ge=0)
+    cold_start: int = setting(3, "the interval does not adapt until more merges than this were made", ge=0)
     min_interval: int = setting(2, "shortest planned interval", ge=1)
     max_interval: int = setting(128, "longest planned interval", ge=1)
     threshold_factor: float = setting(2.0, "alarm at this multiple of the interval's first probe losses", gt=0)
     warmup_fraction: float = setting(2 / 3, "share of the interval whose probe losses are averaged", ge=0, le=1)
-    early_alarms: int = setting(3, "alarms at which a merge fires before it is due", ge=1)
+    early_alarms: int = setting(3, "number of alarms at which a merge fires before it is due", ge=1)
     moving_until: int = setting(70, "intervals up to this count as 'moving' in the weight table", ge=0)
     alarmed_above: int = setting(1, "more alarms than this count as 'alarmed' in the weight table", ge=0)
-    halve_from: int = setting(64, "shortened intervals still this long are halved; growth slows here", ge=1)
+    halve_from: int = setting(
+        64, "a shortened interval of this length or more is halved; from here on, growth_long applies", ge=1
+    )
     growth_short: float = setting(1.0, "added to the growth of intervals below halve_from", ge=0)
     growth_long: float = setting(0.5, "added to the growth of intervals from halve_from on", ge=0)
     weight_moving_alarmed: float = setting(0.5, "weight of the new update: moving, alarmed", ge=0, le=1)
@@ -95,21 +97,21 @@ class ControllerConfig(Settings):
     )
     rehearsal_steps: int | Literal["half", "interval"] = setting(
         "interval",
-        "memory steps at the first merges, later ones keep their ratio to the interval; half: half of the interval, "
-        "interval: as many as the interval, as in the paper; 0: never rehearse",
+        "optimizer steps on the memory at the first merges; later ones keep their ratio to the interval; "
+        "half: half of it; interval: as many as the interval, as in the paper; 0: never rehearse",
         ge=0,
     )
     minimum_rehearsal_steps: int = setting(
-        1, "least number of memory steps after a short interval (unless rehearsal_steps is 0)", ge=0
+        1, "minimum number of memory steps after a short interval (unless rehearsal_steps is 0)", ge=0
     )
     probes_per_interval: int | None = setting(
         None,
-        "probes per planned interval, so that long ones cost less; steps between are judged by the last probe. "
-        "null: as probe_every says",
+        "probes per planned interval, so that long intervals cost less; steps between two probes use the last one; "
+        "null: probe_every applies",
         ge=1,
     )
     probe_every: int | None = setting(
-        None, "instead: inner steps from one probe to the next; with both null: 1, as in the paper", ge=1
+        None, "instead of probes_per_interval: inner steps between two probes; both null: 1, as in the paper", ge=1
     )
     adapt_interval: bool = setting(True, "false: fixed interval (without the learning signal)", section=ABLATION)
     watch_forgetting: bool = setting(
@@ -127,7 +129,7 @@ class ControllerConfig(Settings):
         if self.min_interval > self.max_interval:
             raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
         if self.probe_every is not None and self.probes_per_interval is not None:
-            raise ValueError("probe_every and probes_per_interval both say how often to probe: keep one")
+            raise ValueError("probe_every and probes_per_interval both set how often to probe: keep one")
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:

@@ -27,7 +27,9 @@ class StrictOptions(BaseModel):
                 type="value_error",
                 loc=(key,),
                 input=value,
-                ctx={"error": ValueError("true is not meant here" if value else "false is not meant here; zero is 0")},
+                ctx={
+                    "error": ValueError("true is not allowed here" if value else "false is not allowed here; zero is 0")
+                },
             )
             for key, value in given
             if isinstance(value, bool) and key in known and not _allows_boolean(known[key])

@@ -356,7 +356,7 @@ def test_the_result_loads_in_transformers(tmp_path: Path) -> None:
         ({"models": [{"model": "x", "weight": "much"}]}, r"models\[0\].weight is not a finite number"),
         ({"options": {"density": 0.3}}, "takes no 'density'"),
         ({"options": {"normalize": 1}}, "true or false"),
-        ({"options": {"seed": 1}}, "key of its own"),
+        ({"options": {"seed": 1}}, "at the top of the file"),
         ({"overrides": {"match": "x"}}, "overrides: Input should be a valid list"),
         ({"overrides": [{"density": 1}]}, r"overrides\[0\]\.match is missing"),
         ({"overrides": [{"match": "x", "weight": [1]}]}, "1 values for 2 models"),

@@ -51,7 +51,7 @@ def test_page_figures_and_tables(tmp_path: Path) -> None:
     assert len(written) == 1 + 8 + 6
     assert all(path.is_file() for path in written)
     page = written[0].read_text(encoding="utf-8")
-    assert "beside sequential, seed 42" in page
+    assert "compared with sequential, seed 42" in page
     assert "Merge 1 of b, after step 15" in page
 
 

@@ -194,7 +194,7 @@ def test_what_learn_refuses(tmp_path: Path) -> None:
             with pytest.raises(InputError) as raised:
                 learner.learn(*given)
             assert message in str(raised.value)
-        with pytest.raises(InputError, match="Task 'truth' is there twice"):
+        with pytest.raises(InputError, match="Task 'truth' occurs twice"):
             learner.learn_stream([task("mood"), task("truth"), task("truth")])
     with Learner.open(run, read_only=True) as reader, pytest.raises(InputError, match="opened for reading only"):
         reader.learn(task("truth"))

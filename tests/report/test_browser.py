@@ -81,7 +81,7 @@ def test_charts_are_drawn(run: RunRecord, sequential: RunRecord, tmp_path: Path,
     assert all("var(--accent)" in drawn and "#" not in re.sub(r'"#m\w+"', "", drawn) for _, drawn in curves)
     story = re.search(r'<p id="story"[^>]*>(.*?)</p>', dom, re.S)
     assert story is not None
-    assert story[1].startswith("Merge 1 of reuters, after step 15: 2 alarms came before")
+    assert story[1].startswith("Merge 1 of reuters, after step 15: it fired early, after 2 alarms")
 
 
 def test_on_a_phone(run: RunRecord, tmp_path: Path, chromium: Browse) -> None:

@@ -122,7 +122,7 @@ def test_story_leaves_out_what_was_not_measured() -> None:
 
 
 def test_story_of_each_cause_and_of_a_refusal() -> None:
-    assert "3 alarms came before the planned interval of 8 steps was over" in describe_merge(
+    assert "it fired early, after 3 alarms within the planned interval of 8 steps" in describe_merge(
         merge(cause="early", alarms=3)
     )
     assert "it was forced, 8 steps or more beyond the planned one" in describe_merge(merge(cause="forced"))

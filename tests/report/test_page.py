@@ -69,7 +69,7 @@ def test_metrics_with_definitions_and_the_baseline(run: RunRecord, sequential: R
     assert "BWT, backward transfer −7.5 ± 0.4 sequential −37.5 ± 0.4 · difference +30.0" in text
     assert "FWT, forward transfer – Not measured" in text
     assert "example/encoder learned 5 tasks, one after another, with the method “aim” in 1 min 40 s." in text
-    assert "28 merges along the way, 4 refused." in text
+    assert "28 merges applied, 4 refused." in text
 
 
 def test_matrix_has_a_number_in_every_cell_and_marks_own_rows(run: RunRecord) -> None:
@@ -92,7 +92,7 @@ def test_tasks_learned_together_share_a_row() -> None:
     assert page.rows[2][0] == "1after 5 tasks together"
     assert len(page.own) == 5
     assert "learned 5 tasks together" in page.text
-    assert "No merges: the method “joint” merged nothing" in page.text
+    assert "The method “joint” made no merges" in page.text
     assert "No example of any task is kept." in page.text
 
 
@@ -198,7 +198,7 @@ def test_a_run_that_has_only_its_first_row(run: RunRecord) -> None:
     run.scores.rows[0].scores = {"a": one_score(0.25)}
     text = " ".join(Page(render(run)).text.split())
     assert "example/encoder has not learned any task of this run yet." in text
-    assert "No summary metric yet" in text
+    assert "There are no summary metrics yet" in text
     assert "No steps were recorded in this run." in text
     assert "No task has been learned yet." in text
 

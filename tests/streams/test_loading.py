@@ -237,7 +237,7 @@ def test_tasks_made_in_python_are_checked(change: dict[str, Any], cause: str) ->
 
 def test_names_twice() -> None:
     check_names(["a", "b"])
-    with pytest.raises(InputError, match="Task 'a' is there twice"):
+    with pytest.raises(InputError, match="Task 'a' occurs twice"):
         check_names(["a", "b", "a"])
 
 

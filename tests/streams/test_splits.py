@@ -43,7 +43,7 @@ def test_the_order_of_classes_is_listed_read_or_drawn(idx_files: Path) -> None:
     assert len(set(drawn)) > 1
     for wrong, message in (
         ({"order": ["two", "zero"]}, "lacks 1 of the classes, first 'one'"),
-        ({"order": ["two", "zero", "zero", "one"]}, "'zero' is there twice"),
+        ({"order": ["two", "zero", "zero", "one"]}, "'zero' occurs twice"),
         ({"order": ["two", "zero", "ten"]}, "there is no class 'ten'"),
         ({"order": "absent.txt"}, "there is no such file"),
         ({"exclude": ["tow"]}, "there is no class 'tow'"),

@@ -270,7 +270,7 @@ def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
         where = f" at {error.filename}" if error.filename else ""
         raise RunError(
             f"Writing {target} failed{where}: {error.strerror or error}.",
-            f"Nothing was left behind; {_ADVICE.get(error.errno or 0, 'choose another disk')}.",
+            f"No file was kept; {_ADVICE.get(error.errno or 0, 'choose another disk')}.",
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

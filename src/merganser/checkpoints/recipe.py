@@ -60,7 +60,7 @@ class Case(StrictOptions):
 class Cases(StrictOptions):
     """A value that depends on the tensor's name: the first case that fits."""
 
-    cases: list[Case] = Field(min_length=1, description="where none fits, the options hold, then the default")
+    cases: list[Case] = Field(min_length=1, description="where none fits, options apply, then the default")
 
     def at(self, tensor: LayerPosition) -> Value | None:
         """The value of the first case that fits, or ``None``."""
@@ -147,7 +147,7 @@ class Recipe(StrictOptions):
     ignore_vocabulary: StrictBool = Field(False, description="merge although the tokenizers' vocabularies differ")
     allow_nonfinite: StrictBool = Field(False, description="accept NaN and infinity")
     space: Literal["update", "factors"] = Field(
-        "update", description="adapters: merge the updates B A (exact), or A and B apart"
+        "update", description="adapters: merge the updates B A (exact), or A and B separately"
     )
     rank: int | None = Field(None, ge=1, description="adapters: rank of the result; by default the exact one")
     allow_different_bases: StrictBool = Field(False, description="adapters: accept those that name different bases")
@@ -169,7 +169,7 @@ class Recipe(StrictOptions):
     def _suits_the_rules(self) -> Recipe:
         rule = rule_named(self.rule)
         if "seed" in self.options:
-            raise InputError("options.seed is no option.", "The seed is a key of its own, beside rule.")
+            raise InputError("options.seed is not an option.", "Put the seed at the top of the file, beside rule.")
         for key, value in self.options.items():
             self.options[key] = self._checked(rule, key, value, "options", f"options.{key}")
         for index, entry in enumerate(self.models):

@@ -45,7 +45,9 @@ def learn(
     metric: Annotated[
         str | None, typer.Option(help="Score of an answer: accuracy, exact_match, rouge_l or f1.", show_default=False)
     ] = None,
-    answer: Annotated[str | None, typer.Option(help="generate text, or rank the labels.", show_default=False)] = None,
+    answer: Annotated[
+        str | None, typer.Option(help="'generate' text, or 'rank' the labels.", show_default=False)
+    ] = None,
     model: ModelOption = None,
     config: Annotated[
         Path | None,

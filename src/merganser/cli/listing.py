@@ -54,13 +54,13 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
             "yes" if row["grows_with_tasks"] else "no",
         )
     console.print(table)
-    console.print("Options of each: merganser methods --json, or merganser schema.", highlight=False)
+    console.print("For the options of each, run: merganser methods --json, or merganser schema.", highlight=False)
 
 
 def schema(
     merge: Annotated[bool, typer.Option("--merge", help="Print the schema of a merge.yaml instead.")] = False,
 ) -> None:
-    """Print the JSON Schema of a run's YAML file, for editors and for reading."""
+    """Print the JSON Schema of a run's YAML file, or of a merge.yaml: every key with its description."""
     if merge:
         from merganser.checkpoints.recipe import Recipe
 

@@ -36,7 +36,7 @@ def merge(
     ] = None,
     option: Annotated[
         list[str] | None,
-        typer.Option("--set", help="Set another parameter of the rule: name=value. May be given several times."),
+        typer.Option("--set", help="Set another parameter of the rule: name=value. May be repeated."),
     ] = None,
     fisher: Annotated[
         list[str] | None, typer.Option(help="Fisher information of a model; give it once per model, in their order.")
@@ -49,7 +49,7 @@ def merge(
     seed: Annotated[int | None, typer.Option(help="Seed of the random masks.", show_default="0")] = None,
     space: Annotated[
         str | None,
-        typer.Option(help="Adapters: merge the update B A, or A and B apart (factors).", show_default="update"),
+        typer.Option(help="Adapters: merge the update B A, or A and B separately (factors).", show_default="update"),
     ] = None,
     rank: Annotated[
         int | None, typer.Option(help="Adapters: truncate the result to this rank.", show_default="exact")
@@ -93,7 +93,7 @@ def merge(
     if config is None and mergekit is None and not models:
         raise InputError("There is nothing to merge.", "Name models, or a merge.yaml with --config.")
     if out is None and not dry_run:
-        raise InputError("There is no --out.", "Name the folder to make.")
+        raise InputError("There is no --out.", "Name the folder to create.")
     changes = {
         **{"base": base, "dtype": dtype, "seed": seed, "rank": rank},
         **{"common_only": common_only or None, "ignore_vocabulary": ignore_vocabulary or None},
@@ -118,7 +118,7 @@ def merge(
     try:
         report = _run(located, out, compute)
     except KeyboardInterrupt:
-        typer.echo("Stopped. Nothing was left behind; run the same command to start over.", err=True)
+        typer.echo("Stopped. No file was kept; run the same command to start over.", err=True)
         raise typer.Exit(130) from None
     print_report(report, as_json)
 
@@ -136,11 +136,11 @@ class _Compute(NamedTuple):
 
 def _refuse_both(models: list[str], typed: list[str], config: Path | None, mergekit: Path | None) -> None:
     if config is not None and mergekit is not None:
-        raise InputError("There are --config and --mergekit.", "Pass one of them.")
+        raise InputError("--config and --mergekit were both given.", "Give one of them.")
     if models or typed:
         raise InputError(
-            f"There is a file that describes the merge, and {', '.join([*models, *typed])}.",
-            "Write it into the file; --dtype, --seed, --rank, --base and the switches may be given with it.",
+            f"A file describes the merge, but the command line also gives {', '.join([*models, *typed])}.",
+            "Write it into the file; --dtype, --seed, --rank, --base and the switches may be given with a file.",
         )
 
 
@@ -279,7 +279,7 @@ def _dry_run(located: LocatedRecipe, out: Path | None, compute: _Compute, as_jso
             "copied buffers": plan.buffers,
             "kept from the base": plan.kept,
             "not common, kept": plan.only_reference,
-            "not common, left out": plan.left_out,
+            "not common, omitted": plan.left_out,
             "bytes to read": plan.input_bytes,
             "bytes to write": plan.file_bytes,
             "bytes free": shutil.disk_usage(existing_parent(target)).free,
@@ -298,4 +298,4 @@ def _warn_memory(plan: Plan) -> None:
 
     needed = largest_whole_tensor(plan)
     if needed:
-        typer.echo(f"A rule needs its tensor whole: about {needed / 1e9:.1f} GB of memory.", err=True)
+        typer.echo(f"A rule needs whole tensors in memory: about {needed / 1e9:.1f} GB.", err=True)

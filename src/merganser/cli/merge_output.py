@@ -72,7 +72,7 @@ def print_report(report: Report, as_json: bool) -> None:
         ("Not floating-point, copied", report.buffers),
         ("Kept from the base", report.kept),
         ("Not common to all, kept", report.only_reference),
-        ("Not common to all, left out", report.left_out),
+        ("Not common to all, omitted", report.left_out),
         ("Files not copied", report.not_copied),
     ):
         if names:

@@ -14,7 +14,7 @@ ModelOption = Annotated[
     typer.Option(
         "--model",
         metavar="FOLDER",
-        help="Folder of the run's pretrained model, where it has moved or the machine is another.",
+        help="Folder of the run's pretrained model, if it has moved or the machine is another.",
         show_default=False,
     ),
 ]

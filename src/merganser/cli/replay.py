@@ -22,7 +22,7 @@ def replay(
     changes: Annotated[
         list[str] | None,
         typer.Option(
-            "--set", metavar="KEY=VALUE", help="An option of method aim to change; may be repeated.", show_default=False
+            "--set", metavar="KEY=VALUE", help="Option of method aim to change. May be repeated.", show_default=False
         ),
     ] = None,
     task: Annotated[
@@ -32,7 +32,7 @@ def replay(
 ) -> None:
     """Replay a finished run's merge decisions with other options, without training; the run is only read.
 
-    For instance: merganser replay RUN --set threshold_factor=1.5
+    Example: merganser replay RUN --set threshold_factor=1.5
     """
     from merganser.report.replay import replay as replayed
     from merganser.runs import read_run

@@ -55,7 +55,7 @@ class Became(Method[BecameOptions]):
     Options = BecameOptions
     title = "BECAME"
     paper = "Li 2025, ICML, arXiv 2504.02666"
-    idea = "Train sparing what earlier inputs use, then freely; merge the two where all tasks' losses are least."
+    idea = "Train orthogonally to earlier inputs, then freely; merge the two where the summed losses are least."
     stores = (
         "the weights and the sum of all Fishers (2 P), and directions of each layer's inputs "
         "(at most width x width each)"

@@ -48,7 +48,7 @@ class Cofima(Method[CofimaOptions]):
     Options = CofimaOptions
     title = "CoFiMA"
     paper = "Marouf 2024, arXiv 2312.08977"
-    idea = "As CoMA, but each weight counts as much as the task's answers hang on it (Fisher information)."
+    idea = "As CoMA, with each weight averaged by its importance to the tasks (Fisher information)."
     stores = "the weights and the last task's Fisher information (2 P)"
 
     _fisher: Weights | None = None

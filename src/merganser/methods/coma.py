@@ -15,7 +15,7 @@ class ComaOptions(MethodOptions):
 
     name: Literal["coma"] = "coma"
     alpha: float = Field(0.4, ge=0, le=1, description="weight of the new task's weights in the average")
-    merge_first: bool = Field(False, description="average the first task's weights, too, with the pretrained ones")
+    merge_first: bool = Field(False, description="also average the first task's weights with the pretrained ones")
 
 
 class Coma(Method[ComaOptions]):
@@ -29,7 +29,7 @@ class Coma(Method[ComaOptions]):
     Options = ComaOptions
     title = "CoMA"
     paper = "Marouf 2024, arXiv 2312.08977"
-    idea = "After each task, average its weights with those deployed before it, with one fixed share."
+    idea = "After each task, average its weights with those deployed before it, with one fixed weight."
 
     def after_task(self, context: TaskContext) -> None:
         from merganser.merging.ema import ema_step

@@ -27,7 +27,7 @@ class EwcOptions(MethodOptions):
 
     name: Literal["ewc"] = "ewc"
     weight: float = Field(
-        1000.0, ge=0, allow_inf_nan=False, description="weight of the penalty beside the loss (lambda)"
+        1000.0, ge=0, allow_inf_nan=False, description="weight of the penalty added to the loss (lambda)"
     )
     decay: float = Field(
         1.0, ge=0, le=1, description="factor on the information of earlier tasks at each new one; 1: their sum"
@@ -54,7 +54,7 @@ class Ewc(Method[EwcOptions]):
     Options = EwcOptions
     title = "EWC"
     paper = "Kirkpatrick 2017, arXiv 1612.00796"
-    idea = "Hold weights near where they were, each as strongly as the old tasks depend on it (Fisher information)."
+    idea = "Penalise changes of weights in proportion to their importance to old tasks (Fisher information)."
     stores = "the weights and their Fisher information (2 P)"
 
     fisher: Weights | None = None

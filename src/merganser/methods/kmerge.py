@@ -26,7 +26,7 @@ class KMergeOptions(MethodOptions):
     """K-Merge: a bounded number of adapters (or models)."""
 
     name: Literal["kmerge"] = "kmerge"
-    models: int = Field(4, ge=1, description="most models kept (K)")
+    models: int = Field(4, ge=1, description="maximum number of models kept (K)")
 
 
 def updates(weights: Weights, origin: Weights) -> list[tuple[Tensor, Tensor] | Tensor]:
@@ -71,7 +71,7 @@ class KMerge(Method[KMergeOptions]):
     Options = KMergeOptions
     title = "K-Merge"
     paper = "2025, arXiv 2510.13537"
-    idea = "Keep at most K adapters: merge a new one into the most similar; each task has the adapter that holds it."
+    idea = "Keep at most K adapters: merge a new one into the most similar; a task uses the one that contains it."
     stores = "at most K sets of weights (K P) and the pretrained weights (P)"
     start = "pretrained"
     per_task_models = True

@@ -20,9 +20,11 @@ class LwfOptions(MethodOptions):
     """Learning without forgetting: distillation from the model as it was."""
 
     name: Literal["lwf"] = "lwf"
-    weight: float = Field(1.0, ge=0, allow_inf_nan=False, description="weight of the distillation beside the loss")
+    weight: float = Field(
+        1.0, ge=0, allow_inf_nan=False, description="weight of the distillation loss added to the loss"
+    )
     temperature: float = Field(
-        2.0, gt=0, allow_inf_nan=False, description="logits are divided by it, which brings out the unlikely answers"
+        2.0, gt=0, allow_inf_nan=False, description="logits are divided by it, which gives unlikely answers more weight"
     )
 
 

@@ -22,7 +22,7 @@ class OLoraOptions(MethodOptions):
 
     name: Literal["olora"] = "olora"
     weight: float = Field(
-        0.5, ge=0, allow_inf_nan=False, description="weight of the overlap of subspaces beside the loss (lambda)"
+        0.5, ge=0, allow_inf_nan=False, description="weight of the overlap of subspaces added to the loss (lambda)"
     )
 
 

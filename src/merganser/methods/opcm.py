@@ -30,7 +30,7 @@ class OpcmOptions(MethodOptions):
 
     name: Literal["opcm"] = "opcm"
     share_of_spectrum: float = Field(
-        0.5, ge=0, le=1, description="share of the merged update's spectrum that new updates leave alone"
+        0.5, ge=0, le=1, description="share of the merged update's spectrum that new updates do not change"
     )
 
 
@@ -47,7 +47,7 @@ class Opcm(Method[OpcmOptions]):
     Options = OpcmOptions
     title = "OPCM"
     paper = "Tang 2025, arXiv 2501.09522"
-    idea = "Train each task from the pretrained weights; merge what of its update points away from those before."
+    idea = "Train each task from the pretrained weights; merge the part of its update orthogonal to earlier ones."
     stores = (
         "the weights and the pretrained weights (2 P), two numbers per tensor; "
         "with LoRA also the merged update (p per task, at most the full matrices)"

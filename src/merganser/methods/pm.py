@@ -30,7 +30,7 @@ class PmOptions(FisherOptions):
         0.5, ge=0, allow_inf_nan=False, description="size of a perturbation, in task vectors; 0 switches it off"
     )
     probability: float = Field(
-        0.25, ge=0, le=0.5, description="probability of a step perturbed forwards, and likewise of one backwards"
+        0.25, ge=0, le=0.5, description="probability of a step perturbed forwards, and of one perturbed backwards"
     )
 
 
@@ -55,7 +55,7 @@ class Pm(Method[PmOptions]):
     Options = PmOptions
     title = "Perturb-and-Merge"
     paper = "Qiu 2025, arXiv 2505.22389"
-    idea = "Perturb training along the task vector; go the share of it at which the losses of all tasks are least."
+    idea = "Perturb training along the task vector; merge the fraction of it that minimises the losses of all tasks."
     stores = "the weights, the pretrained weights, the sum of all Fishers and the tasks' weights weighted by them (4 P)"
 
     _past: Weights | None = None

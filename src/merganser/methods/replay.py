@@ -29,7 +29,10 @@ class ReplayOptions(MethodOptions):
         description="memory examples per step; null: the size of a training batch, or of the whole memory if smaller",
     )
     weight: float = Field(
-        1.0, gt=0, allow_inf_nan=False, description="weight of the loss on the memory beside the loss on the new task"
+        1.0,
+        gt=0,
+        allow_inf_nan=False,
+        description="weight of the loss on the memory, added to the loss on the new task",
     )
 
 
@@ -43,7 +46,7 @@ class Replay(Method[ReplayOptions]):
     Options = ReplayOptions
     title = "Experience replay"
     paper = "Chaudhry 2019, arXiv 1902.10486"
-    idea = "Add the loss on a batch of remembered examples to the loss of every batch."
+    idea = "Add the loss on a batch of stored examples to the loss of every batch (rehearsal)."
     uses_memory = True
     supports_distributed = True
 

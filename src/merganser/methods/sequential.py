@@ -17,5 +17,5 @@ class Sequential(Method[SequentialOptions]):
     Options = SequentialOptions
     title = "Sequential fine-tuning"
     paper = "lower bound"
-    idea = "Keep training on each new task; nothing is done against forgetting."
+    idea = "Train on each new task in turn, without any measure against forgetting."
     supports_distributed = True

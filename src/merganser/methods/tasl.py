@@ -28,7 +28,7 @@ class TaslOptions(MethodOptions):
     smoothing: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of |weight x gradient|")
     uncertainty: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of its deviation")
     important: float = Field(0.2, gt=0, le=1, description="share of the matrices that count as important to a task")
-    memory: float = Field(0.7, ge=0, le=1, description="weight of the past in the accumulated importance")
+    memory: float = Field(0.7, ge=0, le=1, description="decay of the accumulated importance: weight of earlier tasks")
     weight_shared: float = Field(0.3, ge=0, le=1, description="weight of the new task where both are important")
     weight_neither: float = Field(0.5, ge=0, le=1, description="weight of the new task where neither is")
 

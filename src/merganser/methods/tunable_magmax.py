@@ -32,7 +32,7 @@ class TunableMagMaxOptions(MethodOptions):
     preference: list[float] | Literal["uniform", "label_overlap", "feature_similarity"] = Field(
         "uniform",
         description="share of the weights that each task supplies: a number per task in the order of learning, the "
-        "same for all, or by what its labels or inputs have in common with those of the wanted tasks",
+        "same for all, or by the similarity of its labels or inputs to those of the wanted tasks",
     )
     wanted: list[str] | None = Field(
         None, description="tasks that the merged model is meant for (label_overlap, feature_similarity); null: all"
@@ -64,7 +64,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
     Options = TunableMagMaxOptions
     title = "Tunable MagMax"
     paper = "Hiroshima 2026, arXiv 2605.20803"
-    idea = "MagMax, in which each task supplies as many of the merged update's entries as it is preferred."
+    idea = "MagMax in which a preference sets the share of the merged update's entries per task."
     stores = "every task's own weights (T P), the merged and the pretrained ones (2 P)"
     grows = True
     start = "trained"

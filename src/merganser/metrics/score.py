@@ -28,4 +28,4 @@ class ScoreRow(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     learned: list[str] = Field(description="tasks learned since the row before; empty for the row before training")
-    scores: dict[str, Score] = Field(description="task -> score; a task that was not evaluated is left out")
+    scores: dict[str, Score] = Field(description="task -> score; a task that was not evaluated is omitted")

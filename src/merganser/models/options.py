@@ -35,7 +35,7 @@ class LoraOptions(StrictOptions):
     targets: Literal["auto"] | list[str] = Field(
         default="auto",
         description="linear layers that get factors: 'auto' (query and value projections of attention), or a list of "
-        "layer names or endings of names, as 'q_proj' or 'attention.output.dense'",
+        "layer names or endings of names, such as 'q_proj' or 'attention.output.dense'",
     )
 
     @field_validator("targets")
@@ -92,8 +92,8 @@ class ModelOptions(StrictOptions):
     )
     label_prompt: str = Field(
         default="{label}",
-        description="matcher: what the text encoder reads for a label, as 'a photo of a {label}'; {label} stands for "
-        "its text",
+        description="matcher: what the text encoder reads for a label, such as 'a photo of a {label}'; {label} is "
+        "replaced by its text",
     )
     chat_template: bool = Field(
         default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"

@@ -140,10 +140,10 @@ def _cause(merge: MergeRecord) -> str:
     if merge.cause == "due":
         return f"it was due (planned every {plural(merge.interval, 'step')}) with {alarms} raised"
     if merge.cause == "early":
-        return f"{alarms} came before the planned interval of {plural(merge.interval, 'step')} was over"
+        return f"it fired early, after {alarms} within the planned interval of {plural(merge.interval, 'step')}"
     if merge.cause == "forced":
         overdue = plural(merge.interval, "step")
-        return f"it was forced, {overdue} or more beyond the planned one without an alarm of its own"
+        return f"it was forced, {overdue} or more beyond the planned one, since no other alarm was raised"
     return "the task ended"
 
 

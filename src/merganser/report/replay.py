@@ -24,17 +24,17 @@ from merganser.settings import described
 from merganser.training.aim.config import AimConfig
 
 NEEDS_TRAINING: dict[str, str] = {
-    "name": "another method leaves other signals",
-    "compat": "it sets options that change the signals; set those that you mean",
-    "rehearsal_sampling": "rehearsal with other examples leaves other weights",
-    "batch": "rehearsal with other batches leaves other weights",
+    "name": "another method produces other signals",
+    "compat": "it sets several options, some of which change the signals; set single options",
+    "rehearsal_sampling": "rehearsal with other examples produces other weights",
+    "batch": "rehearsal with other batches produces other weights",
     "probe_batch": "probes of another size have other losses",
     "probe_set": "other probes have other losses",
     "probe_dropout": "other probes have other losses",
-    "fusion": "another fusion leaves other weights; when merges fire does not depend on it",
-    "important_share": "it changes the weights alone, not when merges fire",
-    "importance_smoothing": "it changes the weights alone, not when merges fire",
-    "measure_merges": "it changes what is measured alone, not when merges fire",
+    "fusion": "another fusion produces other weights; when merges fire does not depend on it",
+    "important_share": "it changes only the weights, not when merges fire",
+    "importance_smoothing": "it changes only the weights, not when merges fire",
+    "measure_merges": "it changes only what is measured, not when merges fire",
     "guard_factor": "whether a merge is refused depends on losses after it, which only training yields",
 }
 """Options of ``aim`` that a replay cannot change, and why."""

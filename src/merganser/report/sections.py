@@ -275,7 +275,7 @@ def standfirst(run: RunRecord) -> str:
     text += f" in {seconds(sum(task.cost.seconds for task in run.tasks))}."
     refused = len(run.merges) - merges
     if run.merges:
-        text += f" {plural(merges, 'merge')} along the way" + (f", {refused} refused." if refused else ".")
+        text += f" {plural(merges, 'merge')} applied" + (f", {refused} refused." if refused else ".")
     else:
         text += " Nothing was merged."
     return text

@@ -95,7 +95,7 @@ class SignalRecord(Record):
 
     step: int
     loss: float | None = Field(
-        None, description="training loss of the step's batch (nats); None: not recorded (a Trainer of one's own)"
+        None, description="training loss of the step's batch (nats); None: not recorded (another program's Trainer)"
     )
     learning_rate: float | None = Field(None, description="None: likewise")
     probe: float | None = Field(None, description="loss on a batch of the memory after the step; None if not probed")

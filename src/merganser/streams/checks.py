@@ -62,7 +62,7 @@ def check_names(names: Sequence[str]) -> None:
     """
     for name in names:
         if names.count(name) > 1:
-            raise InputError(f"Task '{name}' is there twice.", "Give every task of a stream its own name.")
+            raise InputError(f"Task '{name}' occurs twice.", "Give every task of a stream its own name.")
 
 
 def _splits(task: Task) -> tuple[tuple[str, Sequence[Example]], ...]:

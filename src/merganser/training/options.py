@@ -10,7 +10,7 @@ from merganser.errors import InputError
 from merganser.options import StrictOptions
 
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
-"""Options that change no result, and may differ when a run is continued."""
+"""Options that change no result, and may differ when a run is resumed."""
 
 RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
@@ -35,11 +35,15 @@ class TrainingOptions(StrictOptions):
         1.0, ge=0, allow_inf_nan=False, description="norm at which gradients are clipped; 0: no clipping"
     )
     max_input: int | None = Field(
-        None, ge=2, description="tokens at which inputs are cut; null: 1024, or what the model has positions for"
+        None,
+        ge=2,
+        description="tokens at which inputs are truncated; null: 1024, or the number of positions of the model",
     )
-    max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are cut")
+    max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are truncated")
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
-    gradient_checkpointing: bool = Field(False, description="recompute activations instead of keeping them")
+    gradient_checkpointing: bool = Field(
+        False, description="recompute activations in the backward pass instead of storing them"
+    )
     select_best: bool = Field(
         False,
         description="deploy the weights of the task with the best score on the development texts of all tasks seen, "

@@ -61,7 +61,7 @@ class AimConfig(ControllerConfig):
         0.2, "importance_masks: share of the parameters that are important to a phase", gt=0, le=1
     )
     importance_smoothing: float = setting(
-        0.85, "importance_masks: weight of the past in the moving averages of importance", ge=0, lt=1
+        0.85, "importance_masks: decay of the moving averages of importance", ge=0, lt=1
     )
     measure_merges: bool = setting(
         True,
@@ -75,7 +75,7 @@ class AimConfig(ControllerConfig):
         "only_at_end)",
         gt=1,
     )
-    seed: int | None = setting(None, "decides which examples are drawn; None: the training seed", ge=0, section=None)
+    seed: int | None = setting(None, "seed of the sampled examples; None: the training seed", ge=0, section=None)
     checkpoints: bool = setting(
         True, "add the state to the trainer's checkpoints, and read it when training resumes from one", section=None
     )
