@@ -158,7 +158,7 @@ def test_options_without_effect_on_adapters_are_refused(content: dict[str, Any],
 
 @pytest.mark.parametrize("content", [{"rank": 4}, {"space": "factors"}, {"allow_different_bases": True}], ids=str)
 def test_options_without_effect_on_models_are_refused(content: dict[str, Any], family: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match="only merging adapters takes"):
+    with pytest.raises(InputError, match="applies only to adapters"):
         plan.make_plan(asked([str(family["a"]), str(family["b"])], **content))
 
 
@@ -200,7 +200,7 @@ def test_nan_is_not_decomposed(tmp_path: Path) -> None:
     tensors = plain()
     tensors[f"{P}x.q.lora_A.weight"][0, 0] = np.nan
     made = [write_adapter(tmp_path / name, tensors) for name in "xy"]
-    with pytest.raises(InputError, match="cannot be cut to a rank"):
+    with pytest.raises(InputError, match="cannot be truncated to a rank"):
         merge_adapters(asked(made, allow_nonfinite=True, rank=1), tmp_path / "out")
     report = merge_adapters(asked(made, allow_nonfinite=True), tmp_path / "out")
     assert report.nonfinite == [f"{P}x.q.lora_A.weight"]

@@ -283,7 +283,7 @@ def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="no file or folder"):
         open_checkpoint(str(tmp_path / "none"))
-    with pytest.raises(InputError, match="'nobody/nothing' is no file or folder"):
+    with pytest.raises(InputError, match="'nobody/nothing' is not a file or folder"):
         open_checkpoint("nobody/nothing")
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=r"no safetensors file"):

@@ -104,7 +104,7 @@ def test_too_many_open_files_have_another_remedy_than_a_full_disk(tmp_path: Path
 
 def test_nothing_is_kept_from_a_base_that_is_not_there(family: dict[str, Path]) -> None:
     overrides = [{"match": "*norm*", "from": "base"}]
-    with pytest.raises(InputError, match=r"keeps model\.norm\.weight from the base; there is none"):
+    with pytest.raises(InputError, match=r"copies model\.norm\.weight from the base, but there is no base"):
         make_plan(recipe([str(family["a"]), str(family["b"])], overrides=overrides))
 
 

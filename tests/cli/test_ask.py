@@ -70,7 +70,7 @@ def test_nothing_learned_yet(merganser: Command, tmp_path: Path) -> None:
     for command in (("ask", tmp_path / "run", "a text"), ("evaluate", tmp_path / "run")):
         done = merganser(*command)
         assert done.code == 2
-        assert done.error == f"Nothing was learned yet in '{tmp_path / 'run'}'. Teach it a task first."
+        assert done.error == f"Nothing was learned yet in '{tmp_path / 'run'}'. Learn a task first."
     assert merganser("export", tmp_path / "run", tmp_path / "out").code == 2
     assert not (tmp_path / "out").exists()
 

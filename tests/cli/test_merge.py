@@ -184,7 +184,9 @@ def test_adapters_are_merged_with_adapters(tmp_path: Path) -> None:
     assert "exists" in refused(tmp_path / "x", tmp_path / "y", "--dry-run", "--out", tmp_path / "out")
     assert run(tmp_path / "x", tmp_path / "y", "--dry-run", "--out", tmp_path / "out", "--overwrite").exit_code == 0
     assert "is an input" in refused(tmp_path / "x", tmp_path / "y", "--out", tmp_path / "x", "--overwrite")
-    assert "is no adapter" in refused(tmp_path / "x", write_folder(tmp_path / "m", example(0)), "--out", tmp_path / "o")
+    assert "is not an adapter" in refused(
+        tmp_path / "x", write_folder(tmp_path / "m", example(0)), "--out", tmp_path / "o"
+    )
 
 
 def test_adapters_of_different_bases_need_a_word(tmp_path: Path) -> None:

@@ -179,7 +179,7 @@ def test_biases_and_saved_modules_need_a_mean(tmp_path: Path) -> None:
 
 def test_a_base_is_refused(tmp_path: Path) -> None:
     made = [write_adapter(tmp_path / str(seed), plain(seed)) for seed in (0, 1)]
-    with pytest.raises(InputError, match="there is a base"):
+    with pytest.raises(InputError, match="a base was given"):
         merge_adapters(parse({"rule": "linear", "models": made, "base": "x"}, "test"), tmp_path / "out")
 
 

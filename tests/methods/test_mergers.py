@@ -111,7 +111,7 @@ def test_tunable_magmax_refuses_preferences_that_do_not_fit() -> None:
     options = METHODS["tunable_magmax"].Options
     method = make_method(options(name="tunable_magmax", preference=[1.0, 2.0]))  # type: ignore[call-arg]
     assert method.check_tasks(["a", "b"], whole=True) is None
-    with pytest.raises(InputError, match="has 2 numbers, and the run comes to 3 tasks"):
+    with pytest.raises(InputError, match="has 2 numbers, and the run has 3 tasks"):
         method.check_tasks(["a", "b", "c"])
     assert method.check_tasks(["a"]) is None
     remark = method.check_tasks(["a"], whole=True)

@@ -106,7 +106,7 @@ def test_rouge_l_and_f1_are_symmetric_and_ordered(answer: str, reference: str) -
 @pytest.mark.parametrize(
     ("answers", "references", "said"),
     [
-        ([], [], "No answers"),
+        ([], [], "There are no answers"),
         (["a"], ["a", "b"], "1 answers for 2 references"),
         ("ab", ["a", "b"], "answers are one string"),
         (["a", "b"], "ab", "references are one string"),

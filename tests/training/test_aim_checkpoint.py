@@ -36,7 +36,7 @@ def test_a_state_that_cannot_be_used_is_an_error_before_any_step(tmp_path: Path)
     values.write_text(kept[0][:-9])
     refused("is damaged")
     values.write_text(json.dumps({**json.loads(kept[0]), "format": 1}))
-    refused("has format 1; this version knows 2")
+    refused("has format 1; this version reads 2")
     values.write_text((tmp_path / "run/checkpoint-5/aim_merging.json").read_text())
     refused("does not belong to the weights at step 10")
     held = json.loads(kept[0])
@@ -56,6 +56,6 @@ def test_other_decisions_than_those_training_began_with_are_refused(tmp_path: Pa
     interrupted(tmp_path / "run", 13)
     with pytest.raises(InputError, match=r"written with interval 4 \(now 7\), rehearsal_steps 4 \(now 7\)"):
         resumed_with(tmp_path / "run", eager(interval=7))
-    with pytest.raises(InputError, match=r"written with fusion trajectory \(now importance_masks\)\. Go on with"):
+    with pytest.raises(InputError, match=r"written with fusion trajectory \(now importance_masks\)\. Resume with"):
         resumed_with(tmp_path / "run", eager(), fusion="importance_masks")
     resumed_with(tmp_path / "run", eager(rehearsal_steps=4))

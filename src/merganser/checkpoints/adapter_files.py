@@ -143,21 +143,19 @@ def _refuse_options(recipe: Recipe | LocatedRecipe) -> None:
     recipe = recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe
     if recipe.base is not None:
         raise InputError(
-            "Adapters are merged with each other; there is a base.",
-            "Leave it out: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
+            "Adapters are merged with each other, and a base was given.",
+            "Omit it: the base's update is zero. PEFT's merge_and_unload puts the result into a model.",
         )
     if recipe.ignore_vocabulary:
-        raise InputError(
-            "There is ignore_vocabulary (--ignore-vocabulary), which only merging models takes.", "Leave it out."
-        )
+        raise InputError("The option ignore_vocabulary (--ignore-vocabulary) applies only to whole models.", "Omit it.")
     if recipe.common_only:
         raise InputError(
-            "There is common_only (--common-only), which only merging models takes.",
-            "Leave it out: where an adapter does not touch a module, its update is zero.",
+            "The option common_only (--common-only) applies only to whole models.",
+            "Omit it: where an adapter does not touch a module, its update is zero.",
         )
     if recipe.space == "factors" and recipe.rank is not None:
         raise InputError(
-            "There is a rank, and the space of factors, where the rank stays as it is.", "Leave one of them out."
+            "A rank was given with the space of factors, which does not change the rank.", "Omit one of them."
         )
 
 

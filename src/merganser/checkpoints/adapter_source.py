@@ -90,7 +90,7 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
     label, folder = source.name, adapter_folder(source.path)
     if folder is None:
         raise InputError(
-            f"{label} is no adapter (it has no {ADAPTER_CONFIG}), others are.",
+            f"{label} is not an adapter (it has no {ADAPTER_CONFIG}), but another input is.",
             "Adapters are merged with adapters. To merge models, first put the adapters into theirs: merge_and_unload "
             "of PEFT, or merganser export --merged.",
         )
@@ -142,7 +142,7 @@ def check_alphas(config: Mapping[str, Any], path: Path) -> None:
             re.compile(_whole_module(pattern))
         except re.error as error:
             raise InputError(
-                f"{path}: the pattern {pattern!r} of alpha_pattern is no regular expression: {error}.", "Correct it."
+                f"{path}: the pattern {pattern!r} of alpha_pattern is not a regular expression: {error}.", "Correct it."
             ) from error
     for key, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
@@ -160,7 +160,7 @@ def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, N
         if not allow_nonfinite and count_nonfinite(raw, tensor.dtype):
             raise InputError(
                 f"{tensor.name} of {label} holds NaN or infinity.",
-                "Such an adapter is broken; to merge it all the same, allow non-finite weights (--allow-nonfinite).",
+                "Such an adapter is damaged; to merge it anyway, allow non-finite weights (--allow-nonfinite).",
             )
         work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
         values[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
@@ -179,7 +179,9 @@ def _sorted_out(
         matched = _FACTOR.fullmatch(name)
         if matched is None:
             if ".lora_" in name:
-                raise InputError(f"{label} holds {name}, which plain LoRA has not.", "It cannot be merged exactly.")
+                raise InputError(
+                    f"{label} holds {name}, which plain LoRA does not have.", "It cannot be merged exactly."
+                )
             others[name] = tensor
             continue
         if tensor.ndim < 2 or 0 in tensor.shape:

@@ -188,7 +188,7 @@ class Engine:
             if bad:
                 raise InputError(
                     f"Tensor {tensor.name} of {owner} holds NaN or infinity ({bad} in one slice).",
-                    "Such a model is broken; to merge it nevertheless, pass --allow-nonfinite (allow_nonfinite: true).",
+                    "Such a model is damaged; to merge it anyway, pass --allow-nonfinite (allow_nonfinite: true).",
                 )
 
     def _record_nonfinite(self, job: Job, stored: NDArray[Any]) -> None:

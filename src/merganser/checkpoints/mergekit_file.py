@@ -77,7 +77,7 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
     method = str(content["merge_method"])
     if method not in METHODS:
         raise InputError(
-            f"{where}: merge_method {method!r} has no counterpart here.", f"Known to both: {', '.join(METHODS)}."
+            f"{where}: merge_method {method!r} has no counterpart here.", f"Supported: {', '.join(METHODS)}."
         )
     notes: list[str] = []
     rule = rule_named(method)

@@ -150,7 +150,7 @@ def _open(source: Source) -> Checkpoint:
     both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
     if both and SINGLE not in checkpoint.shards and not source.path.is_file():
         raise InputError(
-            f"{source.name} has {INDEX} and {SINGLE}, which it does not name: loaders differ in which they take.",
+            f"{source.name} has {INDEX} and {SINGLE}, which the index does not name: loaders differ in their choice.",
             "Remove the one that is out of date, or name the file.",
         )
     return checkpoint
@@ -165,9 +165,7 @@ def _refuse_adapter_options(recipe: Recipe) -> None:
     }
     for key, present in given.items():
         if present:
-            raise InputError(
-                f"There is {key} (--{key.replace('_', '-')}), which only merging adapters takes.", "Leave it out."
-            )
+            raise InputError(f"The option {key} (--{key.replace('_', '-')}) applies only to adapters.", "Omit it.")
 
 
 def _result_name(reference: Checkpoint) -> Any:
@@ -189,7 +187,7 @@ def _job(
 ) -> Job:
     name = tensor.name
     if rule is None and base is None:
-        raise InputError(f"An override keeps {name} from the base; there is none.", "Name it: --base.")
+        raise InputError(f"An override copies {name} from the base, but there is no base.", "Name it: --base.")
     shard = Path(_result_name(plan.reference)(tensor.path.name))
     keep = Job(Tensor(name, tensor.dtype, tensor.shape, shard, 0), (tensor,), (plan.reference.label,))
     if tensor.dtype not in FLOATING:

@@ -359,5 +359,5 @@ def refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:
         if override.match != "*" and not any(fnmatchcase(name, override.match) for name in names):
             raise InputError(
                 f"The override {override.match!r} matches no tensor.",
-                f"Tensors are named like {next(iter(names), '?')}; * stands for anything.",
+                f"Tensors are named like {next(iter(names), '?')}; * matches anything.",
             )

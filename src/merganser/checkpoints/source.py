@@ -127,7 +127,7 @@ def locate(label: str) -> Source:
     except Exception as error:
         # The hub client raises many kinds for one thing: the repository cannot be had.
         raise InputError(
-            f"'{label}' is no file or folder, and cannot be downloaded from the hub: {_reason(error)}",
+            f"'{label}' is not a file or folder, and cannot be downloaded from the hub: {_reason(error)}",
             "Check the name and the network.",
         ) from error
     if not any(folder.glob("*.safetensors")):
@@ -155,7 +155,7 @@ def _refuse_without_weights(label: str, name: str, revision: str | None, folder:
             files = list_repo_files(name, revision=revision)
         except Exception as error:
             raise InputError(
-                f"{label} has no safetensors file among those at hand, and the hub cannot be reached: {_reason(error)}",
+                f"{label} has no safetensors file in the cache, and the hub cannot be reached: {_reason(error)}",
                 f"Try again with a network. If it holds pickles only, convert it first: {command}",
             ) from error
     pickled = _pickled_weights(files)

@@ -40,7 +40,7 @@ def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
     if None not in kinds and kinds[0] != kinds[1]:
         raise InputError(
             f"{reference.label} is of model_type {kinds[0]!r:.60}, {other.label} of {kinds[1]!r:.60}.",
-            "Models of one architecture can be merged; to merge all the same what has equal names and shapes, use "
+            "Models of one architecture can be merged; to merge what has equal names and shapes anyway, use "
             "--common-only.",
         )
 
@@ -90,7 +90,7 @@ def _compare(
             raise InputError(
                 f"The vocabularies differ ({len(first.tokens)} tokens in {reference.label}, {len(second.tokens)} in "
                 f"{other.label}): {examples}{more}.",
-                "Rows of different tokens would be merged; to merge all the same, use --ignore-vocabulary.",
+                "Rows of different tokens would be merged; to merge anyway, use --ignore-vocabulary.",
             )
         return
 

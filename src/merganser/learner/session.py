@@ -149,7 +149,7 @@ class Session:
         """
         known = self.known_tasks()
         if not known:
-            raise InputError(f"Nothing was learned yet in '{self.directory.path}'.", "Teach it a task first.")
+            raise InputError(f"Nothing was learned yet in '{self.directory.path}'.", "Learn a task first.")
         return known
 
     def score(self, tasks: Sequence[KnownTask], learned: Mapping[str, KnownTask]) -> dict[str, Score]:

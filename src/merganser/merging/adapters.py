@@ -166,8 +166,8 @@ def _check_rank(rank: int) -> None:
 def _check_finite(*arrays: NDArray[Any]) -> None:
     if not all(np.isfinite(array).all() for array in arrays):
         raise InputError(
-            "An update that holds NaN or infinity cannot be cut to a rank.",
-            "Repair the adapter; only weighted sums without a rank pass such numbers on.",
+            "An update that holds NaN or infinity cannot be truncated to a rank.",
+            "Repair the adapter; only weighted sums without a rank accept such numbers.",
         )
 
 
@@ -242,7 +242,7 @@ def result_rank(
     if rank is None:
         raise InputError(
             f"The rule {rule.name} gives {name} an update of full rank.",
-            "Say which rank to keep: --rank, rank: in the file.",
+            "Give the rank to keep: --rank, or rank: in the file.",
         )
     return min(rank, *limits)
 

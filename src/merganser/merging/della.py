@@ -85,7 +85,7 @@ def della(models: Sequence[Array], base: Array, *, name: str = "", **options: An
             raise InputError(
                 f"Density {kept:g} with epsilon {spread:g} gives probabilities from {kept - spread:g} to "
                 f"{kept + spread:g}.",
-                "Choose epsilon so that density - epsilon and density + epsilon lie between 0 and 1.",
+                "Choose epsilon so that density - epsilon and density + epsilon are between 0 and 1.",
             )
     kept_updates = [
         _pruned(array - base_array, kept, spread, chosen.rescale, mask_key(chosen.seed, name, index))

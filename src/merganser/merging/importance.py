@@ -29,7 +29,7 @@ def important(scores: Weights, share: float) -> dict[str, Tensor]:
         ValueError: the share is not above 0 and at most 1.
     """
     if not 0.0 < share <= 1.0:
-        raise ValueError(f"share is {share}; it lies above 0 and is at most 1")
+        raise ValueError(f"share is {share}; give a fraction above 0 and at most 1")
     least = scores.kth_largest(max(1, round(share * scores.total)))
     return {name: (score >= least) & (score > 0) for name, score in scores.items()}
 

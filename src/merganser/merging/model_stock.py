@@ -72,7 +72,7 @@ def prepare(inputs: Inputs) -> Combination:
 RULE = Rule(
     name="model_stock",
     function=model_stock,
-    summary="between base and mean, as far as the angle between the updates says",
+    summary="between base and mean, by the angle between the updates",
     source="Model Stock, arXiv 2403.19522",
     base="required",
     min_models=2,

@@ -44,7 +44,7 @@ class _CompatOptions(MethodOptions):
         ablation = values.get(ABLATION)
         given = {**values, **(ablation if isinstance(ablation, Mapping) else {})}
         if given.get("measure_merges") is False and given.get("guard_factor") is not None:
-            raise ValueError("guard_factor needs the losses that measure_merges: false leaves out: keep one")
+            raise ValueError("guard_factor needs the losses that measure_merges: false omits: keep one")
         implied = AimConfig.implied(given)
         compat = values.get("compat")
         if not isinstance(compat, str) or compat not in COMPAT:
@@ -100,7 +100,7 @@ AimOptions = create_model(
 
 
 def _yaml(value: Any) -> str:
-    """Return a value as it stands in a configuration file."""
+    """Return a value as written in a configuration file."""
     if value is None or isinstance(value, bool):
         return "null" if value is None else str(value).lower()
     return str(value)

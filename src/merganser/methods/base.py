@@ -132,7 +132,7 @@ class Method(Generic[OptionsT]):
         """Examples per batch drawn from a memory of this size; ``None`` if none is drawn.
 
         Raises:
-            InputError: a batch that was asked for is larger than the memory.
+            InputError: a requested batch is larger than the memory.
         """
         return None
 
@@ -147,7 +147,7 @@ class Method(Generic[OptionsT]):
             What a person should know of options that don't fit but do no harm, if there is such a thing.
 
         Raises:
-            InputError: the run would come to more tasks than an option speaks of, or an option speaks of others.
+            InputError: an option has values for fewer tasks than the run will have, or names other tasks.
         """
         return None
 

@@ -79,7 +79,7 @@ class KMerge(Method[KMergeOptions]):
     def __init__(self, options: KMergeOptions) -> None:
         super().__init__(options)
         self.slots: list[list[int]] = []
-        """For each model the rows of the run whose tasks it holds, in order; it stands in the last of them."""
+        """For each model the rows of the run whose tasks it holds, in order; it is stored in the last of them."""
 
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights

@@ -1,4 +1,4 @@
-"""LwF: on the new task's inputs the model goes on answering as it did before."""
+"""LwF: a penalty keeps the model's answers on the new task's inputs near those before the task."""
 
 from __future__ import annotations
 

@@ -78,7 +78,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         given = self.options.preference
         if isinstance(given, list) and len(given) < len(names):
             raise InputError(
-                f"method.preference has {len(given)} numbers, and the run comes to {len(names)} tasks.",
+                f"method.preference has {len(given)} numbers, and the run has {len(names)} tasks.",
                 "Give one per task, or choose uniform, label_overlap or feature_similarity.",
             )
         for task in self.options.wanted or () if whole else ():

@@ -112,7 +112,7 @@ def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, S
     for task in references:
         if task not in matrix.tasks:
             raise InputError(
-                f"A single-task reference for '{task}', which is not in the score matrix.",
+                f"There is a single-task reference for '{task}', which is not in the score matrix.",
                 f"Tasks: {', '.join(matrix.tasks) or 'none'}.",
             )
     # Copies: one object may be the reference of several tasks, and entries are told apart by identity.

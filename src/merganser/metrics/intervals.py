@@ -33,9 +33,9 @@ def wilson_interval(value: float, n: int, confidence: float = 0.95) -> tuple[flo
     """
     _check_confidence(confidence)
     if not math.isfinite(value) or not 0.0 <= value <= 1.0:
-        raise InputError(f"Score {value} is not in [0, 1].", "Give a share, not percent.")
+        raise InputError(f"Score {value} is not in [0, 1].", "Give a fraction, not percent.")
     if n < 1:
-        raise InputError(f"An interval over {n} test examples.", "It needs at least one.")
+        raise InputError(f"The interval is over {n} test examples.", "It needs at least one.")
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     shrink = 1.0 + z * z / n
     centre = (value + z * z / (2 * n)) / shrink
@@ -66,9 +66,9 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
     _check_confidence(confidence)
     array = np.asarray(list(values), dtype=np.float64)
     if array.size == 0:
-        raise InputError("A mean over no seeds.", "Give at least one value.")
+        raise InputError("There are no seeds to average over.", "Give at least one value.")
     if not np.isfinite(array).all():
-        raise InputError(f"A mean over {array.tolist()}, not all finite.", "Leave out runs that have no result.")
+        raise InputError(f"The values {array.tolist()} are not all finite.", "Leave out runs that have no result.")
     mean = float(array.mean())
     if array.size == 1:
         return mean, None

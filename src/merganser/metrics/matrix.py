@@ -45,9 +45,9 @@ class ScoreMatrix:
             InputError: the name is empty or already a column.
         """
         if not isinstance(name, str) or not name:
-            raise InputError(f"Task name {name!r} in a score matrix.", "Give each task a name.")
+            raise InputError(f"A task of the score matrix has the name {name!r}.", "Give each task a name.")
         if name in self._tasks:
-            raise InputError(f"Task '{name}' is already in the score matrix.", "Give each task a name of its own.")
+            raise InputError(f"Task '{name}' is already in the score matrix.", "Give each task its own name.")
         self._tasks.append(name)
 
     def add_row(self, learned: Sequence[str], scores: Mapping[str, Score]) -> int:

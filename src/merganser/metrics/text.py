@@ -127,11 +127,11 @@ def mean_and_stderr(scores: Scores | Sequence[float]) -> tuple[float, float]:
     """
     array = np.asarray(scores, dtype=np.float64)
     if array.ndim != 1 or array.size == 0:
-        raise InputError(f"Scores of shape {list(array.shape)}.", "Give one score per example, at least one.")
+        raise InputError(f"The scores have shape {list(array.shape)}.", "Give one score per example, at least one.")
     wrong = np.flatnonzero(~((array >= 0.0) & (array <= 1.0)))  # true for NaN as well
     if wrong.size:
         raise InputError(
-            f"Score {array[wrong[0]]} of example {wrong[0]} is not in [0, 1].", "Give shares, not percent."
+            f"Score {array[wrong[0]]} of example {wrong[0]} is not in [0, 1].", "Give fractions, not percent."
         )
     if array.size == 1:
         return float(array[0]), 0.5
@@ -147,7 +147,7 @@ def _pairs(answers: Sequence[str], references: Sequence[str]) -> list[tuple[str,
             f"{len(answers)} answers for {len(references)} references.", "Give one answer per reference, in order."
         )
     if len(answers) == 0:
-        raise InputError("No answers to score.", "Give at least one test example.")
+        raise InputError("There are no answers to score.", "Give at least one test example.")
     for index, (answer, reference) in enumerate(zip(answers, references, strict=True)):
         if not isinstance(answer, str) or not isinstance(reference, str):
             wrong = answer if not isinstance(answer, str) else reference

@@ -57,9 +57,7 @@ def merge_adapter(model: Any) -> Any:
     try:
         return copy.deepcopy(model).merge_and_unload(safe_merge=True)
     except ValueError as error:
-        raise RunError(
-            f"The merged weights are not finite: {error}", "Go back to the weights of an earlier task."
-        ) from error
+        raise RunError(f"The merged weights are not finite: {error}", "Undo the last task, then export.") from error
 
 
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:

@@ -124,7 +124,7 @@ def _load_config(source: str, options: ModelOptions) -> Any:
     except (ValueError, KeyError) as error:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             raise InputError(
-                f"The model {options.name} needs code of its own, which is never run.",
+                f"The model {options.name} needs its own code, which is never run.",
                 "Choose a model whose architecture transformers has built in.",
             ) from error
         raise InputError(

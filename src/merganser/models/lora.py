@@ -58,7 +58,7 @@ def find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
         if not_linear:
             raise InputError(
                 f"'{target}' (lora.targets) also names '{not_linear[0]}', which is not a linear layer.",
-                f"Use a longer ending, as '{'.'.join(matches[0].split('.')[-2:])}'.",
+                f"Use a longer ending, such as '{'.'.join(matches[0].split('.')[-2:])}'.",
             )
     return list(targets)
 

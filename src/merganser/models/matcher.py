@@ -176,7 +176,7 @@ class LabelMatcher(Backbone):
             i = next(i for i, text in enumerate(texts) if text in texts[:i])
             raise InputError(
                 f"The labels '{labels[texts.index(texts[i])]}' and '{labels[i]}' have the same text '{texts[i]}'.",
-                "A matcher distinguishes labels by their texts: give each its own in label_texts.",
+                "A matcher distinguishes labels by their texts: map each to its own under 'labels'.",
             )
         if new := [text for text in texts if text not in self._rows]:
             self._add(new, self._embed_pretrained([self.label_text(text) for text in new]))

@@ -217,7 +217,7 @@ class RunDirectory:
             RunError: the disk is full; nothing was taken back.
         """
         if len(self.rows) < 2:
-            raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to take back.")
+            raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to undo.")
         *remaining, last = self.rows
         with full_disk_is_an_error(last.folder), StagedChanges() as changes:
             changes.remove_folder(last.folder)
@@ -268,7 +268,7 @@ class RunDirectory:
                 self._stage_derived(changes, self.rows)
 
     def _stage_derived(self, changes: StagedChanges, rows: list[Row]) -> None:
-        """Prepare the files beside these rows; ``model/`` last, whose mark tells that all of them are up to date."""
+        """Prepare the files beside these rows; ``model/`` last, whose mark records that all of them are up to date."""
         scores = scores_file([row.file for row in rows], self.references())
         changes.write(self.path / "scores.json", json_bytes(scores.model_dump()))
         merges = (merge.model_dump() for row in rows for merge in row.merges)

@@ -92,5 +92,5 @@ def read_counted_lines(folder: Path, name: str, kind: type[RecordT], row: RowFil
     records = read_lines(path, kind)
     expected = row.lines.get(name, len(records))
     if len(records) != expected:
-        raise damaged(path, f"it has {len(records)} lines, and row.json says {expected}")
+        raise damaged(path, f"it has {len(records)} lines, and row.json records {expected}")
     return records

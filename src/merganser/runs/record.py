@@ -53,7 +53,7 @@ class RunInfo(Record):
 
 
 class MergeRecord(Record):
-    """One merge. Every number that decided it and every number that tells what it did."""
+    """One merge. Every number that decided it and every number that describes its effect."""
 
     task: str
     task_index: int = Field(description="1-based position of the task in the run")

@@ -207,7 +207,7 @@ def _json(text: str, shown: str) -> _Rows:
     except json.JSONDecodeError as error:
         remedy = "Write a list of objects: [{...}, {...}]."
         if error.msg == "Extra data":
-            remedy = "If every line is an object of its own, end the file's name in .jsonl."
+            remedy = "If every line is an object, end the file's name in .jsonl."
         raise InputError(f"{shown}, line {error.lineno}: malformed JSON: {error.msg}.", remedy) from error
     except RecursionError as error:
         raise InputError(f"{shown}: malformed JSON: nested too deeply.", "Write a list of objects.") from error

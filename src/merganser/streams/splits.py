@@ -81,7 +81,7 @@ def groups(order: Sequence[str], options: SplitOptions) -> list[tuple[str, ...]]
         size = options.classes_per_task
         return [tuple(order[i : i + size]) for i in range(0, len(order), size)]
     if options.tasks is None:
-        raise InputError("The split says neither 'tasks' nor 'classes_per_task'.", "Give one of them.")
+        raise InputError("The split has neither 'tasks' nor 'classes_per_task'.", "Give one of them.")
     if options.tasks > len(order):
         raise InputError(f"split.tasks: {options.tasks} tasks for {len(order)} classes.", "Ask for fewer tasks.")
     each, more = divmod(len(order), options.tasks)

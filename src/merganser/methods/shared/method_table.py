@@ -43,7 +43,7 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
             claims = ["Merganser itself"] * (name in self.built_in) + [_package(point) for point in offers]
             raise InputError(
                 f"The method name '{name}' is claimed by {' and by '.join(claims)}.",
-                "Uninstall all but one of them, or have a method renamed.",
+                "Uninstall all but one of them, or rename a method.",
             )
         return _loaded(offers[0])
 

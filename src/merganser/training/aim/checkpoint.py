@@ -150,7 +150,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
         ) from error
     if form != FORMAT:
         raise InputError(
-            f"The state of AimMerging in '{folder}' has format {form}; this version knows {FORMAT}.",
+            f"The state of AimMerging in '{folder}' has format {form}; this version reads {FORMAT}.",
             "Resume with the version that wrote it, or start over.",
         )
     if wrote != now:
