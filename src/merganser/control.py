@@ -41,7 +41,7 @@ class Merge:
         rehearsal_steps: optimizer steps to take on the memory before merging.
         weight_new, weight_old: weights of the two updates in the merge.
         probe_loss: the last probe loss (nats), or ``None`` if nothing was probed since the last merge.
-        threshold: loss at and above which an alarm was raised, or ``None`` while it was not yet known.
+        threshold: loss from which on an alarm was raised (nats), or ``None`` while it was not yet known.
     """
 
     step: int
@@ -59,13 +59,12 @@ class Merge:
 class ControllerConfig(Settings):
     """The numbers of a :class:`MergeController`; the defaults are the paper's.
 
-    The weight of the new task's update at a merge is one of four. *moving*: the planned interval is still short, the
-    current task is still changing the weights a lot; else *settled*. *alarmed*: more than ``alarmed_above`` alarms
-    were raised since the last merge, what was learned before is in danger; else *calm*.
+    The weight of the new task's update at a merge is one of four. *moving*: the planned interval is still short, so
+    the current task still changes the weights a lot; else *settled*. *alarmed*: more than ``alarmed_above`` alarms
+    were raised since the last merge, so earlier tasks are being forgotten; else *calm*.
 
-    However rarely it probes, the controller counts steps: a step that is not probed is judged by the probe before it,
-    so that alarms mean the same at any rate of probing. Probes are never so far apart that the threshold would be
-    known later than with a probe after every step.
+    Alarms are counted per step at any rate of probing: a step that is not probed is judged by the last probe before it.
+    Probes are never so far apart that the threshold would be set later than with a probe after every step.
 
     Raises:
         ValueError: a value is impossible, or two contradict each other.
@@ -133,7 +132,7 @@ class ControllerConfig(Settings):
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Whoever chooses one way to say how often to probe gives the other one up."""
+        """Switch off the default of one option of the probing rate where the other one is set."""
         rates = ("probe_every", "probes_per_interval")
         for rate, other in (rates, rates[::-1]):
             if given.get(rate) is not None and other not in given:
@@ -192,8 +191,8 @@ class MergeController:
     def probe_distance(self) -> int:
         """Inner steps from one probe to the next in the planned interval in force."""
         per_interval = self.config.probes_per_interval
-        wanted = self.config.probe_every or 1 if per_interval is None else self.interval // per_interval
-        return max(1, min(wanted, self._warmup + 1))
+        distance = self.config.probe_every or 1 if per_interval is None else self.interval // per_interval
+        return max(1, min(distance, self._warmup + 1))
 
     def wants_probe(self) -> bool:
         """Return whether the loss on the memory should be probed after the inner step that is observed next."""
@@ -209,14 +208,14 @@ class MergeController:
         Args:
             step: number of the inner step, 1-based within the task.
             probe_loss: loss on a batch of the memory after the step (nats), or ``None`` if this step was not probed:
-                the last probe since the merge then stands for it.
+                the last probe since the merge is then used again.
 
         Returns:
             The merge that fires now, or ``None``.
 
         Raises:
             ValueError: the probe loss is not finite.
-            RuntimeError: the merge before was not reported with :meth:`record`.
+            RuntimeError: the previous merge was not reported with :meth:`record`.
         """
         if self._pending is not None:
             raise RuntimeError(f"The merge at step {self._pending.step} was not recorded; call record() first.")
@@ -243,7 +242,7 @@ class MergeController:
                 self._losses.append(probe_loss)
             if self._steps >= self._warmup and self._losses:
                 mean = math.fsum(self._losses) / len(self._losses)
-                self.threshold = min(mean * self.config.threshold_factor, sys.float_info.max)  # must be written down
+                self.threshold = min(mean * self.config.threshold_factor, sys.float_info.max)  # JSON has no infinity
         self._steps += 1
 
         if step >= self.due_step and self.alarms >= 1:
@@ -299,7 +298,7 @@ class MergeController:
         if not math.isfinite(learning_signal) or learning_signal < 0:
             raise ValueError(f"The learning signal at step {self._pending.step} is {learning_signal}.")
         if self.config.adapt_interval and len(self.learning_signals) > self.config.cold_start:
-            self.interval = self._adapted(self.learning_signals[-1], learning_signal)
+            self.interval = self._adapt_interval(self.learning_signals[-1], learning_signal)
         self.learning_signals.append(learning_signal)
         self.due_step = self._pending.step + self.interval
         self.threshold = None
@@ -310,24 +309,24 @@ class MergeController:
         self._pending = None
         return self.interval
 
-    def _adapted(self, before: float, now: float) -> int:
+    def _adapt_interval(self, previous: float, current: float) -> int:
         """Return the interval after two successive learning signals (Section "Adapting the interval" of the paper)."""
         config = self.config
-        if now >= before:
-            if now == 0:  # nothing moves, and nothing moved before: there is nothing to learn about the pace
+        if current >= previous:
+            if current == 0:  # no change in either interval: nothing to adapt to
                 return self.interval
-            # A move out of a standstill is infinitely faster: merge as often as allowed.
-            shortened = 0 if before == 0 else int(self.interval / (now / before))
+            # From no change to some change the ratio is infinite: merge as often as allowed.
+            shortened = 0 if previous == 0 else int(self.interval / (current / previous))
             interval = max(config.min_interval, shortened)
             return int(interval / 2) if interval >= config.halve_from else interval
-        if now == 0:  # came to a standstill: infinitely slower
+        if current == 0:  # the weights stopped changing: merge as rarely as allowed
             return config.max_interval
         growth = config.growth_short if self.interval < config.halve_from else config.growth_long
-        # Bounded before it is cut to a whole number: the ratio may overflow to infinity.
-        return int(min(config.max_interval, self.interval * (before / now + growth)))
+        # Bounded before the conversion to an integer: the ratio may overflow to infinity.
+        return int(min(config.max_interval, self.interval * (previous / current + growth)))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return everything that changes while a task is learned, as plain JSON values."""
+        """Return everything that changes while a task is trained, as plain JSON values."""
         return {
             "interval": self.interval,
             "due_step": self.due_step,

@@ -1,7 +1,7 @@
 """Several processes that train one model together, as ``torchrun`` and ``accelerate launch`` start them.
 
 Every process runs the same program. Values are exchanged as numbers or JSON, never pickled, and reduced in the order of
-the ranks, so that every rank continues with the same bits. With one process all functions here are local.
+the ranks, so that every rank has the same bits. With one process all functions here are local.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def uses_fsdp() -> bool:
 
 
 def initialize() -> None:
-    """Join the process group of the launcher; nothing with one process, or when this has been done."""
+    """Join the process group of the launcher; does nothing with one process or in an initialised group."""
     if launched_world_size() == 1:
         return
     import torch
@@ -64,14 +64,14 @@ def initialize() -> None:
 
 
 def exit_after_barrier() -> None:
-    """End this process when every rank has arrived here; nothing with one process."""
+    """Exit this process once every rank has reached this barrier; does nothing with one process."""
     group = _group()
     if group is None:
         return
     group.barrier()  # no rank exits while another may still need it in a collective
     sys.stdout.flush()
     sys.stderr.flush()
-    # Threads of the group that are left when the interpreter shuts down can abort it, after all work was done.
+    # Threads of the group that still run when the interpreter shuts down can abort it, although all work is done.
     os._exit(0)
 
 
@@ -86,7 +86,7 @@ def is_peer_lost(error: BaseException) -> bool:
 
 
 def _group() -> Any:
-    """``torch.distributed`` where several processes have joined a group, else ``None``. Does not load torch."""
+    """Return ``torch.distributed`` in a group of several processes, else ``None``; does not import torch."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is None or not distributed.is_available() or not distributed.is_initialized():
         return None
@@ -145,7 +145,7 @@ def all_gather_object(value: Any) -> list[Any]:
     size = torch.tensor([len(local)], device=device)
     sizes = [torch.empty_like(size) for _ in range(group.get_world_size())]
     group.all_gather(sizes, size)
-    longest = max(int(each) for each in sizes)
+    longest = max(int(length) for length in sizes)
     padded = torch.zeros(longest, dtype=torch.uint8, device=device)
     padded[: len(local)] = local
     gathered = [torch.empty_like(padded) for _ in sizes]
@@ -157,34 +157,34 @@ def all_gather_object(value: Any) -> list[Any]:
 
 
 def on_main(work: Callable[[], T]) -> T:
-    """Run ``work`` on rank 0 alone, while the others wait; every rank returns its result or raises its error.
+    """Run ``work`` on rank 0 alone while the others wait; every rank returns its result or raises its error.
 
     Args:
-        work: returns a JSON value or a ``Path``. It may call :func:`on_main` again, which then simply runs the work.
+        work: returns a JSON value or a ``Path``. It may call :func:`on_main` again, which then runs the work at once.
 
     Raises:
         MerganserError: what ``work`` raised, on every rank.
-        RunError: ``work`` failed in some other way; rank 0 raises that error itself.
+        RunError: on the other ranks, where ``work`` raised another error on rank 0.
     """
     global _in_main_only
     if _group() is None or _in_main_only:
         return work()
     failure: Exception | None = None
-    answer: dict[str, Any] = {}
+    reply: dict[str, Any] = {}
     if is_main():
         _in_main_only = True
         try:
-            answer = _encode(work())
+            reply = _encode(work())
         except Exception as error:
-            failure, answer = error, _describe(error)
+            failure, reply = error, _describe(error)
         finally:
             _in_main_only = False
-    answer = all_gather_object(answer)[0]
+    reply = all_gather_object(reply)[0]
     if failure is not None:
         raise failure
-    if "error" in answer:
-        raise _rebuild(answer)
-    result: Any = Path(answer["path"]) if "path" in answer else answer["value"]
+    if "error" in reply:
+        raise _rebuild(reply)
+    result: Any = Path(reply["path"]) if "path" in reply else reply["value"]
     return result
 
 
@@ -192,10 +192,10 @@ def main_only(method: Callable[P, T]) -> Callable[P, T]:
     """Decorate a function to run on rank 0 alone, see :func:`on_main`."""
 
     @functools.wraps(method)
-    def shared(*args: P.args, **kwargs: P.kwargs) -> T:
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> T:
         return on_main(lambda: method(*args, **kwargs))
 
-    return shared
+    return wrapper
 
 
 def run_collectively(work: Callable[[], T]) -> T:
@@ -216,12 +216,12 @@ def run_collectively(work: Callable[[], T]) -> T:
     except MerganserError as error:
         failure = error
     failures = all_gather_object(None if failure is None else _describe(failure))
-    first = next((number for number, described in enumerate(failures) if described is not None), None)
-    if first is None:
+    failed_rank = next((number for number, failed in enumerate(failures) if failed is not None), None)
+    if failed_rank is None:
         return result
-    if failure is not None and first == rank():
+    if failure is not None and failed_rank == rank():
         raise failure
-    raise _rebuild(failures[first])
+    raise _rebuild(failures[failed_rank])
 
 
 def mark_collective(error: MerganserError) -> MerganserError:
@@ -248,11 +248,11 @@ def _rebuild(described: dict[str, Any]) -> MerganserError:
 
 
 def local_part(items: Sequence[T]) -> tuple[list[T], bool]:
-    """Return this rank's part of the items: even, and in order.
+    """Return this rank's part of the items, in order; parts differ by at most one item.
 
     Returns:
         The part, and whether it counts. Where there are fewer items than ranks, some get a padding item that does not
-        count, so that every rank takes part in every collective.
+        count, so that every rank joins every collective.
     """
     number, size = rank(), world_size()
     part = list(items[len(items) * number // size : len(items) * (number + 1) // size])

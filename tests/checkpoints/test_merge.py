@@ -366,7 +366,7 @@ def test_the_result_loads_in_transformers(tmp_path: Path) -> None:
         ({"space": "both"}, "space: Input should be 'update' or 'factors'"),
         ({"rank": 0}, "rank: Input should be greater than or equal to 1"),
         ({"common_only": "yes"}, "common_only: Input should be a valid boolean"),
-        ({"options": {"normalize": {"layers": [1, 0]}}}, "cannot: give one value"),
+        ({"options": {"normalize": {"layers": [1, 0]}}}, "Give normalize one value"),
         (
             {"models": [{"model": "x", "weight": {"layers": []}}, "y"]},
             "layers: List should have at least 1 item",

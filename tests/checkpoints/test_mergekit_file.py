@@ -186,7 +186,9 @@ def test_filters_must_give_what_is_required_to_every_tensor(method: str, family:
     }
     check_filters(translate(content, "c.yml")[0], locate(str(family["a"])), "c.yml")
     content["parameters"][key] = filters[:1]
-    with pytest.raises(InputError, match=f"c.yml: {key} has no value for model.embed_tokens.weight: it fits no filter"):
+    with pytest.raises(
+        InputError, match=f"c.yml: {key} has no value for model.embed_tokens.weight, which matches no filter"
+    ):
         check_filters(translate(content, "c.yml")[0], locate(str(family["a"])), "c.yml")
     content["parameters"][key] = [filters[0], {"value": 0.1}]
     check_filters(translate(content, "c.yml")[0], locate(str(family["a"])), "c.yml")

@@ -51,7 +51,7 @@ def test_killed_between_the_two_renames_the_old_folder_comes_back(folders: list[
     finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
     dead = int(finished.stdout)
     (tmp_path / "out").rename(tmp_path / f".out.merging-{socket.gethostname()}-{dead}-old")
-    merge._sweep(tmp_path / "out")
+    merge._remove_leftovers(tmp_path / "out")
     assert (tmp_path / "out" / "merge.yaml").exists()
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from merganser.merging.importance import important, merge_by_importance
+from merganser.merging.importance import importance_masks, merge_by_importance
 from merganser.weights import Weights
 
 
@@ -26,14 +26,14 @@ def test_by_hand() -> None:
 
 def test_the_share_is_of_all_tensors_together() -> None:
     scores = weights(a=[5.0, 0.0, 1.0], b=[4.0, 3.0, 0.0, 0.0, 2.0, 0.5, 0.25])
-    top = important(scores, 0.2)
+    top = importance_masks(scores, 0.2)
     assert (top["a"].tolist(), top["b"].tolist()) == ([True, False, False], [True] + [False] * 6)
     # Entries that equal the last one count, too; those of score 0 never do.
-    ties = important(weights(a=[1.0, 1.0, 1.0, 0.0]), 0.25)
+    ties = importance_masks(weights(a=[1.0, 1.0, 1.0, 0.0]), 0.25)
     assert ties["a"].tolist() == [True, True, True, False]
-    assert not important(weights(a=[0.0, 0.0]), 1.0)["a"].any()
-    with pytest.raises(ValueError, match="share is 0"):
-        important(scores, 0.0)
+    assert not importance_masks(weights(a=[0.0, 0.0]), 1.0)["a"].any()
+    with pytest.raises(ValueError, match="fraction is 0"):
+        importance_masks(scores, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -64,7 +64,7 @@ def test_against_a_transcription_entry_by_entry(seed: int) -> None:
             else:
                 flat.append(o + 0.5 * (k - o) + 0.5 * (m - k))
         expected[name] = torch.tensor(flat)
-    masks = [important(Weights(scores), 0.2) for scores in (new, old)]
+    masks = [importance_masks(Weights(scores), 0.2) for scores in (new, old)]
     assert [int(sum(mask.sum() for mask in each.values())) for each in masks] == [4, 4]
     current = Weights(theta_m).snapshot()
     merge_by_importance(current, Weights(theta0), Weights(theta_k), *masks)
@@ -79,6 +79,6 @@ def test_kth_largest_is_that_of_a_sorted_vector() -> None:
     for k in (1, 2, 200, 999, 1000):
         assert found.kth_largest(k) == ordered[k - 1]
     assert found.total == 1000
-    with pytest.raises(ValueError, match="no entry 1001 of 1000"):
+    with pytest.raises(ValueError, match="k is 1001; it must be from 1 to 1000"):
         found.kth_largest(1001)
     assert Weights({"a": torch.zeros(3)}).kth_largest(2) == 0.0

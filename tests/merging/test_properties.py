@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from merganser.merging import ema, opcm, trim
-from merganser.merging.adapters import Factors, inner
+from merganser.merging.adapters import Factors, inner_product
 from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.rules import RULES
@@ -140,13 +140,13 @@ def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) ->
 def test_a_pass_collects_no_more_than_there_is_room_for(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trim, "MAX_COLLECTED", 1 << 15)
     collected = []
-    from_scan = trim._from_scan
+    from_scan = trim._scanned_threshold
 
     def watched(inputs: Inputs, scan: Any) -> TopKThreshold | None:
         collected.append(len(scan.values))
         return from_scan(inputs, scan)
 
-    monkeypatch.setattr(trim, "_from_scan", watched)
+    monkeypatch.setattr(trim, "_scanned_threshold", watched)
     generator = np.random.default_rng(3)
     size = 5 * BLOCK + 123
     models = [generator.normal(size=size).astype(np.float32) for _ in range(3)]
@@ -213,7 +213,7 @@ def test_opcm_of_factors_is_opcm_of_their_products() -> None:
         assert (parts[1].scale, parts[1].mean_norm) == pytest.approx((whole.scale, whole.mean_norm))
     assert parts is not None
     assert parts[0].rank == 7  # four updates of rank 2 in nine rows and seven columns
-    assert inner(parts[0], update) == pytest.approx(float((parts[0].update() * update.update()).sum()))
+    assert inner_product(parts[0], update) == pytest.approx(float((parts[0].update() * update.update()).sum()))
 
 
 def test_opcm_of_factors_without_an_update_changes_nothing_but_the_size() -> None:

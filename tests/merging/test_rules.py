@@ -15,7 +15,7 @@ from merganser.merging.linear import linear
 from merganser.merging.magmax import fold, magmax
 from merganser.merging.model_stock import model_stock
 from merganser.merging.random_masks import mask_key, mask_threshold, random_bits
-from merganser.merging.rules import RULES, rule_named
+from merganser.merging.rules import RULES, get_rule
 from merganser.merging.sce import sce
 from merganser.merging.slerp import slerp
 from merganser.merging.task_arithmetic import task_arithmetic
@@ -157,12 +157,12 @@ def test_tunable_magmax_supplies_exactly_the_quota() -> None:
 
 
 def test_tunable_magmax_quotas_go_round() -> None:
-    assert tunable_magmax.quotas([1, 1, 1], 3, 11) == [4, 4, 3]
+    assert tunable_magmax.entry_quotas([1, 1, 1], 3, 11) == [4, 4, 3]
     for percent in range(1, 100):  # the decimals that were given, not the nearest binary numbers
         given = [float(f"0.{percent:02}"), float(f"0.{100 - percent:02}")]
-        assert tunable_magmax.quotas(given, 2, 100) == [percent, 100 - percent]
-    with pytest.raises(InputError, match="preferences"):
-        tunable_magmax.quotas([1, -1], 2, 4)
+        assert tunable_magmax.entry_quotas(given, 2, 100) == [percent, 100 - percent]
+    with pytest.raises(InputError, match="not negative"):
+        tunable_magmax.entry_quotas([1, -1], 2, 4)
 
 
 def test_tunable_magmax_gives_surplus_to_the_largest_earlier_task() -> None:
@@ -333,7 +333,7 @@ def test_integers_are_refused() -> None:
 
 def test_an_unknown_rule_is_answered_with_the_nearest() -> None:
     with pytest.raises(InputError, match="Did you mean 'ties'"):
-        rule_named("tie")
+        get_rule("tie")
 
 
 @pytest.mark.parametrize("name", sorted(RULES))
@@ -356,5 +356,5 @@ def test_the_table_agrees_with_the_functions(name: str) -> None:
 def test_a_scalar_stays_a_scalar(name: str, framework: str) -> None:
     tensor = pytest.importorskip("torch").tensor if framework == "torch" else np.float32
     models = [tensor(1.0), tensor(3.0)]
-    second = [models] if rule_named(name).extra else [tensor(0.0)] if rule_named(name).base == "required" else []
-    assert rule_named(name).function(models, *second).shape == ()
+    second = [models] if get_rule(name).extra else [tensor(0.0)] if get_rule(name).base == "required" else []
+    assert get_rule(name).function(models, *second).shape == ()

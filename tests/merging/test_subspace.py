@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from merganser.merging.subspace import Subspace, group_of, groups_of, orthogonal_rows
+from merganser.merging.subspace import Subspace, group_parameters, orthogonal_rows, parameter_group
 from merganser.weights import Weights
 
 NAMES = {"encoder.layer.0.weight": (4, 3), "encoder.layer.0.bias": (4,), "encoder.layer.1.weight": (2, 4), "head": (5,)}
@@ -22,7 +22,7 @@ def weights(seed: int) -> Weights:
 
 @pytest.fixture
 def subspace() -> Subspace:
-    return Subspace.span(weights(0), [weights(1), weights(2), weights(3)], groups_of(list(NAMES), "block"))
+    return Subspace.span(weights(0), [weights(1), weights(2), weights(3)], group_parameters(list(NAMES), "block"))
 
 
 def put(subspace: Subspace, alpha: Tensor) -> Weights:
@@ -48,10 +48,12 @@ def test_names_fall_into_blocks_embeddings_and_the_rest() -> None:
         "lm_head.weight": "rest",
     }
     for name, end in found.items():
-        assert group_of(name, "block").endswith(end)
-        assert group_of(name, "all") == "all"
-    assert group_of("a.0.query.lora_B.default.weight", "layer") == group_of("a.0.query.lora_A.default.weight", "layer")
-    assert group_of("a.0.dense.bias", "layer") == "a.0.dense"
+        assert parameter_group(name, "block").endswith(end)
+        assert parameter_group(name, "all") == "all"
+    assert parameter_group("a.0.query.lora_B.default.weight", "layer") == parameter_group(
+        "a.0.query.lora_A.default.weight", "layer"
+    )
+    assert parameter_group("a.0.dense.bias", "layer") == "a.0.dense"
 
 
 def test_rows_are_orthogonal_and_as_long_as_the_displacement(subspace: Subspace) -> None:
@@ -66,7 +68,7 @@ def test_what_earlier_rows_explain_is_dropped() -> None:
     origin, first, second = weights(0), weights(1), weights(2)
     nearly = Weights({name: 3 * first[name] + 1e-4 * second[name] for name in first})
     clearly = Weights({name: 3 * first[name] + 1e-1 * second[name] for name in first})
-    groups = groups_of(list(NAMES), "all")
+    groups = group_parameters(list(NAMES), "all")
     assert Subspace.span(origin, [first, nearly], groups).size == 1
     assert Subspace.span(origin, [first, clearly], groups).size == 2
 
@@ -74,7 +76,7 @@ def test_what_earlier_rows_explain_is_dropped() -> None:
 def test_a_group_that_did_not_move_stays() -> None:
     first = weights(1)
     first["head"].zero_()
-    subspace = Subspace.span(weights(0), [first, weights(2)], groups_of(list(NAMES), "block"))
+    subspace = Subspace.span(weights(0), [first, weights(2)], group_parameters(list(NAMES), "block"))
     assert len(subspace.mixing["rest"]) == 0
     moved = put(subspace, subspace.start(0.7) + 0.1)
     assert torch.equal(moved["head"], subspace.origin["head"])
@@ -103,7 +105,7 @@ def test_the_gradient_of_the_coefficients_is_autograd_s() -> None:
     x, y = torch.randn(8, 3).double(), torch.randint(2, (8,))
     origin = Weights.of(model).snapshot()
     directions = [Weights({n: torch.randn_like(t) for n, t in origin.items()}) for _ in range(4)]
-    subspace = Subspace.span(origin, directions, groups_of(list(origin), "block"))
+    subspace = Subspace.span(origin, directions, group_parameters(list(origin), "block"))
     alpha = (subspace.start(0.3) + 0.2 * torch.randn(subspace.size).double()).requires_grad_()
 
     def merged() -> dict[str, Tensor]:
@@ -151,7 +153,7 @@ def test_scaling_or_permuting_rows_leaves_the_merged_model_as_it_is(subspace: Su
 
 
 def test_a_subspace_needs_directions_that_fit() -> None:
-    groups = groups_of(list(NAMES), "all")
+    groups = group_parameters(list(NAMES), "all")
     with pytest.raises(ValueError, match="at least one direction"):
         Subspace.span(weights(0), [], groups)
     with pytest.raises(ValueError, match="do not match"):

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from merganser.merging.adapters import Factors, concatenate, truncate
-from merganser.merging.updates import coordinates, factorise, spanning_rows
+from merganser.merging.updates import factorise, spanning_rows, to_coordinates
 
 OUT, IN, RANK = 7, 9, 2
 
@@ -20,7 +20,7 @@ def test_points_stand_for_their_updates_and_sums_for_sums() -> None:
     (a, b), (c, d) = factors(0), factors(1)
     rows = spanning_rows([a, c])
     assert torch.allclose(rows @ rows.T, torch.eye(4), atol=1e-6)
-    one, other = coordinates(b, a, rows), coordinates(d, c, rows)
+    one, other = to_coordinates(b, a, rows), to_coordinates(d, c, rows)
     assert torch.allclose(one @ rows, b @ a, atol=1e-5)
     assert torch.allclose((0.3 * one + 0.7 * other) @ rows, 0.3 * b @ a + 0.7 * d @ c, atol=1e-5)
     assert float((one * other).sum()) == pytest.approx(float(((b @ a) * (d @ c)).sum()), rel=1e-4)
@@ -34,7 +34,7 @@ def test_rows_that_are_rounding_are_left_out() -> None:
 def test_an_update_of_the_rank_is_kept_whole_and_a_keeps_its_size() -> None:
     a, b = factors(0)
     rows = spanning_rows([a, factors(1)[0]])
-    a_new, b_new, rest, whole = factorise(coordinates(b, a, rows), rows, a)
+    a_new, b_new, rest, whole = factorise(to_coordinates(b, a, rows), rows, a)
     assert torch.allclose(b_new @ a_new, b @ a, atol=1e-5)
     assert rest / whole < 1e-10
     assert float(a_new.norm()) == pytest.approx(float(a.norm()), rel=1e-5)
@@ -44,7 +44,7 @@ def test_an_update_of_the_rank_is_kept_whole_and_a_keeps_its_size() -> None:
 def test_the_cut_is_the_best_of_its_rank() -> None:
     (a, b), (c, d) = factors(0), factors(1)
     rows = spanning_rows([a, c])
-    point = 0.5 * coordinates(b, a, rows) + 0.5 * coordinates(d, c, rows)
+    point = 0.5 * to_coordinates(b, a, rows) + 0.5 * to_coordinates(d, c, rows)
     a_new, b_new, rest, whole = factorise(point, rows, a)
     stacked = concatenate([Factors(a.numpy(), b.numpy()), Factors(c.numpy(), d.numpy())], [0.5, 0.5])
     best, error = truncate(stacked, RANK)

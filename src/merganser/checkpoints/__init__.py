@@ -1,1 +1,1 @@
-"""Model files that are merged on disk: where they lie, what is merged, and how it is streamed."""
+"""Merging of model files on disk: finding, planning, streaming and writing them."""

@@ -1,4 +1,4 @@
-"""Merges PEFT adapters without PEFT: planned first, as checkpoints are, then computed and written."""
+"""Merge PEFT adapters without PEFT: plan, compute and write."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, create, header_bytes
 from merganser.merging.adapters import (
     Factors,
-    check_alike,
-    coefficients_of,
-    fit,
+    check_equal_ranks,
     merge_factors,
     merge_updates,
+    rescale_to_fit,
     result_rank,
+    rule_coefficients,
 )
-from merganser.merging.rule import Rule, sum_of
+from merganser.merging.rule import Rule, sum_weights
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,12 +50,12 @@ class AdapterPlan:
         located: the recipe and where its adapters are.
         adapters: as read.
         dtype: of the result.
-        modules: module -> the rule that merges it and its arguments. A module kept from the base is left out: there its
+        modules: module -> the rule that merges it and its arguments; without modules kept from the base, where their
             update is zero.
         ranks: module -> the rank of the result.
         others: name in the file -> rule and arguments, for biases and saved modules.
         shapes: every tensor of the result, by its name in the file.
-        seconds: duration of reading the adapters.
+        seconds: time taken to read the adapters.
     """
 
     located: LocatedRecipe
@@ -73,12 +73,12 @@ class AdapterPlan:
         return self.located.recipe
 
     def parts(self, module: str) -> list[Factors | None]:
-        """The factors of a module in each adapter; ``None`` where an adapter does not touch it."""
+        """Return a module's factors in each adapter; ``None`` where an adapter has none."""
         return [adapter.modules.get(module) for adapter in self.adapters]
 
     @property
     def rules(self) -> dict[str, int]:
-        """How many modules each rule merges."""
+        """Number of modules per rule."""
         counts: dict[str, int] = {}
         for rule, _ in self.modules.values():
             counts[rule.name] = counts.get(rule.name, 0) + 1
@@ -86,12 +86,12 @@ class AdapterPlan:
 
     @property
     def file_bytes(self) -> int:
-        """Bytes of the file of weights: tensors and header."""
-        head, _ = header_bytes(self.laid(), _METADATA)
+        """Bytes of the weights file: tensors and header."""
+        head, _ = header_bytes(self.tensor_specs(), _METADATA)
         return len(head) + ITEM_SIZE[self.dtype] * sum(math.prod(shape) for shape in self.shapes.values())
 
-    def laid(self) -> list[tuple[str, str, tuple[int, ...]]]:
-        """Name, type and shape of every tensor of the result, in order."""
+    def tensor_specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
+        """List name, type and shape of every tensor of the result, in order."""
         return [(name, self.dtype, shape) for name, shape in self.shapes.items()]
 
 
@@ -117,29 +117,31 @@ def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     modules = sorted({module for adapter in adapters for module in adapter.modules})
     others = sorted({name for adapter in adapters for name in adapter.others})
     weights = {f"{module}.weight": module for module in modules}
-    places = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
-    refuse_unmatched(recipe, list(places))
+    layer_positions = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
+    refuse_unmatched(recipe, list(layer_positions))
     for name, module in weights.items():
-        rule, arguments = recipe.resolve(places[name])
+        rule, arguments = recipe.resolve(layer_positions[name])
         if rule is None:
             continue
         if recipe.space == "factors":
-            plan.ranks[module] = check_alike(module, plan.parts(module), rule)
+            plan.ranks[module] = check_equal_ranks(module, plan.parts(module), rule)
         else:
             plan.ranks[module] = result_rank(module, plan.parts(module), rule, arguments, recipe.rank)
         plan.modules[module] = rule, arguments
     if not plan.modules:
-        raise InputError("Nothing is left to merge.", "Every module is kept from the base, where its update is zero.")
+        raise InputError("No module is left to merge.", "Overrides keep every module from the base: change them.")
     for name in others:
-        plan.others[name] = _mean(name, adapters, *recipe.resolve(places[name.removeprefix(PREFIX)]))
+        plan.others[name] = _check_weighted_mean(
+            name, adapters, *recipe.resolve(layer_positions[name.removeprefix(PREFIX)])
+        )
     for module in plan.modules:
-        plan.shapes.update(zip(_names(plan, module), _shapes(plan, module), strict=True))
+        plan.shapes.update(zip(_factor_names(plan, module), _factor_shapes(plan, module), strict=True))
     plan.shapes.update({name: adapters[0].others[name].shape for name in others})
     return plan
 
 
 def _refuse_options(recipe: Recipe | LocatedRecipe) -> None:
-    """Refuse what only merging models takes."""
+    """Refuse options that apply only to merges of models."""
     recipe = recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe
     if recipe.base is not None:
         raise InputError(
@@ -159,42 +161,42 @@ def _refuse_options(recipe: Recipe | LocatedRecipe) -> None:
         )
 
 
-def _mean(
+def _check_weighted_mean(
     name: str, adapters: Sequence[Adapter], rule: Rule | None, arguments: dict[str, Any]
 ) -> tuple[Rule, dict[str, Any]]:
-    """Biases and saved modules: whole weights, so only a weighted mean of them is a weight again without the base."""
-    what = f"{name} (a bias or a module to save)"
+    """Check that the rule is a weighted mean: biases and saved modules are full weights and need the base otherwise."""
+    described = f"{name} (a bias or a module to save)"
     missing = [adapter.label for adapter in adapters if name not in adapter.others]
     if missing:
         raise InputError(
-            f"{what} is missing in {missing[0]}.",
+            f"{described} is missing in {missing[0]}.",
             "Without the base's value it cannot be merged exactly: train all adapters with the same bias and "
             "modules_to_save.",
         )
     shapes = {adapter.others[name].shape for adapter in adapters}
     if len(shapes) > 1:
         raise InputError(f"{name} has shapes {sorted(map(list, shapes))}.", "The adapters belong to different models.")
-    weights = None if rule is None else coefficients_of(rule, arguments, len(adapters))
-    total = None if weights is None else sum_of(weights)
+    weights = None if rule is None else rule_coefficients(rule, arguments, len(adapters))
+    total = None if weights is None else sum_weights(weights)
     if rule is not None and (abs(total - 1.0) < 1e-9 if total is not None else rule.base == "none" and not rule.extra):
         return rule, arguments
     sum_text = "" if total is None else f" with weights that sum to {total:g}"
     raise InputError(
-        f"{what} cannot be merged by {rule.name if rule else 'keeping the base'}{sum_text}.",
-        "That needs the base's value. Give it a weighted mean by an override: "
+        f"{described} cannot be merged by {rule.name if rule else 'keeping the base'}{sum_text}.",
+        "That needs the base's value. Use a weighted mean in an override: "
         "{match: '*NAME*', rule: linear, normalize: true}.",
     )
 
 
-def _names(plan: AdapterPlan, module: str) -> tuple[str, str]:
-    """The names of the factors in PEFT's file."""
+def _factor_names(plan: AdapterPlan, module: str) -> tuple[str, str]:
+    """Return the names of a module's factors in PEFT's file."""
     if any(module in adapter.embeddings for adapter in plan.adapters):
         return f"{PREFIX}{module}.lora_embedding_A", f"{PREFIX}{module}.lora_embedding_B"
     return f"{PREFIX}{module}.lora_A.weight", f"{PREFIX}{module}.lora_B.weight"
 
 
-def _shapes(plan: AdapterPlan, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The shapes of the factors in PEFT's file: matrices, but for convolutions."""
+def _factor_shapes(plan: AdapterPlan, module: str) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Return the shapes of a module's factors in PEFT's file: matrices, except for convolutions."""
     part = next(part for part in plan.parts(module) if part is not None)
     rank, rows, columns = plan.ranks[module], part.b.shape[0], part.a.shape[1]
     kernel = next((a.kernels[module] for a in plan.adapters if module in a.kernels), None)
@@ -217,7 +219,7 @@ def merge_adapters(recipe: Recipe | LocatedRecipe, out: str | Path, *, overwrite
     Raises:
         InputError: see :func:`plan_adapters`; ``out`` exists or cannot be written; no room; a result that is not finite
             or too large for its type (named).
-        RunError: the disk filled up or failed. Nothing is left behind.
+        RunError: the disk filled up or failed; nothing is left on it.
     """
     target = Path(out).expanduser().resolve()
     _refuse_options(recipe)
@@ -233,9 +235,9 @@ def merge_adapters(recipe: Recipe | LocatedRecipe, out: str | Path, *, overwrite
     for module in plan.modules:
         factors, errors[module] = _merge_module(plan, module)
         merged[module] = factors
-        tensors.update(zip(_names(plan, module), (factors.a, factors.b), strict=True))
+        tensors.update(zip(_factor_names(plan, module), (factors.a, factors.b), strict=True))
     tensors |= {name: _merge_other(plan, name) for name in plan.others}
-    nonfinite = [name for name, values in tensors.items() if not _fits(plan, name, values)]
+    nonfinite = [name for name, values in tensors.items() if not _check_finite(plan, name, values)]
     with_folder(target, lambda folder: _write(plan, folder, merged, tensors))
     return Report(
         out=str(target),
@@ -255,7 +257,7 @@ def _merge_module(plan: AdapterPlan, module: str) -> tuple[Factors, float]:
             merged, error = merge_factors(module, plan.parts(module), rule, arguments)
         else:
             merged, error = merge_updates(module, plan.parts(module), rule, arguments, plan.recipe.rank)
-    return fit(module, merged, LARGEST[plan.dtype]), error
+    return rescale_to_fit(module, merged, LARGEST[plan.dtype]), error
 
 
 def _merge_other(plan: AdapterPlan, name: str) -> NDArray[Any]:
@@ -268,8 +270,8 @@ def _merge_other(plan: AdapterPlan, name: str) -> NDArray[Any]:
     return merged
 
 
-def _fits(plan: AdapterPlan, name: str, values: NDArray[Any]) -> bool:
-    """Whether a result is finite in its type; refused where it is not, unless that is allowed."""
+def _check_finite(plan: AdapterPlan, name: str, values: NDArray[Any]) -> bool:
+    """Return whether a result is finite in its type; refuse one that is not, unless the recipe allows it."""
     if bool((np.abs(values) <= LARGEST[plan.dtype]).all()):
         return True
     if plan.recipe.allow_nonfinite:
@@ -281,11 +283,11 @@ def _fits(plan: AdapterPlan, name: str, values: NDArray[Any]) -> bool:
 
 
 def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tensors: Mapping[str, NDArray[Any]]) -> None:
-    laid = create(folder / ADAPTER_WEIGHTS, plan.laid(), _METADATA)
+    placed = create(folder / ADAPTER_WEIGHTS, plan.tensor_specs(), _METADATA)
     with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
-        for place in laid:
-            values = np.ascontiguousarray(tensors[place.name])
-            write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), place.offset)
+        for tensor in placed:
+            values = np.ascontiguousarray(tensors[tensor.name])
+            write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), tensor.offset)
     copy_sidecar_files(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
     config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
@@ -324,21 +326,21 @@ def describe(
 
 def _estimate(plan: AdapterPlan) -> float:
     """Estimate the seconds of the merge: those of reading, and a trial merge of the largest module of each rule."""
-    works: dict[str, dict[str, int]] = {}
+    sizes: dict[str, dict[str, int]] = {}
     for module, (rule, _) in plan.modules.items():
         part = next(part for part in plan.parts(module) if part is not None)
-        works.setdefault(rule.name, {})[module] = part.b.shape[0] * part.a.shape[1]
+        sizes.setdefault(rule.name, {})[module] = part.b.shape[0] * part.a.shape[1]
     seconds = plan.seconds
-    for work in works.values():
-        largest = max(work, key=lambda module: work[module])
+    for rule_sizes in sizes.values():
+        largest = max(rule_sizes, key=lambda module: rule_sizes[module])
         started = time.perf_counter()
         _merge_module(plan, largest)
-        seconds += (time.perf_counter() - started) * sum(work.values()) / work[largest]
+        seconds += (time.perf_counter() - started) * sum(rule_sizes.values()) / rule_sizes[largest]
     return seconds
 
 
 def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[str, Any]:
-    """The first adapter's config with the ranks and scalings of the result, and its modules by their full names."""
+    """Return the first adapter's config with the result's ranks, scalings and, if they differ, module names."""
     config = dict(adapters[0].config)
     ranks = {module: factors.rank for module, factors in merged.items()}
     common = max(ranks.values(), key=lambda rank: (list(ranks.values()).count(rank), rank))
@@ -346,19 +348,19 @@ def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[
     alpha = alphas[next(module for module, rank in ranks.items() if rank == common)]
     config |= {
         "r": common,
-        "lora_alpha": _whole(alpha),
+        "lora_alpha": _integral(alpha),
         "use_rslora": False,
         "rank_pattern": {re.escape(module): rank for module, rank in ranks.items() if rank != common},
-        "alpha_pattern": {re.escape(module): _whole(other) for module, other in alphas.items() if other != alpha},
+        "alpha_pattern": {re.escape(module): _integral(other) for module, other in alphas.items() if other != alpha},
         "init_lora_weights": True,
         "inference_mode": True,
     }
-    alike = all(adapter.config.get("target_modules") == config.get("target_modules") for adapter in adapters)
-    if not alike or any(set(adapter.modules) != set(merged) for adapter in adapters):
+    same_targets = all(adapter.config.get("target_modules") == config.get("target_modules") for adapter in adapters)
+    if not same_targets or any(set(adapter.modules) != set(merged) for adapter in adapters):
         config |= {"target_modules": sorted(merged), "exclude_modules": None}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     return config
 
 
-def _whole(number: float) -> float | int:
+def _integral(number: float) -> float | int:
     return int(number) if number == int(number) else number

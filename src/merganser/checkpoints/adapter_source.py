@@ -1,4 +1,4 @@
-"""Adapters of PEFT, read without PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
+"""Read PEFT adapters without PEFT: ``adapter_config.json`` and ``adapter_model.safetensors``."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ _IN_CACHE = re.compile(r"models--(?P<id>[^/]+)/snapshots/[^/]+$")
 
 @dataclass(frozen=True, eq=False)
 class Adapter:
-    """An adapter as read.
+    """A PEFT adapter in memory.
 
     Attributes:
         label: as the user named it.
         folder: where it is.
         config: its ``adapter_config.json``.
         modules: module -> factors.
-        kernels: module -> shape of ``a`` behind its rank, where that is not one number (convolutions).
+        kernels: module -> dimensions of ``a`` after the rank, for convolutions.
         embeddings: modules whose factors are those of an embedding.
         others: full tensors (biases, modules to save) by their name in the file.
         dtype: of the factors.
@@ -76,7 +76,7 @@ class Adapter:
 
 
 def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter:
-    """Read an adapter: its folder, or the file of its weights with the config beside it.
+    """Read an adapter from its folder, or from its weights file with the config beside it.
 
     Args:
         source: where it is, or a name to :func:`merganser.checkpoints.source.locate`.
@@ -101,12 +101,12 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
     config = read_json(folder / ADAPTER_CONFIG)
     _refuse_variants(label, config)
     check_alphas(config, folder / ADAPTER_CONFIG)
-    tensors, dtype, nbytes = _tensors(folder / ADAPTER_WEIGHTS, label, allow_nonfinite)
-    return _sorted_out(label, folder / ADAPTER_WEIGHTS, config, tensors, dtype, nbytes)
+    tensors, dtype, nbytes = _read_tensors(folder / ADAPTER_WEIGHTS, label, allow_nonfinite)
+    return _build_adapter(label, folder / ADAPTER_WEIGHTS, config, tensors, dtype, nbytes)
 
 
 def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
-    """Refuse by name what is not plain LoRA on an unchanged base."""
+    """Refuse adapters that are not plain LoRA on an unchanged base."""
     if config.get("peft_type") != "LORA":
         raise InputError(f"{label} is of type {config.get('peft_type')}.", "Only LoRA adapters can be merged.")
     unknown_uses = [key for key in config if key.startswith("use_") and key != "use_rslora"]
@@ -115,7 +115,7 @@ def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
             what = "DoRA (use_dora)" if key == "use_dora" else key
             raise InputError(
                 f"{label} uses {what}, whose update is not scaling * B A.",
-                "Put it into its model first (merge_and_unload of PEFT) and merge the models.",
+                "Add it to its model first (merge_and_unload of PEFT) and merge the models.",
             )
     start = config.get("init_lora_weights")
     if start not in _CLEAN_STARTS:
@@ -129,33 +129,33 @@ def check_alphas(config: Mapping[str, Any], path: Path) -> None:
     """Refuse scalings that cannot be read.
 
     Raises:
-        InputError: ``lora_alpha`` or a value of ``alpha_pattern`` is no finite number, or a pattern is no regular
+        InputError: ``lora_alpha`` or a value of ``alpha_pattern`` is not a finite number, or a pattern not a regular
             expression; names the file and the key.
     """
     patterns = config.get("alpha_pattern") or {}
     if not isinstance(patterns, Mapping):
-        raise InputError(f"{path}: alpha_pattern is {patterns!r}.", "It is a map from patterns to numbers.")
+        raise InputError(f"{path}: alpha_pattern is {patterns!r}.", "Use a map from patterns to numbers.")
     alphas = {"lora_alpha": config.get("lora_alpha", 8)}
     for pattern, alpha in patterns.items():
         alphas[f"alpha_pattern[{pattern!r}]"] = alpha
         try:
-            re.compile(_whole_module(pattern))
+            re.compile(_module_regex(pattern))
         except re.error as error:
             raise InputError(
                 f"{path}: the pattern {pattern!r} of alpha_pattern is not a regular expression: {error}.", "Correct it."
             ) from error
     for key, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
-            raise InputError(f"{path}: {key} is {alpha!r}.", "It is a finite number.")
+            raise InputError(f"{path}: {key} is {alpha!r}.", "Use a finite number.")
 
 
-def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str, int]:
-    """The tensors by name, the type of the first, and the bytes of all."""
+def _read_tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str, int]:
+    """Read all tensors: name -> values, the type of the first, and the bytes of all."""
     values: dict[str, NDArray[Any]] = {}
-    laid = read_header(path)[0]
-    for tensor in laid:
+    header = read_header(path)[0]
+    for tensor in header:
         if tensor.dtype not in FLOATING:
-            raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors are floating-point.")
+            raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors must be floating-point.")
         raw = np.fromfile(path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
         if not allow_nonfinite and count_nonfinite(raw, tensor.dtype):
             raise InputError(
@@ -166,10 +166,10 @@ def _tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, N
         values[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
     if not values:
         raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
-    return values, laid[0].dtype, sum(tensor.nbytes for tensor in laid)
+    return values, header[0].dtype, sum(tensor.nbytes for tensor in header)
 
 
-def _sorted_out(
+def _build_adapter(
     label: str, path: Path, config: dict[str, Any], tensors: Mapping[str, NDArray[Any]], dtype: str, nbytes: int
 ) -> Adapter:
     sides: dict[str, dict[str, NDArray[Any]]] = {}
@@ -186,7 +186,7 @@ def _sorted_out(
             continue
         if tensor.ndim < 2 or 0 in tensor.shape:
             raise InputError(
-                f"{path}: {name} has shape {list(tensor.shape)}.", "A factor is a matrix, its rank at least 1."
+                f"{path}: {name} has shape {list(tensor.shape)}.", "A factor must be a matrix of rank 1 or more."
             )
         module = matched["module"].removeprefix(PREFIX)
         sides.setdefault(module, {})[matched["side"]] = tensor
@@ -209,25 +209,25 @@ def _sorted_out(
 
 
 def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """``alpha / rank`` or, rank-stabilised, ``alpha / sqrt(rank)``, with the module's own alpha where it has one."""
+    """Compute ``alpha / rank``, or ``alpha / sqrt(rank)`` if rank-stabilised; a fitting pattern gives alpha."""
     alpha = float(config.get("lora_alpha", 8))
-    for pattern, own in (config.get("alpha_pattern") or {}).items():
-        if re.match(_whole_module(pattern), module):
-            alpha = float(own)
+    for pattern, pattern_alpha in (config.get("alpha_pattern") or {}).items():
+        if re.match(_module_regex(pattern), module):
+            alpha = float(pattern_alpha)
             break
     return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
-def _whole_module(pattern: str) -> str:
-    """How PEFT reads a key of its patterns: the end of a module's name, from a dot on."""
+def _module_regex(pattern: str) -> str:
+    """Expand a key of PEFT's patterns to a regular expression: it matches the end of a module's name, from a dot on."""
     return rf"(.*\.)?({pattern})$"
 
 
 def check_bases(adapters: Sequence[Adapter]) -> None:
-    """Refuse adapters of different base models; an adapter that names none may belong to any.
+    """Refuse adapters of different base models; an adapter that names no base is accepted.
 
     Raises:
-        InputError: two bases that are neither the same text, nor the same place, nor called alike; names both.
+        InputError: two bases that differ in text, in resolved path and in their last name; names both.
     """
     known = [(adapter, adapter.config.get("base_model_name_or_path")) for adapter in adapters]
     named = [(adapter, base) for adapter, base in known if isinstance(base, str) and base.strip("/ ")]
@@ -241,11 +241,12 @@ def check_bases(adapters: Sequence[Adapter]) -> None:
             )
 
 
-def same_base(one: str, other: str) -> bool:
-    """Whether two ``base_model_name_or_path`` may mean one model: a folder and the hub id of the same name do."""
+def same_base(first: str, second: str) -> bool:
+    """Return whether two ``base_model_name_or_path`` may be one model, such as a folder and a hub id of its name."""
     first, second = (
-        _IN_CACHE.sub(lambda match: match["id"].replace("--", "/"), text.strip().rstrip("/")) for text in (one, other)
+        _IN_CACHE.sub(lambda match: match["id"].replace("--", "/"), text.strip().rstrip("/"))
+        for text in (first, second)
     )
-    if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub knows no case either
+    if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub ignores case, too
         return True
     return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()

@@ -1,4 +1,4 @@
-"""The model card of a merge: what went in, by which rule, and how to repeat it."""
+"""The model card of a merge: its inputs, its rule and how to repeat it."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
-from merganser.merging.rules import rule_named
+from merganser.merging.rules import get_rule
 
 
 def model_card(recipe: Recipe, adapter: bool = False) -> str:
-    """Markdown with the metadata that the hub reads.
+    """Write the card: Markdown with the metadata that the hub reads.
 
     Args:
         recipe: the merge.
-        adapter: the result is a PEFT adapter.
+        adapter: whether the result is a PEFT adapter.
     """
     import yaml
 
-    rule = rule_named(recipe.rule)
+    rule = get_rule(recipe.rule)
     parents = list(recipe.names) + ([recipe.base] if recipe.base else [])
     head: dict[str, Any] = {
         "library_name": "peft" if adapter else "transformers",

@@ -1,4 +1,4 @@
-"""From the bytes of a checkpoint to numbers and back, in numpy.
+"""Convert between the bytes of a checkpoint and numpy numbers.
 
 bfloat16 has no numpy type: it is the upper half of a float32, so widening is a shift and narrowing rounds to the
 nearest, ties to even, in integers.
@@ -31,7 +31,7 @@ _TOO_LARGE = {
 """The smallest number that rounds to infinity."""
 
 TORCH_NAMES = {"float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16"}
-"""How transformers spells the types in ``config.json`` and people on the command line."""
+"""Names in ``config.json`` and on the command line -> names in safetensors files."""
 
 LARGEST = {
     "F64": float(np.finfo(np.float64).max),
@@ -45,13 +45,13 @@ SHORT_NAMES = {"fp64": "float64", "fp32": "float32", "fp16": "float16", "bf16": 
 
 
 def decode(raw: NDArray[np.uint8], dtype: str, work: np.dtype[Any], out: NDArray[Any] | None = None) -> NDArray[Any]:
-    """The numbers in ``raw`` bytes of a floating type, in the work type.
+    """Decode bytes of a floating type to numbers in the work type.
 
     Args:
         raw: bytes of whole elements.
         dtype: ``F64``, ``F32``, ``F16`` or ``BF16``.
         work: ``float32`` or ``float64``.
-        out: filled and returned when it fits; a view of ``raw`` is returned where no conversion is needed.
+        out: filled and returned if its type is right; without a conversion, a view of ``raw`` is returned.
     """
     if dtype == "BF16":
         narrow = raw.view(np.uint16)
@@ -70,19 +70,19 @@ def decode(raw: NDArray[np.uint8], dtype: str, work: np.dtype[Any], out: NDArray
 
 
 def encode(values: NDArray[Any], dtype: str, finite: bool = False) -> NDArray[Any]:
-    """``values`` in a storage type, rounded once to the nearest, ties to even.
+    """Encode numbers in a storage type, rounded once to the nearest, ties to even.
 
     Args:
         values: floating-point numbers.
         dtype: ``F64``, ``F32``, ``F16`` or ``BF16`` (which comes as ``uint16``).
-        finite: the caller knows that none is NaN.
+        finite: none of the values is NaN.
     """
     with np.errstate(over="ignore"):
         if dtype != "BF16":
             return values.astype(_NATIVE[dtype], copy=False)
         single = np.ascontiguousarray(values, dtype=np.float32)
     bits = single.view(np.uint32)
-    # Half a unit of the last place, less one where the upper half is even, in place of what will be cut off.
+    # Add half a unit of the last kept place, less one where the upper half is even; then the lower half is dropped.
     rounded = bits >> np.uint32(16)
     rounded &= np.uint32(1)
     rounded += np.uint32(0x7FFF)
@@ -95,9 +95,9 @@ def encode(values: NDArray[Any], dtype: str, finite: bool = False) -> NDArray[An
 
 
 def split_pairs(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """bfloat16 numbers at even and at odd places, in float32, from an even number of them.
+    """Decode an even number of bfloat16 numbers into those at even and those at odd positions, in float32.
 
-    Two neighbours are one 32-bit integer: a shift gives the one and a mask the other, which is several times faster
+    Two neighbours are one 32-bit integer: a shift gives the first and a mask the second, several times faster
     than widening 16-bit integers. For arithmetic entry by entry, where the order does not matter.
     """
     pairs = raw.view(np.uint32)
@@ -105,7 +105,7 @@ def split_pairs(raw: NDArray[np.uint8]) -> tuple[NDArray[np.float32], NDArray[np
 
 
 def join_pairs(even: NDArray[np.float32], odd: NDArray[np.float32]) -> NDArray[np.uint16]:
-    """The inverse of :func:`split_pairs`, rounding like :func:`encode`; for finite numbers."""
+    """Invert :func:`split_pairs`, rounding as :func:`encode` does; for finite numbers."""
     rounded = []
     for half in (even, odd):
         bits = half.view(np.uint32)
@@ -121,13 +121,13 @@ def join_pairs(even: NDArray[np.float32], odd: NDArray[np.float32]) -> NDArray[n
 
 
 def fits(values: NDArray[Any], dtype: str) -> bool:
-    """Whether all ``values`` (at least one) are finite numbers and stay finite in a storage type."""
+    """Return whether all ``values`` (at least one) are finite and stay finite in a storage type."""
     limit = _TOO_LARGE[dtype]
     return bool(-limit < values.min() and values.max() < limit)
 
 
 def count_nonfinite(raw: NDArray[np.uint8], dtype: str) -> int:
-    """How many of the numbers in ``raw`` are NaN or infinite: those whose exponent is all ones."""
+    """Count the numbers in ``raw`` that are NaN or infinite: those whose exponent bits are all ones."""
     kind, mask = _EXPONENT[dtype]
     bits = raw.view(kind)
     return int(np.count_nonzero((bits & kind(mask)) == kind(mask)))

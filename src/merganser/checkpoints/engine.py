@@ -1,4 +1,4 @@
-"""The streaming engine: merges checkpoints slice by slice, written in place, on several threads.
+"""The streaming engine: merge checkpoints slice by slice into preallocated files, on several threads.
 
 Memory does not grow with the model; only rules that need a tensor whole hold one.
 """
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 NUMBA_PAYS_FROM = 64_000_000
-"""Bytes of the result from which the compiled kernels save more time than importing numba costs."""
+"""Bytes of the result above which the compiled kernels save more time than importing numba takes."""
 
 
 def keep_freed_memory() -> None:
     """Let the C library keep what numpy frees from slice to slice, up to 64 MB.
 
-    By default glibc returns it to the system, and getting it back, page by page, takes longer than the arithmetic.
+    By default glibc returns it to the system, and allocating it again, page by page, takes longer than the arithmetic.
     Other systems keep their defaults.
     """
     if sys.platform != "linux":
@@ -51,7 +51,7 @@ class Engine:
     Args:
         files: shared by the threads.
         kernels: :mod:`merganser.checkpoints.kernel_calls`, or ``None`` for the numpy path.
-        allow_nonfinite: let NaN and infinity pass.
+        allow_nonfinite: accept NaN and infinity.
         progress: called with the bytes written since the last call.
 
     Attributes:
@@ -124,14 +124,14 @@ class Engine:
         if inputs.kernels is not None:
             kernel = inputs.kernels.kernel_of(plan, job.inputs[0].dtype, job.target.dtype)
             result = self._workspace.rows("result", 1, STEP, inputs.kernels.STORAGE[job.target.dtype])[0]
-        apply = _apply_of(job)
+        apply = _slice_function(job)
         for start in range(0, inputs.size, inputs.step):
             stop = min(start + inputs.step, inputs.size)
             raw = inputs.raw(start, stop)
             if kernel is not None:
                 values = result[: stop - start]
                 if kernel(inputs.stored(raw), start, values):
-                    # Infinite results may also come from large but finite inputs, which is no mistake.
+                    # Infinite results may also come from large but finite inputs, which is not an error.
                     self._check(job, raw)
                     self._record_nonfinite(job, values)
             else:
@@ -142,11 +142,11 @@ class Engine:
     def _plain(
         self, job: Job, apply: Callable[..., NDArray[Any]], inputs: FileInputs, raw: Any, plan: Any, start: int
     ) -> NDArray[Any]:
-        """A slice in numpy, rounded to the storage type."""
+        """Merge a slice in numpy, rounded to the storage type."""
         if not isinstance(plan, Combination):
             self._check(job, raw)
-        elif (paired := _in_pairs(job, raw, plan)) is not None:
-            return paired
+        elif (pairs := _combine_bf16_pairs(job, raw, plan)) is not None:
+            return pairs
         models, base = inputs.decoded(raw)
         try:
             values = apply(models, base, plan, start)
@@ -156,7 +156,7 @@ class Engine:
             ) from error
         finite = fits(values, job.target.dtype)
         if not finite and isinstance(plan, Combination):
-            # A weighted sum of finite numbers may overflow; of others it is never finite.
+            # A weighted sum may also overflow from finite inputs, which is not an error.
             self._check(job, raw)
         stored = encode(values, job.target.dtype, finite)
         if not finite:
@@ -199,29 +199,29 @@ class Engine:
 
 
 def _without_name(arguments: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Arguments of ``prepare``, which takes the name from the inputs."""
+    """Drop ``name`` from the arguments: ``prepare`` reads it from the inputs."""
     return {key: value for key, value in (arguments or {}).items() if key != "name"}
 
 
-def _apply_of(job: Job) -> Callable[..., NDArray[Any]]:
+def _slice_function(job: Job) -> Callable[..., NDArray[Any]]:
     if job.rule is None:
         return combine
     assert job.rule.apply is not None
     return job.rule.apply
 
 
-def _in_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
-    """A weighted sum of bfloat16 slices, two numbers at a time; ``None`` where that cannot be done or overflows."""
+def _combine_bf16_pairs(job: Job, raw: list[NDArray[np.uint8]], plan: Combination) -> NDArray[Any] | None:
+    """Compute a weighted sum of bfloat16 slices in pairs of numbers; ``None`` if it does not apply or overflows."""
     if (
         {tensor.dtype for tensor in (*job.inputs, job.target)} != {"BF16"}
         or len(raw[0]) % 4
         or sys.byteorder != "little"
     ):
         return None
-    halves = [split_pairs(part) for part in raw]
+    decoded_pairs = [split_pairs(part) for part in raw]
     results = []
     for side in (0, 1):
-        values = [half[side] for half in halves]
+        values = [pair[side] for pair in decoded_pairs]
         base = values.pop() if job.base is not None else None
         result = combine(values, base, plan)
         if not fits(result, "BF16"):
@@ -245,11 +245,11 @@ def load_kernels(choice: str, nbytes: int) -> ModuleType | None:
     try:
         from merganser.checkpoints import kernel_calls
     except (ImportError, RuntimeError) as error:
-        # numba is not installed, or finds no folder for its machine code.
+        # numba is not installed, or has no writable cache folder.
         if choice == "numba":
             raise InputError(
                 f"Numba cannot be used: {error}.",
-                "Install it with pip install 'merganser[speed]'; NUMBA_CACHE_DIR names a folder for its machine code.",
+                "Install it with pip install 'merganser[speed]', and set NUMBA_CACHE_DIR to a writable folder.",
             ) from error
         return None
     return kernel_calls
@@ -265,7 +265,7 @@ def run_jobs(
     """Write every job's tensor, the largest first, on several threads.
 
     The result does not depend on their number: a tensor is merged by one thread, in a fixed order. The numpy path runs
-    on one thread: its many short steps would only wait for the interpreter's lock.
+    on one thread, because its many short operations contend for the interpreter's lock.
 
     Returns:
         Names of the tensors whose result holds NaN or infinity, in the order of the jobs.
@@ -318,4 +318,4 @@ def run_jobs(
 
 
 class _Stopped(Exception):
-    """Another thread failed."""
+    """Raised in a thread after another one failed."""

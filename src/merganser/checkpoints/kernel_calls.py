@@ -1,4 +1,4 @@
-"""Calls the compiled kernels: from the plan of a rule to the arrays and numbers that a kernel takes."""
+"""Call the compiled kernels: convert the plan of a rule to the arrays and numbers that a kernel takes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _DROPS_NONE = np.nan
 
 
 def kernel_of(plan: Any, source: str, target: str) -> Callable[[NDArray[Any], int, NDArray[Any]], bool] | None:
-    """The kernel that does what a plan's ``apply`` does, or ``None`` where there is none.
+    """Select the kernel equivalent to a plan's ``apply``; ``None`` where there is none.
 
     Args:
         plan: from a rule's ``prepare``.
@@ -74,7 +74,7 @@ def scan(
     values: NDArray[np.float32],
     indices: NDArray[np.int64],
 ) -> tuple[int, int, int]:
-    """See :func:`merganser.checkpoints.kernels.scan`."""
+    """Run :func:`merganser.checkpoints.kernels.scan`."""
     ends = np.array(bracket, np.float32)
     above, at_middle, collected = kernels.scan(row, base, start, ends, kernels.CODES[source], values, indices)
     return above, at_middle, collected

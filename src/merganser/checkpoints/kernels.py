@@ -5,7 +5,7 @@ They do the arithmetic of :mod:`merganser.merging.combine`, :mod:`~merganser.mer
 bit-identical to the numpy path (tests compare them). They save passes through memory and temporaries: a slice is
 processed in pieces of :data:`PIECE` elements, whose intermediate results stay in the first-level cache.
 
-Importing numba and loading the machine code that it keeps on disk (``NUMBA_CACHE_DIR``) take about a second.
+Importing numba and loading its cached machine code (``NUMBA_CACHE_DIR``) take about a second.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ PIECE = 1024
 """Elements per piece of a slice."""
 
 ALL_FINITE = np.uint32(0x7FFFFFFF)
-"""Flags up to this mean that no NaN or infinity was seen: see :func:`_flag`."""
+"""Flags up to this value mean that no NaN or infinity occurred: see :func:`_flag`."""
 
 INFINITE = np.uint32(0x00800000)
-"""Added to the bits of a magnitude, it carries into the place of the sign from infinity on."""
+"""Added to the bits of a magnitude, it carries into the sign bit for infinity and NaN."""
 
 BF16, F16, F32 = 0, 1, 2
 CODES = {"BF16": BF16, "F16": F16, "F32": F32}
@@ -47,12 +47,12 @@ MODEL = np.dtype(
     ],
     align=True,
 )
-"""What :func:`elect` keeps of one model's update, and its weight: a row per model.
+"""Which entries of one model's update :func:`elect` keeps, and its weight: a row per model.
 
 * ``threshold``, ``threshold_index``: top-k threshold; a negative one keeps all, infinity nothing but NaN.
 * ``outlier``, ``outlier_index``: entries that this threshold would keep are dropped, NaN first; NaN drops none.
 * ``key``, ``limit``: random mask; a limit of ``2**53`` keeps all.
-* ``factor``: rescales what is kept.
+* ``factor``: rescales the kept entries.
 """
 
 
@@ -67,7 +67,7 @@ class Signs(NamedTuple):
     """How :func:`elect` adds the updates up.
 
     Attributes:
-        elect: elect signs and add what agrees; otherwise add everything.
+        elect: elect signs and add the entries that agree; otherwise add all.
         normalize: divide by the sum of the weights that agree, or by ``divisor`` without election.
         divisor: float32.
         scale: float32, factor on the merged update.
@@ -80,7 +80,7 @@ class Signs(NamedTuple):
 
 
 def _kernel(function: Function) -> Function:
-    """Compile on the first call for its types; the machine code is kept on disk."""
+    """Compile on the first call for its argument types; machine code is cached on disk."""
     compiled: Function = numba.njit(cache=True, nogil=True, error_model="numpy")(function)
     return compiled
 
@@ -121,7 +121,7 @@ def _flag(flags: Any, value: Any, carry: Any) -> Any:
     Args:
         flags: uint32.
         value: float32.
-        carry: added to the bits of the magnitude, it carries into the place of the sign from the smallest value on that
+        carry: added to the bits of the magnitude, it carries into the sign bit from the smallest value on that
             counts: :data:`INFINITE` for infinity and NaN.
     """
     magnitude = np.float32(value).view(np.uint32) & np.uint32(0x7FFFFFFF)
@@ -130,7 +130,7 @@ def _flag(flags: Any, value: Any, carry: Any) -> Any:
 
 @_inline
 def _narrow(values: Any, target: int, out: Any, flags: Any) -> Any:
-    """Encode a piece, rounded to nearest, ties to even; gives the flags with those of values that overflow the type."""
+    """Encode a piece, rounded to nearest, ties to even; return the flags, set for values that overflow the type."""
     if target == BF16:
         for j in range(len(values)):
             flags = _flag(flags, values[j], np.uint32(0x00808000))
@@ -151,7 +151,7 @@ def _narrow(values: Any, target: int, out: Any, flags: Any) -> Any:
 
 @_inline
 def _half(bits: Any) -> Any:
-    """The bits of a float32 rounded to float16."""
+    """Round the bits of a float32 to those of a float16."""
     magnitude = np.uint32(bits & np.uint32(0x7FFFFFFF))
     # Below 2**-14 adding one half aligns and rounds the mantissa; above, half an ulp is added before the shift.
     aligned = np.float32(magnitude.view(np.float32) + np.float32(0.5))
@@ -166,7 +166,7 @@ def _half(bits: Any) -> Any:
 
 @_inline
 def _updates(row: Any, base: Any, source: int, update: Any, flags: Any) -> Any:
-    """Fill ``update`` with the differences of a piece from the decoded base; gives the flags."""
+    """Fill ``update`` with the differences of a piece from the decoded base; return the flags."""
     _widen(row, source, update)
     for j in range(len(update)):
         update[j] -= base[j]
@@ -184,7 +184,7 @@ def combine(rows: Any, coefficients: Any, deltas: bool, types: Types, out: Any) 
     Args:
         rows: stored values, ``sources x at least the length of out``, contiguous.
         coefficients: float32, one per model.
-        deltas: weigh differences from the base.
+        deltas: weight differences from the base.
         types: of ``rows`` and ``out``.
         out: stored values, filled.
 
@@ -298,7 +298,7 @@ def _sparsify(update: Any, start: int, model: Any) -> None:
     """Zero the entries of a piece that a row of :data:`MODEL` drops."""
     length = len(update)
     if model.outlier == model.outlier:
-        # Outliers first: what is zeroed here stays zero below.
+        # Outliers first: entries zeroed here stay zero below.
         ties = min(max(model.outlier_index - start, 0), length)
         _drop_above(update[:ties], model.outlier, False)
         _drop_above(update[ties:], model.outlier, True)
@@ -341,7 +341,7 @@ def _drop_randomly(update: Any, start: Any, key: Any, limit: Any) -> None:
 
 @_inline
 def _add_agreeing(updates: Any, models: Any, total: Any, agreeing: Any, sign: Any) -> None:
-    """Replace ``total`` by the sum of what agrees with its sign, and fill ``agreeing`` with the weights that agree."""
+    """Replace ``total`` by the sum of entries that agree with its sign; fill ``agreeing`` with their weights."""
     zero, one = np.float32(0.0), np.float32(1.0)
     for j in range(len(total)):
         sign[j] = one if total[j] >= zero else -one

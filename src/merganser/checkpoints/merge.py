@@ -1,7 +1,7 @@
-"""Merges checkpoints on disk, into a temporary folder that is renamed when it is complete.
+"""Merge checkpoints on disk, into a temporary folder that is renamed when it is complete.
 
-An interrupted merge never leaves a folder that looks finished; a hidden folder may remain, which the next merge into
-the same place removes.
+An interrupted merge never leaves an incomplete result folder; a hidden folder may remain, which the next merge into
+the same folder removes.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ RECIPE = "merge.yaml"
 
 Result = TypeVar("Result")
 
-_ADVICE = {
+_REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room or choose another disk"),
     **dict.fromkeys((errno.EMFILE, errno.ENFILE), "allow more open files (ulimit -n)"),
-    errno.ENOENT: "restore what is missing",
+    errno.ENOENT: "restore the missing file",
 }
 
 
@@ -70,7 +70,7 @@ class Report:
     not_copied: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Convert to a dict for JSON."""
         return asdict(self)
 
 
@@ -89,16 +89,16 @@ def merge_checkpoints(
     repeats the merge, and a model card.
 
     Args:
-        recipe: what to merge and how; one that is located already is not looked up again.
+        recipe: what to merge and how; a located one is not looked up again.
         out: folder to create.
-        threads: their number, by default that of the processors. The result does not depend on it.
+        threads: number of threads, by default that of the processors. The result does not depend on it.
         kernels: ``auto``, ``numba`` or ``numpy``. The result does not depend on it.
         overwrite: replace a folder that is already there, once the new one is complete.
-        progress: called with bytes written and bytes to write.
+        progress: called with bytes written so far and bytes to write in all.
 
     Raises:
         InputError: see :func:`merganser.checkpoints.plan.make_plan`; ``out`` exists or cannot be written; no room; NaN.
-        RunError: the disk filled up or failed during the merge. Nothing is left behind.
+        RunError: the disk filled up or failed during the merge; nothing is left on it.
     """
     plan = make_plan(recipe)
     not_copied = uncopied_files(plan.reference.folder, plan.reference.shards)
@@ -130,8 +130,8 @@ def _fill(
     threads: int | None,
     progress: Callable[[int, int], None] | None,
 ) -> list[str]:
-    """Write the whole folder and return the tensors that hold NaN or infinity."""
-    jobs = _lay_out(plan, folder)
+    """Write the whole folder, and return the names of tensors that hold NaN or infinity."""
+    jobs = _create_shards(plan, folder)
     total = plan.output_bytes
     done = 0
 
@@ -152,17 +152,17 @@ def _fill(
 
 
 def available_cpus() -> int:
-    """Processors this process may use."""
+    """Return the number of processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _lay_out(plan: Plan, folder: Path) -> list[Job]:
-    """Create the shards, headers written and space reserved, and aim every job at its place."""
-    places = {}
+def _create_shards(plan: Plan, folder: Path) -> list[Job]:
+    """Create the shards, with headers and reserved space, and set every job's target in them."""
+    targets = {}
     for shard, tensors in plan.shards.items():
-        for place in create(folder / shard, tensors, plan.metadata):
-            places[place.name] = place
-    return [replace(job, target=places[job.target.name]) for job in plan.jobs]
+        for target in create(folder / shard, tensors, plan.metadata):
+            targets[target.name] = target
+    return [replace(job, target=targets[job.target.name]) for job in plan.jobs]
 
 
 def _write_index(plan: Plan, folder: Path) -> None:
@@ -184,7 +184,7 @@ def _write_dtype(config: Path, dtype: str) -> None:
 
 
 def write_recipe(folder: Path, located: LocatedRecipe) -> None:
-    """Write ``merge.yaml``, with absolute paths so that the merge can be repeated from anywhere, and pinned hub ids."""
+    """Write ``merge.yaml`` with absolute paths and pinned hub ids, so that the merge can be repeated from anywhere."""
     import yaml
 
     def absolute(name: str) -> str:
@@ -200,7 +200,7 @@ def write_recipe(folder: Path, located: LocatedRecipe) -> None:
 
 
 def input_paths(located: LocatedRecipe, plan: Plan | None = None) -> list[Path]:
-    """Where the inputs of a merge are: the paths that the recipe names, then the files that a plan reads."""
+    """List the inputs of a merge: the paths that the recipe names, then the files that a plan reads."""
     named = [path for source in located.sources if (path := Path(source.name).expanduser()).exists()]
     return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
 
@@ -218,12 +218,12 @@ def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> 
     """
     for path in inputs:
         # The path itself and the targets of links: the hub's files are links.
-        places = {path.parent.resolve() / path.name, path.resolve()}
+        targets = {path.parent.resolve() / path.name, path.resolve()}
         if path.is_dir():
-            places |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
-        if any(place.is_relative_to(target) for place in places):
+            targets |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
+        if any(place.is_relative_to(target) for place in targets):
             raise InputError(
-                f"{target} {'is' if target in places else 'holds'} an input of the merge: {path}.",
+                f"{target} {'is' if target in targets else 'holds'} an input of the merge: {path}.",
                 "Choose another folder: replacing it would remove the input.",
             )
     if os.path.ismount(target):
@@ -235,7 +235,7 @@ def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> 
 
 
 def existing_parent(path: Path) -> Path:
-    """The nearest folder above that exists."""
+    """Return the nearest existing folder above a path."""
     for parent in path.parents:
         if parent.is_dir():
             return parent
@@ -255,29 +255,29 @@ def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
     temporary = target.parent / f".{target.name}.merging-{socket.gethostname()}-{os.getpid()}"
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        _sweep(target)
+        _remove_leftovers(target)
         temporary.mkdir()
     except OSError as error:
         raise InputError(
-            f"{target.parent} cannot be written: {error.strerror}.", "Choose a folder that you may write to."
+            f"{target.parent} cannot be written: {error.strerror}.", "Choose a writable folder."
         ) from error
     try:
         result = fill(temporary)
-        _put_in_place(temporary, target)
+        _rename_into_place(temporary, target)
         return result
     except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
         where = f" at {error.filename}" if error.filename else ""
         raise RunError(
             f"Writing {target} failed{where}: {error.strerror or error}.",
-            f"No file was kept; {_ADVICE.get(error.errno or 0, 'choose another disk')}.",
+            f"No file was kept; {_REMEDIES.get(error.errno or 0, 'choose another disk')}.",
         ) from error
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
 
 
-def _put_in_place(temporary: Path, target: Path) -> None:
+def _rename_into_place(temporary: Path, target: Path) -> None:
     """Rename the complete folder; an old one is moved aside first and removed last."""
     old = None
     if target.is_dir() and any(target.iterdir()):
@@ -293,7 +293,7 @@ def _put_in_place(temporary: Path, target: Path) -> None:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(target: Path) -> None:
+def _remove_leftovers(target: Path) -> None:
     """Remove temporary folders of merges into the same place that were killed on this machine."""
     prefix = f".{target.name}.merging-{socket.gethostname()}-"
     for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):

@@ -1,8 +1,8 @@
-"""Reads a configuration of mergekit as a recipe, for the rules that both know.
+"""Translate a mergekit configuration to a recipe, for the rules that both have.
 
-Defaults are mergekit's where they differ (``dare`` rescales to equal L1 norm, ``della`` too). Arithmetic is float32
-whatever ``dtype`` says, which is the type of the result here; and the trimming rules keep ``round(density * n)``
-entries instead of ``int(density * n)``. What cannot be expressed is refused by name: nothing is silently left out.
+Where defaults differ, mergekit's are used (``dare`` and ``della`` rescale to equal L1 norm). Arithmetic is always
+float32, ``dtype`` is only the type of the result, and the trimming rules keep ``round(density * n)`` entries instead of
+``int(density * n)``. Settings without a counterpart are refused by name, never silently dropped.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from merganser.checkpoints.source import Source, open_checkpoint
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING
 from merganser.merging.rule import Rule
-from merganser.merging.rules import rule_named
+from merganser.merging.rules import get_rule
 
 METHODS = (
     "linear",
@@ -56,10 +56,10 @@ _RESCALED = ("dare_linear", "dare_ties", "della", "della_linear")
 
 
 def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
-    """The content of a ``merge.yaml`` that does what a mergekit configuration says.
+    """Translate a mergekit configuration to the content of a ``merge.yaml``.
 
     Args:
-        content: what the YAML reader gave.
+        content: the parsed YAML.
         where: the file, for messages.
 
     Returns:
@@ -80,27 +80,27 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
             f"{where}: merge_method {method!r} has no counterpart here.", f"Supported: {', '.join(METHODS)}."
         )
     notes: list[str] = []
-    rule = rule_named(method)
-    base = _name(content.get("base_model"), f"{where}: base_model") if content.get("base_model") else None
-    _tokenizer(content, base, where)
+    rule = get_rule(method)
+    base = _model_name(content.get("base_model"), f"{where}: base_model") if content.get("base_model") else None
+    _check_tokenizer(content, base, where)
     entries, shared = _inputs(content, where)
-    names = [_name(entry.get("model"), f"{where}: model") for entry in entries]
+    names = [_model_name(entry.get("model"), f"{where}: model") for entry in entries]
     if len(set(names)) != len(names):
         raise _inexpressible(where, "the same model twice")
     result: dict[str, Any] = {"rule": rule.name}
-    used = _order(method, entries, names, base, where)
+    used = _order_models(method, entries, names, base, where)
     parameters = [*shared, _parameters(content, where)]
     models: list[dict[str, Any]] = []
     for entry in used:
         scopes = [_parameters(entry, f"{where}: {entry['model']}"), *parameters]
-        models.append({"model": _name(entry["model"], where), **_per_model(rule, scopes, where)})
+        models.append({"model": _model_name(entry["model"], where), **_per_model(rule, scopes, where)})
     result["models"] = models
     if rule.base == "required":
         if base is None:
             raise InputError(f"{where}: {method} needs base_model.", "Add it.")
         result["base"] = base
     result["options"] = _options(method, rule, parameters, where)
-    _unknown(method, rule, [_parameters(entry, where) for entry in entries] + parameters, notes, where)
+    _check_unused(method, rule, [_parameters(entry, where) for entry in entries] + parameters, notes, where)
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype:
         result["dtype"] = str(dtype)
@@ -120,8 +120,8 @@ def _parameters(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
     return parameters
 
 
-def _name(value: Any, where: str) -> str:
-    """A model's path or hub id, with its revision."""
+def _model_name(value: Any, where: str) -> str:
+    """Return a model's path or hub id, with its revision."""
     if isinstance(value, str):
         if "+" in value and not value.startswith((".", "/")):
             raise _inexpressible(where, f"model+adapter ({value})")
@@ -133,8 +133,8 @@ def _name(value: Any, where: str) -> str:
     raise _inexpressible(where, f"the model reference {value!r}")
 
 
-def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None:
-    """Only the base's tokenizer, as it is."""
+def _check_tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None:
+    """Refuse any tokenizer other than the base's, unchanged."""
     source = content.get("tokenizer_source")
     tokenizer = content.get("tokenizer")
     if isinstance(tokenizer, Mapping):
@@ -142,7 +142,7 @@ def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None
             raise _inexpressible(where, f"tokenizer.{others[0]}")
         source = tokenizer.get("source")
     if source not in (None, "base") and source != base:
-        raise _inexpressible(where, f"tokenizer source {source!r} (only the base's is kept, as it is)")
+        raise _inexpressible(where, f"tokenizer source {source!r} (the base's tokenizer is always kept)")
     if content.get("chat_template"):
         raise _inexpressible(where, "chat_template")
     if content.get("modules"):
@@ -150,14 +150,14 @@ def _tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None
 
 
 def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:
-    """The models with their parameters, and the parameters that slices add.
+    """Return the models with their parameters, and the parameters that slices add.
 
-    One slice that takes the same layers of every model, from the first on, is the same as ``models``. Whether these are
-    all layers is for :func:`check_layers`.
+    One slice that takes the same layers of every model, from the first on, is the same as ``models``;
+    :func:`check_layers` checks that these are all layers.
     """
     if content.get("models"):
         if content.get("slices"):
-            raise InputError(f"{where} has models and slices.", "mergekit takes one of them.")
+            raise InputError(f"{where} has models and slices.", "Keep one of them, as mergekit requires.")
         entries = content["models"]
         if not isinstance(entries, list) or not all(isinstance(entry, Mapping) for entry in entries):
             raise InputError(f"{where}: models is not a list of maps.", "Correct it there.")
@@ -190,7 +190,7 @@ def _layer_range(source: Any, where: str) -> tuple[int, int]:
 
 
 def check_layers(content: Any, model: Source, where: str) -> None:
-    """Refuse a slice that takes fewer layers than the model has: the result would be another architecture.
+    """Refuse a slice of fewer layers than the model has: the result would have another architecture.
 
     Args:
         content: the configuration.
@@ -198,7 +198,7 @@ def check_layers(content: Any, model: Source, where: str) -> None:
         where: the file, for messages.
 
     Raises:
-        InputError: the numbers of layers.
+        InputError: the slice is shorter; gives both numbers of layers.
     """
     slices = content.get("slices") if isinstance(content, Mapping) else None
     if not slices:
@@ -210,15 +210,15 @@ def check_layers(content: Any, model: Source, where: str) -> None:
 
 
 def check_filters(content: Mapping[str, Any], model: Source, where: str) -> None:
-    """Refuse filters that leave a tensor without a value which mergekit requires.
+    """Refuse filters that leave a tensor without a value that mergekit requires.
 
     Args:
-        content: what :func:`translate` gave.
+        content: the result of :func:`translate`.
         model: one of the models, whose tensors are read.
         where: the file, for messages.
 
     Raises:
-        InputError: names the parameter and the tensor.
+        InputError: a tensor has no value; names it and the parameter.
     """
     required = [("weight", model.get("weight")) for model in content["models"]]
     required.append(("t", content["options"].get("t")))
@@ -233,15 +233,15 @@ def check_filters(content: Mapping[str, Any], model: Source, where: str) -> None
         for key, texts in incomplete:
             if tensor.dtype in FLOATING and not any(text in name for text in texts):
                 raise InputError(
-                    f"{where}: {key} has no value for {name}: it fits no filter.",
-                    "mergekit requires one; add {value: NUMBER} without a filter at the end of the list.",
+                    f"{where}: {key} has no value for {name}, which matches no filter.",
+                    "Add {value: NUMBER} without a filter at the end of the list.",
                 )
 
 
-def _order(
+def _order_models(
     method: str, entries: Sequence[Mapping[str, Any]], names: Sequence[str], base: str | None, where: str
 ) -> list[Mapping[str, Any]]:
-    """The models as the rule takes them: without the base, or with the base first (slerp)."""
+    """Order the models as the rule takes them: without the base, or with the base first (slerp)."""
     others = [entry for entry, name in zip(entries, names, strict=True) if name != base]
     if method == "slerp":
         if base is None or len(others) != 1:
@@ -255,16 +255,16 @@ def _order(
 
 
 def _per_model(rule: Rule, scopes: Sequence[Mapping[str, Any]], where: str) -> dict[str, Any]:
-    """Settings of one model: its own before the slice's before the general."""
+    """Resolve the settings of one model: its own, else the slice's, else the general ones."""
     settings: dict[str, Any] = {}
     if rule.name == "karcher":
         return settings
     for theirs, ours in PARAMETERS.items():
         if ours not in {parameter.name for parameter in rule.per_model}:
             continue
-        given = [scope[theirs] for scope in scopes if theirs in scope]
-        if given:
-            settings[ours] = _setting(given, f"{where}: parameters.{theirs}")
+        values = [scope[theirs] for scope in scopes if theirs in scope]
+        if values:
+            settings[ours] = _parse_setting(values, f"{where}: parameters.{theirs}")
         elif ours == "weight":
             raise InputError(f"{where}: a model has no weight.", "mergekit requires one; add it.")
     return settings
@@ -275,55 +275,57 @@ def _options(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], where
     settings: dict[str, Any] = {}
     for theirs, ours in PARAMETERS.items():
         if ours in known:
-            given = [scope[theirs] for scope in scopes if theirs in scope]
-            if given and isinstance(known[ours].default, bool) and not isinstance(given[0], list | Mapping):
-                settings[ours] = _switch(given[0], f"{where}: parameters.{theirs}")
-            elif given:
-                settings[ours] = _setting(given, f"{where}: parameters.{theirs}")
+            values = [scope[theirs] for scope in scopes if theirs in scope]
+            if values and isinstance(known[ours].default, bool) and not isinstance(values[0], list | Mapping):
+                settings[ours] = _parse_boolean(values[0], f"{where}: parameters.{theirs}")
+            elif values:
+                settings[ours] = _parse_setting(values, f"{where}: parameters.{theirs}")
     if method in _RESCALED:
-        given = [scope["rescale"] for scope in scopes if "rescale" in scope]
-        settings["rescale"] = "l1" if not given or _switch(given[0], f"{where}: parameters.rescale") else "none"
+        values = [scope["rescale"] for scope in scopes if "rescale" in scope]
+        settings["rescale"] = (
+            "l1" if not values or _parse_boolean(values[0], f"{where}: parameters.rescale") else "none"
+        )
     if method == "slerp" and "t" not in settings:
         raise InputError(f"{where}: slerp has no t.", "mergekit requires one; add it under parameters.")
     return settings
 
 
-def _switch(value: Any, where: str) -> bool:
-    """True or false; programs that write such files may write 1.0 and 0.0."""
+def _parse_boolean(value: Any, where: str) -> bool:
+    """Parse a boolean; programs that write such files may write 1.0 and 0.0."""
     if value not in (0, 1):
-        raise InputError(f"{where} is {value!r}.", "It is a switch: true or false.")
+        raise InputError(f"{where} is {value!r}.", "Use true or false.")
     return bool(value)
 
 
-def _setting(given: Sequence[Any], where: str) -> Any:
-    """A value, a gradient or conditions; where no condition fits, the next scope's setting."""
+def _parse_setting(values: Sequence[Any], where: str) -> Any:
+    """Parse a value, a gradient or conditions; where no condition fits, the next scope's setting applies."""
     cases: list[dict[str, Any]] = []
-    for setting in given:
+    for setting in values:
         if isinstance(setting, Mapping):
             setting = [setting]
         if isinstance(setting, list) and setting and all(isinstance(condition, Mapping) for condition in setting):
             for condition in setting:
-                case = {"value": _value(condition.get("value"), where)}
+                case = {"value": _parse_value(condition.get("value"), where)}
                 if condition.get("filter") not in (None, "*"):
                     case["contains"] = str(condition["filter"])
                 cases.append(case)
         else:
-            cases.append({"value": _value(setting, where)})
+            cases.append({"value": _parse_value(setting, where)})
         if "contains" not in cases[-1]:
             break
     return cases[0]["value"] if "contains" not in cases[0] else {"cases": cases}
 
 
-def _value(value: Any, where: str) -> Any:
+def _parse_value(value: Any, where: str) -> Any:
     if isinstance(value, list):
         return {"layers": list(value)}
     if isinstance(value, bool | int | float | str):
         return value
-    raise InputError(f"{where} is {value!r}.", "It is a value, a list over the layers, or a list of filters.")
+    raise InputError(f"{where} is {value!r}.", "Use a value, a list over the layers, or a list of filters.")
 
 
-def _unknown(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], notes: list[str], where: str) -> None:
-    """Name parameters that mean nothing here, and refuse those that would change the numbers."""
+def _check_unused(method: str, rule: Rule, scopes: Sequence[Mapping[str, Any]], notes: list[str], where: str) -> None:
+    """Add notes on parameters without effect, and refuse unsupported ones that would change the result."""
     known = {parameter.name for parameter in (*rule.per_model, *rule.options)}
     if method == "karcher":
         known.discard("weight")

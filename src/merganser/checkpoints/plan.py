@@ -32,20 +32,20 @@ from merganser.files.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header
 from merganser.merging.rule import Rule
 
 _SAMPLE = 1 << 20
-"""Elements of one tensor that an estimate of the time merges."""
+"""Elements of one tensor that are merged to estimate the time."""
 
 
 @dataclass
 class Plan:
-    """What a merge reads, computes and writes.
+    """The inputs, computations and outputs of a merge.
 
     Attributes:
         located: the recipe and where its inputs are.
-        reference: the base, or the first model without one: its shards, types, config and tokenizer are the result's.
+        reference: the base, or the first model without one; the result has its shards, types, config and tokenizer.
         jobs: one per tensor, its target naming the shard by file name.
         shards: shard name -> its tensors ``(name, dtype, shape)`` in order.
         buffers: tensors that are not floating-point, copied from the reference.
-        kept: tensors copied from the reference as the recipe asks.
+        kept: tensors that the recipe copies from the reference.
         only_reference: with ``common_only``: tensors that not all models have in equal shape, kept from the reference.
         left_out: with ``common_only``: tensors that the reference lacks.
     """
@@ -66,7 +66,7 @@ class Plan:
 
     @property
     def metadata(self) -> dict[str, str]:
-        """Of every shard written."""
+        """Metadata of every shard written."""
         return {"format": "pt", **self.reference.metadata}
 
     @property
@@ -87,7 +87,7 @@ class Plan:
 
     @property
     def rules(self) -> dict[str, int]:
-        """How many tensors each rule merges."""
+        """Number of tensors per rule."""
         counts: dict[str, int] = {}
         for job in self.jobs:
             if job.rule is not None:
@@ -110,15 +110,15 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
     fishers = [_open(source) for source in located.fishers]
     base = None if located.base is None else _open(located.base)
     reference = base or models[0]
-    everyone = [*models, *([] if base is None else [base])]
-    only_reference, left_out = _differences(reference, everyone, recipe.common_only)
+    checkpoints = [*models, *([] if base is None else [base])]
+    only_reference, left_out = _differences(reference, checkpoints, recipe.common_only)
     plan = Plan(located, reference, [], {}, only_reference=only_reference, left_out=left_out)
     plan.shards = {shard: [] for shard in map(_result_name(reference), reference.shards)}
-    alone = set(only_reference)
-    places = positions(list(reference.tensors))
+    reference_only = set(only_reference)
+    layer_positions = positions(list(reference.tensors))
     for name, tensor in reference.tensors.items():
-        rule, arguments = recipe.resolve(places[name])
-        job = _job(tensor, rule, arguments, name in alone, plan, models, fishers, base)
+        rule, arguments = recipe.resolve(layer_positions[name])
+        job = _job(tensor, rule, arguments, name in reference_only, plan, models, fishers, base)
         plan.shards[job.target.path.name].append((name, job.target.dtype, tensor.shape))
         plan.jobs.append(job)
     refuse_unmatched(recipe, list(reference.tensors))
@@ -128,24 +128,24 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
             f"There is nothing to merge: the models have no floating-point tensor in common with {reference.label}.",
             "Check the models.",
         )
-    _refuse_other_kinds(plan, everyone)
+    _refuse_other_kinds(plan, checkpoints)
     return plan
 
 
-def _refuse_other_kinds(plan: Plan, everyone: Sequence[Checkpoint]) -> None:
+def _refuse_other_kinds(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:
     """Refuse models of equal shapes but of another architecture or vocabulary."""
     size = plan.reference.config.get("vocab_size")
     by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
-    everything = [plan.reference, *(checkpoint for checkpoint in everyone if checkpoint is not plan.reference)]
+    all_checkpoints = [plan.reference, *(checkpoint for checkpoint in checkpoints if checkpoint is not plan.reference)]
     if not plan.recipe.common_only:
-        for first, second in combinations(everything, 2):
+        for first, second in combinations(all_checkpoints, 2):
             check_kind(first, second)
     if by_token and not plan.recipe.ignore_vocabulary:
-        check_vocabularies(everything)
+        check_vocabularies(all_checkpoints)
 
 
 def _open(source: Source) -> Checkpoint:
-    """A checkpoint, refused where its folder holds two sets of weights."""
+    """Open a checkpoint; refuse a folder that holds two sets of weights."""
     checkpoint = open_checkpoint(source)
     both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
     if both and SINGLE not in checkpoint.shards and not source.path.is_file():
@@ -157,19 +157,19 @@ def _open(source: Source) -> Checkpoint:
 
 
 def _refuse_adapter_options(recipe: Recipe) -> None:
-    """Refuse options that only adapters take."""
-    given = {
+    """Refuse options that apply only to merges of adapters."""
+    options = {
         "rank": recipe.rank is not None,
         "space": recipe.space != "update",
         "allow_different_bases": recipe.allow_different_bases,
     }
-    for key, present in given.items():
+    for key, present in options.items():
         if present:
             raise InputError(f"The option {key} (--{key.replace('_', '-')}) applies only to adapters.", "Omit it.")
 
 
 def _result_name(reference: Checkpoint) -> Any:
-    """Names of the result's shards: those of the reference; a single file gets the name that loaders look for."""
+    """Return a function from the reference's shard names to the result's; a single file is named as loaders expect."""
     if len(reference.shards) == 1 and not (reference.folder / INDEX).is_file():
         return lambda shard: SINGLE
     return lambda shard: shard
@@ -179,7 +179,7 @@ def _job(
     tensor: Tensor,
     rule: Rule | None,
     arguments: dict[str, Any],
-    alone: bool,
+    reference_only: bool,
     plan: Plan,
     models: Sequence[Checkpoint],
     fishers: Sequence[Checkpoint],
@@ -192,24 +192,24 @@ def _job(
     keep = Job(Tensor(name, tensor.dtype, tensor.shape, shard, 0), (tensor,), (plan.reference.label,))
     if tensor.dtype not in FLOATING:
         _refuse_quantised(tensor, plan.reference.label)
-        for model in [] if alone else models:
+        for model in [] if reference_only else models:
             if model.tensors[name].dtype in FLOATING:
-                raise _of_two_types(tensor, plan.reference, model)
+                raise _dtype_mismatch(tensor, plan.reference, model)
         plan.buffers.append(name)
         return keep
     target = Tensor(name, plan.recipe.storage_dtype or tensor.dtype, tensor.shape, shard, 0)
-    if alone or rule is None:
-        if not alone:
+    if reference_only or rule is None:
+        if not reference_only:
             plan.kept.append(name)
         return replace(keep, target=target)
     if rule.base == "required" and base is None:
-        raise InputError(f"The rule {rule.name} needs a base.", "Name the model that all of them started from: --base.")
+        raise InputError(f"The rule {rule.name} needs a base.", "Give the model that all of them started from: --base.")
     sources = [(model, model.tensors[name]) for model in models]
     if rule.extra:
         sources += [(extra, _extra(extra, tensor, rule.extra)) for extra in fishers]
     for checkpoint, source in sources:
         if source.dtype not in FLOATING:
-            raise _of_two_types(tensor, plan.reference, checkpoint)
+            raise _dtype_mismatch(tensor, plan.reference, checkpoint)
     uses_base = rule.base == "required"
     owners = tuple(checkpoint.label for checkpoint, _ in sources)
     return Job(
@@ -222,7 +222,7 @@ def _job(
     )
 
 
-def _of_two_types(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> InputError:
+def _dtype_mismatch(tensor: Tensor, reference: Checkpoint, other: Checkpoint) -> InputError:
     theirs = other.tensors[tensor.name].dtype
     return InputError(
         f"Tensor {tensor.name} is {theirs} in {other.label}, {tensor.dtype} in {reference.label}.",
@@ -250,12 +250,16 @@ def _extra(extra: Checkpoint, tensor: Tensor, what: str) -> Tensor:
 
 
 def _differences(
-    reference: Checkpoint, everyone: Sequence[Checkpoint], common_only: bool
+    reference: Checkpoint, checkpoints: Sequence[Checkpoint], common_only: bool
 ) -> tuple[list[str], list[str]]:
-    """Tensors of the reference that not all have alike, and tensors that it lacks; refused unless ``common_only``."""
+    """List tensors that not all models have in the reference's shape, and tensors that the reference lacks.
+
+    Raises:
+        InputError: there are such tensors, and ``common_only`` is not set.
+    """
     only: dict[str, str] = {}
     lacking: dict[str, str] = {}
-    for checkpoint in everyone:
+    for checkpoint in checkpoints:
         for name, tensor in reference.tensors.items():
             other = checkpoint.tensors.get(name)
             if other is None:
@@ -285,7 +289,7 @@ def check_room(needed: int, folder: Path) -> None:
     """Refuse to write more bytes than the disk of a folder has free.
 
     Raises:
-        InputError: the bytes needed and free.
+        InputError: there is too little space; gives the bytes needed and free.
     """
     free = shutil.disk_usage(folder).free
     if needed > free:
@@ -320,7 +324,7 @@ def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> fl
 
 
 def _sample(job: Job) -> Job:
-    """The job over the first rows of its tensor."""
+    """Shorten a job to the first rows of its tensor."""
     shape = job.target.shape
     row = int(np.prod(shape[1:])) if len(shape) > 1 else 1
     if not shape or job.target.size <= _SAMPLE:
@@ -339,7 +343,7 @@ def _sample(job: Job) -> Job:
 
 
 def largest_whole_tensor(plan: Plan) -> int:
-    """Bytes that the largest tensor needs which a rule cannot take in slices (0: all can)."""
+    """Return the bytes needed by the largest tensor that its rule cannot merge in slices; 0 if all can be."""
     needs = [
         sum(tensor.size * (ITEM_SIZE[tensor.dtype] + 4) for tensor in job.inputs)
         for job in plan.jobs

@@ -1,4 +1,4 @@
-"""The recipe of a merge: the content of ``merge.yaml``, checked.
+"""The recipe of a merge: the validated content of ``merge.yaml``.
 
 A parameter may be a value for all tensors, a :class:`Gradient` over the layers or :class:`Cases` by the tensor's name.
 Overrides change rule, parameters (``seed`` too) or origin of the tensors that a pattern matches; later ones win.
@@ -17,7 +17,7 @@ from pydantic import ConfigDict, Field, PlainValidator, StrictBool, field_valida
 from merganser.checkpoints.dtypes import SHORT_NAMES, TORCH_NAMES
 from merganser.errors import InputError, nearest
 from merganser.merging.rule import Parameter, Rule, Value, check_count
-from merganser.merging.rules import rule_named
+from merganser.merging.rules import get_rule
 from merganser.options import StrictOptions
 
 _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|layer_module)\.(\d+)\.")
@@ -63,7 +63,7 @@ class Cases(StrictOptions):
     cases: list[Case] = Field(min_length=1, description="where none fits, options apply, then the default")
 
     def at(self, tensor: LayerPosition) -> Value | None:
-        """The value of the first case that fits, or ``None``."""
+        """Return the value of the first case that fits, or ``None``."""
         for case in self.cases:
             if case.contains is None or case.contains in tensor.name:
                 return case.value.at(tensor) if isinstance(case.value, Gradient) else case.value
@@ -71,7 +71,7 @@ class Cases(StrictOptions):
 
 
 def _read_setting(value: Any) -> Any:
-    """A setting as written in YAML, with maps as :class:`Gradient` and :class:`Cases`."""
+    """Parse a setting from YAML: maps become :class:`Gradient` and :class:`Cases`."""
     if isinstance(value, list):
         return [_read_setting(item) for item in value]
     if not isinstance(value, Mapping):
@@ -166,19 +166,19 @@ class Recipe(StrictOptions):
         return ({} if info.field_name == "options" else []) if value is None else value
 
     @model_validator(mode="after")
-    def _suits_the_rules(self) -> Recipe:
-        rule = rule_named(self.rule)
+    def _check_against_rules(self) -> Recipe:
+        rule = get_rule(self.rule)
         if "seed" in self.options:
             raise InputError("options.seed is not an option.", "Put the seed at the top of the file, beside rule.")
         for key, value in self.options.items():
-            self.options[key] = self._checked(rule, key, value, "options", f"options.{key}")
+            self.options[key] = self._check_setting(rule, key, value, "options", f"options.{key}")
         for index, entry in enumerate(self.models):
             self._check_model(rule, entry, f"models[{index}]")
         for index, override in enumerate(self.overrides):
             where = f"overrides[{index}]"
-            used = rule if override.rule is None else rule_named(override.rule)
+            used = rule if override.rule is None else get_rule(override.rule)
             for key, value in override.settings.items():
-                override.settings[key] = self._checked(used, key, value, where, f"{where}.{key}")
+                override.settings[key] = self._check_setting(used, key, value, where, f"{where}.{key}")
         self._check_counts()
         return self
 
@@ -192,13 +192,13 @@ class Recipe(StrictOptions):
                     f"{where}: unknown key '{key}'.", f"{nearest(key, known)} A model of {rule.name} takes {takes}."
                 )
             if key in entry.settings:
-                entry.settings[key] = _checked_setting(known[key], entry.settings[key], f"{where}.{key}")
+                entry.settings[key] = _check_value(known[key], entry.settings[key], f"{where}.{key}")
 
-    def _checked(self, rule: Rule, key: str, value: Any, scope: str, where: str) -> Any:
-        """A setting in the type of its parameter, or a list of one per model for a parameter that models have."""
+    def _check_setting(self, rule: Rule, key: str, value: Any, scope: str, where: str) -> Any:
+        """Check a setting, or a list of one per model for a per-model parameter, and convert it to its type."""
         parameter = rule.parameter(key, scope)
         if not isinstance(value, list):
-            return _checked_setting(parameter, value, where)
+            return _check_value(parameter, value, where)
         if parameter not in rule.per_model:
             layers = " It may change over the layers: {layers: [...]}." if isinstance(parameter.default, float) else ""
             raise InputError(f"{where} is a list.", f"{key} is not given per model: give one value.{layers}")
@@ -206,11 +206,11 @@ class Recipe(StrictOptions):
             raise InputError(
                 f"{where} has {len(value)} values for {len(self.models)} models.", "Give one per model, or one for all."
             )
-        return [_checked_setting(parameter, item, f"{where}[{index}]") for index, item in enumerate(value)]
+        return [_check_value(parameter, item, f"{where}[{index}]") for index, item in enumerate(value)]
 
     def _check_counts(self) -> None:
         for name in {self.rule, *(override.rule for override in self.overrides if override.rule)}:
-            rule = rule_named(name)
+            rule = get_rule(name)
             check_count(name, len(self.models), rule.min_models, rule.max_models)
             if rule.extra and any(entry.fisher is None for entry in self.models):
                 raise InputError(
@@ -234,11 +234,11 @@ class Recipe(StrictOptions):
         return None if self.dtype is None else TORCH_NAMES[self.dtype]
 
     def to_content(self) -> dict[str, Any]:
-        """The content of a ``merge.yaml`` that repeats the merge: everything that is not a default, and the seed."""
+        """Return the content of a ``merge.yaml`` that repeats the merge: all non-default values, and the seed."""
         return {**self.model_dump(exclude_defaults=True, by_alias=True), "seed": self.seed}
 
     def renamed(self, names: Mapping[str, str]) -> Recipe:
-        """The recipe with other names for its models, Fishers and base.
+        """Return the recipe with other names for its models, Fishers and base.
 
         Args:
             names: old name -> new name.
@@ -255,15 +255,15 @@ class Recipe(StrictOptions):
         """Find the rule of a tensor (``None``: keep the base's) and the arguments of its function.
 
         Raises:
-            InputError: a value given for another rule that this tensor's rule does not take.
+            InputError: a value for another rule that this tensor's rule does not accept.
         """
         rule_name, keep, settings = self._scoped(tensor)
         if keep:
             return None, {}
-        rule = rule_named(rule_name)
+        rule = get_rule(rule_name)
 
         def checked(parameter: Parameter, value: Value | None) -> Value:
-            # A value given for another rule may not suit this one.
+            # A value for another rule may be invalid for this one.
             if value is None:
                 return self.seed if parameter.name == "seed" else parameter.default
             return parameter.check(value, f"The {parameter.name} for {tensor.name}, which {rule.name} merges,")
@@ -281,14 +281,14 @@ class Recipe(StrictOptions):
         return rule, arguments
 
     def _scoped(self, tensor: LayerPosition) -> tuple[str, bool, dict[str, Any]]:
-        """The name of a tensor's rule, whether the base's tensor is kept, and the settings that hold for it."""
+        """Resolve a tensor's rule name, whether the base's tensor is kept, and its settings."""
         keys = dict.fromkeys(key for entry in self.models for key in entry.settings)
         per_model = {key: [entry.settings.get(key) for entry in self.models] for key in keys}
         fitting = [override for override in self.overrides if fnmatchcase(tensor.name, override.match)]
         settings: dict[str, Any] = {}
         for scope in (self.options, per_model, *(override.settings for override in fitting)):
             for key, setting in scope.items():
-                settings[key] = _over(settings.get(key), _at(setting, tensor), len(self.models))
+                settings[key] = _override(settings.get(key), _evaluate(setting, tensor), len(self.models))
         rule, keep = self.rule, False
         for override in fitting:
             rule = override.rule or rule
@@ -296,11 +296,11 @@ class Recipe(StrictOptions):
         return rule, keep, settings
 
 
-def _checked_setting(parameter: Parameter, setting: Any, where: str) -> Any:
-    """A setting whose values are in the type and the limits of a parameter."""
+def _check_value(parameter: Parameter, setting: Any, where: str) -> Any:
+    """Check the type and limits of a setting's values, and convert them to the parameter's type."""
     if isinstance(setting, Gradient):
         if isinstance(parameter.default, bool | str | int):
-            raise InputError(f"{where} changes over the layers.", f"{parameter.name} cannot: give one value.")
+            raise InputError(f"{where} changes over the layers.", f"Give {parameter.name} one value.")
         values = [parameter.check(value, f"{where}.layers[{index}]") for index, value in enumerate(setting.layers)]
         return setting.model_copy(update={"layers": values})
     if isinstance(setting, Cases):
@@ -308,21 +308,21 @@ def _checked_setting(parameter: Parameter, setting: Any, where: str) -> Any:
         for index, case in enumerate(setting.cases):
             at = f"{where}.cases[{index}]"
             if isinstance(case.value, Cases):
-                raise InputError(f"{at} holds cases again.", "Cases hold values or layers.")
-            cases.append(case.model_copy(update={"value": _checked_setting(parameter, case.value, f"{at}.value")}))
+                raise InputError(f"{at} holds nested cases.", "Use values or layers in cases.")
+            cases.append(case.model_copy(update={"value": _check_value(parameter, case.value, f"{at}.value")}))
         return setting.model_copy(update={"cases": cases})
     return parameter.check(setting, where)
 
 
-def _at(setting: Any, tensor: LayerPosition) -> Any:
-    """The value of a setting for a tensor, per model where it is a list; ``None`` where no case fits."""
+def _evaluate(setting: Any, tensor: LayerPosition) -> Any:
+    """Evaluate a setting for a tensor, per model if it is a list; ``None`` where no case fits."""
     if isinstance(setting, list):
-        return [_at(item, tensor) for item in setting]
+        return [_evaluate(item, tensor) for item in setting]
     return setting.at(tensor) if isinstance(setting, Gradient | Cases) else setting
 
 
-def _over(old: Any, new: Any, count: int) -> Any:
-    """A value over an older one: where it is ``None``, whole or for a model, the older one stays."""
+def _override(old: Any, new: Any, count: int) -> Any:
+    """Replace an older value by a newer one, except where the newer one is ``None``, whole or for a model."""
     if new is None:
         return old
     if not isinstance(new, list) or None not in new:
@@ -332,7 +332,7 @@ def _over(old: Any, new: Any, count: int) -> Any:
 
 
 def positions(names: Sequence[str]) -> dict[str, LayerPosition]:
-    """The position of every tensor, from the layer numbers in the names."""
+    """Compute the position of every tensor from the layer numbers in the names."""
     layers = _layers(names)
     last = max(layers.values(), default=0)
     # A single layer counts as the last, as in mergekit.
@@ -341,7 +341,7 @@ def positions(names: Sequence[str]) -> dict[str, LayerPosition]:
 
 
 def layer_count(names: Iterable[str]) -> int:
-    """How many layers the tensors of a model belong to."""
+    """Count the layers that the tensors of a model belong to."""
     return max(_layers(names).values(), default=-1) + 1
 
 
@@ -353,7 +353,7 @@ def refuse_unmatched(recipe: Recipe, names: Sequence[str]) -> None:
     """Refuse an override that matches no tensor.
 
     Raises:
-        InputError: names the pattern, and a tensor.
+        InputError: an override matches nothing; names the pattern and a tensor.
     """
     for override in recipe.overrides:
         if override.match != "*" and not any(fnmatchcase(name, override.match) for name in names):

@@ -1,4 +1,4 @@
-"""Reads ``merge.yaml`` into a :class:`merganser.checkpoints.recipe.Recipe`; messages name the path of the key."""
+"""Read ``merge.yaml`` into a :class:`merganser.checkpoints.recipe.Recipe`; messages name the path of the key."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def parse(content: Any, where: str) -> Recipe:
     """Check the content of a ``merge.yaml``.
 
     Args:
-        content: what the YAML reader returned.
+        content: the parsed YAML.
         where: the file, for messages.
 
     Raises:
@@ -41,7 +41,7 @@ def parse(content: Any, where: str) -> Recipe:
 
 @contextmanager
 def explained(where: str) -> Iterator[None]:
-    """Name the file (or the command line) in the errors of a recipe that is made or changed inside.
+    """Prefix errors of a recipe that is made or changed inside with the file (or the command line).
 
     Raises:
         InputError: instead of pydantic's error; with the path of the key.
@@ -55,7 +55,7 @@ def explained(where: str) -> Iterator[None]:
 
 
 def _explain(error: ValidationError, where: str) -> InputError:
-    """The first problem, in one line; an unknown key before the key that is missing because of it."""
+    """Convert the first problem to one line; an unknown key comes before the key that is missing because of it."""
     problems = error.errors()
     first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
     path = _path(first["loc"])
@@ -67,13 +67,13 @@ def _explain(error: ValidationError, where: str) -> InputError:
     if first["type"] == "missing":
         return InputError(f"{where}: {path} is missing.", f"Add it; {remedy}")
     message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    given = first["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
+    value = first["input"]
+    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
     return InputError(f"{where}: {path}: {message}{shown}.", remedy)
 
 
 def _path(location: Sequence[str | int]) -> str:
-    """``models[0].weight``."""
+    """Format a location as ``models[0].weight``."""
     path = ""
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -99,10 +99,10 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
 
 
 def read_yaml(text: str, where: str) -> Any:
-    """Read YAML.
+    """Parse YAML text.
 
     Raises:
-        InputError: it is none.
+        InputError: it is not YAML.
     """
     try:
         return yaml.safe_load(text)

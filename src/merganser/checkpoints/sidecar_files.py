@@ -13,9 +13,9 @@ from merganser.checkpoints.source import ADAPTER_CONFIG, PICKLES, SIDECAR_FILES,
 _TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
 _NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
-"""States of training describe one model's past; the labels of a matcher need their vectors beside them."""
+"""Not copied: training states describe one model only; a matcher's labels need their vectors beside them."""
 _REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
-"""Written anew, or without meaning elsewhere (``ROW``: which task's weights a run's ``model/`` has)."""
+"""Rewritten, or meaningless elsewhere (``ROW``: which task's weights a run's ``model/`` has)."""
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -72,7 +72,7 @@ def uncopied_files(source: Path, shards: Sequence[str]) -> list[str]:
 
 
 def _code_of(config: dict[str, Any]) -> list[str]:
-    """Files beside the config that its ``auto_map`` names."""
+    """List files beside the config that its ``auto_map`` names."""
     named = config.get("auto_map")
     values = list(named.values()) if isinstance(named, dict) else []
     texts = [text for value in values for text in (value if isinstance(value, list) else [value])]

@@ -1,4 +1,4 @@
-"""Opens checkpoints: a folder in Hugging Face layout, a single file, or a hub id."""
+"""Open checkpoints: a folder in Hugging Face layout, a single file, or a hub id."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Source:
-    """Where a named model is.
+    """The location of a named model.
 
     Attributes:
         name: as the user gave it; a hub id with the commit that it resolved to (``owner/name@commit``).
@@ -79,7 +79,7 @@ class LocatedRecipe:
 
     @property
     def sources(self) -> tuple[Source, ...]:
-        """All of them."""
+        """Sources of all models, Fishers and the base."""
         return (*self.models, *self.fishers, *([] if self.base is None else [self.base]))
 
     @property
@@ -89,7 +89,7 @@ class LocatedRecipe:
 
 
 def locate_recipe(recipe: Recipe | LocatedRecipe) -> LocatedRecipe:
-    """Resolve every name of a recipe, each once; one that is located already stays as it is.
+    """Resolve every name of a recipe once; a located recipe is returned unchanged.
 
     Raises:
         InputError: see :func:`locate`.
@@ -122,10 +122,10 @@ def locate(label: str) -> Source:
     from huggingface_hub import snapshot_download
 
     try:
-        wanted = ["*.safetensors", *SIDECAR_FILES]
-        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=wanted))
+        patterns = ["*.safetensors", *SIDECAR_FILES]
+        folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
-        # The hub client raises many kinds for one thing: the repository cannot be had.
+        # The hub client raises many kinds of errors when a repository is unavailable.
         raise InputError(
             f"'{label}' is not a file or folder, and cannot be downloaded from the hub: {_reason(error)}",
             "Check the name and the network.",
@@ -163,7 +163,7 @@ def _refuse_without_weights(label: str, name: str, revision: str | None, folder:
         raise InputError(f"{label} holds no safetensors file.", f"A checkpoint has {SINGLE} or {INDEX}.")
     if pickled == "adapter_model.bin":
         at = f" --revision {revision}" if revision else ""
-        command = f"hf download {name}{at} --local-dir {short} && {_converting(Path(short) / pickled)}"
+        command = f"hf download {name}{at} --local-dir {short} && {_conversion_command(Path(short) / pickled)}"
     raise InputError(
         f"{label} holds its weights as a pickle only ({pickled}), which can run code when it is read.",
         f"Convert it first, and merge the new folder: {command}",
@@ -171,14 +171,14 @@ def _refuse_without_weights(label: str, name: str, revision: str | None, folder:
 
 
 def _pickled_weights(names: Iterable[str]) -> str | None:
-    """The file among these that most likely holds weights as a pickle."""
+    """Return the file that most likely holds weights as a pickle, or ``None``."""
     other = ("training_args", "optimizer", "scheduler", "rng_state", "scaler")
     pickled = [name for name in names if name.endswith(PICKLES) and not name.startswith(other) and "/" not in name]
     return min(pickled, key=lambda name: (not name.startswith(("pytorch_model", "adapter_model")), name), default=None)
 
 
 def adapter_folder(path: Path) -> Path | None:
-    """The folder of a PEFT adapter, from it or from the file of its weights; ``None`` where there is none."""
+    """Return the folder of a PEFT adapter, from that folder or its weights file; ``None`` for other paths."""
     folder = path.parent if path.is_file() and path.name == ADAPTER_WEIGHTS else path
     return folder if folder.is_dir() and (folder / ADAPTER_CONFIG).is_file() else None
 
@@ -190,22 +190,22 @@ def open_checkpoint(source: Source | str) -> Checkpoint:
         source: where it is, or a name to :func:`locate`.
 
     Raises:
-        InputError: nothing there, pickle files only, missing shards, an index that does not match its shards, a file
-            that is not whole, the factors of an adapter in place of weights.
+        InputError: no checkpoint there, pickle files only, missing shards, an index that does not match its shards, a
+            truncated file, the factors of an adapter in place of weights.
     """
     source = locate(source) if isinstance(source, str) else source
-    checkpoint = _opened(source.name, source.path)
+    checkpoint = _open_path(source.name, source.path)
     factor = next((name for name in checkpoint.tensors if _FACTOR.search(name)), None)
     if factor is not None:
         raise InputError(
-            f"{source.name} holds factors of an adapter ({factor}), which cannot be merged one by one.",
-            f"Adapters are merged as folders with {ADAPTER_CONFIG} beside {ADAPTER_WEIGHTS}, and with adapters only; "
-            "or put it into its model first (merge_and_unload of PEFT).",
+            f"{source.name} holds factors of an adapter ({factor}), which cannot be merged as single tensors.",
+            f"Give adapters as folders with {ADAPTER_CONFIG} beside {ADAPTER_WEIGHTS}, and merge them with adapters "
+            "only; or add it to its model first (merge_and_unload of PEFT).",
         )
     return checkpoint
 
 
-def _opened(label: str, path: Path) -> Checkpoint:
+def _open_path(label: str, path: Path) -> Checkpoint:
     if path.is_file():
         refuse_pickle(path)
         tensors, metadata = read_header(path)
@@ -217,13 +217,13 @@ def _opened(label: str, path: Path) -> Checkpoint:
             "Merge the weights it was made from, then quantise the result.",
         )
     if (path / INDEX).is_file():
-        return _sharded(label, path, config)
+        return _open_sharded(label, path, config)
     name = SINGLE if (path / SINGLE).is_file() else _only_file(label, path)
     tensors, metadata = read_header(path / name)
     return Checkpoint(label, path, (name,), {t.name: t for t in tensors}, metadata, config)
 
 
-def _sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
+def _open_sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
     index = read_json(folder / INDEX)
     placed = index.get("weight_map")
     if not isinstance(placed, dict) or not all(isinstance(shard, str) for shard in placed.values()):
@@ -234,7 +234,7 @@ def _sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
             raise InputError(f"{folder / INDEX} names a shard outside its folder: {shard}.", "Use shards beside it.")
     missing = [shard for shard in shards if not (folder / shard).is_file()]
     if missing:
-        raise InputError(f"{label} lacks {len(missing)} of its shards: {_few(missing)}.", "Download them again.")
+        raise InputError(f"{label} lacks {len(missing)} of its shards: {_shorten(missing)}.", "Download them again.")
     tensors: dict[str, Tensor] = {}
     metadata: dict[str, str] = {}
     for shard in shards:
@@ -247,9 +247,11 @@ def _sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoint:
                     "The index and the shards are of different versions: download them again.",
                 )
             tensors[tensor.name] = tensor
-    lost = sorted(set(placed) - set(tensors))
-    if lost:
-        raise InputError(f"The shards of {label} lack tensors of the index: {_few(lost)}.", "Download them again.")
+    absent = sorted(set(placed) - set(tensors))
+    if absent:
+        raise InputError(
+            f"The shards of {label} lack tensors of the index: {_shorten(absent)}.", "Download them again."
+        )
     return Checkpoint(label, folder, shards, tensors, metadata, config)
 
 
@@ -276,12 +278,12 @@ def refuse_pickle(path: Path) -> None:
     if path.suffix not in PICKLES:
         return
     raise InputError(
-        f"{path} is a pickle, which can run code when it is read.", f"Convert it first: {_converting(path)}"
+        f"{path} is a pickle, which can run code when it is read.", f"Convert it first: {_conversion_command(path)}"
     )
 
 
-def _converting(path: Path) -> str:
-    """The command that converts a pickle to safetensors."""
+def _conversion_command(path: Path) -> str:
+    """Return the command that converts a pickle to safetensors."""
     if path.name.startswith("pytorch_model"):
         return (
             f'python -c "from transformers import AutoModelForCausalLM as M; '
@@ -294,7 +296,7 @@ def _converting(path: Path) -> str:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
+    """Read a JSON object from a file.
 
     Raises:
         InputError: it cannot be read, or is something else.
@@ -308,5 +310,5 @@ def read_json(path: Path) -> dict[str, Any]:
     return content
 
 
-def _few(names: list[str], count: int = 5) -> str:
+def _shorten(names: list[str], count: int = 5) -> str:
     return ", ".join(names[:count]) + (f" and {len(names) - count} more" if len(names) > count else "")

@@ -1,7 +1,7 @@
-"""One tensor of several files, read in slices.
+"""Read one tensor of several files in slices.
 
-Input is read with ``pread`` into buffers that are reused and stay in the cache, so that no page of a checkpoint is ever
-mapped and a file that is cut off under the reader is an error instead of a crash.
+Input is read with ``pread`` into reused buffers that stay in the cache. No page of a checkpoint is memory-mapped, so a
+file that is truncated meanwhile is an error instead of a crash.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 STEP = 4 * BLOCK
-"""Elements per slice of the compiled path: two models and the result fit a second-level cache."""
+"""Elements per slice of the compiled path: two models and the result fit in a second-level cache."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Job:
     Attributes:
         target: where it is written.
         sources: the models' tensors, then their fishers.
-        owners: names of the models that the sources belong to, and of the base last.
+        owners: names of the models that the sources belong to, then of the base.
         base: the base's tensor, where the rule or the plan uses it.
         rule: how to merge; ``None``: copy ``sources[0]``.
         arguments: of the rule, resolved for this tensor.
@@ -52,7 +52,7 @@ class Job:
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
-        """Everything that is read: the sources, then the base."""
+        """All tensors read: the sources, then the base."""
         return self.sources if self.base is None else (*self.sources, self.base)
 
 
@@ -78,13 +78,13 @@ class Files:
 
     @contextmanager
     def use(self, path: Path, flags: int = os.O_RDONLY) -> Iterator[int]:
-        """The descriptor of a file, which stays open at least until the end of the block.
+        """Open a file, or share its descriptor, which stays open at least until the end of the block.
 
         Raises:
             OSError: it cannot be opened.
         """
         with self._lock:
-            # Taken out and put back: the order of the keys is that of the last use.
+            # Removed and inserted again: keys are ordered by last use.
             opened = self._open.pop((path, flags), None) or _Opened(os.open(path, flags))
             self._open[path, flags] = opened
             opened.users += 1
@@ -104,7 +104,7 @@ class Files:
                 return
 
     def close(self) -> None:
-        """Close all."""
+        """Close all descriptors."""
         with self._lock:
             for opened in self._open.values():
                 os.close(opened.descriptor)
@@ -118,7 +118,7 @@ class Workspace:
         self._buffers: dict[tuple[str, Any, int], NDArray[Any]] = {}
 
     def rows(self, what: str, count: int, length: int, kind: Any) -> NDArray[Any]:
-        """An array of ``count x length``, reused by the next caller with the same ``what``, type and length."""
+        """Return a ``count x length`` array, reused by the next caller with the same ``what``, type and length."""
         key = (what, kind, length)
         buffer = self._buffers.get(key)
         if buffer is None or len(buffer) < count:
@@ -141,13 +141,13 @@ class FileInputs:
         self._has_base = job.base is not None
         self._files = files
         self._workspace = workspace
-        self.kernels = kernels if self._compiled(job.target.dtype, kernels) else None
+        self.kernels = kernels if self._supports(job.target.dtype, kernels) else None
         self.step = STEP if self.kernels is not None else BLOCK
         if self.kernels is not None and self._has_base:
             self.scan_slice = self._scan_slice
 
-    def _compiled(self, target: str, kernels: ModuleType | None) -> bool:
-        """Whether the kernels know the types: one type for all inputs."""
+    def _supports(self, target: str, kernels: ModuleType | None) -> bool:
+        """Return whether the kernels support the types: one type for all inputs."""
         kinds = {tensor.dtype for tensor in self._tensors}
         return kernels is not None and len(kinds) == 1 and kinds | {target} <= set(kernels.STORAGE)
 
@@ -170,7 +170,7 @@ class FileInputs:
         return parts
 
     def read(self, start: int, stop: int) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-        """See :class:`merganser.merging.tensors.Inputs`."""
+        """Read and decode a slice, see :meth:`merganser.merging.tensors.Inputs.read`."""
         return self.decoded(self.raw(start, stop))
 
     def decoded(self, raw: list[NDArray[np.uint8]]) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
@@ -186,14 +186,14 @@ class FileInputs:
         return (numbers[:-1], numbers[-1]) if self._has_base else (numbers, None)
 
     def stored(self, raw: list[NDArray[np.uint8]]) -> Any:
-        """What :meth:`raw` read of equal types, as one array ``inputs x elements`` for the kernels."""
+        """View what :meth:`raw` read of equal types as one array ``inputs x elements`` for the kernels."""
         assert self.kernels is not None
         kind = np.dtype(self.kernels.STORAGE[self._tensors[0].dtype])
         buffers = self._workspace.rows("raw", len(raw), STEP * kind.itemsize, np.uint8)
         return buffers.view(kind)
 
     def _scan_slice(self, start: int, stop: int, scans: Sequence[Any]) -> list[tuple[int, int, Any, Any]]:
-        """Compiled form of the pass in :func:`merganser.merging.trim.top_k_thresholds`."""
+        """Run the pass of :func:`merganser.merging.trim.top_k_thresholds` over a slice in compiled code."""
         assert self.kernels is not None
         rows = self.stored(self.raw(start, stop))
         values = self._workspace.rows("values", 1, STEP + 1, np.float32)[0]
@@ -212,7 +212,7 @@ def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: T
     """Fill a buffer from a file.
 
     Raises:
-        InputError: the file ends too early (it was changed since its header was read) or the disk fails.
+        InputError: the file ends too early (it changed since its header was read), or the disk failed.
     """
     view = buffer.data
     while len(view) > 0:
@@ -231,7 +231,7 @@ def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: T
 
 
 def write_from(descriptor: int, values: NDArray[Any], offset: int) -> None:
-    """Write an array's bytes at an offset, all of them."""
+    """Write all bytes of an array at an offset."""
     view = values.reshape(-1).view(np.uint8).data
     while len(view) > 0:
         count = os.pwrite(descriptor, view, offset)

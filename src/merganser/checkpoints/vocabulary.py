@@ -1,4 +1,4 @@
-"""Compares the architectures and vocabularies of models: equal shapes do not mean equal tokens."""
+"""Compare the architectures and vocabularies of models: equal shapes do not imply equal tokens."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ class Vocabulary:
     """The tokens of a tokenizer.
 
     Attributes:
-        tokens: token -> number, those that are learned from text.
-        added: token -> number, those that people added. One tokenizer may have more of them than another: only a number
-            that two tokenizers give to different tokens is a contradiction.
+        tokens: token -> id, learned from text.
+        added: token -> id, added by hand. One tokenizer may have more of them than another; only an id that two
+            tokenizers give to different tokens is a conflict.
     """
 
     tokens: dict[str, int]
@@ -31,10 +31,10 @@ class Vocabulary:
 
 
 def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
-    """Refuse models of two architectures, as far as both name theirs.
+    """Refuse models of two architectures, if both configs name theirs.
 
     Raises:
-        InputError: their ``model_type`` differ.
+        InputError: the two ``model_type`` differ.
     """
     kinds = [checkpoint.config.get("model_type") for checkpoint in (reference, other)]
     if None not in kinds and kinds[0] != kinds[1]:
@@ -46,15 +46,14 @@ def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
 
 
 def check_vocabularies(checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse models whose tokenizers give one number to two tokens.
+    """Refuse models whose tokenizers give one id to two tokens.
 
-    All pairs are compared: two models may each agree with the base and contradict one another. The first of
-    ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have is compared; files that are equal byte
-    by byte are not parsed, others once, however many models there are. Without such files the vocabularies are
-    unknown, and nothing is refused.
+    All pairs are compared: two models may each agree with the base and conflict with each other. The first of
+    ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have is compared; files of equal bytes are
+    not parsed, others once. Without such files the vocabularies are unknown, and nothing is refused.
 
     Raises:
-        InputError: the first tokens that differ, and the sizes of both vocabularies.
+        InputError: two vocabularies differ; gives the first tokens that do, and both sizes.
     """
     digest = cache(lambda path: hashlib.sha256(_bytes(path)).digest())
     read = cache(_read)
@@ -107,24 +106,24 @@ def _bytes(path: Path) -> bytes:
 
 
 def _read(path: Path) -> Vocabulary | None:
-    """The vocabulary in a file; ``None`` where it has none that can be understood."""
+    """Read the vocabulary in a file; ``None`` where its format is unknown."""
     if path.suffix == ".txt":
         lines = _bytes(path).decode("utf-8", errors="replace").split("\n")
         return Vocabulary({line.rstrip("\r"): number for number, line in enumerate(lines) if line}, {})
     content = read_json(path)
     if path.name == "vocab.json":
-        return Vocabulary(tokens, {}) if (tokens := _numbered(content)) is not None else None
+        return Vocabulary(tokens, {}) if (tokens := _token_ids(content)) is not None else None
     model, added = content.get("model"), content.get("added_tokens")
-    tokens = _numbered(model.get("vocab")) if isinstance(model, Mapping) else None
+    tokens = _token_ids(model.get("vocab")) if isinstance(model, Mapping) else None
     if tokens is None:
         return None
     listed = added if isinstance(added, list) else []
     pairs = {entry.get("content"): entry.get("id") for entry in listed if isinstance(entry, Mapping)}
-    return Vocabulary(tokens, _numbered(pairs) or {})
+    return Vocabulary(tokens, _token_ids(pairs) or {})
 
 
-def _numbered(vocab: Any) -> dict[str, int] | None:
-    """Token -> number, from such a map or from a list of ``[token, score]`` in the order of the numbers."""
+def _token_ids(vocab: Any) -> dict[str, int] | None:
+    """Map token -> id, from such a map or from a list of ``[token, score]`` in the order of the ids."""
     if isinstance(vocab, list) and all(isinstance(row, list) and row and isinstance(row[0], str) for row in vocab):
         return {row[0]: number for number, row in enumerate(vocab)}
     if isinstance(vocab, Mapping) and all(isinstance(number, int) for number in vocab.values()):
@@ -133,7 +132,7 @@ def _numbered(vocab: Any) -> dict[str, int] | None:
 
 
 def _differences(first: Vocabulary, second: Vocabulary) -> list[tuple[str, int | None, int | None]]:
-    """Tokens with their two numbers, where they differ; in the order of the first's numbers."""
+    """List tokens with their two ids where these differ, in the order of the first's ids."""
     if first == second:
         return []
     numbers_of = [{**vocabulary.tokens, **vocabulary.added} for vocabulary in (first, second)]
@@ -141,7 +140,7 @@ def _differences(first: Vocabulary, second: Vocabulary) -> list[tuple[str, int |
     different: dict[str, tuple[int | None, int | None]] = {}
     for token in {**numbers_of[0], **numbers_of[1]}:
         numbers = numbers_of[0].get(token), numbers_of[1].get(token)
-        # A token learned by one must exist in the other, at least as an added token.
+        # A token learned by one tokenizer must exist in the other, at least as an added token.
         learned = token in first.tokens or token in second.tokens
         if numbers[0] != numbers[1] and (learned or None not in numbers):
             different[token] = numbers

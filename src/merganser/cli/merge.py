@@ -180,9 +180,9 @@ def _from_options(entries: list[ModelEntry], rule: str, options: list[str], comm
     from merganser.checkpoints.recipe import Recipe
     from merganser.checkpoints.recipe_file import explained, read_yaml
     from merganser.checkpoints.source import locate_recipe
-    from merganser.merging.rules import rule_named
+    from merganser.merging.rules import get_rule
 
-    chosen = rule_named(rule)
+    chosen = get_rule(rule)
     values: dict[str, Any] = {}
     for text in options:
         name, equals, value = text.partition("=")
@@ -205,7 +205,7 @@ def _entries(
 ) -> list[ModelEntry]:
     """The models with what the command line gives for each."""
     from merganser.checkpoints.recipe import ModelEntry
-    from merganser.merging.rules import rule_named
+    from merganser.merging.rules import get_rule
 
     if fishers and len(fishers) != len(models):
         raise InputError(
@@ -214,7 +214,7 @@ def _entries(
     settings: list[dict[str, Any]] = [{} for _ in models]
     for key, text in (("weight", weights), ("density", density)):
         if text is not None:
-            rule_named(rule).parameter(key, "command line")
+            get_rule(rule).parameter(key, "command line")
             for setting, number in zip(settings, _numbers(key, text, len(models)), strict=True):
                 setting[key] = number
     paths: list[str | None] = [*fishers] if fishers else [None] * len(models)

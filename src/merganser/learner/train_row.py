@@ -59,7 +59,7 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     session.method.begin_task()
     selector = best_weights(session, tasks)
     checkpoints = resume(session, tasks, records, context.steps, selector)
-    resumed = None if checkpoints is None else checkpoints.found
+    resumed = None if checkpoints is None else checkpoints.resume_from
     examples = (len(context.features), len(context.memory))
     session.listener(TaskStarted(context.task, number, *examples, context.steps, resumed.step if resumed else 0))
     outcome = _train(session, context, records, selector, checkpoints)

@@ -1,15 +1,16 @@
-"""Low-rank adapters: merges their updates of the weights, not their factors apart.
+"""Merge low-rank adapters by their weight updates ``B A``, or by their factors A and B separately.
 
-An adapter adds ``scaling * B A`` to a weight. The sum of several such updates is again a product: factors side by side.
-That is exact for every rule that is a weighted sum (linear, task arithmetic, moving average); the rank grows to the sum
-of the ranks and can be cut back by a singular value decomposition of a small matrix: with ``B = Q_b R_b`` and ``A' =
-Q_a R_a``, the singular values of ``B A`` are those of ``R_b R_a'`` (ranks x ranks). The full matrix never exists.
+An adapter adds ``scaling * B A`` to a weight. The sum of several such updates is again a product: the concatenated
+factors. That is exact for every rule that is a weighted sum (linear, task arithmetic, moving average). The rank grows
+to the sum of the ranks and is truncated by a singular value decomposition of a small matrix: with ``B = Q_b R_b`` and
+``A' = Q_a R_a``, the singular values of ``B A`` are those of ``R_b R_a'`` (ranks x ranks). The full matrix is never
+formed.
 
-Rules that look at single entries (TIES, MagMax ...) need the updates themselves, one module at a time, and give one of
-full rank, of which the leading part is kept.
+Entry-wise rules (TIES, MagMax ...) need the full updates, one module at a time. Their result has full rank, and its
+best approximation of the given rank is kept.
 
-Averaging A and B separately (PEFT's ``linear``) gives cross terms ``B_1 A_2`` and is another thing; it is valid where
-all adapters share one trajectory, and then done on request (``space="factors"``, AimMerging's own way).
+Averaging A and B separately (PEFT's ``linear``) adds cross terms ``B_1 A_2``. It is valid for adapters that share one
+trajectory, as AimMerging's do, and is done only on request (``space="factors"``).
 """
 
 from __future__ import annotations
@@ -45,16 +46,16 @@ class Factors:
 
     @property
     def rank(self) -> int:
-        """Columns of ``b`` and rows of ``a``."""
+        """Number of columns of ``b`` and of rows of ``a``."""
         return int(self.a.shape[0])
 
     def update(self) -> NDArray[np.float64]:
-        """The update as a matrix, ``outputs x inputs``, in double precision."""
+        """Compute the update as a matrix, ``outputs x inputs``, in double precision."""
         return self.scaling * (self.b.astype(np.float64) @ self.a.astype(np.float64))
 
 
 def check_factors(name: str, parts: Sequence[Factors]) -> None:
-    """Refuse factors whose shapes do not fit together.
+    """Refuse factors whose shapes do not match.
 
     Raises:
         InputError: ranks of a and b that differ, or updates of different shapes; names the module.
@@ -71,11 +72,14 @@ def check_factors(name: str, parts: Sequence[Factors]) -> None:
 
 
 def concatenate(parts: Sequence[Factors], coefficients: Sequence[float]) -> Factors:
-    """``sum_i c_i scaling_i B_i A_i`` exactly: factors side by side, scaling one, rank the sum of the ranks.
+    """Compute ``sum_i c_i scaling_i B_i A_i`` exactly by concatenation; the rank is the sum of the ranks.
 
     Args:
-        parts: of one module.
+        parts: the factors of one module in several adapters.
         coefficients: one per part.
+
+    Returns:
+        Factors with scaling 1, in double precision.
 
     Raises:
         InputError: shapes that differ.
@@ -89,17 +93,17 @@ def concatenate(parts: Sequence[Factors], coefficients: Sequence[float]) -> Fact
 
 
 def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
-    """The best approximation of an update of at most this rank, and its relative error in the Frobenius norm.
+    """Truncate an update to a rank: its best approximation, and the relative error in the Frobenius norm.
 
-    Through QR of the stacked factors: work and memory grow with ``(outputs + inputs) * rank**2``. The singular values
-    are shared evenly between the factors.
+    Work grows with ``(outputs + inputs) * rank**2``: the factors are QR-decomposed, never multiplied out. Each factor
+    of the result has the roots of the singular values.
 
     Args:
         factors: ``scaling * b @ a``.
-        rank: of the result; at least 1.
+        rank: largest rank of the result; at least 1.
 
     Returns:
-        Factors with scaling one, and ``|dW - dW_r| / |dW|`` (0 for a zero update).
+        Factors with scaling 1, and ``|dW - dW_r| / |dW|`` (0 for a zero update).
 
     Raises:
         InputError: the rank is below 1, or a value is not finite.
@@ -112,14 +116,21 @@ def truncate(factors: Factors, rank: int) -> tuple[Factors, float]:
     kept = min(rank, len(values))
     root = np.sqrt(values[:kept])
     result = Factors((v[:kept] * root[:, None]) @ right.T, left @ (u[:, :kept] * root))
-    return result, _relative(values[kept:], values)
+    return result, _relative_error(values[kept:], values)
 
 
 def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
-    """Factors of the best approximation of a full matrix of at most this rank, and its relative error.
+    """Factorise the best approximation of a full matrix of at most this rank.
 
-    From the eigenvectors of the smaller Gram matrix, of which only the leading ``rank`` are computed; where that is no
-    saving, from the whole decomposition.
+    Only the leading ``rank`` eigenvectors of the smaller Gram matrix are computed; small matrices are decomposed
+    whole.
+
+    Args:
+        update: ``outputs x inputs``.
+        rank: largest rank of the result; at least 1.
+
+    Returns:
+        Factors with scaling 1, and the relative error in the Frobenius norm (0 for a zero update).
 
     Raises:
         InputError: the rank is below 1, or a value is not finite.
@@ -131,7 +142,7 @@ def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
         u, values, v = np.linalg.svd(matrix, full_matrices=False)
         kept = min(rank, len(values))
         root = np.sqrt(values[:kept])
-        return Factors(v[:kept] * root[:, None], u[:, :kept] * root), _relative(values[kept:], values)
+        return Factors(v[:kept] * root[:, None], u[:, :kept] * root), _relative_error(values[kept:], values)
     from scipy.linalg import eigh
 
     wide = matrix.shape[0] <= matrix.shape[1]
@@ -147,12 +158,12 @@ def decompose(update: NDArray[Any], rank: int) -> tuple[Factors, float]:
     else:
         result = Factors((vectors * root).T, matrix @ (vectors * inverse))
     norm = float(np.linalg.norm(matrix))
-    rest = float(np.linalg.norm(matrix - result.update()))
-    return result, rest / norm if norm > 0.0 else 0.0
+    residual = float(np.linalg.norm(matrix - result.update()))
+    return result, residual / norm if norm > 0.0 else 0.0
 
 
-def inner(first: Factors, second: Factors) -> float:
-    """Inner product of two updates of one module, from their factors."""
+def inner_product(first: Factors, second: Factors) -> float:
+    """Compute the inner product of two updates of one module from their factors."""
     scaling = first.scaling * second.scaling
     left, right = first.b.T.astype(np.float64) @ second.b, first.a.astype(np.float64) @ second.a.T
     return scaling * float((left * right).sum())
@@ -160,7 +171,7 @@ def inner(first: Factors, second: Factors) -> float:
 
 def _check_rank(rank: int) -> None:
     if rank < 1:
-        raise InputError(f"The rank is {rank}.", "It is at least 1.")
+        raise InputError(f"The rank is {rank}.", "Use at least 1.")
 
 
 def _check_finite(*arrays: NDArray[Any]) -> None:
@@ -171,17 +182,17 @@ def _check_finite(*arrays: NDArray[Any]) -> None:
         )
 
 
-def _relative(rest: NDArray[Any], values: NDArray[Any]) -> float:
+def _relative_error(dropped: NDArray[Any], values: NDArray[Any]) -> float:
     norm = float(np.linalg.norm(values))
-    return float(np.linalg.norm(rest)) / norm if norm > 0.0 else 0.0
+    return float(np.linalg.norm(dropped)) / norm if norm > 0.0 else 0.0
 
 
-def coefficients_of(rule: Rule, arguments: Mapping[str, Any], count: int) -> list[float] | None:
-    """The coefficient of each of ``count`` updates under a rule that is a weighted sum; ``None`` for other rules."""
+def rule_coefficients(rule: Rule, arguments: Mapping[str, Any], count: int) -> list[float] | None:
+    """Return a linear rule's coefficients of ``count`` updates; ``None`` for other rules."""
     if not rule.linear or rule.prepare is None:
         return None
-    nothing = [np.zeros(1, np.float32)] * count
-    plan = rule.prepare(ArrayInputs(nothing, nothing[0]), **arguments)
+    placeholders = [np.zeros(1, np.float32)] * count
+    plan = rule.prepare(ArrayInputs(placeholders, placeholders[0]), **arguments)
     assert isinstance(plan, Combination)
     return [float(coefficient) for coefficient in plan.coefficients]
 
@@ -197,27 +208,27 @@ def merge_updates(
 
     Args:
         name: of the module, for messages and random masks.
-        parts: per adapter; ``None``: it does not touch the module (its update is zero).
-        rule: any rule of the table that needs no second tensor; the base's update is zero.
+        parts: one per adapter; ``None``: it has no factors for the module (its update is zero).
+        rule: a rule that needs no second tensor per model; the base's update is zero.
         arguments: of the rule's function.
-        rank: of the result at most; ``None`` keeps the exact one.
+        rank: largest rank of the result; ``None`` keeps the exact one.
 
     Returns:
-        The merged factors (scaling one), and the truncation error (0 where nothing was cut).
+        The merged factors (scaling 1), and the relative truncation error (0 where nothing was truncated).
 
     Raises:
         InputError: shapes that differ; no rank for a rule whose result has full rank.
     """
     result_rank(name, parts, rule, arguments, rank)
     present = [part for part in parts if part is not None]
-    weights = coefficients_of(rule, arguments, len(parts))
+    weights = rule_coefficients(rule, arguments, len(parts))
     if weights is not None:
-        return _weighted(parts, weights, rank)
+        return _weighted_sum(parts, weights, rank)
     zero = np.zeros((present[0].b.shape[0], present[0].a.shape[1]), np.float32)
     updates = [zero if part is None else part.update().astype(np.float32) for part in parts]
-    weights = _depends_on_angles(updates, zero, rule, arguments)
+    weights = _computed_coefficients(updates, zero, rule, arguments)
     if weights is not None:
-        return _weighted(parts, weights, rank)
+        return _weighted_sum(parts, weights, rank)
     assert rank is not None
     positional: list[Any] = [updates] if rule.base == "none" else [updates, zero]
     return decompose(rule.function(*positional, **arguments), rank)
@@ -226,7 +237,7 @@ def merge_updates(
 def result_rank(
     name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any], rank: int | None = None
 ) -> int:
-    """The rank that :func:`merge_updates` gives, without computing it.
+    """Return the rank of :func:`merge_updates`'s result without computing it.
 
     Raises:
         InputError: what :func:`merge_updates` refuses.
@@ -248,14 +259,14 @@ def result_rank(
 
 
 def _is_sum(rule: Rule, arguments: Mapping[str, Any], count: int) -> bool:
-    """Whether the rule is a weighted sum, whatever its coefficients depend on."""
-    nothing = np.zeros((1, 1), np.float32)
-    coefficients = _depends_on_angles([nothing] * count, nothing, rule, arguments)
+    """Return whether the rule is a weighted sum, be its coefficients fixed or computed from the updates."""
+    placeholder = np.zeros((1, 1), np.float32)
+    coefficients = _computed_coefficients([placeholder] * count, placeholder, rule, arguments)
     return rule.linear or coefficients is not None
 
 
-def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
-    """The weighted sum of the updates, cut to a rank where one is given."""
+def _weighted_sum(parts: Sequence[Factors | None], weights: Sequence[float], rank: int | None) -> tuple[Factors, float]:
+    """Add the weighted updates, and truncate the sum if a rank is given."""
     used = [(part, weight) for part, weight in zip(parts, weights, strict=True) if part is not None]
     stacked = concatenate([part for part, _ in used], [weight for _, weight in used])
     if rank is None or stacked.rank <= rank:
@@ -263,21 +274,21 @@ def _weighted(parts: Sequence[Factors | None], weights: Sequence[float], rank: i
     return truncate(stacked, rank)
 
 
-def _depends_on_angles(
+def _computed_coefficients(
     updates: list[NDArray[Any]], zero: NDArray[Any], rule: Rule, arguments: Mapping[str, Any]
 ) -> list[float] | None:
-    """Coefficients of a rule that is a weighted sum once it knows the inner products (slerp, Karcher, model stock)."""
+    """Compute the coefficients of a rule that depend on inner products (slerp, Karcher mean, model stock)."""
     if rule.prepare is None or rule.apply is not combine:
         return None
     plan = rule.prepare(ArrayInputs(updates, None if rule.base == "none" else zero), **arguments)
     return None if plan is None else [float(coefficient) for coefficient in plan.coefficients]
 
 
-def fit(name: str, factors: Factors, largest: float) -> Factors:
-    """Factors whose numbers a storage type can hold: where one would overflow, ``a`` and ``b`` share the scale.
+def rescale_to_fit(name: str, factors: Factors, largest: float) -> Factors:
+    """Rescale factors so that their numbers fit a storage type; their product stays the same.
 
-    A column of ``b`` is divided, and its row of ``a`` multiplied, by a power of two, which changes no digit of their
-    product. Columns that fit stay as they are, and so does what is not finite.
+    Where a number would overflow, a column of ``b`` is divided and its row of ``a`` multiplied by a power of two, which
+    is exact. Other columns, and those that are not finite, are unchanged.
 
     Args:
         name: of the module, for messages.
@@ -285,7 +296,7 @@ def fit(name: str, factors: Factors, largest: float) -> Factors:
         largest: number of the type.
 
     Raises:
-        InputError: they do not fit even so; names the module.
+        InputError: no scale makes them fit; names the module.
     """
     tops = [np.abs(factors.b).max(axis=0), np.abs(factors.a).max(axis=1)]
     b, a = (top.astype(np.float64) for top in tops)
@@ -296,19 +307,20 @@ def fit(name: str, factors: Factors, largest: float) -> Factors:
     b, a = np.maximum(b[over], 2.0**-500), np.maximum(a[over], 2.0**-500)
     if (np.sqrt(a) * np.sqrt(b) > largest / 2).any():
         raise InputError(
-            f"The factors of {name} are larger than {largest:g}, which the type of the result holds.",
-            "Choose a wider one: --dtype float32, dtype: float32 in the file.",
+            f"The factors of {name} are larger than {largest:g}, the largest number of the result's type.",
+            "Choose a wider type: --dtype float32, dtype: float32 in the file.",
         )
     scale = np.ones(factors.rank)
     scale[over] = np.exp2(np.rint((np.log2(b) - np.log2(a)) / 2))
     return replace(factors, a=factors.a * scale[:, None], b=factors.b / scale)
 
 
-def check_alike(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
-    """Refuse what :func:`merge_factors` cannot merge; the rank that all have.
+def check_equal_ranks(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
+    """Refuse what :func:`merge_factors` cannot merge, and return the rank that all adapters have.
 
     Raises:
-        InputError: an adapter does not touch the module, ranks or scalings differ, or the rule needs a second tensor.
+        InputError: an adapter has no factors for the module, ranks or scalings differ, or the rule needs a second
+            tensor per model.
     """
     present = [part for part in parts if part is not None]
     if len(present) != len(parts):
@@ -325,18 +337,21 @@ def check_alike(name: str, parts: Sequence[Factors | None], rule: Rule) -> int:
 def merge_factors(
     name: str, parts: Sequence[Factors | None], rule: Rule, arguments: Mapping[str, Any]
 ) -> tuple[Factors, float]:
-    """Merge A and B apart: for adapters that share one trajectory.
+    """Merge A and B separately, for adapters that share one trajectory.
+
+    Returns:
+        The merged factors with the adapters' scaling, and 0.0, the truncation error.
 
     Raises:
-        InputError: see :func:`check_alike`.
+        InputError: see :func:`check_equal_ranks`.
     """
-    check_alike(name, parts, rule)
+    check_equal_ranks(name, parts, rule)
     present = [part for part in parts if part is not None]
 
-    def merged(tensors: list[NDArray[Any]]) -> NDArray[Any]:
+    def merge(tensors: list[NDArray[Any]]) -> NDArray[Any]:
         positional: list[Any] = [tensors] if rule.base == "none" else [tensors, np.zeros_like(tensors[0])]
         result: NDArray[Any] = rule.function(*positional, **arguments)
         return result
 
-    whole = replace(present[0], a=merged([part.a for part in present]), b=merged([part.b for part in present]))
-    return whole, 0.0
+    result = replace(present[0], a=merge([part.a for part in present]), b=merge([part.b for part in present]))
+    return result, 0.0

@@ -8,10 +8,18 @@ from functools import partial
 
 import numpy as np
 
-from merganser.merging.combine import in_slices
+from merganser.merging.combine import apply_in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Parameter, Rule
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, fractions_per_model, like, per_model
+from merganser.merging.tensors import (
+    Array,
+    ArrayInputs,
+    Inputs,
+    as_arrays,
+    fractions_per_model,
+    like,
+    numbers_per_model,
+)
 from merganser.merging.trim import count_kept, top_k_thresholds
 
 
@@ -26,14 +34,14 @@ def breadcrumbs(
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Array:
-    """``theta_0 + scale * sum_i w_i middle(tau_i)``; ``middle`` drops the largest and the smallest magnitudes.
+    """Compute ``theta_0 + scale * sum_i w_i middle(tau_i)``, where ``middle`` drops the extreme magnitudes.
 
     Source: Davari and Belilovsky 2023, Model Breadcrumbs, arXiv 2312.06795. Of the n entries of a tensor the
     ``round(gamma * n)`` largest are dropped and the next ``round(density * n)`` kept; where ``density + gamma > 1``
     fewer outliers are dropped, so that the density holds. Density 1 keeps everything.
     Weights: not normalised by default. ``sign_election`` (rule ``breadcrumbs_ties``) elects signs as TIES does.
-    Agrees with mergekit's ``breadcrumbs`` and ``breadcrumbs_ties`` to rounding, except that mergekit cuts the fractions
-    of both counts off and breaks ties arbitrarily.
+    Agrees with mergekit's ``breadcrumbs`` and ``breadcrumbs_ties`` to rounding, except that mergekit truncates both
+    counts to integers and breaks ties arbitrarily.
 
     Args:
         models: tensors of equal shape.
@@ -59,7 +67,7 @@ def breadcrumbs(
         normalize=normalize,
         scale=scale,
     )
-    return like(in_slices(arrays, base_array, elect, plan), models[0])
+    return like(apply_in_slices(arrays, base_array, elect, plan), models[0])
 
 
 def prepare(
@@ -72,18 +80,18 @@ def prepare(
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Election:
-    """Plan of :func:`breadcrumbs` for one tensor: two top-k thresholds per model."""
+    """Plan :func:`breadcrumbs` for one tensor: two top-k thresholds per model."""
     size = inputs.size
-    wanted = []
+    requests = []
     densities = fractions_per_model(density, inputs.models, "density")
     gammas = fractions_per_model(gamma, inputs.models, "gamma")
     for index in range(inputs.models):
         kept = count_kept(densities[index], size)
         outliers = min(count_kept(gammas[index], size), size - kept)
-        wanted += [(index, kept + outliers), (index, outliers)]
-    thresholds = top_k_thresholds(inputs, wanted)
+        requests += [(index, kept + outliers), (index, outliers)]
+    thresholds = top_k_thresholds(inputs, requests)
     return Election(
-        weights=np.array(per_model(weights, inputs.models, "weight")),
+        weights=np.array(numbers_per_model(weights, inputs.models, "weight")),
         sparsity=tuple(
             Sparsity(threshold=threshold, outliers=outliers)
             for threshold, outliers in zip(thresholds[::2], thresholds[1::2], strict=True)

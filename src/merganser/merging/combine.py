@@ -1,6 +1,6 @@
-"""Linear combinations of models, and the sums from which their coefficients may be computed.
+"""Linear combinations of models, and the inner products from which some rules compute the coefficients.
 
-Most rules end as one: linear, task arithmetic, moving averages, and also slerp, the Karcher mean and model stock, whose
+Linear, task arithmetic and moving averages are such combinations; so are slerp, the Karcher mean and model stock, whose
 coefficients depend on the tensors only through their inner products.
 """
 
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.merging.tensors import BLOCK, ArrayInputs, Inputs, blocks
+from merganser.merging.tensors import BLOCK, ArrayInputs, Inputs, iterate_blocks
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,7 +24,7 @@ class Combination:
 
     Attributes:
         coefficients: one per model.
-        deltas: whether they weigh the differences from the base (exact where a model equals the base).
+        deltas: whether they weight the differences from the base (exact where a model equals the base).
     """
 
     coefficients: NDArray[np.float64]
@@ -34,7 +34,7 @@ class Combination:
 def combine(
     models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Combination, start: int = 0
 ) -> NDArray[Any]:
-    """The combination over a slice, summed in the order of the models."""
+    """Compute the combination over a slice, summed in the order of the models."""
     work = models[0].dtype.type
     if plan.deltas:
         assert base is not None
@@ -52,11 +52,11 @@ def combine(
     return total
 
 
-def gram(inputs: Inputs, of_updates: bool) -> NDArray[np.float64]:
-    """Inner products of the models (or of their updates), ``models x models``, in double precision."""
+def gram_matrix(inputs: Inputs, of_updates: bool) -> NDArray[np.float64]:
+    """Compute inner products of the models (or of their updates), ``models x models``, in double precision."""
     count = inputs.models
     products = np.zeros((count, count))
-    for _, models, base in blocks(inputs):
+    for _, models, base in iterate_blocks(inputs):
         vectors = [model.astype(np.float64) for model in models]
         if of_updates:
             assert base is not None
@@ -67,8 +67,14 @@ def gram(inputs: Inputs, of_updates: bool) -> NDArray[np.float64]:
     return products + np.triu(products, 1).T
 
 
-def in_slices(models: list[NDArray[Any]], base: NDArray[Any] | None, apply: Any, plan: Any) -> NDArray[Any]:
-    """``apply(models, base, plan, start)`` over a tensor in memory, slice by slice: no temporaries of its size."""
+def apply_in_slices(models: list[NDArray[Any]], base: NDArray[Any] | None, apply: Any, plan: Any) -> NDArray[Any]:
+    """Apply a rule to a tensor in memory, slice by slice, so that temporaries stay small.
+
+    Args:
+        models, base: arrays of one shape and type.
+        apply: ``apply(models, base, plan, start)``, called on flat slices.
+        plan: passed on to ``apply``.
+    """
     inputs = ArrayInputs(models, base)
     result = np.empty(inputs.size, dtype=inputs.work)
     for start in range(0, inputs.size, BLOCK):

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.combine import in_slices
+from merganser.merging.combine import apply_in_slices
 from merganser.merging.elect import Election, elect, random_sparsity
 from merganser.merging.random_masks import bernoulli_mask, mask_key, mask_threshold
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
@@ -19,10 +19,10 @@ from merganser.merging.tensors import (
     ArrayInputs,
     Inputs,
     as_arrays,
-    blocks,
     fractions_per_model,
+    iterate_blocks,
     like,
-    per_model,
+    numbers_per_model,
 )
 
 RESCALE = ("density", "l1", "none")
@@ -34,8 +34,8 @@ class DareOptions:
 
     Attributes:
         weights, density: one per model, or one for all.
-        rescale: ``density`` divides what is kept by the density (the paper; PEFT); ``l1`` gives it the L1 norm of the
-            whole update (mergekit); ``none``.
+        rescale: ``density`` divides kept entries by the density (the paper; PEFT); ``l1`` rescales them to the L1 norm
+            of the whole update (mergekit); ``none``.
         sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
         normalize: divide by the sum of the (agreeing) weights.
         scale: factor on the merged update.
@@ -59,10 +59,12 @@ class DareOptions:
 
 
 def dare(models: Sequence[Array], base: Array, *, name: str = "", **options: Any) -> Array:
-    """``theta_0 + scale * sum_i w_i drop(tau_i)``; ``drop`` keeps each entry with probability ``density`` and rescales.
+    """Compute ``theta_0 + scale * sum_i w_i drop(tau_i)``.
+
+    ``drop`` keeps each entry with probability ``density`` and rescales the kept ones.
 
     Source: Yu et al. 2024, Language models are super Mario, arXiv 2311.03099. The mask of an entry depends on ``seed``,
-    ``name``, the model's place and the entry's index only (:func:`merganser.merging.random_masks.random_bits`).
+    ``name``, the model's index and the entry's index only (:func:`merganser.merging.random_masks.random_bits`).
     Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
     updates as TIES does. Masks differ from those of other libraries, whose generators depend on the order of the
     tensors.
@@ -81,34 +83,34 @@ def dare(models: Sequence[Array], base: Array, *, name: str = "", **options: Any
     """
     arrays, base_array = as_arrays(models, base)
     plan = prepare(ArrayInputs(arrays, base_array, name), **options)
-    return like(in_slices(arrays, base_array, elect, plan), models[0])
+    return like(apply_in_slices(arrays, base_array, elect, plan), models[0])
 
 
 def prepare(inputs: Inputs, **options: Any) -> Election:
-    """Plan of :func:`dare` for one tensor: keys of the masks and factors."""
-    chosen = DareOptions(**options)
-    densities = fractions_per_model(chosen.density, inputs.models, "density")
-    keys = [mask_key(chosen.seed, inputs.name, index) for index in range(inputs.models)]
-    if chosen.rescale == "density":
+    """Plan :func:`dare` for one tensor: keys of the masks, and rescaling factors."""
+    parsed = DareOptions(**options)
+    densities = fractions_per_model(parsed.density, inputs.models, "density")
+    keys = [mask_key(parsed.seed, inputs.name, index) for index in range(inputs.models)]
+    if parsed.rescale == "density":
         factors = [1.0 / kept if kept > 0 else 1.0 for kept in densities]
-    elif chosen.rescale == "l1":
+    elif parsed.rescale == "l1":
         factors = _l1_factors(inputs, keys, densities)
     else:
         factors = [1.0] * inputs.models
     return Election(
-        weights=np.array(per_model(chosen.weights, inputs.models, "weight")),
+        weights=np.array(numbers_per_model(parsed.weights, inputs.models, "weight")),
         sparsity=tuple(random_sparsity(*arguments) for arguments in zip(keys, densities, factors, strict=True)),
-        elect=chosen.sign_election,
-        normalize=chosen.normalize,
-        scale=chosen.scale,
+        elect=parsed.sign_election,
+        normalize=parsed.normalize,
+        scale=parsed.scale,
     )
 
 
 def _l1_factors(inputs: Inputs, keys: list[int], densities: list[float]) -> list[float]:
-    """L1 norm of each update over that of what its mask keeps; 1 where either is (almost) zero, as in mergekit."""
+    """Divide each update's L1 norm by that of its kept entries; 1 where either is (almost) zero, as in mergekit."""
     whole = np.zeros(inputs.models)
     kept = np.zeros(inputs.models)
-    for start, models, base in blocks(inputs):
+    for start, models, base in iterate_blocks(inputs):
         for index, model in enumerate(models):
             magnitudes: Any = np.abs(model - base).astype(np.float64)
             keep = bernoulli_mask(keys[index], start, start + len(magnitudes), mask_threshold(densities[index]))

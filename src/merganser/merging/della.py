@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.elect import resolve
+from merganser.merging.elect import sum_updates
 from merganser.merging.random_masks import mask_key, random_bits
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
-from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like, per_model
+from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like, numbers_per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -27,8 +27,8 @@ class DellaOptions:
 
     Attributes:
         weights, density, epsilon: one per model, or one for all.
-        rescale: ``probability`` divides each entry that is kept by its own probability (the paper); ``l1`` gives what
-            is kept the L1 norm of the whole update (mergekit); ``none``.
+        rescale: ``probability`` divides each kept entry by its probability (the paper); ``l1`` rescales the kept
+            entries to the L1 norm of the whole update (mergekit); ``none``.
         sign_election: elect signs as in :func:`merganser.merging.ties.ties`.
         normalize: divide by the sum of the (agreeing) weights.
         scale: factor on the merged update.
@@ -53,7 +53,7 @@ class DellaOptions:
 
 
 def della(models: Sequence[Array], base: Array, *, name: str = "", **options: Any) -> Array:
-    """TIES' election over updates whose entries are kept at random, large magnitudes more probably.
+    """Elect signs as TIES does, over updates whose entries are kept at random, large magnitudes more probably.
 
     Source: Deep et al. 2024, DELLA-Merging, arXiv 2406.11617. In each row (vector along the last dimension) the entry
     of rank r of n (0 the smallest) is kept with probability ``density - epsilon + 2 epsilon r / (n - 1)``, so that the
@@ -77,9 +77,9 @@ def della(models: Sequence[Array], base: Array, *, name: str = "", **options: An
     chosen = DellaOptions(**options)
     arrays, base_array = as_arrays(models, base)
     assert base_array is not None
-    weights = per_model(chosen.weights, len(arrays), "weight")
+    weights = numbers_per_model(chosen.weights, len(arrays), "weight")
     densities = fractions_per_model(chosen.density, len(arrays), "density")
-    spreads = per_model(chosen.epsilon, len(arrays), "epsilon")
+    spreads = numbers_per_model(chosen.epsilon, len(arrays), "epsilon")
     for kept, spread in zip(densities, spreads, strict=True):
         if 0.0 < kept < 1.0 and not (kept - spread > 0.0 and kept + spread < 1.0 and spread >= 0.0):
             raise InputError(
@@ -88,15 +88,15 @@ def della(models: Sequence[Array], base: Array, *, name: str = "", **options: An
                 "Choose epsilon so that density - epsilon and density + epsilon are between 0 and 1.",
             )
     kept_updates = [
-        _pruned(array - base_array, kept, spread, chosen.rescale, mask_key(chosen.seed, name, index))
+        _prune(array - base_array, kept, spread, chosen.rescale, mask_key(chosen.seed, name, index))
         for index, (array, kept, spread) in enumerate(zip(arrays, densities, spreads, strict=True))
     ]
-    update = resolve(kept_updates, weights, chosen.sign_election, chosen.normalize, chosen.scale)
+    update = sum_updates(kept_updates, weights, chosen.sign_election, chosen.normalize, chosen.scale)
     return like(base_array + update, models[0])
 
 
-def _pruned(delta: NDArray[Any], density: float, epsilon: float, rescale: str, key: int) -> NDArray[Any]:
-    """MAGPRUNE of one update."""
+def _prune(delta: NDArray[Any], density: float, epsilon: float, rescale: str, key: int) -> NDArray[Any]:
+    """Drop entries of one update by MAGPRUNE: ranked per row by magnitude."""
     if density >= 1.0:
         return delta
     if density <= 0.0 or delta.size == 0:

@@ -23,13 +23,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sparsity:
-    """What is kept of one update, and the factor on it.
+    """Which entries of one update are kept, and the factor on them.
 
     Attributes:
         threshold: keeps the largest entries.
         outliers: entries that this threshold keeps are dropped again (breadcrumbs).
         key, limit: entries whose random bits are below ``limit`` are kept (DARE); ``None``: no random mask.
-        factor: on what is kept (the rescaling of DARE).
+        factor: on the kept entries (DARE's rescaling).
     """
 
     threshold: TopKThreshold | None = None
@@ -41,7 +41,7 @@ class Sparsity:
 
 @dataclass(frozen=True, eq=False)
 class Election:
-    """Everything a slice needs: per model a weight and a :class:`Sparsity`; what to do with signs and sums."""
+    """Plan of a merge by sign election or plain sum: per model a weight and a :class:`Sparsity`."""
 
     weights: NDArray[np.float64]
     sparsity: tuple[Sparsity, ...]
@@ -51,12 +51,12 @@ class Election:
 
 
 def random_sparsity(key: int, probability: float, factor: float) -> Sparsity:
-    """Keeps each entry with ``probability``, independently."""
+    """Return a sparsity that keeps each entry with ``probability``, independently."""
     return Sparsity(key=key, limit=mask_threshold(probability), factor=factor)
 
 
-def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
-    """What is kept of an update's slice (``delta`` is overwritten), dropped entries being zero."""
+def sparsify(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[Any]:
+    """Zero the dropped entries of an update's slice, in place, and rescale the kept ones."""
     keep = None
     if sparsity.threshold is not None:
         magnitudes = np.abs(delta)
@@ -74,16 +74,16 @@ def sparsified(delta: NDArray[Any], sparsity: Sparsity, start: int) -> NDArray[A
 
 
 def elect(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: Election, start: int = 0) -> NDArray[Any]:
-    """The merge over a slice that begins at element ``start``."""
+    """Merge a slice that begins at element ``start``."""
     assert base is not None
-    kept = [sparsified(np.subtract(m, base), s, start) for m, s in zip(models, plan.sparsity, strict=True)]
-    return base + resolve(kept, plan.weights, plan.elect, plan.normalize, plan.scale)
+    kept = [sparsify(np.subtract(m, base), s, start) for m, s in zip(models, plan.sparsity, strict=True)]
+    return base + sum_updates(kept, plan.weights, plan.elect, plan.normalize, plan.scale)
 
 
-def resolve(
+def sum_updates(
     kept: Sequence[NDArray[Any]], weights: Sequence[float] | NDArray[Any], elect: bool, normalize: bool, scale: float
 ) -> NDArray[Any]:
-    """The merged update from sparsified updates (overwritten), summed in the order of the models."""
+    """Compute the merged update from sparsified updates (overwritten), summed in the order of the models."""
     work = kept[0].dtype.type
     for update, weight in zip(kept, weights, strict=True):
         update *= work(weight)
@@ -95,7 +95,7 @@ def resolve(
         if normalize and abs(divisor) >= 1e-8:
             total /= divisor
     else:
-        # One or minus one: multiplying by it is exact, and what agrees becomes positive.
+        # One or minus one: multiplying by it is exact, and makes agreeing entries positive.
         sign = (total >= 0).astype(total.dtype)
         sign *= 2
         sign -= 1

@@ -1,4 +1,4 @@
-"""Moving averages over a stream of models, one by one or at once."""
+"""Moving averages over a sequence of models, in one pass or model by model."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.combine import Combination, combine, in_slices
+from merganser.merging.combine import Combination, apply_in_slices, combine
 from merganser.merging.rule import Parameter, Rule
 from merganser.merging.tensors import Array, Inputs, as_arrays, fractions_per_model, like
 
@@ -17,11 +17,11 @@ if TYPE_CHECKING:
 
 
 def ema(models: Sequence[Array], *, alpha: float = 0.4) -> Array:
-    """``m_t = (1 - alpha) m_{t-1} + alpha theta_t`` over the models in their order, from ``m_1 = theta_1``.
+    """Compute ``m_t = (1 - alpha) m_{t-1} + alpha theta_t`` over the models in order, from ``m_1 = theta_1``.
 
     Source: Marouf et al. 2023, Weighted ensemble models are strong continual learners (CoMA), arXiv 2312.08977.
-    Weights: ``alpha`` is that of the newest model; those of all sum to one. Here the sum is taken at once, in fp32;
-    :func:`ema_step` taken model by model gives the same to rounding.
+    Weights: ``alpha`` for the newest model; all of them sum to one. The sum is computed in one pass, in fp32;
+    :func:`ema_step` applied model by model gives the same to rounding.
 
     Args:
         models: tensors of equal shape, in the order of their tasks.
@@ -34,16 +34,16 @@ def ema(models: Sequence[Array], *, alpha: float = 0.4) -> Array:
         InputError: shapes differ, or ``alpha`` outside [0, 1].
     """
     arrays, _ = as_arrays(models)
-    return like(in_slices(arrays, None, combine, _plan(len(arrays), alpha)), models[0])
+    return like(apply_in_slices(arrays, None, combine, _make_plan(len(arrays), alpha)), models[0])
 
 
 def ema_step(previous: Array, model: Array, *, alpha: float = 0.4) -> Array:
-    """``(1 - alpha) m_{t-1} + alpha theta_t``: one step of :func:`ema`."""
+    """Compute one step of :func:`ema`: ``(1 - alpha) m_{t-1} + alpha theta_t``."""
     return ema([previous, model], alpha=alpha)
 
 
 def mean_step(previous: Array, model: Array, *, count: int) -> Array:
-    """``m_t = m_{t-1} + (theta_t - m_{t-1}) / t``: the running mean after model number ``count`` (from 1).
+    """Compute the running mean ``m_t = m_{t-1} + (theta_t - m_{t-1}) / t`` after model number ``count`` (from 1).
 
     Over a stream it equals :func:`merganser.merging.linear.linear` with equal weights, to rounding.
 
@@ -56,8 +56,8 @@ def mean_step(previous: Array, model: Array, *, count: int) -> Array:
     return like(mean + (new - mean) / mean.dtype.type(count), previous)
 
 
-def coefficients(count: int, alpha: float) -> NDArray[np.float64]:
-    """The weight of each of ``count`` models in the average."""
+def ema_weights(count: int, alpha: float) -> NDArray[np.float64]:
+    """Compute the weight of each of ``count`` models in the average."""
     (new,) = fractions_per_model(alpha, 1, "alpha")
     weights = np.empty(count)
     weights[0] = (1.0 - new) ** (count - 1)
@@ -66,13 +66,13 @@ def coefficients(count: int, alpha: float) -> NDArray[np.float64]:
     return weights
 
 
-def _plan(count: int, alpha: float) -> Combination:
-    return Combination(coefficients(count, alpha), deltas=False)
+def _make_plan(count: int, alpha: float) -> Combination:
+    return Combination(ema_weights(count, alpha), deltas=False)
 
 
 def prepare(inputs: Inputs, *, alpha: float = 0.4) -> Combination:
-    """Plan of :func:`ema` for one tensor."""
-    return _plan(inputs.models, alpha)
+    """Plan :func:`ema` for one tensor."""
+    return _make_plan(inputs.models, alpha)
 
 
 RULE = Rule(

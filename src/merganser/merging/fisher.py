@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.combine import in_slices
-from merganser.merging.rule import WEIGHT, Rule, WrongInput, checked_weights
-from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
+from merganser.merging.combine import apply_in_slices
+from merganser.merging.rule import WEIGHT, Rule, WrongInput, check_weights
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, numbers_per_model
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -26,12 +26,12 @@ class FisherWeights:
 
 
 def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float | Sequence[float] = 1.0) -> Array:
-    """``sum_i w_i F_i theta_i / sum_i w_i F_i``, entry by entry; F the diagonal Fisher information.
+    """Compute ``sum_i w_i F_i theta_i / sum_i w_i F_i`` entry by entry; F is the diagonal Fisher information.
 
     Source: Matena and Raffel 2022, Merging models with Fisher-weighted averaging, arXiv 2111.09832, equation 3. CoFiMA
     (Marouf et al. 2023, arXiv 2312.08977) is this with weights ``1 - a`` and ``a``.
     Weights: their scale does not matter; no other normalisation. Where every ``w_i F_i`` is zero the plain weighted
-    mean stands in for 0/0. Sums are taken in double precision: Fisher entries are squares of gradients and may be tiny.
+    mean replaces 0/0. Sums are taken in double precision: Fisher entries are squares of gradients and may be tiny.
 
     Args:
         models: tensors of equal shape.
@@ -42,18 +42,18 @@ def fisher(models: Sequence[Array], fishers: Sequence[Array], *, weights: float 
         A tensor of the first model's shape and type.
 
     Raises:
-        InputError: shapes differ, a number of Fishers that is not that of the models, weights that sum to zero, or a
-            negative entry of a Fisher.
+        InputError: shapes differ, there is not one Fisher per model, the weights sum to zero, or a Fisher has a
+            negative entry.
     """
     if len(fishers) != len(models):
         raise InputError(f"There are {len(fishers)} Fishers for {len(models)} models.", "Give one per model.")
     arrays, _ = as_arrays([*models, *fishers])
-    return like(in_slices(arrays, None, apply, _plan(len(models), weights)), models[0])
+    return like(apply_in_slices(arrays, None, apply, _make_plan(len(models), weights)), models[0])
 
 
-def _plan(count: int, weights: float | Sequence[float]) -> FisherWeights:
-    numbers = per_model(weights, count, "weight")
-    checked_weights(numbers, True, always=True)
+def _make_plan(count: int, weights: float | Sequence[float]) -> FisherWeights:
+    numbers = numbers_per_model(weights, count, "weight")
+    check_weights(numbers, True, always=True)
     total = math.fsum(numbers)
     return FisherWeights(np.array([number / total for number in numbers]))
 
@@ -61,10 +61,10 @@ def _plan(count: int, weights: float | Sequence[float]) -> FisherWeights:
 def apply(
     models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: FisherWeights, start: int = 0
 ) -> NDArray[Any]:
-    """Fisher-weighted mean over a slice: the models, then their Fishers."""
+    """Compute the Fisher-weighted mean over a slice; ``models`` are the models, then their Fishers."""
     count = len(plan.weights)
-    over = np.zeros(len(models[0]))
-    under = np.zeros(len(models[0]))
+    numerator = np.zeros(len(models[0]))
+    denominator = np.zeros(len(models[0]))
     mean = np.zeros(len(models[0]))
     for index, (model, information, weight) in enumerate(
         zip(models[:count], models[count:], plan.weights, strict=True)
@@ -76,17 +76,17 @@ def apply(
                 "Fisher information is a mean of squared gradients; check the file.",
             )
         importance = information.astype(np.float64) * weight
-        over += importance * model
-        under += importance
+        numerator += importance * model
+        denominator += importance
         mean += weight * model.astype(np.float64)
-    known = under != 0
-    np.divide(over, under, out=mean, where=known)
+    defined = denominator != 0
+    np.divide(numerator, denominator, out=mean, where=defined)
     return mean.astype(models[0].dtype)
 
 
 def prepare(inputs: Inputs, *, weights: float | Sequence[float] = 1.0) -> FisherWeights:
-    """Plan of :func:`fisher`; the inputs are the models, then their Fishers."""
-    return _plan(inputs.models // 2, weights)
+    """Plan :func:`fisher` for one tensor; the inputs are the models, then their Fishers."""
+    return _make_plan(inputs.models // 2, weights)
 
 
 RULE = Rule(

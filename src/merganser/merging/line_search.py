@@ -1,4 +1,4 @@
-"""Line search: how far to go from one model to another when each task's loss is known as a parabola."""
+"""Line search between two models, with the loss of every task approximated by a quadratic."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from merganser.merging.tensors import Array, as_arrays
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-Parts = tuple[Array, Array, Array, Array]
-"""Of one tensor: the way ``delta``, the pull of the past ``pull``, and the Fishers ``past`` and ``current``."""
+QuadraticTerms = tuple[Array, Array, Array, Array]
+"""Of one tensor: displacement ``delta``, slope of the earlier losses ``pull``, Fishers ``past`` and ``current``."""
 
 
-def optimal_interpolation(tensors: Iterable[Parts]) -> float:
-    r"""The ``l`` that minimises the losses of all tasks at ``start + l delta``, clipped to [0, 1].
+def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
+    r"""Find the ``l`` that minimises the summed losses of all tasks at ``start + l delta``, clipped to [0, 1].
 
     With the Laplace approximation the loss of task i around its own weights is ``(theta - theta_i)' F_i (theta -
     theta_i) / 2``, F diagonal. The new task's weights are at ``l = 1``; for the earlier ones only ``past = sum F_i``
@@ -26,29 +26,29 @@ def optimal_interpolation(tensors: Iterable[Parts]) -> float:
 
         l = (delta' current delta - pull' delta) / (delta' (past + current) delta)
 
-    Source: BECAME (Li et al. 2025, arXiv 2504.02666), with ``pull = past (theta_a - m_{t-1})``, which takes the model
-    kept before for the optimum of all earlier tasks; Perturb-and-Merge (Qiu et al. 2025, arXiv 2505.22389), with the
-    tasks' own weights.
+    Source: BECAME (Li et al. 2025, arXiv 2504.02666), with ``pull = past (theta_a - m_{t-1})``, which assumes that the
+    previous merged model is the optimum of all earlier tasks; Perturb-and-Merge (Qiu et al. 2025, arXiv 2505.22389),
+    with each task's own weights.
 
     Args:
         tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
 
     Returns:
-        The position on the line; 1 where no loss depends on the position (0/0).
+        The position ``l`` on the line; 1 where no loss depends on the position (0/0).
 
     Raises:
         InputError: shapes differ.
     """
-    over = under = 0.0
+    numerator = denominator = 0.0
     for tensor in tensors:
         arrays, _ = as_arrays(tensor)
         delta, pull, past, current = (_flat(array) for array in arrays)
         curvature = float(delta @ (current * delta))
-        over += curvature - float(pull @ delta)
-        under += curvature + float(delta @ (past * delta))
-    if under <= 0.0:
+        numerator += curvature - float(pull @ delta)
+        denominator += curvature + float(delta @ (past * delta))
+    if denominator <= 0.0:
         return 1.0
-    return min(1.0, max(0.0, over / under))
+    return min(1.0, max(0.0, numerator / denominator))
 
 
 def _flat(array: NDArray[Any]) -> NDArray[np.float64]:

@@ -7,14 +7,13 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merganser.merging.combine import Combination, combine, in_slices
-from merganser.merging.rule import NORMALIZE, WEIGHT, Rule
-from merganser.merging.rule import checked_weights as _checked
-from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
+from merganser.merging.combine import Combination, apply_in_slices, combine
+from merganser.merging.rule import NORMALIZE, WEIGHT, Rule, check_weights
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, numbers_per_model
 
 
 def linear(models: Sequence[Array], *, weights: float | Sequence[float] = 1.0, normalize: bool = True) -> Array:
-    """``sum_i w_i theta_i / sum_i w_i``, without the division when ``normalize`` is false.
+    """Compute ``sum_i w_i theta_i / sum_i w_i``, without the division when ``normalize`` is false.
 
     Source: Wortsman et al. 2022, Model soups, arXiv 2203.05482 (uniform soup: equal weights).
     Weights: any numbers; normalised by their sum by default. No base.
@@ -34,19 +33,19 @@ def linear(models: Sequence[Array], *, weights: float | Sequence[float] = 1.0, n
     """
     arrays, _ = as_arrays(models)
     plan = prepare_coefficients(len(arrays), weights, normalize)
-    return like(in_slices(arrays, None, combine, plan), models[0])
+    return like(apply_in_slices(arrays, None, combine, plan), models[0])
 
 
 def prepare_coefficients(count: int, weights: float | Sequence[float], normalize: bool) -> Combination:
-    """The coefficients of the mean."""
-    numbers = per_model(weights, count, "weight")
-    _checked(numbers, normalize)
+    """Plan the weighted mean of ``count`` models."""
+    numbers = numbers_per_model(weights, count, "weight")
+    check_weights(numbers, normalize)
     total = math.fsum(numbers) if normalize else 1.0
     return Combination(np.array([number / total for number in numbers]), deltas=False)
 
 
 def prepare(inputs: Inputs, *, weights: float | Sequence[float] = 1.0, normalize: bool = True) -> Combination:
-    """Plan of :func:`linear` for one tensor."""
+    """Plan :func:`linear` for one tensor."""
     return prepare_coefficients(inputs.models, weights, normalize)
 
 

@@ -1,4 +1,4 @@
-"""MagMax: entry by entry the update of largest magnitude."""
+"""MagMax: keep, entry by entry, the update of largest magnitude."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.merging.combine import in_slices
+from merganser.merging.combine import apply_in_slices
 from merganser.merging.masks import put_where
 from merganser.merging.rule import SCALE, Rule
 from merganser.merging.tensors import Array, Inputs, as_arrays, like
@@ -25,11 +25,11 @@ class MagMaxPlan:
 
 
 def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array:
-    """``theta_0 + scale * tau*`` where ``tau*[j]`` is the ``tau_i[j]`` of largest magnitude, ties to the later model.
+    """Compute ``theta_0 + scale * tau*``; ``tau*[j]`` is the ``tau_i[j]`` of largest magnitude, ties to later models.
 
     Source: Marczak et al. 2024, MagMax, arXiv 2407.06322, where ``scale`` is 0.5 and each model was fine-tuned from the
-    one before it. Weights: none. In a stream, keep the unscaled ``tau*`` and fold each update in with :func:`fold`;
-    folding into the scaled model gives something else.
+    one before it. Weights: none. In a stream, keep the unscaled ``tau*`` and add each update with :func:`fold`;
+    folding into the scaled model gives a different result.
 
     Args:
         models: tensors of equal shape, in the order of their tasks.
@@ -43,13 +43,13 @@ def magmax(models: Sequence[Array], base: Array, *, scale: float = 0.5) -> Array
         InputError: shapes differ.
     """
     arrays, base_array = as_arrays(models, base)
-    return like(in_slices(arrays, base_array, apply, MagMaxPlan(scale)), models[0])
+    return like(apply_in_slices(arrays, base_array, apply, MagMaxPlan(scale)), models[0])
 
 
 def fold(largest: Array, update: Array) -> Array:
-    """The running ``tau*`` after one more update: the update wins where its magnitude is at least as large.
+    """Update the running ``tau*``: the new update replaces entries where its magnitude is at least as large.
 
-    Folding the updates of a stream one by one gives exactly the ``tau*`` of all of them.
+    Folding the updates of a stream one by one gives exactly the ``tau*`` over all of them.
 
     Raises:
         InputError: shapes differ.
@@ -59,7 +59,7 @@ def fold(largest: Array, update: Array) -> Array:
 
 
 def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: MagMaxPlan, start: int = 0) -> NDArray[Any]:
-    """MagMax over a slice."""
+    """Compute MagMax over a slice."""
     assert base is not None
     best = np.subtract(models[0], base)
     for model in models[1:]:
@@ -71,7 +71,7 @@ def apply(models: Sequence[NDArray[Any]], base: NDArray[Any] | None, plan: MagMa
 
 
 def prepare(inputs: Inputs, *, scale: float = 0.5) -> MagMaxPlan:
-    """Plan of :func:`magmax`."""
+    """Plan :func:`magmax` for one tensor."""
     return MagMaxPlan(scale)
 
 

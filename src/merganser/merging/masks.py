@@ -1,7 +1,7 @@
 """Masked assignment on the bits of floats.
 
-A mask of all ones or none per entry, combined with the bits, is several times faster in numpy than ``where`` or an
-assignment by a boolean mask, and exact: what is not kept becomes a positive zero, NaN and infinity included.
+A bit mask of all ones or all zeros per entry is several times faster in numpy than ``where`` or an
+assignment by a boolean mask, and exact: dropped entries become positive zeros, NaN and infinity included.
 """
 
 from __future__ import annotations
@@ -23,17 +23,18 @@ def _mask(keep: NDArray[np.bool_], bits: NDArray[Any]) -> NDArray[Any]:
 
 
 def keep_only(values: NDArray[Any], keep: NDArray[np.bool_]) -> None:
-    """Set the other entries to zero, in place.
+    """Zero the entries that are not to be kept, in place.
 
     Args:
         values: float32 or float64.
+        keep: which entries are kept, of the same shape.
     """
     bits = _bits(values)
     bits &= _mask(keep, bits)
 
 
 def put_where(values: NDArray[Any], choose: NDArray[np.bool_], others: NDArray[Any]) -> None:
-    """Replace the chosen entries by those of ``others``, in place.
+    """Replace the entries that ``choose`` marks by those of ``others``, in place.
 
     Args:
         values, others: of one type, float32 or float64.

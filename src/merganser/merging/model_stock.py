@@ -1,4 +1,4 @@
-"""Model stock: how far to go from the base, from the angle between the updates."""
+"""Model stock: interpolate between base and mean by the angle between the updates."""
 
 from __future__ import annotations
 
@@ -7,23 +7,23 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merganser.merging.combine import Combination, combine, gram, in_slices
+from merganser.merging.combine import Combination, apply_in_slices, combine, gram_matrix
 from merganser.merging.rule import Parameter, Rule, check_count
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, like
 
 
 def model_stock(models: Sequence[Array], base: Array, *, filter_wise: bool = False) -> Array:
-    """``t mean_i(theta_i) + (1 - t) theta_0`` with ``t = N c / (1 + (N - 1) c)``, c the mean cosine between updates.
+    """Compute ``t mean_i(theta_i) + (1 - t) theta_0`` with ``t = N c / (1 + (N - 1) c)``; c: mean cosine of updates.
 
     Source: Jang et al. 2024, Model Stock, arXiv 2403.19522, equation 4 and its extension to N models.
     Weights: none. Cosines are averaged over all pairs of updates; with norms (almost) zero a cosine counts as zero. At
-    ``1 + (N - 1) c = 0`` the estimate is infinite and the base is kept.
-    Agrees with mergekit's ``model_stock`` to rounding; mergekit wants three models with the base, as here.
+    ``1 + (N - 1) c = 0``, where t is infinite, the base is kept.
+    Agrees with mergekit's ``model_stock`` to rounding; mergekit counts the base among its three models.
 
     Args:
         models: two or more fine-tuned tensors of equal shape.
         base: the pre-trained one.
-        filter_wise: an own t for each vector along the last dimension, instead of one per tensor.
+        filter_wise: one t per vector along the last dimension, instead of one per tensor.
 
     Returns:
         A tensor of the first model's shape and type.
@@ -44,19 +44,19 @@ def model_stock(models: Sequence[Array], base: Array, *, filter_wise: bool = Fal
             result[row] = combine(row_models, base_rows[row], plan)
         return like(result.reshape(base_array.shape), models[0])
     plan = prepare(ArrayInputs(arrays, base_array))
-    return like(in_slices(arrays, base_array, combine, plan), models[0])
+    return like(apply_in_slices(arrays, base_array, combine, plan), models[0])
 
 
 def prepare_stream(inputs: Inputs, *, filter_wise: bool = False) -> Combination | None:
-    """Plan for one tensor in slices; ``None`` where the tensor is needed whole (a ratio per row)."""
+    """Plan a merge in slices; ``None`` where ``filter_wise`` needs the whole tensor."""
     return None if filter_wise and len(inputs.shape) > 1 else prepare(inputs)
 
 
 def prepare(inputs: Inputs) -> Combination:
-    """Plan of :func:`model_stock` for one tensor: every update gets t / N."""
+    """Plan :func:`model_stock` for one tensor: the coefficient of every update is t / N."""
     count = inputs.models
     check_count("model_stock", count, 2)
-    products = gram(inputs, of_updates=True)
+    products = gram_matrix(inputs, of_updates=True)
     norms = np.sqrt(np.diag(products))
     cosines = [
         min(max(products[i, j] / max(norms[i] * norms[j], 1e-6), -1.0), 1.0)

@@ -1,4 +1,4 @@
-"""OPCM: each new update is projected away from what was merged before it."""
+"""OPCM: project each new update away from the updates merged before it."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, eq=False)
 class Merged:
-    """What OPCM keeps of a tensor between tasks.
+    """The state that OPCM keeps of one tensor between tasks.
 
     Attributes:
         update: ``m_t - theta_0``.
         scale: ``lambda_t``.
         mean_norm: running mean of the Frobenius norms of the updates.
-        count: tasks merged.
+        count: number of tasks merged.
     """
 
     update: NDArray[Any]
@@ -34,24 +34,24 @@ class Merged:
 
 
 def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5) -> Array:
-    """``m_t = theta_0 + (lambda_{t-1} M + P(tau_t)) / lambda_t`` with ``M = m_{t-1} - theta_0``, task after task.
+    """Compute ``m_t = theta_0 + (lambda_{t-1} M + P(tau_t)) / lambda_t``, ``M = m_{t-1} - theta_0``, task by task.
 
     Source: Tang et al. 2025, Merging models on the fly without retraining (OPCM), arXiv 2501.09522. For a matrix,
     ``M = U S V'``, ``Q = U' tau V``; P zeroes diag(Q) and its top-left r x r block, r the leading singular values whose
-    plain cumulative share stays within ``share_of_spectrum``. Other tensors are added unprojected. ``lambda_t`` makes
+    cumulative fraction stays within ``share_of_spectrum``. Other tensors are added unprojected. ``lambda_t`` makes
     ``|m_t - theta_0|`` the running mean of ``|tau_i|``, here per tensor (fusion_bench: over the whole model).
     Weights: none.
 
     Args:
         models: tensors of equal shape, each fine-tuned from the base, in the order of their tasks.
         base: the pre-trained model.
-        share_of_spectrum: how much of the merged spectrum is protected.
+        share_of_spectrum: fraction of the merged spectrum that is protected.
 
     Returns:
         A tensor of the first model's shape and type.
 
     Raises:
-        InputError: shapes differ, or the share outside [0, 1].
+        InputError: shapes differ, or the fraction is outside [0, 1].
     """
     arrays, base_array = as_arrays(models, base)
     assert base_array is not None
@@ -63,15 +63,15 @@ def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5
 
 
 def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5) -> Merged:
-    """What is kept after one more task: :func:`opcm` is this, model by model.
+    """Merge one more task into the state: :func:`opcm` is this, model by model.
 
     Args:
-        merged: what was kept before; ``None`` for the first task.
+        merged: the state before; ``None`` for the first task.
         update: ``theta_t - theta_0``.
         share_of_spectrum: see :func:`opcm`.
 
     Raises:
-        InputError: the share is outside [0, 1].
+        InputError: the fraction is outside [0, 1].
     """
     (protected,) = fractions_per_model([share_of_spectrum], 1, "share_of_spectrum")
     tau = to_work(update)
@@ -83,13 +83,13 @@ def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5
     projected = project(merged.update, tau, protected) if tau.ndim == 2 and tau.size else tau
     total = merged.update * tau.dtype.type(merged.scale) + projected
     length = float(np.linalg.norm(total.astype(np.float64)))
-    # Updates that cancel leave nothing to scale; a mean norm of zero means that nothing was ever learned.
+    # Updates that cancel cannot be scaled; with a mean norm of zero no update was ever nonzero.
     scale = length / mean_norm if length > 0.0 and mean_norm > 0.0 else merged.scale
     return Merged(total / tau.dtype.type(scale), scale, mean_norm, count)
 
 
 def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDArray[Any]:
-    """The update without its components along the leading directions of what was merged.
+    """Remove from an update its components along the leading directions of the merged update.
 
     Only the removed part of Q is computed, so the thin factors suffice: ``tau - U_k R V_k'``.
     """
@@ -97,9 +97,9 @@ def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDA
     total = float(spectrum.sum())
     if total == 0.0:
         return update
-    # Directions that carry nothing (a low-rank update has many) are arbitrary: what lies along them stays.
-    known = spectrum > spectrum[0] * max(merged.shape) * np.finfo(merged.dtype).eps
-    left, spectrum, right = left[:, known], spectrum[known], right[known]
+    # Singular vectors of value zero (a low-rank update has many) are arbitrary: components along them stay.
+    nonzero = spectrum > spectrum[0] * max(merged.shape) * np.finfo(merged.dtype).eps
+    left, spectrum, right = left[:, nonzero], spectrum[nonzero], right[nonzero]
     rank = int(np.count_nonzero(np.cumsum(spectrum, dtype=np.float64) / total <= protected))
     inner = left.T @ update @ right.T
     removed = np.diag(np.diag(inner))
@@ -112,33 +112,33 @@ def fold_factors(
 ) -> tuple[Factors, Merged]:
     """:func:`fold` of updates given as factors, exactly: the full matrices never exist.
 
-    Both updates lie in the space that their factors span together. In an orthonormal basis of it they are small
-    matrices (sum of the ranks squared) with the same singular values, angles and norms, and those are folded.
+    In an orthonormal basis of the space that the factors of both span, the updates are small
+    square matrices (size: sum of the ranks) with the same singular values, angles and norms, which are folded.
 
     Args:
-        merged: what this returned for the task before; ``None`` for the first task.
-        update: of one module by the new task.
+        merged: the result for the previous task; ``None`` for the first task.
+        update: the new task's update of one module.
         share_of_spectrum: see :func:`opcm`.
 
     Returns:
-        The factors of ``m_t - theta_0``, of rank at most the sum of the ranks, and the numbers beside them (their
-        ``update`` is that small matrix).
+        The factors of ``m_t - theta_0``, of rank at most the sum of the ranks, and the state (its
+        ``update`` is the small matrix).
 
     Raises:
-        InputError: the share is outside [0, 1].
+        InputError: the fraction is outside [0, 1].
     """
-    before = None if merged is None else merged[0]
-    parts = [update] if before is None else [before, update]
+    previous = None if merged is None else merged[0]
+    parts = [update] if previous is None else [previous, update]
     left, upper_left = np.linalg.qr(np.concatenate([part.b * part.scaling for part in parts], axis=1, dtype=np.float64))
     right, upper_right = np.linalg.qr(np.concatenate([part.a.T for part in parts], axis=1, dtype=np.float64))
-    split = 0 if before is None else before.rank
+    split = 0 if previous is None else previous.rank
     new = upper_left[:, split:] @ upper_right[:, split:].T
     old = None if merged is None else replace(merged[1], update=upper_left[:, :split] @ upper_right[:, :split].T)
-    kept = fold(old, new, share_of_spectrum=share_of_spectrum)
-    spectrum = np.linalg.svd(kept.update, compute_uv=False)
+    state = fold(old, new, share_of_spectrum=share_of_spectrum)
+    spectrum = np.linalg.svd(state.update, compute_uv=False)
     rank = int(np.count_nonzero(spectrum > spectrum[0] * max(len(left), len(right)) * np.finfo(np.float32).eps))
-    small, _ = truncate(Factors(kept.update, np.eye(len(kept.update))), max(1, rank))
-    return Factors(small.a @ right.T, left @ small.b), kept
+    small, _ = truncate(Factors(state.update, np.eye(len(state.update))), max(1, rank))
+    return Factors(small.a @ right.T, left @ small.b), state
 
 
 RULE = Rule(
@@ -147,6 +147,6 @@ RULE = Rule(
     summary="each update projected away from those merged before",
     source="OPCM, arXiv 2501.09522",
     base="required",
-    options=(Parameter("share_of_spectrum", 0.5, "share of the merged spectrum that is protected", 0.0, 1.0),),
+    options=(Parameter("share_of_spectrum", 0.5, "fraction of the merged spectrum that is protected", 0.0, 1.0),),
     symmetric=False,
 )

@@ -20,7 +20,7 @@ _STEPS = np.arange(BLOCK, dtype=np.uint64) * np.uint64(_GOLDEN)
 
 
 def mask_key(seed: int, name: str, model: int) -> int:
-    """64 bits that depend on the seed, the tensor's name and the model's index and on nothing else."""
+    """Derive a 64-bit key from the seed, the tensor's name and the model's index alone."""
     digest = hashlib.blake2b(f"{seed}\x00{model}\x00{name}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little")
 
@@ -49,7 +49,7 @@ def bernoulli_mask(key: int, start: int, stop: int, threshold: int) -> NDArray[n
 
 
 def _fill_random(key: int, start: int, out: NDArray[np.uint64], scratch: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """Fill ``out``, a block at most, with the random numbers from ``start`` on."""
+    """Fill ``out`` (a block at most) with the random numbers from ``start`` on."""
     spare = scratch[: len(out)]
     np.add(_STEPS[: len(out)], np.uint64(((start + 1) * _GOLDEN + key) % 2**64), out=out)
     for shift, factor in _MIXING:
@@ -61,5 +61,5 @@ def _fill_random(key: int, start: int, out: NDArray[np.uint64], scratch: NDArray
 
 
 def mask_threshold(probability: float) -> int:
-    """An entry is kept when its draw is below this: probability 1 keeps all, 0 none."""
+    """Return the threshold of :func:`bernoulli_mask` for a probability: 1 keeps all entries, 0 none."""
     return round(probability * 2.0**53)

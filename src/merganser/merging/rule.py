@@ -14,12 +14,12 @@ Value = float | int | bool | str
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number, a switch or a word that a rule takes.
+    """A parameter of a rule: a number, a boolean or one of several words.
 
     Attributes:
         name: as in the rule's function and in ``merge.yaml``.
-        default: its value when none is given.
-        help: one line.
+        default: value when none is given.
+        help: description in one line.
         low, high: limits of a number, both allowed.
         choices: the words allowed, for a word.
     """
@@ -32,11 +32,11 @@ class Parameter:
     choices: tuple[str, ...] = ()
 
     def check(self, value: Any, where: str) -> Value:
-        """``value`` in the parameter's type.
+        """Check a value and convert it to the parameter's type.
 
         Args:
             value: from a file or a command line that was already read into YAML types.
-            where: the key, for the message.
+            where: the key, for messages.
 
         Raises:
             InputError: wrong type, or outside the limits.
@@ -47,7 +47,7 @@ class Parameter:
             return str(value)
         if isinstance(self.default, bool):
             if not isinstance(value, bool):
-                raise InputError(f"{where} is {value!r}.", "It is a switch: true or false.")
+                raise InputError(f"{where} is {value!r}.", "Use true or false.")
             return value
         number = _number(value, where)
         if not self.low <= number <= self.high:
@@ -85,10 +85,10 @@ SEED = Parameter("seed", 0, "seed of the random masks")
 
 
 class WrongInput(InputError):
-    """An input that a rule cannot take.
+    """An input that a rule cannot merge.
 
     Args:
-        index: which one, counting the models, then their fishers.
+        index: of the input, counting the models, then their Fishers.
         what: the problem, worded to follow the name of a tensor.
         remedy: what to do about it.
     """
@@ -103,16 +103,16 @@ class Rule:
     """A merging rule.
 
     Attributes:
-        name: as typed.
+        name: as in recipes and on the command line.
         function: the pure function: ``function(models, base=None, **parameters)``.
         summary: one line for ``merganser merge --list``.
-        source: paper.
+        source: the paper.
         base: whether a base model is needed.
         min_models, max_models: how many models besides the base.
         per_model: parameters with one value per model; the function takes them under ``argument(name)``.
         options: parameters with one value.
-        prepare: from the inputs of one tensor to a plan (thresholds, coefficients); ``None``, or a plan that is
-            ``None``: the rule needs the tensor whole and ``function`` is called on it.
+        prepare: computes the plan of one tensor (thresholds, coefficients) from its inputs. Where it is ``None`` or
+            returns ``None``, the rule needs the whole tensor and ``function`` is called on it.
         apply: ``apply(models, base, plan, start)`` on a slice that begins at element ``start``.
         extra: name of a second tensor per model that the rule needs (Fisher information).
         symmetric: the order of the models does not change the result (beyond rounding).
@@ -137,7 +137,11 @@ class Rule:
     linear: bool = False
 
     def parameter(self, name: str, where: str) -> Parameter:
-        """The parameter called ``name``.
+        """Look a parameter up by its name.
+
+        Args:
+            name: of the parameter.
+            where: the key, for messages.
 
         Raises:
             InputError: the rule takes no such parameter.
@@ -151,32 +155,32 @@ class Rule:
         return known[name]
 
     def arguments(self, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Keyword arguments of ``function`` and ``prepare``: ``weight`` becomes ``weights``."""
+        """Map parameters to keyword arguments of ``function`` and ``prepare``: ``weight`` becomes ``weights``."""
         plural = {parameter.name: argument(parameter.name) for parameter in self.per_model}
         return {plural.get(name, name): value for name, value in values.items()}
 
 
 def argument(name: str) -> str:
-    """Name of the function's argument for a per-model parameter: ``weight`` -> ``weights``."""
+    """Return the name of the function's argument for a per-model parameter: ``weight`` -> ``weights``."""
     return "weights" if name == "weight" else name
 
 
 def check_count(name: str, count: int, low: int, high: int | None = None) -> None:
-    """Refuse a number of models that a rule cannot take.
+    """Refuse a number of models that a rule cannot merge.
 
     Raises:
         InputError: too few or too many.
     """
     if count < low or (high is not None and count > high):
-        wanted = f"exactly {low}" if high == low else f"at least {low}" if high is None else f"{low} to {high}"
-        raise InputError(f"The rule {name} got {count} model(s).", f"It takes {wanted}, besides the base.")
+        accepted = f"exactly {low}" if high == low else f"at least {low}" if high is None else f"{low} to {high}"
+        raise InputError(f"The rule {name} got {count} model(s).", f"It needs {accepted}, besides the base.")
 
 
-def sum_of(weights: Sequence[float]) -> float:
-    """The sum of the weights, rounded once.
+def sum_weights(weights: Sequence[float]) -> float:
+    """Sum the weights, rounded once.
 
     Raises:
-        InputError: it is larger than a number can be.
+        InputError: the sum overflows.
     """
     try:
         return math.fsum(weights)
@@ -186,18 +190,18 @@ def sum_of(weights: Sequence[float]) -> float:
         ) from error
 
 
-def checked_weights(weights: Sequence[float], normalize: bool, always: bool = False) -> None:
+def check_weights(weights: Sequence[float], normalize: bool, always: bool = False) -> None:
     """Refuse weights that cannot be normalised.
 
     Args:
         weights: one per model.
-        normalize: whether they are to be.
-        always: the rule cannot do without.
+        normalize: whether they are to be normalised.
+        always: the rule always normalises, so the remedy does not suggest ``normalize: false``.
 
     Raises:
         InputError: they sum to (almost) zero, or to no finite number.
     """
-    if normalize and abs(sum_of(weights)) < 1e-8:
+    if normalize and abs(sum_weights(weights)) < 1e-8:
         raise InputError(
             f"The weights {', '.join(f'{weight:g}' for weight in weights)} sum to zero and cannot be normalised.",
             "Change them." if always else "Change them, or set normalize: false.",

@@ -47,7 +47,7 @@ RULES: dict[str, Rule] = {
 }
 
 
-def rule_named(name: str) -> Rule:
+def get_rule(name: str) -> Rule:
     """Look a rule up by its name.
 
     Raises:

@@ -12,15 +12,15 @@ from merganser.merging.trim import ALL, count_kept, top_k_threshold
 
 
 def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
-    """``theta_0 + sum_{i agrees} e_i tau_i / sum_{i agrees} e_i`` over the entries of largest variance.
+    """Compute ``theta_0 + sum_{i agrees} e_i tau_i / sum_{i agrees} e_i`` over the entries of largest variance.
 
     Source: Wan et al. 2024, FuseChat, arXiv 2408.07990 (SCE). Select: of the entries whose variance over the models is
-    not zero, the ``round(select * count)`` of largest variance, ties in the order of the index; the others keep the
-    base.
+    not zero, the ``round(select * count)`` of largest variance are selected, ties in the order of the index; the
+    others keep the base.
     Calculate: ``e_i`` is the mean square of the selected update of model i, over their sum. Erase: an entry of a model
     counts where its sign is that of the sum over models (zero counts as positive).
-    Weights: none. Agrees with mergekit's ``sce`` (``select_topk``) to rounding, except that mergekit cuts the fraction
-    of the count off and breaks ties arbitrarily.
+    Weights: none. Agrees with mergekit's ``sce`` (``select_topk``) to rounding, except that mergekit truncates the
+    count to an integer and breaks ties arbitrarily.
 
     Args:
         models: tensors of equal shape.
@@ -55,11 +55,11 @@ def sce(models: Sequence[Array], base: Array, *, select: float = 1.0) -> Array:
         [float(np.mean(np.square(update, dtype=np.float64))) if update.size else 0.0 for update in updates]
     )
     total = energy.sum()
-    shares = np.full(len(updates), 1.0 / len(updates)) if total < 1e-6 else energy / total
+    energy_fractions = np.full(len(updates), 1.0 / len(updates)) if total < 1e-6 else energy / total
     positive = sum(updates[1:], updates[0]) >= 0
     merged = np.zeros_like(flat)
     divisor = np.zeros_like(flat)
-    for update, weight in zip(updates, shares, strict=True):
+    for update, weight in zip(updates, energy_fractions, strict=True):
         agree = np.where(positive, update > 0, update < 0)
         merged += np.where(agree, update * flat.dtype.type(weight), 0)
         divisor += np.where(agree, flat.dtype.type(weight), 0)

@@ -7,19 +7,19 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merganser.merging.combine import Combination, combine, gram, in_slices
+from merganser.merging.combine import Combination, apply_in_slices, combine, gram_matrix
 from merganser.merging.rule import Parameter, Rule, check_count
 from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, like
 
 COLLINEAR = 0.9995
-"""From this absolute cosine on the arc is a line within rounding, and the interpolation is linear."""
+"""Absolute cosine above which the interpolation is linear: the arc equals the line within rounding."""
 
 
 def slerp(models: Sequence[Array], *, t: float = 0.5) -> Array:
-    """``sin((1-t) a) / sin(a) theta_1 + sin(t a) / sin(a) theta_2``, a the angle between the two tensors as vectors.
+    """Compute ``sin((1-t) a) / sin(a) theta_1 + sin(t a) / sin(a) theta_2``; a: the angle between the flat tensors.
 
     Source: Shoemake 1985, Animating rotation with quaternion curves, applied per tensor.
-    Weights: none; ``t`` = 0 gives the first model, 1 the second. Norms are interpolated along, not made equal.
+    Weights: none; ``t`` = 0 gives the first model, 1 the second. Norms are interpolated, too, not equalised.
     For (anti)parallel tensors (cosine beyond ±0.9995, or a zero tensor) the interpolation is linear.
     Agrees with mergekit's ``slerp`` to rounding, whose ``base_model`` is the first model here.
 
@@ -35,15 +35,15 @@ def slerp(models: Sequence[Array], *, t: float = 0.5) -> Array:
     """
     arrays, _ = as_arrays(models)
     plan = prepare(ArrayInputs(arrays, None), t=t)
-    return like(in_slices(arrays, None, combine, plan), models[0])
+    return like(apply_in_slices(arrays, None, combine, plan), models[0])
 
 
 def prepare(inputs: Inputs, *, t: float = 0.5) -> Combination:
-    """Plan of :func:`slerp` for one tensor: two coefficients from the angle."""
+    """Plan :func:`slerp` for one tensor: two coefficients from the angle."""
     check_count("slerp", inputs.models, 2, 2)
-    products = gram(inputs, of_updates=False)
+    products = gram_matrix(inputs, of_updates=False)
     norms = math.sqrt(products[0, 0]) * math.sqrt(products[1, 1])
-    # A vector of norm zero has no direction; what is left of the formula is the line.
+    # A vector of norm zero has no direction: interpolate linearly.
     cosine = products[0, 1] / norms if norms > 1e-16 else 1.0
     if abs(cosine) > COLLINEAR:
         return Combination(np.array([1.0 - t, t]), deltas=False)

@@ -8,9 +8,9 @@ from dataclasses import replace
 
 import numpy as np
 
-from merganser.merging.combine import Combination, combine, in_slices
-from merganser.merging.rule import NORMALIZE, SCALE, WEIGHT, Rule, checked_weights
-from merganser.merging.tensors import Array, Inputs, as_arrays, like, per_model
+from merganser.merging.combine import Combination, apply_in_slices, combine
+from merganser.merging.rule import NORMALIZE, SCALE, WEIGHT, Rule, check_weights
+from merganser.merging.tensors import Array, Inputs, as_arrays, like, numbers_per_model
 
 
 def task_arithmetic(
@@ -21,12 +21,12 @@ def task_arithmetic(
     normalize: bool = False,
     scale: float = 1.0,
 ) -> Array:
-    """``theta_0 + scale * sum_i w_i (theta_i - theta_0)``, the weights divided by their sum when ``normalize``.
+    """Compute ``theta_0 + scale * sum_i w_i (theta_i - theta_0)``; ``normalize`` divides the weights by their sum.
 
     Source: Ilharco et al. 2023, Editing models with task arithmetic, arXiv 2212.04089, where all weights are one and
     ``scale`` (lambda) is chosen on development data.
-    Weights: not normalised by default; negative ones forget a task.
-    Agrees with mergekit's ``task_arithmetic`` to rounding (mergekit computes in the type of the checkpoint, here fp32).
+    Weights: not normalised by default; a negative weight subtracts a task.
+    Agrees with mergekit's ``task_arithmetic`` to rounding (mergekit computes in the checkpoint's type, this in fp32).
 
     Args:
         models: tensors of equal shape, any floating type.
@@ -42,14 +42,14 @@ def task_arithmetic(
         InputError: shapes differ, or weights that sum to zero are to be normalised.
     """
     arrays, base_array = as_arrays(models, base)
-    plan = coefficients(len(arrays), weights, normalize, scale)
-    return like(in_slices(arrays, base_array, combine, plan), models[0])
+    plan = prepare_coefficients(len(arrays), weights, normalize, scale)
+    return like(apply_in_slices(arrays, base_array, combine, plan), models[0])
 
 
-def coefficients(count: int, weights: float | Sequence[float], normalize: bool, scale: float) -> Combination:
-    """The coefficients of the updates."""
-    numbers = per_model(weights, count, "weight")
-    checked_weights(numbers, normalize)
+def prepare_coefficients(count: int, weights: float | Sequence[float], normalize: bool, scale: float) -> Combination:
+    """Plan the weighted sum of ``count`` updates."""
+    numbers = numbers_per_model(weights, count, "weight")
+    check_weights(numbers, normalize)
     factor = scale / math.fsum(numbers) if normalize else scale
     return Combination(np.array([number * factor for number in numbers]), deltas=True)
 
@@ -57,8 +57,8 @@ def coefficients(count: int, weights: float | Sequence[float], normalize: bool, 
 def prepare(
     inputs: Inputs, *, weights: float | Sequence[float] = 1.0, normalize: bool = False, scale: float = 1.0
 ) -> Combination:
-    """Plan of :func:`task_arithmetic` for one tensor."""
-    return coefficients(inputs.models, weights, normalize, scale)
+    """Plan :func:`task_arithmetic` for one tensor."""
+    return prepare_coefficients(inputs.models, weights, normalize, scale)
 
 
 RULE = Rule(

@@ -1,12 +1,11 @@
-"""Shared by every rule: arrays in, arrays out, arithmetic in float32 or wider, one rounding at the end.
+"""Inputs and results of every rule: arithmetic in float32 or wider, rounded once at the end.
 
-A rule is written for numpy arrays. Torch tensors are taken as views of their memory and the result comes back as a
-torch tensor of the first model's type, on its device; torch is imported only for torch tensors.
+Rules work on numpy arrays. Torch tensors are viewed as arrays where possible, and the result is converted to a torch
+tensor of the first model's type, on its device; torch is imported only for torch tensors.
 
-A tensor is never needed whole by the rules that can be cut into slices: they read it through :class:`Inputs`, in memory
-here, from files in a merge of checkpoints. Sums over a tensor are taken over blocks of :data:`BLOCK`
-elements in double precision and added in order, so that they depend neither on the length of a slice nor on the number
-of threads.
+Most rules read a tensor slice by slice through :class:`Inputs`: from memory here, from files in a merge of
+checkpoints. Sums over a tensor are computed over blocks of :data:`BLOCK` elements in double precision and added in
+order, so that they depend neither on the length of a slice nor on the number of threads.
 """
 
 from __future__ import annotations
@@ -27,17 +26,17 @@ Array = Any
 Function = TypeVar("Function")
 
 BLOCK = 65_536
-"""Elements per partial sum, and per slice of the plain numpy path: small enough for the cache of one core."""
+"""Elements per partial sum, and per slice of the numpy path: small enough for the cache of one core."""
 
 
 class Inputs(Protocol):
-    """The inputs of one tensor of a merge, readable in slices as often as wanted.
+    """The inputs of one tensor of a merge, readable in slices any number of times.
 
     Attributes:
         name: the tensor's name; random masks depend on it.
-        shape: its shape; ``size`` is the number of its elements.
-        models: how many models there are (without the base).
-        work: the type of the arithmetic, ``float32`` or ``float64``.
+        shape: of the tensor; ``size`` is the number of its elements.
+        models: number of models, without the base.
+        work: type of the arithmetic, ``float32`` or ``float64``.
     """
 
     name: str
@@ -47,7 +46,7 @@ class Inputs(Protocol):
     work: np.dtype[Any]
 
     def read(self, start: int, stop: int) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-        """Elements ``start`` to ``stop`` of every model and of the base (``None`` without one), in the work type.
+        """Read elements ``start`` to ``stop`` of every model and of the base (``None`` without one), in the work type.
 
         The arrays may be reused by the next call.
         """
@@ -67,20 +66,24 @@ class ArrayInputs:
         self._base = None if base is None else base.reshape(-1)
 
     def read(self, start: int, stop: int) -> tuple[list[NDArray[Any]], NDArray[Any] | None]:
-        """See :class:`Inputs`."""
+        """Return views of the arrays, see :meth:`Inputs.read`."""
         base = None if self._base is None else self._base[start:stop]
         return [model[start:stop] for model in self._models], base
 
 
-def blocks(inputs: Inputs) -> Iterator[tuple[int, list[NDArray[Any]], NDArray[Any] | None]]:
-    """The tensor in slices of :data:`BLOCK` elements: where each begins, the models, the base."""
+def iterate_blocks(inputs: Inputs) -> Iterator[tuple[int, list[NDArray[Any]], NDArray[Any] | None]]:
+    """Iterate over slices of :data:`BLOCK` elements: start index, models, base."""
     for start in range(0, inputs.size, BLOCK):
         models, base = inputs.read(start, min(start + BLOCK, inputs.size))
         yield start, models, base
 
 
 def to_work(value: Array) -> NDArray[Any]:
-    """A numpy view or copy of ``value`` in ``float32`` (``float64`` stays as it is)."""
+    """Convert to a numpy array in ``float32``, or in ``float64`` if ``value`` is; a view where possible.
+
+    Raises:
+        InputError: the type is not floating-point.
+    """
     if isinstance(value, np.ndarray):
         array = value
     elif type(value).__module__.split(".")[0] == "torch":
@@ -100,7 +103,7 @@ def to_work(value: Array) -> NDArray[Any]:
 
 
 def like(result: NDArray[Any], model: Array) -> Array:
-    """``result`` in the shape, the type (and, for torch, on the device) of ``model``: the one rounding of a merge."""
+    """Convert a result to the shape, type and (torch) device of ``model``: the one rounding of a merge."""
     result = result.reshape(np.shape(model))
     if isinstance(model, np.ndarray):
         return result.astype(model.dtype, copy=False)
@@ -120,25 +123,30 @@ def as_arrays(models: Sequence[Array], base: Array | None = None) -> tuple[list[
     if len(models) == 0:
         raise InputError("There is no model to merge.", "Pass at least one.")
     arrays = [to_work(model) for model in models]
-    everything = arrays if base is None else [*arrays, to_work(base)]
-    shape = everything[0].shape
-    for index, array in enumerate(everything[1:], start=1):
+    tensors = arrays if base is None else [*arrays, to_work(base)]
+    shape = tensors[0].shape
+    for index, array in enumerate(tensors[1:], start=1):
         if array.shape != shape:
-            who = "The base" if base is not None and index == len(arrays) else f"Model {index + 1}"
+            owner = "The base" if base is not None and index == len(arrays) else f"Model {index + 1}"
             raise InputError(
-                f"{who} has shape {list(array.shape)}, the first model {list(shape)}.",
+                f"{owner} has shape {list(array.shape)}, the first model {list(shape)}.",
                 "Only tensors of equal shape can be merged.",
             )
-    work = np.float64 if any(array.dtype == np.float64 for array in everything) else np.float32
-    # A scalar becomes a vector of one, which rules can index; :func:`like` makes it a scalar again.
-    everything = [np.ascontiguousarray(array, dtype=work) for array in everything]
+    work = np.float64 if any(array.dtype == np.float64 for array in tensors) else np.float32
+    # A scalar becomes a vector of length 1, which rules can index; :func:`like` reshapes it to a scalar.
+    tensors = [np.ascontiguousarray(array, dtype=work) for array in tensors]
     if base is None:
-        return everything, None
-    return everything[:-1], everything[-1]
+        return tensors, None
+    return tensors[:-1], tensors[-1]
 
 
-def per_model(values: float | Sequence[float], count: int, what: str) -> list[float]:
-    """One number per model from a number (the same for all) or a sequence.
+def numbers_per_model(values: float | Sequence[float], count: int, what: str) -> list[float]:
+    """Expand a number (the same for all models) or check a sequence of one per model.
+
+    Args:
+        values: a number, or one per model.
+        count: number of models.
+        what: name of the parameter, for messages.
 
     Raises:
         InputError: the length of the sequence is not the number of models, or a value is not finite.
@@ -156,9 +164,13 @@ def per_model(values: float | Sequence[float], count: int, what: str) -> list[fl
 
 
 def fractions_per_model(values: float | Sequence[float], count: int, what: str) -> list[float]:
-    """Like :func:`per_model`, for fractions between 0 and 1."""
-    numbers = per_model(values, count, what)
+    """Check fractions between 0 and 1 as :func:`numbers_per_model` checks numbers.
+
+    Raises:
+        InputError: as in :func:`numbers_per_model`, or a value outside [0, 1].
+    """
+    numbers = numbers_per_model(values, count, what)
     for number in numbers:
         if not 0.0 <= number <= 1.0:
-            raise InputError(f"{what} is {number:g}.", "It is a fraction of the entries: between 0 and 1.")
+            raise InputError(f"{what} is {number:g}.", "Use a fraction between 0 and 1.")
     return numbers

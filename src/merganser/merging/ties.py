@@ -1,4 +1,4 @@
-"""TIES: trim the updates, elect signs, add what agrees."""
+"""TIES: trim the updates, elect signs, average the entries that agree."""
 
 from __future__ import annotations
 
@@ -6,10 +6,18 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from merganser.merging.combine import in_slices
+from merganser.merging.combine import apply_in_slices
 from merganser.merging.elect import Election, Sparsity, elect
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, WEIGHT, Rule
-from merganser.merging.tensors import Array, ArrayInputs, Inputs, as_arrays, fractions_per_model, like, per_model
+from merganser.merging.tensors import (
+    Array,
+    ArrayInputs,
+    Inputs,
+    as_arrays,
+    fractions_per_model,
+    like,
+    numbers_per_model,
+)
 from merganser.merging.trim import count_kept, top_k_thresholds
 
 
@@ -22,7 +30,7 @@ def ties(
     normalize: bool = True,
     scale: float = 1.0,
 ) -> Array:
-    """``theta_0 + scale * sum_{i agrees} w_i trim(tau_i) / sum_{i agrees} w_i``, entry by entry.
+    """Compute ``theta_0 + scale * sum_{i agrees} w_i trim(tau_i) / sum_{i agrees} w_i``, entry by entry.
 
     Source: Yadav et al. 2023, TIES-Merging, arXiv 2306.01708, algorithm 1. ``trim`` keeps the ``round(density * n)``
     largest magnitudes of each tensor, ties in the order of the index; an update agrees where its sign is that of
@@ -30,8 +38,7 @@ def ties(
     Weights: act before the election; the divisor is the sum of the weights that agree (``normalize``) or one.
     Agrees with mergekit's ``ties`` to rounding, except that mergekit keeps ``int(density * n)`` (at least one) and
     breaks ties arbitrarily. PEFT's ``ties`` elects signs before weighting and divides by the number of updates that
-    agree, so weights .5/.5 give half of this result and 2/1 something else. fusion_bench trims over the whole model at
-    once.
+    agree, so that weights .5/.5 give half of this result. fusion_bench trims over the whole model.
 
     Args:
         models: tensors of equal shape.
@@ -49,7 +56,7 @@ def ties(
     """
     arrays, base_array = as_arrays(models, base)
     plan = prepare(ArrayInputs(arrays, base_array), weights=weights, density=density, normalize=normalize, scale=scale)
-    return like(in_slices(arrays, base_array, elect, plan), models[0])
+    return like(apply_in_slices(arrays, base_array, elect, plan), models[0])
 
 
 def prepare(
@@ -60,11 +67,11 @@ def prepare(
     normalize: bool = True,
     scale: float = 1.0,
 ) -> Election:
-    """Plan of :func:`ties` for one tensor: the top-k thresholds."""
+    """Plan :func:`ties` for one tensor: the top-k thresholds."""
     densities = fractions_per_model(density, inputs.models, "density")
     thresholds = top_k_thresholds(inputs, [(i, count_kept(d, inputs.size)) for i, d in enumerate(densities)])
     return Election(
-        weights=np.array(per_model(weights, inputs.models, "weight")),
+        weights=np.array(numbers_per_model(weights, inputs.models, "weight")),
         sparsity=tuple(Sparsity(threshold=threshold) for threshold in thresholds),
         elect=True,
         normalize=normalize,
@@ -75,7 +82,7 @@ def prepare(
 RULE = Rule(
     name="ties",
     function=ties,
-    summary="trim small entries, elect signs, average what agrees",
+    summary="trim small entries, elect signs, average the entries that agree",
     source="TIES-Merging, arXiv 2306.01708",
     base="required",
     per_model=(WEIGHT, DENSITY),

@@ -1,4 +1,4 @@
-"""AimMerging's merge: a step along the trajectory of the task, and one along the trajectory of its rehearsal.
+"""AimMerging's merge: weighted updates of the steps on the new task and of the rehearsal steps.
 
 Source: Feng et al., "AIMMerging", EMNLP 2025 (arXiv 2509.17348).
 """
@@ -18,8 +18,7 @@ def merge_two_phases(
 
     .. math:: \theta \leftarrow \theta_0 + w_{new} (\theta_k - \theta_0) + w_{old} (\theta_m - \theta_k)
 
-    The weights are merged as they are stored; for LoRA this merges the factors A and B each on its own, which is valid
-    here because both updates lie on one trajectory.
+    For LoRA this merges the factors A and B separately, which is valid because both updates are on one trajectory.
 
     Args:
         current: overwritten with the merged weights.
@@ -33,6 +32,6 @@ def merge_two_phases(
     Raises:
         ValueError: names or shapes differ.
     """
-    # The same sum, ordered by weights instead of by differences, so that nothing is allocated:
+    # The same sum with coefficients per model instead of per difference, so that nothing is allocated:
     # (1 - w_new) theta_0 + (w_new - w_old) theta_k + w_old theta_m.
     return current.combine_(weight_old, [(weight_new - weight_old, after_new), (1.0 - weight_new, start)])

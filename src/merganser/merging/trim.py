@@ -1,9 +1,9 @@
 """Top-k trimming: keep exactly the k largest magnitudes of an update.
 
-That needs one number per tensor, the smallest magnitude kept, and, as several entries may have it, the index up to
-which those are kept: a :class:`TopKThreshold`. :func:`top_k_thresholds` finds both without sorting and without holding
-the tensor: a sample brackets the magnitude, one pass counts what lies above and collects what lies inside. Where the
-bracket misses, two histograms of the bits of the magnitude decide: slower, with the same result.
+A :class:`TopKThreshold` is the smallest magnitude kept and, as several entries may have it, the index up to which those
+are kept. :func:`top_k_thresholds` finds both without sorting and without holding the tensor: a sample brackets the
+magnitude, and one pass counts the entries above the bracket and collects those inside. Where the bracket misses, the
+threshold is found from two histograms of the magnitudes' bits: slower, with the same result.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 SMALL = 4 * BLOCK
-"""Up to this many elements the magnitudes of one tensor are held and partitioned."""
+"""Elements up to which a tensor's magnitudes are held in memory and partitioned."""
 
 _SAMPLE_RUNS, _SAMPLE_RUN = 48, 4096
 _MOST_RUNS = 16 * _SAMPLE_RUNS
@@ -29,7 +29,7 @@ _MARGIN = 0.01
 _CANDIDATES = 0.10
 
 MAX_COLLECTED = 1 << 23
-"""Entries that one pass may collect over all of its brackets, of 12 bytes each, however large the tensor."""
+"""Entries (of 12 bytes) that one pass may collect over all of its brackets, for a tensor of any size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class TopKThreshold:
     index: int
 
     def kept(self, magnitudes: NDArray[Any], start: int) -> NDArray[np.bool_]:
-        """Which entries of a slice that begins at element ``start`` are kept. NaN counts as the largest magnitude."""
+        """Mark the kept entries of a slice that begins at element ``start``; NaN counts as the largest magnitude."""
         limit = magnitudes.dtype.type(self.magnitude)
         keep = ~(magnitudes <= limit)
         ties = min(max(self.index - start, 0), len(magnitudes))
@@ -54,26 +54,30 @@ NONE = TopKThreshold(np.inf, 0)
 
 
 def count_kept(density: float, size: int) -> int:
-    """Entries that a density keeps: ``round(density * size)`` (mergekit and PEFT cut the fraction off)."""
+    """Return how many entries a density keeps: ``round(density * size)`` (mergekit and PEFT round down)."""
     return round(density * size)
 
 
 def update_magnitudes(inputs: Inputs, model: int, start: int, stop: int) -> NDArray[Any]:
-    """``|theta_i - theta_0|`` over a slice."""
+    """Compute ``|theta_i - theta_0|`` over a slice; ``|theta_i|`` without a base."""
     models, base = inputs.read(start, stop)
     delta = models[model] if base is None else models[model] - base
     return np.abs(delta)
 
 
-def top_k_thresholds(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[TopKThreshold]:
+def top_k_thresholds(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> list[TopKThreshold]:
     """Find, for each ``(model, k)``, the threshold that keeps exactly the k largest magnitudes of the model's update.
 
     Entries of equal magnitude are kept in the order of their index. The update is the difference from the base, or the
     model itself where there is no base.
+
+    Args:
+        inputs: the tensor of every model.
+        requests: index of a model, and k.
     """
     thresholds: dict[int, TopKThreshold] = {}
     searched: list[int] = []
-    for index, (_, k) in enumerate(wanted):
+    for index, (_, k) in enumerate(requests):
         if k >= inputs.size:
             thresholds[index] = ALL
         elif k <= 0:
@@ -82,15 +86,15 @@ def top_k_thresholds(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[
             searched.append(index)
     if searched and (inputs.size <= SMALL or inputs.work == np.float64):
         for index in searched:
-            model, k = wanted[index]
+            model, k = requests[index]
             thresholds[index] = _by_partition(update_magnitudes(inputs, model, 0, inputs.size), k)
     elif searched:
-        scans = _sampled_brackets(inputs, [wanted[index] for index in searched])
+        scans = _sampled_brackets(inputs, [requests[index] for index in searched])
         limit = min(int(_CANDIDATES * inputs.size), MAX_COLLECTED // len(scans))
         _scan(inputs, scans, limit)
         for index, scan in zip(searched, scans, strict=True):
-            thresholds[index] = _from_scan(inputs, scan) or _by_histogram(inputs, scan.model, scan.k)
-    return [thresholds[index] for index in range(len(wanted))]
+            thresholds[index] = _scanned_threshold(inputs, scan) or _by_histogram(inputs, scan.model, scan.k)
+    return [thresholds[index] for index in range(len(requests))]
 
 
 def top_k_threshold(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
@@ -111,7 +115,7 @@ def _by_partition(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
 
 @dataclass
 class _BracketScan:
-    """One pass over an update: how much lies above a bracket of magnitudes, and what lies inside."""
+    """The result of one pass over an update: entries above a bracket of magnitudes, and entries inside it."""
 
     model: int
     k: int
@@ -125,14 +129,14 @@ class _BracketScan:
     collected: int = 0
 
 
-def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list[_BracketScan]:
-    """Magnitudes that probably enclose the k-th largest, and the likeliest one: from runs spread over the tensor."""
-    margin = min(_MARGIN, 0.4 * MAX_COLLECTED / (len(wanted) * inputs.size))
-    # A narrow bracket is hit as surely when it comes from more samples, in proportion to the square.
+def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> list[_BracketScan]:
+    """Estimate, from runs spread over the tensor, a bracket of the k-th largest magnitude and its likeliest value."""
+    margin = min(_MARGIN, 0.4 * MAX_COLLECTED / (len(requests) * inputs.size))
+    # For the same probability of a hit, a narrower bracket needs quadratically more samples.
     runs = min(math.ceil(_SAMPLE_RUNS * (_MARGIN / margin) ** 2), _MOST_RUNS, inputs.size // _SAMPLE_RUN)
     stride = inputs.size // runs
     length = runs * _SAMPLE_RUN
-    samples = {model: np.empty(length, np.float32) for model, _ in wanted}
+    samples = {model: np.empty(length, np.float32) for model, _ in requests}
     for index in range(runs):
         models, base = inputs.read(index * stride, index * stride + _SAMPLE_RUN)
         for model, sample in samples.items():
@@ -141,10 +145,10 @@ def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list
     for sample in samples.values():
         sample.sort()
     brackets = []
-    for model, k in wanted:
+    for model, k in requests:
         position = (1.0 - k / inputs.size) * (length - 1)
-        places = (position - margin * length, position, position + margin * length)
-        low, middle, high = (float(samples[model][int(min(max(place, 0), length - 1))]) for place in places)
+        positions = (position - margin * length, position, position + margin * length)
+        low, middle, high = (float(samples[model][int(min(max(index, 0), length - 1))]) for index in positions)
         brackets.append(_BracketScan(model, k, low, middle, high))
     return brackets
 
@@ -152,7 +156,7 @@ def _sampled_brackets(inputs: Inputs, wanted: Sequence[tuple[int, int]]) -> list
 def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
     """Fill the brackets in one pass over the tensor, per block, in order; none collects more than ``limit`` entries."""
     for scan in scans:
-        # Only the part that is filled takes memory.
+        # Pages of these arrays take memory only once they are written.
         scan.values, scan.indices = np.empty(limit, np.float32), np.empty(limit, np.int64)
     fast = getattr(inputs, "scan_slice", None)
     step = _step(inputs)
@@ -174,7 +178,7 @@ def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
 
 
 def _step(inputs: Inputs) -> int:
-    """Elements read together: what the inputs prefer, or a block."""
+    """Return the number of elements read together: the inputs' own step, or a block."""
     return int(getattr(inputs, "step", BLOCK))
 
 
@@ -188,8 +192,8 @@ def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: An
     scan.collected = end
 
 
-def _from_scan(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | None:
-    """The threshold, where the bracket holds it and little enough lay inside; ``None`` otherwise."""
+def _scanned_threshold(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | None:
+    """Find the threshold in a scan; ``None`` if it is outside the bracket or too many entries were inside."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)
     if scan.collected > len(scan.values) or not 0 < need <= scan.collected + middle:
@@ -203,18 +207,18 @@ def _from_scan(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | None:
         need -= higher + middle
         keep = values < scan.middle
         values, indices = values[keep], indices[keep]
-    return TopKThreshold(*_within(values, indices, need))
+    return TopKThreshold(*_collected_threshold(values, indices, need))
 
 
-def _within(values: NDArray[Any], indices: NDArray[np.int64], need: int) -> tuple[float, int]:
-    """Magnitude and index at which the ``need`` largest of the collected values end."""
+def _collected_threshold(values: NDArray[Any], indices: NDArray[np.int64], need: int) -> tuple[float, int]:
+    """Return the magnitude and the index at which the ``need`` largest of the collected values end."""
     magnitude = np.partition(values, len(values) - need)[len(values) - need]
     ties = need - int(np.count_nonzero(values > magnitude))
     return float(magnitude), int(indices[values == magnitude][ties - 1]) + 1
 
 
 def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_block: list[int]) -> int:
-    """Index just behind the ``ties``-th entry of exactly this magnitude, counted per block beforehand."""
+    """Return the index behind the ``ties``-th entry of exactly this magnitude, from counts per block."""
     step = _step(inputs)
     for block, count in enumerate(per_block):
         if ties <= count:
@@ -226,15 +230,15 @@ def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_b
 
 
 def _by_histogram(inputs: Inputs, model: int, k: int) -> TopKThreshold:
-    """Find the threshold from two histograms of the bits of the magnitude: three passes, whatever the values.
+    """Find the threshold from two histograms of the magnitudes' bits, in three passes.
 
-    The bits of non-negative floats order like the floats. NaN lies above infinity and is kept first.
+    The bits of non-negative floats are ordered as the floats are. NaN is above infinity and is kept first.
     """
     upper = _histogram(inputs, model, None)
-    high, taken = _bin_of(upper, k)
+    high, higher = _find_bin(upper, k)
     lower = _histogram(inputs, model, high)
-    low, more = _bin_of(lower, k - taken)
-    ties = k - taken - more
+    low, more = _find_bin(lower, k - higher)
+    ties = k - higher - more
     magnitude = float(np.array([high << 16 | low], dtype=np.uint32).view(np.float32)[0])
     if np.isnan(magnitude):
         return TopKThreshold(np.inf, 0)
@@ -247,7 +251,7 @@ def _by_histogram(inputs: Inputs, model: int, k: int) -> TopKThreshold:
 
 
 def _histogram(inputs: Inputs, model: int, upper: int | None) -> NDArray[np.int64]:
-    """Counts of the upper 16 bits of the magnitudes, or of the lower 16 among those whose upper bits are ``upper``."""
+    """Count the upper 16 bits of the magnitudes, or the lower 16 among those whose upper bits are ``upper``."""
     counts = np.zeros(1 << 16, dtype=np.int64)
     for start in range(0, inputs.size, BLOCK):
         bits = update_magnitudes(inputs, model, start, min(start + BLOCK, inputs.size)).view(np.uint32)
@@ -259,8 +263,8 @@ def _histogram(inputs: Inputs, model: int, upper: int | None) -> NDArray[np.int6
     return counts
 
 
-def _bin_of(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
-    """The bin that holds the k-th entry from the top, and how many lie in higher bins."""
+def _find_bin(counts: NDArray[np.int64], k: int) -> tuple[int, int]:
+    """Return the bin that holds the k-th entry from the top, and the number of entries in higher bins."""
     from_top = np.cumsum(counts[::-1])
-    place = int(np.searchsorted(from_top, k))
-    return len(counts) - 1 - place, int(from_top[place] - counts[len(counts) - 1 - place])
+    index = int(np.searchsorted(from_top, k))
+    return len(counts) - 1 - index, int(from_top[index] - counts[len(counts) - 1 - index])

@@ -125,7 +125,7 @@ class Opcm(Method[OpcmOptions]):
         import numpy as np
         import torch
 
-        from merganser.merging.adapters import Factors, inner, truncate
+        from merganser.merging.adapters import Factors, inner_product, truncate
         from merganser.merging.opcm import fold_factors
 
         own = Factors(a.detach().float().cpu().numpy().astype(np.float64), b.detach().float().cpu().numpy())
@@ -140,8 +140,8 @@ class Opcm(Method[OpcmOptions]):
             a.zero_()[: deployed.rank].copy_(torch.from_numpy(deployed.a))
             b.zero_()[:, : deployed.rank].copy_(torch.from_numpy(deployed.b))
         if old is None:
-            return (inner(own, own), 0.0, 0.0), error
-        return (inner(own, own), inner(old, old), inner(own, old)), error
+            return (inner_product(own, own), 0.0, 0.0), error
+        return (inner_product(own, own), inner_product(old, old), inner_product(own, old)), error
 
     def save(self, folder: Path) -> None:
         from merganser.files.atomic import write_json

@@ -1,9 +1,9 @@
-"""Checkpoints in the middle of a task: when they are written, what they hold, and how training resumes from one.
+"""Checkpoints within a task: when they are written, their content, and resuming from one.
 
-After a step nothing is pending: gradients are zero, the accumulated batches are used up. So the weights, the optimizer,
-the schedule, the random generators, the records and the state of the method are all there is. The order of the data is
-a function of seed and epoch (:class:`~merganser.training.data.EpochOrder`), and ``Trainer`` skips the batches of the
-epoch that were seen.
+Checkpoints are written between optimizer steps, when gradients are zero and no accumulated batch is pending. So the
+state consists of the weights, the optimizer, the schedule, the random generators, the records and the state of the
+method. The order of the data is a function of seed and epoch (:class:`~merganser.training.data.EpochOrder`), and
+``Trainer`` skips the batches of the epoch that were read.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from merganser.training.determinism import derive_seed, random_state, set_random
 from merganser.training.options import TrainingOptions
 from merganser.training.records import TaskRecords
 from merganser.training.state import Resumable, TaskState
-from merganser.weights import Weights, local, shared_like
+from merganser.weights import Weights, local_shard, to_dtensor_like
 
 
 class RestoredState(TrainerCallback):
-    """A checkpoint that training resumes from, and what it is restored into.
+    """Restores a checkpoint when training resumes from it.
 
     Args:
-        checkpoint: as it was read.
+        checkpoint: the checkpoint to restore.
         parts: as in :class:`TaskCheckpoints`.
         records: of the task.
     """
@@ -52,7 +52,7 @@ class RestoredState(TrainerCallback):
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        """Restore the state of the method and of everything else that holds some."""
+        """Restore the state of the method and of all other parts."""
         for name, part in self.parts.items():
             part.load_task_state(TaskState(self.checkpoint.values["parts"][name], self._tensors(f"parts.{name}.")))
 
@@ -70,26 +70,26 @@ class RestoredState(TrainerCallback):
     def restore_random(self) -> None:
         """Restore the states of the random generators.
 
-        Where another number of processes wrote them, the generators of dropout are seeded anew in ranks above 0.
+        If another number of processes wrote them, ranks above 0 seed their dropout generators anew.
         """
         same = self.checkpoint.same_processes
-        own = self.checkpoint.process_values[processes.rank() if same else 0]
-        set_random_state(own["random"], self._tensors("random."))
+        rank_state = self.checkpoint.process_values[processes.rank() if same else 0]
+        set_random_state(rank_state["random"], self._tensors("random."))
         if not same and not processes.is_main():
             seed = torch.initial_seed() & 0xFFFFFFFF
             torch.manual_seed(derive_seed(seed, "process", processes.rank(), self.checkpoint.step))
 
 
 class TaskCheckpoints(TrainerCallback):
-    """Writes checkpoints of a task; the last of a trainer's callbacks.
+    """Writes checkpoints of a task; must be the last of a trainer's callbacks.
 
     Args:
-        folder: where they are written.
-        options: ``checkpoint_steps`` and ``checkpoint_minutes`` set how often; there is always one after the last step,
-            which needs no optimizer.
-        parts: name -> what holds state in the middle of a task besides the trainer: the method, and others.
+        folder: the folder of the checkpoints.
+        options: ``checkpoint_steps`` and ``checkpoint_minutes`` set the interval; one is always written after the last
+            step, without the optimizer.
+        parts: name -> object with state within a task besides the trainer, such as the method.
         records: of the task; they are a part of every checkpoint.
-        found: the checkpoint to resume from.
+        resume_from: the checkpoint to resume from; ``None``: start at the first step.
     """
 
     def __init__(
@@ -98,27 +98,27 @@ class TaskCheckpoints(TrainerCallback):
         options: TrainingOptions,
         parts: Mapping[str, Resumable],
         records: TaskRecords,
-        found: Checkpoint | None = None,
+        resume_from: Checkpoint | None = None,
     ) -> None:
         self.folder = folder
         self.every_steps = options.checkpoint_steps
         self.every_minutes = options.checkpoint_minutes
         self.records = records
         self.parts = {"records": records, **parts}
-        self.found = found
+        self.resume_from = resume_from
         self._began = self._written = 0.0
 
     def begin(self) -> RestoredState | None:
         """Start the clock; returns the state to resume from, if there is a checkpoint."""
         self._began = time.perf_counter()
-        if self.found is None:
+        if self.resume_from is None:
             return None
-        self._began -= self.found.values["seconds"]
-        return RestoredState(self.found, self.parts, self.records)
+        self._began -= self.resume_from.values["seconds"]
+        return RestoredState(self.resume_from, self.parts, self.records)
 
     @property
     def seconds(self) -> float:
-        """Wall-clock seconds of training, with those before an interruption up to the checkpoint."""
+        """Wall-clock seconds of training, including those of an interrupted run up to the checkpoint."""
         return time.perf_counter() - self._began
 
     def on_train_begin(
@@ -127,7 +127,7 @@ class TaskCheckpoints(TrainerCallback):
         self._written = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
-        # What other callbacks do at the end of an epoch belongs to the steps before; the checkpoint comes after it.
+        # Other callbacks may act at the end of an epoch; the checkpoint is written after them.
         ends_epoch = state.epoch is not None and float(state.epoch).is_integer()
         if not ends_epoch and state.global_step < state.max_steps and self._is_due(state.global_step):
             self._write(state, kwargs)
@@ -156,36 +156,36 @@ class TaskCheckpoints(TrainerCallback):
             tensors |= {f"optimizer.{name}": moment for name, moment in moments.items()}
         values["parts"] = {}
         for name, part in self.parts.items():
-            held = part.task_state()
-            values["parts"][name] = held.values
-            tensors |= {f"parts.{name}.{key}": tensor for key, tensor in held.tensors.items()}
+            part_state = part.task_state()
+            values["parts"][name] = part_state.values
+            tensors |= {f"parts.{name}.{key}": tensor for key, tensor in part_state.tensors.items()}
         values["seconds"] = self.seconds
-        # Processes that hold the same weights differ in dropout alone, and in how many examples they read.
-        own: dict[str, Any] = {"examples_seen": self.records.examples_seen}
-        own["random"], generators = random_state()
+        # Processes with full weights differ only in their random state and in the number of examples read.
+        rank_state: dict[str, Any] = {"examples_seen": self.records.examples_seen}
+        rank_state["random"], generators = random_state()
         if processes.rank() > 0 and not processes.uses_fsdp():
             tensors = {}
         tensors |= {f"random.{name}": generator for name, generator in generators.items()}
         text, step, folder = json.dumps(asdict(state)), state.global_step, self.folder
         with folder.unfinished(step):
             processes.on_main(lambda: folder.begin(step))
-            processes.run_collectively(lambda: folder.add(step, own, tensors))
+            processes.run_collectively(lambda: folder.add(step, rank_state, tensors))
             processes.on_main(lambda: folder.finish(step, values, text))
         self._written = time.perf_counter()
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return an optimizer's state as plain values (groups, and what is not a tensor) and tensors named ``number.key``.
+    """Split an optimizer's state into plain values and tensors named ``number.key``.
 
-    Of sharded moments, those of this process.
+    Sharded moments are returned as this process's shards.
     """
     state = optimizer.state_dict()
     plain: dict[str, dict[str, Any]] = {}
     tensors = {}
-    for number, held in state["state"].items():
-        for key, value in held.items():
+    for number, moments in state["state"].items():
+        for key, value in moments.items():
             if isinstance(value, Tensor):
-                tensors[f"{number}.{key}"] = local(value)
+                tensors[f"{number}.{key}"] = local_shard(value)
             else:
                 plain.setdefault(str(number), {})[key] = value
     return {"groups": state["param_groups"], "plain": plain}, tensors
@@ -193,13 +193,13 @@ def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def load_optimizer_state(optimizer: Any, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
     """Restore what :func:`optimizer_state` returned."""
-    state: dict[int, dict[str, Any]] = {int(number): dict(held) for number, held in values["plain"].items()}
+    state: dict[int, dict[str, Any]] = {int(number): dict(moments) for number, moments in values["plain"].items()}
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     for name, tensor in tensors.items():
         number, key = name.split(".", 1)
         parameter = parameters[int(number)]
-        shaped = tensor.shape == local(parameter).shape  # the number of a step is a scalar, and never sharded
-        state.setdefault(int(number), {})[key] = shared_like(tensor, parameter) if shaped else tensor
+        shaped = tensor.shape == local_shard(parameter).shape  # the step count is a scalar, and never sharded
+        state.setdefault(int(number), {})[key] = to_dtensor_like(tensor, parameter) if shaped else tensor
     groups = []
     for group, current in zip(values["groups"], optimizer.state_dict()["param_groups"], strict=True):
         # JSON has no tuples.

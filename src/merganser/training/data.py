@@ -1,4 +1,4 @@
-"""The training examples of one task: as a dataset, and in which order they are read."""
+"""The training examples of one task as a dataset, and their order."""
 
 from __future__ import annotations
 
@@ -58,14 +58,14 @@ class EpochOrder(torch.utils.data.Sampler[int]):
         return iter(get_length_grouped_indices(self.lengths, self.batch, generator=generator))
 
 
-def ignoring_padding(collate: Collator) -> Collator:
-    """``collate``, with the labels of padding examples ignored by the loss."""
+def ignore_padding(collate: Collator) -> Collator:
+    """Wrap a collator so that the loss ignores the labels of padding examples."""
 
-    def collated(features: list[Any]) -> dict[str, Any]:
+    def collate_ignoring(features: list[Any]) -> dict[str, Any]:
         batch = dict(collate(features))
         for row, feature in enumerate(features):
             if feature.get("is_padding"):
                 batch["labels"][row] = IGNORE_INDEX
         return batch
 
-    return collated
+    return collate_ignoring

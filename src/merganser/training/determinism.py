@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 def derive_seed(seed: int, *path: str | int) -> int:
     """Return a 32-bit seed for one purpose, from the run's seed and the purpose's name: ``derive_seed(7, "task", 3)``.
 
-    Independent of Python's hash randomisation, of the number of processes and of what was drawn before.
+    It is independent of Python's hash randomisation, of the number of processes and of earlier random draws.
     """
     words = [seed & 0xFFFFFFFF] + [zlib.crc32(str(part).encode()) for part in path]
     return int(np.random.SeedSequence(words).generate_state(1)[0])

@@ -1,8 +1,8 @@
 r"""Data-parallel training (DDP, FSDP2) with the result of one process.
 
 The mean loss of a batch of :math:`n` loss items (label tokens, or examples) is split: rank :math:`k` of :math:`K` reads
-its part, whose mean over :math:`n_k` items is :math:`L_k`, and takes :math:`K \frac{n_k}{n} L_k` as its loss. The mean
-over the ranks, which data parallelism takes of gradients, is then the gradient of the whole batch.
+its part, whose mean over :math:`n_k` items is :math:`L_k`, and uses :math:`K \frac{n_k}{n} L_k` as its loss. Data
+parallelism averages gradients over the ranks, which gives the gradient of the whole batch.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class LocalBatch:
     """This rank's part of a batch.
 
     Attributes:
-        batch: its examples, collated.
+        batch: the collated examples.
         weight: factor on its mean loss, with which the mean over the ranks is the loss of the whole batch.
     """
 
@@ -38,15 +38,16 @@ class LocalBatch:
     def of(
         cls, examples: Sequence[Any], collate: Callable[[list[Any]], Mapping[str, Any]], shifted: bool = False
     ) -> LocalBatch:
-        """Return this rank's part of a batch that is the same list of examples on every rank.
+        """Collate this rank's part of a batch that is the same list of examples on every rank.
 
         Args:
+            examples: of the whole batch.
             collate: makes a batch of a list of examples.
             shifted: see :func:`num_loss_items`.
         """
         part, counts = processes.local_part(examples)
         batch = collate(part)
-        return cls(batch, weight_of(num_loss_items(batch, shifted) if counts else 0))
+        return cls(batch, loss_weight(num_loss_items(batch, shifted) if counts else 0))
 
     def mean(self, loss: float) -> float:
         """Return the loss of the whole batch, from the mean loss of this part; the same bits on every rank."""
@@ -61,11 +62,11 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
     """
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
-        return rows(batch)
+        return num_examples(batch)
     return int(((labels[:, 1:] if shifted else labels) != IGNORE_INDEX).sum())
 
 
-def rows(batch: Mapping[str, Any]) -> int:
+def num_examples(batch: Mapping[str, Any]) -> int:
     """Return the number of examples in a batch."""
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
@@ -78,12 +79,12 @@ def shifts_labels(model: nn.Module) -> bool:
     return decoder_only and getattr(base, "loss_type", None) == "ForCausalLM"
 
 
-def weight_of(items: int) -> float:
+def loss_weight(items: int) -> float:
     """Return the weight of a mean over ``items`` items of this rank, see :class:`LocalBatch`."""
     if processes.world_size() == 1:
         return 1.0
-    everywhere = processes.all_reduce_sum([items])[0]
-    return processes.world_size() * items / everywhere if everywhere else 0.0
+    total = processes.all_reduce_sum([items])[0]
+    return processes.world_size() * items / total if total else 0.0
 
 
 def mean_over_processes(value: float) -> float:
@@ -108,7 +109,7 @@ def average_gradients(model: nn.Module) -> None:
 class LocalBatches(torch.utils.data.Sampler[list[int]]):
     """This rank's part of every batch of an order that is the same on every rank.
 
-    Where a batch has fewer examples than there are ranks, some get the index :math:`-1 - i`: example :math:`i` as
+    If a batch has fewer examples than there are ranks, some ranks get the index :math:`-1 - i`: example :math:`i` as
     padding, which does not count in the loss.
 
     Args:
@@ -148,7 +149,7 @@ def check_batch_for_processes(batch: int) -> None:
 
 @contextlib.contextmanager
 def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
-    """Return the module to train: ``module`` itself, or a sharded copy where the launcher asks for FSDP.
+    """Provide the module to train: ``module`` itself, or a sharded copy if the launcher asks for FSDP.
 
     The full weights are gathered into the module at the end of the block, so that all code outside of training sees an
     ordinary module on every rank. On a CUDA device the module is offloaded to the processor meanwhile.

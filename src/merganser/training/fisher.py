@@ -1,4 +1,4 @@
-"""Diagonal Fisher information: how much the model's answers to a task depend on each of its weights."""
+"""Diagonal Fisher information: the sensitivity of the model's answers on a task to each weight."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from merganser.training.rehearsal import Collator, model_loss, to_device
 from merganser.weights import Weights
 
 FisherKind = Literal["empirical", "true"]
-"""Whose answers the gradients are taken for: the data's (empirical), or ones drawn from the model (true)."""
+"""Source of the labels: the data (empirical), or samples from the model (true)."""
 
 
 def diagonal_fisher(
@@ -38,7 +38,7 @@ def diagonal_fisher(
 
     One backward pass takes ``batch`` examples. With 1 the mean of squared gradients is exact. With more, the squared
     gradient of a batch's mean loss replaces it, times ``batch``: the same in expectation where the mean gradient
-    is zero, as it is after training, and ``batch`` times cheaper.
+    is zero, as after training, and ``batch`` times cheaper.
 
     Args:
         module: ``module(**batch)`` gives ``loss``, for the true Fisher also ``logits``.

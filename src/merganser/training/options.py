@@ -64,7 +64,7 @@ class TrainingOptions(StrictOptions):
 
     @property
     def takes_checkpoints(self) -> bool:
-        """Whether an interrupted task can resume in its middle."""
+        """Whether an interrupted task can resume from a step within it."""
         return self.checkpoint_steps is not None or self.checkpoint_minutes is not None
 
     @model_validator(mode="after")
@@ -75,10 +75,10 @@ class TrainingOptions(StrictOptions):
 
 
 def check_batch(key: str, size: int | None, default: int, memory_examples: int) -> int:
-    """Size of a batch drawn from the memory.
+    """Resolve the size of a batch drawn from the memory, and check it.
 
     Args:
-        key: where the size is configured, for the message.
+        key: of the size in the configuration, for messages.
         size: the configured size, or ``None`` for ``default`` or the whole memory, whichever is smaller.
         memory_examples: size of the memory, at least 1.
 
@@ -88,11 +88,11 @@ def check_batch(key: str, size: int | None, default: int, memory_examples: int) 
     if size is None:
         return min(default, memory_examples)
     if size < 1:
-        raise InputError(f"{key} is {size}; it counts examples.", f"Use at least 1, or leave {key} out.")
+        raise InputError(f"{key} is {size} examples.", f"Use at least 1, or omit {key}.")
     if size > memory_examples:
         raise InputError(
             f"{key} is {size}, but the memory holds {memory_examples} examples.",
-            f"Use at most {memory_examples}, leave {key} out, or keep more (memory.share, memory.number, "
+            f"Use at most {memory_examples}, omit {key}, or keep more (memory.share, memory.number, "
             "memory.minimum_per_label).",
         )
     return size

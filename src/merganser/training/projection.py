@@ -1,7 +1,7 @@
-"""Gradient projection: training that keeps the outputs of every layer for earlier inputs.
+"""Gradient projection: training that preserves every layer's outputs for inputs of earlier tasks.
 
-A layer ``y = W x`` gives the same outputs for all inputs within a subspace when W changes only orthogonally to it. The
-subspace of a task's inputs is found layer by layer from a sample of them.
+The outputs of a layer ``y = W x`` for inputs within a subspace stay the same if W changes only orthogonally to it. The
+subspace of a task's inputs is estimated layer by layer from a sample of them.
 
 Source: Saha et al. 2021, Gradient Projection Memory for Continual Learning (GPM), arXiv 2103.09762.
 """
@@ -24,14 +24,14 @@ def trained_layers(module: nn.Module) -> dict[str, nn.Module]:
     """Map each trainable matrix to the layer that multiplies by it; with LoRA each factor is such a layer."""
     from transformers.pytorch_utils import Conv1D
 
-    found = {}
+    layers = {}
     for name, weight in module.named_parameters():
         path, _, last = name.rpartition(".")
         if weight.requires_grad and last == "weight":
             layer = module.get_submodule(path)
             if isinstance(layer, nn.Linear | Conv1D):
-                found[name] = layer
-    return found
+                layers[name] = layer
+    return layers
 
 
 def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
@@ -49,17 +49,17 @@ def extend_basis(basis: Tensor | None, inputs: Tensor, energy: float) -> Tensor:
         width x directions, in single precision.
     """
     rows = inputs.double()
-    wanted = energy * float(rows.square().sum())
+    required = energy * float(rows.square().sum())
     old = rows.new_zeros(rows.shape[1], 0) if basis is None else basis.to(rows)
-    rest = rows - (rows @ old) @ old.T
-    held = float(rows.square().sum() - rest.square().sum())
-    _, spectrum, directions = torch.linalg.svd(rest, full_matrices=False)
-    reached = held + spectrum.square().cumsum(0)
-    number = 0 if held >= wanted else min(int((reached < wanted).sum()) + 1, rows.shape[1] - old.shape[1])
+    residual = rows - (rows @ old) @ old.T
+    covered = float(rows.square().sum() - residual.square().sum())
+    _, spectrum, directions = torch.linalg.svd(residual, full_matrices=False)
+    reached = covered + spectrum.square().cumsum(0)
+    number = 0 if covered >= required else min(int((reached < required).sum()) + 1, rows.shape[1] - old.shape[1])
     # Directions of rounding noise are left out.
     number = min(number, int((spectrum > spectrum.amax() * 1e-7).sum()))
     extended, _ = torch.linalg.qr(torch.cat([old, directions[:number].T], 1))
-    # In the memory layout that a file is read with: the rounding of a product depends on it.
+    # In the memory layout of tensors read from files: the rounding of a product depends on it.
     return extended.float().contiguous()
 
 
@@ -76,23 +76,26 @@ def extend_bases(
 
     Args:
         module: the model after the task.
-        bases: name of the matrix -> basis, so far.
+        bases: name of the matrix -> its basis so far.
         features: tokenised examples of the task, the sample.
         collate: turns a list of them into a batch.
         energy: see :func:`extend_basis`.
         batch: examples per forward pass.
+
+    Returns:
+        Name of the matrix -> extended basis (width x directions).
     """
     device = next(module.parameters()).device
-    read: dict[str, list[Tensor]] = {}
+    layer_inputs: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
 
-    def reader(name: str) -> Any:
+    def make_hook(name: str) -> Any:
         def read_inputs(layer: nn.Module, arguments: tuple[Tensor, ...]) -> None:
-            read.setdefault(name, []).append(_rows(arguments[0].detach(), masks).float())
+            layer_inputs.setdefault(name, []).append(_rows(arguments[0].detach(), masks).float())
 
         return read_inputs
 
-    hooks = [layer.register_forward_pre_hook(reader(name)) for name, layer in trained_layers(module).items()]
+    hooks = [layer.register_forward_pre_hook(make_hook(name)) for name, layer in trained_layers(module).items()]
     try:
         with eval_mode(module), torch.no_grad():
             for start in range(0, len(features), batch):
@@ -102,18 +105,18 @@ def extend_bases(
     finally:
         for hook in hooks:
             hook.remove()
-    return {name: extend_basis(bases.get(name), torch.cat(rows), energy) for name, rows in read.items()}
+    return {name: extend_basis(bases.get(name), torch.cat(rows), energy) for name, rows in layer_inputs.items()}
 
 
 def _masks(inputs: Mapping[str, Any]) -> list[Tensor]:
-    """Return where a batch's inputs and its answers are not padding (examples x positions)."""
-    found = [inputs["attention_mask"].bool()] if "attention_mask" in inputs else []
+    """Return masks of a batch's inputs and answers: true where not padding (examples x positions)."""
+    masks = [inputs["attention_mask"].bool()] if "attention_mask" in inputs else []
     labels = inputs.get("labels")
-    return [*found, labels != IGNORE_INDEX] if labels is not None and labels.ndim == 2 else found
+    return [*masks, labels != IGNORE_INDEX] if labels is not None and labels.ndim == 2 else masks
 
 
 def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
-    """Return a layer's inputs as rows, of several positions those that some mask of that shape keeps."""
+    """Flatten a layer's inputs to rows (rows x width), without positions that no mask of their shape keeps."""
     fitting = [mask for mask in masks if mask.shape == inputs.shape[:-1]]
     if fitting:
         return inputs[torch.stack(fitting).any(0)]
@@ -121,20 +124,20 @@ def _rows(inputs: Tensor, masks: Sequence[Tensor]) -> Tensor:
 
 
 class GradientProjection(TrainerCallback):
-    """Keeps a task's weights orthogonal to the inputs of earlier tasks for its first steps.
+    """Projects weight changes orthogonal to inputs of earlier tasks during a task's first steps.
 
-    Gradients are projected before the optimizer step. AdamW divides entry by entry and so leaves the subspace again:
-    after its step the change since the task's start is projected, too. Weights without a basis (biases, norms,
-    embeddings) are frozen: every input uses them.
+    Gradients are projected before the optimizer step. AdamW divides entry by entry and so leaves the subspace;
+    after its step the change since the start of the task is projected, too. Weights without a basis (biases, norms,
+    embeddings) are frozen, because every input uses them.
 
     Args:
-        module: the model at the task's start.
+        module: the model at the start of the task.
         bases: name of a matrix -> orthonormal basis of its inputs (width x directions).
-        steps: number of projected optimizer steps; then training is free.
+        steps: number of projected optimizer steps; later steps are unconstrained.
 
     Attributes:
         weights: the trainable weights, sharing their memory.
-        reached: the weights when the projection ended; ``None`` before.
+        reached: the weights when the projection ended; ``None`` before that.
     """
 
     def __init__(self, module: nn.Module, bases: Mapping[str, Tensor], steps: int) -> None:

@@ -1,4 +1,4 @@
-"""What is recorded of a task while it is trained; shared by the trainer, the method, checkpoints and the live view."""
+"""Records of a task while it is trained; shared by the trainer, the method, checkpoints and the live view."""
 
 from __future__ import annotations
 
@@ -36,26 +36,26 @@ class TaskRecords:
     examples_seen: int = 0
 
     def reset(self) -> None:
-        """Start over; lists that were handed out stay as they are."""
+        """Clear the records; lists that were returned before keep their content."""
         self.signals, self.merges, self.cost, self.examples_seen = [], [], CostRecord(), 0
 
     def signal(self, step: int) -> SignalRecord:
-        """Return the record of the step that was taken last, for a callback to complete.
+        """Return the record of the last step, for a callback to complete.
 
-        It is a new one in a trainer that does not record losses, such as a stock ``transformers.Trainer``.
+        A trainer that does not record losses, such as a stock ``transformers.Trainer``, has none: it is added then.
         """
         if not self.signals or self.signals[-1].step != step:
             self.signals.append(SignalRecord(step=step))
         return self.signals[-1]
 
     def add_merge(self, record: MergeRecord) -> None:
-        """Append to the ledger of this task, and tell the listener."""
+        """Append a merge to the records of this task, and notify the listener."""
         self.merges.append(record)
         self.listener(Merged(**{item.name: getattr(record, item.name) for item in dataclasses.fields(Merged)}))
 
     @contextlib.contextmanager
     def timed(self, part: str) -> Iterator[None]:
-        """Add the time inside to a part of the cost, such as ``merging_seconds``."""
+        """Add the seconds spent inside to a field of the cost, such as ``merging_seconds``."""
         started = time.perf_counter()
         try:
             yield

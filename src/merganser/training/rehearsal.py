@@ -1,6 +1,6 @@
 """Batches from the rehearsal memory, and their two uses: probing and rehearsing.
 
-The examples of a batch are a function of the seed and of a counter alone: a run that was interrupted, or that runs with
+The examples of a batch are a function of the seed and of a counter alone: a resumed run, or one with
 another number of processes, draws the same batches.
 """
 
@@ -23,7 +23,7 @@ LossFunction = Callable[[nn.Module, Mapping[str, Any]], Tensor]
 
 
 class Dataset(Protocol):
-    """Anything with a length that can be indexed: a list, a ``datasets.Dataset``, a ``torch`` map-style dataset."""
+    """A map-style dataset: a list, a ``datasets.Dataset``, a ``torch.utils.data.Dataset`` with a length."""
 
     def __len__(self) -> int: ...
 
@@ -31,7 +31,7 @@ class Dataset(Protocol):
 
 
 class MemoryBatches:
-    """Endless batches from a small dataset.
+    """Random access to an endless sequence of batches from a small dataset.
 
     Args:
         dataset: tokenised examples.

@@ -1,4 +1,4 @@
-"""The state of a task in its middle, for checkpoints."""
+"""State of the parts of a training within a task, for checkpoints."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ class TaskState:
 
 
 class Resumable(Protocol):
-    """Has state between two steps of a task; restored, it continues bit for bit."""
+    """An object whose state between two steps can be saved; restored, it continues bit for bit."""
 
     def task_state(self) -> TaskState:
-        """Its state now, besides what it receives when a task begins."""
+        """Return the current state, without what is passed in when a task begins."""
         ...
 
     def load_task_state(self, state: TaskState) -> None:
-        """Restore what :meth:`task_state` returned; called when training has begun (``on_train_begin``)."""
+        """Restore what :meth:`task_state` returned; called in ``on_train_begin``."""
         ...

@@ -1,4 +1,4 @@
-"""One task's optimisation, on ``transformers.Trainer``."""
+"""Training of one task on ``transformers.Trainer``."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from merganser.models.library_output import silence_libraries
 from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
 from merganser.training.checkpoint import RestoredState, TaskCheckpoints
-from merganser.training.data import EpochOrder, FeatureList, ignoring_padding
+from merganser.training.data import EpochOrder, FeatureList, ignore_padding
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     LocalBatches,
     mean_over_processes,
+    num_examples,
     num_loss_items,
-    rows,
     sharded_as_launched,
     shifts_labels,
 )
@@ -38,16 +38,16 @@ from merganser.training.rehearsal import without_cache
 Penalty = Callable[[nn.Module, int, Mapping[str, Any], Mapping[str, Any]], Tensor]
 """``penalty(model, step, inputs, outputs)``: a term added to the loss of every batch.
 
-``step`` counts optimizer steps from 0; ``inputs`` is the batch and ``outputs`` what the model returned for it.
+``step`` counts optimizer steps from 0; ``inputs`` is the batch and ``outputs`` the model's output for it.
 """
 
 
 class Trainable(Protocol):
-    """What is trained; a :class:`~merganser.models.base.Backbone` is one.
+    """A model to train, such as a :class:`~merganser.models.base.Backbone`.
 
     Attributes:
         module: its ``forward(**batch)`` returns a mapping with ``loss``.
-        precision: ``fp32`` or ``bf16`` (autocast; the weights themselves stay as they are).
+        precision: ``fp32`` or ``bf16`` (autocast; the weights keep their type).
     """
 
     @property
@@ -63,7 +63,7 @@ class Trainable(Protocol):
 
 @dataclass(frozen=True)
 class TaskHooks:
-    """What a method does while a task is trained.
+    """Hooks of a method into the training of a task.
 
     Attributes:
         callbacks: in the order in which they are called.
@@ -76,13 +76,13 @@ class TaskHooks:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What training one task took.
+    """Steps, examples and time of training one task.
 
     Attributes:
         steps: optimizer steps taken.
         examples: examples trained on, counted once per pass.
-        seconds: wall-clock seconds in the training loop, callbacks included; of a task that was interrupted, those up
-            to the checkpoint it resumed from, too.
+        seconds: wall-clock seconds in the training loop, callbacks included; for a resumed task, including those up to
+            the checkpoint.
     """
 
     steps: int
@@ -109,8 +109,8 @@ class TaskTrainer(Trainer):
         self.penalty = penalty
         self._accumulated = 0.0
         self._batches = 0
-        # Whether a model's loss uses a number of items cannot be told from its signature (T5 takes one and ignores
-        # it): it returns the mean over the batch it is given, and the weights of parts are applied here.
+        # A model's signature does not show whether its loss uses the number of items (T5 takes one and ignores
+        # it): models return the mean over their batch, and the weights of parts are applied here.
         self.model_accepts_loss_kwargs = False
         self._shifted = shifts_labels(self.model)
 
@@ -129,7 +129,7 @@ class TaskTrainer(Trainer):
         return torch.utils.data.DataLoader(
             self.train_dataset,
             batch_sampler=LocalBatches(order, self.batch),
-            collate_fn=ignoring_padding(self.data_collator),
+            collate_fn=ignore_padding(self.data_collator),
             pin_memory=self.args.dataloader_pin_memory,
         )
 
@@ -143,11 +143,11 @@ class TaskTrainer(Trainer):
         self, model: nn.Module, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         items = num_loss_items(inputs, self._shifted)
-        if items == 0 and "labels" in inputs:  # only a padding example, and the mean over no label is not a number
+        if items == 0 and "labels" in inputs:  # only a padding example: the mean over no label would be NaN
             inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
-        wanted = return_outputs or self.penalty is not None
-        result = super().compute_loss(model, inputs, wanted)
-        loss, outputs = result if wanted else (result, {})
+        needs_outputs = return_outputs or self.penalty is not None
+        result = super().compute_loss(model, inputs, needs_outputs)
+        loss, outputs = result if needs_outputs else (result, {})
         # The Trainer divides by the number of accumulated batches, and gradients are averaged over the ranks.
         parts = processes.world_size() * self.current_gradient_accumulation_steps
         loss = (parts * items / num_items_in_batch if num_items_in_batch else 0.0) * loss
@@ -156,7 +156,7 @@ class TaskTrainer(Trainer):
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.records.examples_seen += rows(inputs) if num_loss_items(inputs) else 0
+        self.records.examples_seen += num_examples(inputs) if num_loss_items(inputs) else 0
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = mean_over_processes(float(loss))
         if not math.isfinite(value):
@@ -164,7 +164,7 @@ class TaskTrainer(Trainer):
                 RunError(
                     f"The training loss of task '{self.records.task}' became {value} at step "
                     f"{self.state.global_step + 1}.",
-                    "Nothing of this task was kept; the run is as it was. Try a lower training.learning_rate, more "
+                    "Nothing of this task was saved; the run is unchanged. Try a lower training.learning_rate, more "
                     "training.warmup or precision: fp32.",
                 )
             )
@@ -201,7 +201,7 @@ class ResumedTrainer(TaskTrainer):
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
         if self.state.global_step >= self.state.max_steps:
-            # Resumed after the last step: the loop of Trainer would take one more.
+            # Resumed after the last step: Trainer's loop would take one more.
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
@@ -241,7 +241,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=model_device().type == "cuda",
-        # Every trained weight takes part in every forward pass, and buffers are the same on every rank.
+        # Every forward pass uses every trained weight, and buffers are the same on every rank.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
         # A sharded model reduces its gradients after every backward pass: it has no room for full ones.
@@ -270,7 +270,7 @@ def train_task(
         seed: decides the order of the data and, with the rank of the process, dropout; nothing else does.
         records: filled while training, so that callbacks can read them.
         hooks: what a method does during the task.
-        checkpoints: writes checkpoints, and has the one to resume from.
+        checkpoints: writes checkpoints, and holds the one to resume from.
 
     Raises:
         RunError: the loss is not finite, or the disk is full.
@@ -290,7 +290,7 @@ def train_task(
             args=training_arguments(options, folder=folder, precision=model.precision, seed=seed),
             train_dataset=FeatureList(features),
             data_collator=model.collate,
-            callbacks=[*hooks.callbacks, *(each for each in (restored, checkpoints) if each is not None)],
+            callbacks=[*hooks.callbacks, *(callback for callback in (restored, checkpoints) if callback is not None)],
             batch=options.batch,
             records=records,
             penalty=hooks.penalty,

@@ -47,5 +47,5 @@ def beside(weights: Weights, like: Weights) -> Weights:
     """
     from merganser.weights import Weights
 
-    pairs = zip(like.items(), like.matched(weights), strict=True)
+    pairs = zip(like.items(), like.aligned_tensors(weights), strict=True)
     return Weights({name: tensor.to(own.device) for (name, own), tensor in pairs})

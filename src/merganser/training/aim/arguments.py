@@ -1,4 +1,4 @@
-"""Checks of AimMerging's arguments before any work, and what it takes from the trainer's data loader."""
+"""Check AimMerging's arguments, and read examples and collator from the trainer's data loader."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
 
 
 def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hashable]) -> None:
-    """Raise InputError where the memory is empty or smaller than a batch, or groups are not one per example."""
+    """Raise InputError if the memory is empty or smaller than a batch, or if there is not one group per example."""
     if len(memory) == 0:
         raise InputError("The rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
     for name, size in (("batch", config.batch), ("probe_batch", config.probe_batch)):
@@ -41,7 +41,7 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
 
 
 def check_sharding(model: nn.Module) -> None:
-    """Raise InputError where weights are sharded but look like full ones: signals and merges would be wrong.
+    """Raise InputError for sharded weights that look like full ones: signals and merges would be wrong.
 
     FSDP version 2 is supported: its shards are distributed tensors.
     """
@@ -54,39 +54,39 @@ def check_sharding(model: nn.Module) -> None:
 
 
 def new_examples(loader: Any, needed: bool) -> Dataset | None:
-    """Return the training examples of a data loader; ``None`` if they are a stream, which cannot be indexed.
+    """Return the training dataset of a data loader; ``None`` if it is a stream, which cannot be indexed.
 
     Args:
-        needed: whether examples must be indexed.
+        needed: whether the examples must support indexing.
 
     Raises:
-        InputError: they must be, and are a stream.
+        InputError: they must, and the dataset is a stream.
     """
     dataset: Dataset = loader.dataset
     if hasattr(dataset, "__len__") and not isinstance(dataset, IterableDataset):
         return dataset
     if needed:
         raise InputError(
-            "The training data is a stream, of which no examples can be drawn to measure merges on.",
-            "Give AimMerging(measure_merges=False), or training data that has a length and can be indexed.",
+            "The training data is a stream, from which examples cannot be sampled to measure merges.",
+            "Use AimMerging(measure_merges=False), or training data that has a length and can be indexed.",
         )
     return None
 
 
 def collator_of(loader: Any, memory: Dataset) -> Collator:
-    """Return the collator of a training data loader, given only the columns that the training examples have.
+    """Return the collator of a training data loader, restricted to the columns of the training examples.
 
     Raises:
-        InputError: it cannot make a batch of the memory's examples, which lack some of these columns.
+        InputError: it cannot make a batch of the memory's examples, because they lack columns.
     """
     collate_all: Collator = loader.collate_fn
     new = new_examples(loader, needed=False)
     # A stream may be read only once, so that its columns are taken from its attribute, where it has one.
     example = None if new is None else new[0]
-    known = example if isinstance(example, Mapping) else getattr(loader.dataset, "column_names", None)
-    if known is None:
+    names = example if isinstance(example, Mapping) else getattr(loader.dataset, "column_names", None)
+    if names is None:
         return collate_all
-    columns = set(known)
+    columns = set(names)
 
     def collate(examples: list[Any]) -> Mapping[str, Any]:
         return collate_all([{key: value for key, value in item.items() if key in columns} for item in examples])
@@ -99,7 +99,6 @@ def collator_of(loader: Any, memory: Dataset) -> Collator:
         except Exception as error:
             raise InputError(
                 f"No batch can be made of the memory's examples: they have no {', '.join(sorted(missing))}.",
-                "Give them in the form of the training data as the trainer has it (trainer.train_dataset): tokenised, "
-                "with the same columns.",
+                "Give them in the form of trainer.train_dataset: tokenised, with the same columns.",
             ) from error
     return collate

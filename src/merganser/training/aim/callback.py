@@ -54,13 +54,13 @@ from merganser.weights import Weights
 
 @dataclass(frozen=True)
 class Update:
-    """What a merge makes of two updates.
+    """Measures of the two updates of a merge.
 
     Attributes:
         weight_new, weight_old: their weights.
         norm_new, norm_old: their L2 norms; the second may be infinite or NaN.
         cosine: between them; ``None`` where one is zero or not finite.
-        finite: whether the merged weights are.
+        finite: whether all merged weights are finite.
     """
 
     weight_new: float
@@ -72,7 +72,7 @@ class Update:
 
 
 class AimMerging(TrainerCallback):
-    r"""Merges the model being trained with one that rehearsed old tasks, steered by the training trajectory.
+    r"""Merges updates of the new task with updates of rehearsal, controlled by the training trajectory.
 
     After every optimizer step the loss on a batch of the memory is probed (the forgetting signal) and given to a
     :class:`~merganser.MergeController`. When it decides to merge, the memory is rehearsed for some optimizer steps and
@@ -83,7 +83,7 @@ class AimMerging(TrainerCallback):
 
     Args:
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
-        config: the numbers; :class:`~merganser.training.aim.config.AimConfig` lists them with their defaults.
+        config: settings; :class:`~merganser.training.aim.config.AimConfig` lists them with their defaults.
         collator: turns examples into a batch; default: the one of the training data loader.
         loss: ``loss(model, batch)``; default: the loss the model returns.
         probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
@@ -93,17 +93,17 @@ class AimMerging(TrainerCallback):
         **settings: fields of ``AimConfig`` that replace those of ``config``, as in
             ``AimMerging(memory, threshold_factor=1.5)``.
 
-    One instance serves one task. Where training starts at the first step again, the instance starts over, too.
+    Use one instance per task. If training starts at the first step again, its state is reset.
 
     Attributes:
-        config: the numbers used.
-        controller: takes the decisions.
+        config: the settings in use.
+        controller: decides when and how to merge.
         records: of the task.
 
     Raises:
         InputError: the memory is empty or smaller than a batch, a setting is impossible, or groups are not one per
-            example; when training begins: the memory has not the form of the training data, which is a stream while
-            merges are to be measured on it, or the checkpoint has no state to resume from, or one of other settings.
+            example; when training begins: the memory does not have the form of the training data, the training data is
+            a stream although merges are to be measured, or the checkpoint has no state or one of other settings.
         TypeError: there is no such setting.
         RunError: while training, a loss or the weights are not finite, and not because of a merge.
     """
@@ -151,7 +151,7 @@ class AimMerging(TrainerCallback):
     ) -> None:
         model, loader, config = kwargs["model"], kwargs["train_dataloader"], self.config
         check_sharding(model)
-        if state.global_step == 0:  # a trainer may start over, and another one may start with this instance
+        if state.global_step == 0:  # train() may be called again, or another trainer may use this instance
             self.records.reset()
             self.controller = MergeController(config)
             self._draws = 0
@@ -177,9 +177,9 @@ class AimMerging(TrainerCallback):
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if self.config.checkpoints:
-            held = self.task_state()
-            values = {"callback": held.values, "records": self.records.task_state().values}
-            write_state(checkpoint_folder(args, state), self._identity(state), TaskState(values, held.tensors))
+            task_state = self.task_state()
+            values = {"callback": task_state.values, "records": self.records.task_state().values}
+            write_state(checkpoint_folder(args, state), self._identity(state), TaskState(values, task_state.tensors))
 
     def _identity(self, state: TrainerState) -> Identity:
         """Describe the state for its checks; runs on every rank, since each may hold a shard of the weights."""
@@ -187,7 +187,7 @@ class AimMerging(TrainerCallback):
         return Identity(state.global_step, self._weights.l1(), self._weights.sharded, settings)
 
     def task_state(self) -> TaskState:
-        """Return the state besides the records: decisions, draws, and the weights after the last merge."""
+        """Return the state without the records: controller, rehearsal counter, weights after the last merge."""
         values = {"controller": self.controller.state_dict(), "draws": self._draws}
         return TaskState(values, dict(self._start) | self._fusion.state_tensors())
 
@@ -195,7 +195,7 @@ class AimMerging(TrainerCallback):
         """Restore what :meth:`task_state` returned, with the weights of that step in the model.
 
         Raises:
-            ValueError: the state is not of this model or not of this version.
+            ValueError: the state is of another model or another version.
         """
         self.controller.load_state_dict(state.values["controller"])
         self._draws = int(state.values["draws"])
@@ -245,8 +245,8 @@ class AimMerging(TrainerCallback):
     def on_train_end(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        # Stopped after a step was over, by an evaluation for example: its updates are not merged yet. Weights that the
-        # trainer has restored are not those at the end of these updates.
+        # Stopped between steps, by an evaluation for example: the last updates are not merged yet. Weights that the
+        # trainer has restored are not those after these updates.
         restored = args.load_best_model_at_end and state.best_model_checkpoint is not None
         decision = self.controller.finish(state.global_step) if self._merges_at_end and not restored else None
         if decision is not None:
@@ -269,10 +269,10 @@ class AimMerging(TrainerCallback):
     def _merge(
         self, decision: Merge, model: nn.Module, optimizer: torch.optim.Optimizer, clip: float, probe: float | None
     ) -> None:
-        """Rehearse, merge, undo the merge if it did harm, and record what happened.
+        """Rehearse, merge, undo a harmful merge, and record the result.
 
         Args:
-            probe: the probe loss of this very step, if any.
+            probe: the probe loss of this step, if any.
         """
         timed = self.records.timed
         # Without dropout the probe was the same forward pass.
@@ -325,7 +325,7 @@ class AimMerging(TrainerCallback):
         )
 
     def _check_finite(self, step: int, losses: Losses, learning_signal: float) -> None:
-        """Raise RunError where something is not finite before a merge: undoing the merge would not help."""
+        """Raise RunError if losses or weights are not finite before a merge: undoing the merge would not help."""
         for name, value in zip(("loss on the task", "loss on the memory"), losses, strict=True):
             if value is not None and not math.isfinite(value):
                 raise self._diverged(f"The {name} became {value} after step {step}")
@@ -336,7 +336,7 @@ class AimMerging(TrainerCallback):
         """Take optimizer steps on the memory; returns their number."""
         steps = decision.rehearsal_steps
         if decision.cause == "end" and not any(group["lr"] for group in optimizer.param_groups):
-            steps = 0  # where a schedule has come to 0, they would change nothing
+            steps = 0  # at a learning rate of 0 they would change nothing
         for _ in range(steps):
             batch = self._batch(self._rehearsal.rehearsal(self._draws))
             self._draws += 1
@@ -355,10 +355,10 @@ class AimMerging(TrainerCallback):
         return Update(weight_new, weight_old, norm_new, norm_old, cosine, finite)
 
     def _losses(self, model: nn.Module, step: int, loss_old: float | None = None) -> Losses:
-        """Losses on a batch of the new task and on the probe's batch, dropout off; the same batches at one step.
+        """Measure the losses on a batch of the new task and on the probe's batch, dropout off; fixed batches per step.
 
         Args:
-            loss_old: the second loss, where it is known already.
+            loss_old: the second loss, if it is known already.
         """
         if not self.config.measure_merges or self._new is None:
             return None, None

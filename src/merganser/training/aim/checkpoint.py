@@ -1,11 +1,11 @@
-"""What AimMerging adds to the checkpoints of a stock trainer.
+"""AimMerging's state in the checkpoints of a stock trainer.
 
 Two files in ``checkpoint-N`` beside those of ``transformers.Trainer``: ``aim_merging.safetensors`` (weights after the
 last merge) and ``aim_merging.json`` (decisions, draws, records). Where the weights are sharded (FSDP2), each
 rank writes its shards, ``aim_merging.process-K.safetensors``, and only as many processes can resume from it.
 
-The Trainer's own way for callbacks, exportable state in ``trainer_state.json``, makes a callback anew from JSON values;
-neither weights nor a memory of examples fit there.
+The Trainer's exportable callback state in ``trainer_state.json`` does not suffice: it rebuilds a callback from JSON
+values, which cannot hold weights or a memory of examples.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from merganser.training.aim.config import AimConfig
 from merganser.training.state import TaskState
 
 FORMAT = 2
-"""Version of the two files; another one is refused."""
+"""Version of the two files; other versions are refused."""
 
 VALUES, TENSORS = "aim_merging.json", "aim_merging.safetensors"
 
@@ -38,14 +38,14 @@ SAME_SIZE = 1e-5
 
 @dataclass(frozen=True)
 class Identity:
-    """What a state must have in common with the training that resumes from it.
+    """Properties that a state must share with the training that resumes from it.
 
     Attributes:
         step: optimizer steps taken.
         size: sum of the absolute values of the trainable weights.
-        sharded: whether each rank holds its shards of them; else every rank holds all, and those of rank 0 are
+        sharded: whether each rank holds shards of them; else every rank holds all weights, and those of rank 0 are
             written.
-        settings: of :func:`identifying_settings`.
+        settings: see :func:`identifying_settings`.
     """
 
     step: int
@@ -66,16 +66,16 @@ def checkpoint_folder(args: TrainingArguments, state: TrainerState) -> Path:
     return Path(args.output_dir) / f"{PREFIX_CHECKPOINT_DIR}-{state.global_step}"
 
 
-def candidate_folders(given: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
-    """Return where the checkpoint may be that a trainer resumes from; a callback does not receive its path."""
-    if given is not None:
-        return [Path(given)]
+def candidate_folders(resume_from: str | Path | None, args: TrainingArguments, state: TrainerState) -> list[Path]:
+    """Return possible folders of the checkpoint that a trainer resumes from; callbacks do not receive its path."""
+    if resume_from is not None:
+        return [Path(resume_from)]
     named = args.resume_from_checkpoint
     return [*([Path(named)] if isinstance(named, str) else []), checkpoint_folder(args, state)]
 
 
 def _tensors_file(sharded: bool) -> str:
-    """Return the file of tensors that this rank writes and reads."""
+    """Return the name of the tensors file that this rank writes and reads."""
     return f"aim_merging.process-{processes.rank()}.safetensors" if sharded else TENSORS
 
 
@@ -132,33 +132,34 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
 
     folder = next((folder for folder in folders if (folder / VALUES).is_file()), None)
     if folder is None:
-        looked = " or ".join(f"'{folder}'" for folder in folders)
+        searched = " or ".join(f"'{folder}'" for folder in folders)
         raise InputError(
-            f"Training resumes at step {identity.step}, but there is no {VALUES} in {looked}.",
+            f"Training resumes at step {identity.step}, but there is no {VALUES} in {searched}.",
             "If the checkpoint is elsewhere, give AimMerging(resume_from=FOLDER); if AimMerging was not there when it "
             "was written, or it was interrupted while writing, resume from an earlier one or start over.",
         )
     try:
         described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
-        form, found, values = described["format"], (described["step"], described["size"]), described["values"]
-        settings = described["settings"] if form == FORMAT else {}
-        wrote, now = described.get("processes"), processes.world_size() if identity.sharded else None
-        tensors = load_file(folder / _tensors_file(identity.sharded)) if wrote == now else {}
+        version, step, size, values = (described[key] for key in ("format", "step", "size", "values"))
+        settings = described["settings"] if version == FORMAT else {}
+        written_by, read_by = described.get("processes"), processes.world_size() if identity.sharded else None
+        tensors = load_file(folder / _tensors_file(identity.sharded)) if written_by == read_by else {}
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise InputError(
             f"The state of AimMerging in '{folder}' is damaged: {error}.", "Resume from an earlier checkpoint."
         ) from error
-    if form != FORMAT:
+    if version != FORMAT:
         raise InputError(
-            f"The state of AimMerging in '{folder}' has format {form}; this version reads {FORMAT}.",
+            f"The state of AimMerging in '{folder}' has format {version}; this version reads {FORMAT}.",
             "Resume with the version that wrote it, or start over.",
         )
-    if wrote != now:
+    if written_by != read_by:
         raise InputError(
-            f"The state of AimMerging in '{folder}' was written by {_sharing(wrote)}; now it is {_sharing(now)}.",
+            f"The state of AimMerging in '{folder}' was written by {_describe_sharding(written_by)}; now it is "
+            f"{_describe_sharding(read_by)}.",
             "Resume in the same way, or start over.",
         )
-    if found[0] != identity.step or not math.isclose(found[1], identity.size, rel_tol=SAME_SIZE):
+    if step != identity.step or not math.isclose(size, identity.size, rel_tol=SAME_SIZE):
         raise InputError(
             f"The state of AimMerging in '{folder}' does not belong to the weights at step {identity.step}.",
             "Give AimMerging(resume_from=FOLDER) the folder that is given to train(resume_from_checkpoint=FOLDER).",
@@ -173,7 +174,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
     return TaskState(values, tensors)
 
 
-def _sharing(count: int | None) -> str:
+def _describe_sharding(count: int | None) -> str:
     if count is None:
         return "a process with full weights"
     return f"{count} process{'' if count == 1 else 'es'} with sharded weights"

@@ -1,4 +1,4 @@
-"""AimMerging's numbers: each once, with its default, its bounds and its description; no torch here.
+"""AimMerging's settings: each once, with its default, its bounds and its description; no torch here.
 
 The options of ``method: aim``, the callback, the controller, the identity of a checkpoint, ``merganser replay --set``
 and the table in docs/methods/aim.md are all derived from :class:`AimConfig`.
@@ -23,7 +23,7 @@ Fusion = Literal["trajectory", "importance_masks"]
 
 @dataclass(frozen=True)
 class AimConfig(ControllerConfig):
-    """The numbers of AimMerging: those of its controller, of rehearsal, probes and merges.
+    """The settings of AimMerging: controller, rehearsal, probes and merges.
 
     Three defaults of the controller differ from the paper's because they are cheaper and no worse (measured in
     docs/methods/aim.md, "Where it differs"): half of the rehearsal, two probes per interval, and the rehearsal's update
@@ -82,9 +82,9 @@ class AimConfig(ControllerConfig):
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """As of the controller; and no factor guards what is not measured, or the one merge of a whole task.
+        """Add to the controller's: no guard factor without measured losses, or with one merge at the end of a task.
 
-        Going back from the end of a task may well multiply a loss that had fallen to 0.
+        That merge may well multiply a loss that had fallen to 0.
         """
         unguarded = given.get("measure_merges") is False or given.get("only_at_end") is True
         guard = {"guard_factor": None} if unguarded and "guard_factor" not in given else {}
@@ -103,7 +103,7 @@ REFERENCE: dict[str, Any] = {
     "weight_old": None,
     "guard_factor": None,
 }
-"""What ``compat: reference`` sets: the behaviour of the program released with the paper."""
+"""Settings of ``compat: reference``: the behaviour of the program released with the paper."""
 
 REFERENCE_DEFAULTS: dict[str, Any] = {"rehearsal_steps": "interval"}
-"""Its defaults of settings that can still be chosen."""
+"""Defaults of ``compat: reference`` for settings that can still be changed."""

@@ -1,4 +1,4 @@
-"""How the updates of AimMerging's two phases are merged."""
+"""Rules that merge the updates of AimMerging's two phases: steps on the new task, and rehearsal."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Protocol
 from torch import Tensor, nn
 
 from merganser.control import Merge
-from merganser.merging.importance import important, merge_by_importance
+from merganser.merging.importance import importance_masks, merge_by_importance
 from merganser.merging.trajectory import merge_two_phases
 from merganser.training.aim.config import AimConfig
 from merganser.training.aim.importance import Importance
@@ -19,25 +19,26 @@ class FusionRule(Protocol):
     """Merges the updates of two phases; may observe every optimizer step of them."""
 
     def observe(self) -> None:
-        """Take in one step: called when the gradients are complete, before the optimizer uses them."""
+        """Observe one step; called when the gradients are complete, before the optimizer uses them."""
 
     def begin_rehearsal(self) -> None:
-        """The steps on the new task are over, those on the memory begin."""
+        """Switch from the phase on the new task to the rehearsal phase."""
 
     def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
-        """Merge in place; another phase on the new task begins.
+        """Merge in place, and begin another phase on the new task.
 
         Args:
-            weights: after the rehearsal; they become the merged ones.
+            decision: the controller's decision.
+            weights: after the rehearsal; overwritten with the merged ones.
             start, after_new: before the steps on the new task, and after them.
 
         Returns:
-            The weights of the two updates, where they differ between parameters their means over all of them.
+            The weights of the new and of the old update; their means if they differ between parameters.
         """
         ...
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """What it holds between two steps, by name."""
+        """Return the state between two steps: name -> tensor."""
         ...
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
@@ -48,10 +49,10 @@ class TrajectoryFusion:
     """Weights the updates as the controller decides."""
 
     def observe(self) -> None:
-        """Nothing: the decision has all that is needed."""
+        """Do nothing: the controller's decision determines the merge."""
 
     def begin_rehearsal(self) -> None:
-        """Nothing to note."""
+        """Do nothing."""
 
     def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
         """Merge by :func:`~merganser.merging.trajectory.merge_two_phases`."""
@@ -59,15 +60,15 @@ class TrajectoryFusion:
         return decision.weight_new, decision.weight_old
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Nothing."""
+        """Return no tensors: there is no state."""
         return {}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Nothing."""
+        """Do nothing: there is no state."""
 
 
 class ImportanceFusion:
-    """Lets every parameter follow the phase that it is important to.
+    """Merges every parameter towards the phase that it is important to (Recurrent-KIF).
 
     Args:
         model: whose trainable parameters are scored.
@@ -76,7 +77,7 @@ class ImportanceFusion:
 
     def __init__(self, model: nn.Module, important_share: float, smoothing: float) -> None:
         self._importance = Importance(model, smoothing)
-        self._share = important_share
+        self._fraction = important_share
         self._ended: list[Weights] = []  # scores of the phase on the new task, during a rehearsal
 
     def observe(self) -> None:
@@ -89,12 +90,13 @@ class ImportanceFusion:
 
     def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
         """Merge by :func:`~merganser.merging.importance.merge_by_importance`."""
-        to_new, to_old = (important(each, self._share) for each in (self._ended.pop(), self._importance.end_phase()))
-        share = merge_by_importance(weights, start, after_new, to_new, to_old)
-        return share, 1.0 - share
+        important_new = importance_masks(self._ended.pop(), self._fraction)
+        important_old = importance_masks(self._importance.end_phase(), self._fraction)
+        weight_new = merge_by_importance(weights, start, after_new, important_new, important_old)
+        return weight_new, 1.0 - weight_new
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """The averages of the current phase: a state is taken between merges."""
+        """Return the averages of the current phase; states are saved only between merges."""
         return self._importance.state_tensors()
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""When a merge is refused, and how the optimizer is restored then."""
+"""Refusal of harmful merges, and restoring the optimizer after one."""
 
 from __future__ import annotations
 
@@ -10,30 +10,31 @@ import torch
 from torch import Tensor
 
 FLOOR = 0.1
-"""Losses below this (nats) count as this: a multiple of a loss near 0 is no measure of harm."""
+"""Losses are raised to at least this (nats): a multiple of a loss near 0 does not measure harm."""
 
 Losses = tuple[float | None, float | None]
 """On the new task and on the memory, ``None`` where not measured."""
 
 
 class OptimizerCopy:
-    """A copy of an optimizer's moments, to return to; with sharded weights those of the local shards.
+    """A copy of an optimizer's moments to restore; with sharded weights those of the local shards.
 
     Args:
-        optimizer: any, also as accelerate wraps it.
+        optimizer: any, also wrapped by accelerate.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer) -> None:
         self._optimizer: torch.optim.Optimizer = getattr(optimizer, "optimizer", optimizer)
         self._held: dict[Any, dict[str, Any]] = {
             parameter: {
-                key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value) for key, value in held.items()
+                key: value.clone() if isinstance(value, Tensor) else copy.deepcopy(value)
+                for key, value in moments.items()
             }
-            for parameter, held in self._optimizer.state.items()
+            for parameter, moments in self._optimizer.state.items()
         }
 
     def restore(self) -> None:
-        """Return to the copy; moments of parameters that had none then are dropped."""
+        """Restore the copy; moments of parameters that had none are dropped."""
         state = self._optimizer.state
         state.clear()
         state.update(self._held)

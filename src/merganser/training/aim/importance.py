@@ -1,4 +1,4 @@
-"""How important every single weight is to what is being trained: Recurrent-KIF's scores.
+"""Importance of every weight to the current phase of training: Recurrent-KIF's scores.
 
 Source: Feng et al., arXiv 2502.17510; the smoothing is that of AdaLoRA (Zhang et al. 2023, arXiv 2303.10512).
 """
@@ -10,7 +10,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from merganser.weights import Weights, local
+from merganser.weights import Weights, local_shard
 
 AVERAGE, UNCERTAINTY = "importance average/", "importance uncertainty/"
 """Prefixes of the names in a checkpoint; no parameter has a name like that."""
@@ -38,37 +38,37 @@ class Importance:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Take in one step: called when the gradients are complete, before the optimizer uses them."""
+        """Observe one step; called when the gradients are complete, before the optimizer uses them."""
         kept, added = self.smoothing, 1.0 - self.smoothing
         for name, parameter in self._parameters.items():
             average, uncertainty = self.average[name], self.uncertainty[name]
-            now = torch.zeros_like(average)
+            importance = torch.zeros_like(average)
             if parameter.grad is not None:
-                now = (self._weights[name] * local(parameter.grad)).abs()
-            average.mul_(kept).add_(now, alpha=added)
-            uncertainty.mul_(kept).add_((now - average).abs(), alpha=added)
+                importance = (self._weights[name] * local_shard(parameter.grad)).abs()
+            average.mul_(kept).add_(importance, alpha=added)
+            uncertainty.mul_(kept).add_((importance - average).abs(), alpha=added)
 
     def scores(self) -> Weights:
-        """Return the average times uncertainty, in memory of its own."""
+        """Compute average times uncertainty, as new tensors."""
         return self.average.like({name: self.average[name] * self.uncertainty[name] for name in self.average})
 
     def end_phase(self) -> Weights:
-        """Return the scores of the phase that ends; another one begins."""
+        """Return the scores of the phase, and begin another one."""
         scores = self.scores()
         self.reset()
         return scores
 
     def reset(self) -> None:
-        """Begin a phase."""
+        """Begin a phase: set all averages to zero."""
         torch._foreach_zero_([*self.average.tensors, *self.uncertainty.tensors])
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return what it holds between two steps, by name."""
+        """Return the state between two steps: name -> tensor."""
         kinds = ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty))
-        return {f"{kind}{name}": tensor for kind, held in kinds for name, tensor in held.items()}
+        return {f"{kind}{name}": tensor for kind, tensors_of_kind in kinds for name, tensor in tensors_of_kind.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore :meth:`state_tensors`; other names are left alone."""
-        for kind, held in ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty)):
+        for kind, tensors_of_kind in ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty)):
             saved = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
-            held.copy_(held.like(saved))
+            tensors_of_kind.copy_(tensors_of_kind.like(saved))

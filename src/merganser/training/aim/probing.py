@@ -13,13 +13,13 @@ from merganser.training.rehearsal import Dataset, MemoryBatches
 
 
 def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.Generator) -> list[int]:
-    """Return the positions of ``number`` examples, as evenly over their groups as the groups' sizes allow.
+    """Draw the positions of ``number`` examples, as evenly over their groups as the groups' sizes allow.
 
     Groups that are pairs (task, label) are taken level by level: as evenly as possible over tasks, then within every
     task over its labels.
 
     Args:
-        groups: the group of every example; ``number`` of them at least.
+        groups: the group of every example; at least ``number`` of them.
         rng: draws which examples, and which groups get the remainder.
     """
     outer: dict[Hashable, dict[Hashable, list[int]]] = {}
@@ -39,7 +39,7 @@ BatchT = TypeVar("BatchT")
 
 
 class Probes(Generic[BatchT]):
-    """The batch of every probe; a function of the seed and the step alone.
+    """Provides the batch of every probe, a function of the seed and the step alone.
 
     Args:
         memory: tokenised examples.
@@ -47,7 +47,7 @@ class Probes(Generic[BatchT]):
         seed: decides every draw.
         collate: turns examples into what :meth:`batch` returns, such as a batch on the model's device.
         kind: ``fresh``: a random batch for every step. ``fixed``: one batch for all of them, drawn once; probe losses
-            then differ by what the model learned alone, not by the examples drawn.
+            then differ only by the model's weights, not by the examples drawn.
         groups: one per example; a fixed batch is spread over them (see :func:`spread_over_groups`).
 
     Raises:

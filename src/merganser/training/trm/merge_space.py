@@ -10,7 +10,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from merganser.merging.updates import coordinates, factorise, spanning_rows
+from merganser.merging.updates import factorise, spanning_rows, to_coordinates
 from merganser.weights import Weights
 
 A, B = ".lora_A.", ".lora_B."
@@ -28,7 +28,7 @@ class MergeSpace(ABC):
 
     @abstractmethod
     def point(self, weights: Weights) -> Weights:
-        """Return the point of trained weights, in memory of its own or in theirs; not to be written to."""
+        """Return the point of trained weights; it may share their memory, so do not write to it."""
 
     @abstractmethod
     def tangent(self, at: Weights, direction: Weights) -> Weights:
@@ -36,14 +36,14 @@ class MergeSpace(ABC):
 
     @abstractmethod
     def measured(self, names: Sequence[str]) -> list[str]:
-        """Return those of the coordinates on which responsiveness is measured."""
+        """Select the coordinates on which responsiveness is measured."""
 
     @contextmanager
     @abstractmethod
     def opened(self) -> Iterator[dict[str, nn.Parameter]]:
-        """Inside, the model computes with the yielded parameters, which are coordinates of a point; name -> parameter.
+        """Make the model compute with coordinates of a point inside, and yield them: name -> parameter.
 
-        At a regular end the weights become the point that the parameters hold then; at an error they are as before.
+        On exit the weights become the point of the parameters' final values; after an error they are restored.
         """
 
 
@@ -85,10 +85,10 @@ class UpdateSpace(MergeSpace):
         module: all its trained parameters are LoRA factors.
         points: states of the weights whose updates, and
         directions: directions of the weights whose tangents, are to lie in the space.
-        reference: the state whose A the resulting A should resemble.
+        reference: the state whose A the resulting A approximates.
 
     Raises:
-        ValueError: a trained parameter that is no factor.
+        ValueError: a trained parameter is not a LoRA factor.
     """
 
     def __init__(
@@ -96,22 +96,22 @@ class UpdateSpace(MergeSpace):
     ) -> None:
         self.module = module
         self.reference = reference
-        odd = [name for name in reference if A not in name and B not in name]
-        if odd:
-            raise ValueError(f"'{odd[0]}' is trained, but is no LoRA factor.")
+        other = [name for name in reference if A not in name and B not in name]
+        if other:
+            raise ValueError(f"'{other[0]}' is trained, but is not a LoRA factor.")
         spanning = [*points, reference, *directions]
         self.rows = {
-            name.replace(A, B): spanning_rows([each[name] for each in spanning]) for name in reference if A in name
+            name.replace(A, B): spanning_rows([state[name] for state in spanning]) for name in reference if A in name
         }
 
     def point(self, weights: Weights) -> Weights:
-        return Weights({b: coordinates(weights[b], weights[b.replace(B, A)], rows) for b, rows in self.rows.items()})
+        return Weights({b: to_coordinates(weights[b], weights[b.replace(B, A)], rows) for b, rows in self.rows.items()})
 
     def tangent(self, at: Weights, direction: Weights) -> Weights:
         moved = {}
         for b, rows in self.rows.items():
             a = b.replace(B, A)
-            moved[b] = coordinates(direction[b], at[a], rows) + coordinates(at[b], direction[a], rows)
+            moved[b] = to_coordinates(direction[b], at[a], rows) + to_coordinates(at[b], direction[a], rows)
         return Weights(moved)
 
     def measured(self, names: Sequence[str]) -> list[str]:
@@ -120,7 +120,7 @@ class UpdateSpace(MergeSpace):
     @contextmanager
     def opened(self) -> Iterator[dict[str, nn.Parameter]]:
         factors = dict(self.module.named_parameters())
-        originals = {each: factors[each] for name in self.rows for each in (name, name.replace(B, A))}
+        originals = {factor: factors[factor] for name in self.rows for factor in (name, name.replace(B, A))}
         free = {b: nn.Parameter(point.clone()) for b, point in self.point(Weights(originals)).items()}
         try:
             for b, rows in self.rows.items():
@@ -134,15 +134,15 @@ class UpdateSpace(MergeSpace):
 
     @torch.no_grad()
     def _deploy(self, point: Weights, factors: Mapping[str, Tensor]) -> None:
-        lost, whole = [], []
+        truncated, total = [], []
         for b, rows in self.rows.items():
             name = b.replace(B, A)
-            a_new, b_new, rest, size = factorise(point[b], rows, self.reference[name])
+            a_new, b_new, truncated_norm, norm = factorise(point[b], rows, self.reference[name])
             factors[name].copy_(a_new)
             factors[b].copy_(b_new)
-            lost.append(rest)
-            whole.append(size)
-        self.truncation = math.sqrt(math.fsum(lost) / math.fsum(whole)) if math.fsum(whole) > 0 else 0.0
+            truncated.append(truncated_norm)
+            total.append(norm)
+        self.truncation = math.sqrt(math.fsum(truncated) / math.fsum(total)) if math.fsum(total) > 0 else 0.0
 
 
 def _layer(module: nn.Module, parameter: str) -> nn.Module:

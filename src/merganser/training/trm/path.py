@@ -12,7 +12,7 @@ from merganser.weights import Weights
 
 def path_steps(steps: int, number: int) -> list[int]:
     """Return the steps after which ``number`` points are taken, evenly between start and end: 1/3 and 2/3 for two."""
-    return [round(steps * place / (number + 1)) for place in range(1, number + 1)]
+    return [round(steps * index / (number + 1)) for index in range(1, number + 1)]
 
 
 class TrajectoryPoints(TrainerCallback):
@@ -61,15 +61,15 @@ class TrajectoryPoints(TrainerCallback):
 def adam_direction(model: torch.nn.Module, optimizer: torch.optim.Optimizer, epsilon: float = 1e-8) -> Weights:
     """Return the direction of the last step of Adam (Kingma and Ba 2015, arXiv 1412.6980), without its learning rate.
 
-    Corrections of the moments' bias differ by a factor that all weights share, and are left out. A weight without
-    moments (it never had a gradient) goes nowhere.
+    Bias corrections of the moments are omitted: they are one factor for all weights. A weight without
+    moments (it never had a gradient) has direction zero.
     """
-    found = {}
+    directions = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
             moments = optimizer.state.get(parameter, {})
             if "exp_avg" in moments:
-                found[name] = -moments["exp_avg"] / (moments["exp_avg_sq"].sqrt() + epsilon)
+                directions[name] = -moments["exp_avg"] / (moments["exp_avg_sq"].sqrt() + epsilon)
             else:
-                found[name] = torch.zeros_like(parameter)
-    return Weights(found)
+                directions[name] = torch.zeros_like(parameter)
+    return Weights(directions)

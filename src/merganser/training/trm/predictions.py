@@ -1,7 +1,7 @@
-"""What a backbone predicts on a batch, apart for the task at hand and for what was learned before it.
+"""Predictions of a backbone on a batch, separately for the new task and for earlier tasks.
 
-A merge that optimises itself on the data of the new task alone reads three things: the task's own loss, predictions
-that ought to stay as they were, and a vector per example through which the model's sensitivity can be probed without
+A merge that is optimised on data of the new task alone needs three things: the task's own loss, predictions
+that should stay unchanged, and a vector per example through which the model's sensitivity is measured without
 labels.
 """
 
@@ -32,7 +32,7 @@ class Predictions:
         loss: the model's own loss on the batch (nats).
         own_loss: the same among the new task's own labels alone; of models that write text, ``loss``.
         answers: logits that the loss reads (rows x choices).
-        earlier: logits that are not the new task's business (rows x choices); no choices where there are none.
+        earlier: logits of earlier tasks' choices (rows x choices); no choices in the first task.
         seen: those and the logits of the new task's own labels; of models that write text, ``earlier``.
     """
 
@@ -51,7 +51,7 @@ class Predictor(ABC):
 
     @abstractmethod
     def predict(self, batch: Batch) -> Predictions:
-        """Predictions of the model as it is."""
+        """Return predictions at the current weights."""
 
     @abstractmethod
     def represent(self, batch: Batch) -> Tensor:
@@ -68,7 +68,7 @@ class MatcherPredictor(Predictor):
         super().__init__(backbone)
         rows = [row for spec in earlier.values() for row in backbone.label_rows(spec)]
         self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)
-        own = {each["candidates"][each["label"]] for each in features}
+        own = {feature["candidates"][feature["label"]] for feature in features}
         self.own_rows = torch.tensor(sorted(own), dtype=torch.long, device=backbone.device)
 
     def predict(self, batch: Batch) -> Predictions:
@@ -77,7 +77,7 @@ class MatcherPredictor(Predictor):
         logits = self.module(**{**batch, "candidates": both, "labels": None})["logits"]
         answers, earlier = logits[:, : own.shape[1]], logits[:, own.shape[1] :]
         loss = functional.cross_entropy(answers, batch["labels"])
-        if not len(self.rows):  # nothing came before: nothing to tell apart, nothing to keep
+        if not len(self.rows):  # first task: there are no earlier labels
             return Predictions(loss, loss, answers, earlier, earlier)
         foreign = torch.isin(own, self.own_rows, invert=True)
         among_own = functional.cross_entropy(answers.masked_fill(foreign, float("-inf")), batch["labels"])
@@ -112,7 +112,7 @@ class CausalPredictor(Predictor):
 class Seq2SeqPredictor(Predictor):
     """Earlier predictions are those of the prompt's tokens when the decoder is made to read the prompt once more.
 
-    The decoder of such a model never reads the prompt by itself, and its predictions for the answer are to change with
+    The decoder of such a model does not read the prompt by itself, and its predictions for the answer must change with
     the new task. An example is represented by the logits of the answer's first token.
     """
 
@@ -152,7 +152,7 @@ def predictor(
 
 
 def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """``temperature**2 * KL(teacher || student)`` in nats, the mean over rows; 0 without rows or choices.
+    """Compute ``temperature**2 * KL(teacher || student)`` in nats, the mean over rows; 0 without rows or choices.
 
     Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
 
@@ -163,11 +163,11 @@ def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Te
         return student.sum() * 0.0
     lowest = -1e4  # zero after the softmax, and unlike infinity it has a gradient
     exact = torch.promote_types(student.dtype, torch.float32)
-    sought = functional.log_softmax(teacher.to(exact).clamp(min=lowest) / temperature, -1)
-    found = functional.log_softmax(student.to(exact).clamp(min=lowest) / temperature, -1)
-    return temperature**2 * functional.kl_div(found, sought, reduction="batchmean", log_target=True)
+    teacher_log = functional.log_softmax(teacher.to(exact).clamp(min=lowest) / temperature, -1)
+    student_log = functional.log_softmax(student.to(exact).clamp(min=lowest) / temperature, -1)
+    return temperature**2 * functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
 
 
-def pieces(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Return the examples in their order, at most ``size`` at a time."""
+def split_batches(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Split examples, in their order, into batches of at most ``size``."""
     return [examples[start : start + size] for start in range(0, len(examples), size)]

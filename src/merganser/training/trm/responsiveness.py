@@ -7,7 +7,7 @@ Per group of parameters :math:`G_l(\theta) = |\nabla_l P(\theta)|^2 / n` with a 
 .. math:: L = \frac{1}{|l|} \sum_l \max(0, \log \kappa G_l(\theta_{ref}) - \log G_l(\theta))
 
 has no scale and no effect once every group is as responsive as at the reference. Its gradient needs one Hessian-vector
-product for all groups together. The requirement is that of Wang and Deng 2026 (arXiv 2605.08311, abstract); the
+product for all groups together. Source of the idea: Wang and Deng 2026 (arXiv 2605.08311, abstract); the
 formulas are Merganser's own.
 """
 
@@ -25,20 +25,20 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from merganser.weights import Weights
 
 Scalar = Callable[[], Tensor]
-"""A part of the probe: a sum over some examples, at the weights as they are."""
+"""A part of the probe: a sum over some examples at the current weights."""
 
-Way = Literal["finite_difference", "double_backward"]
+HvpMethod = Literal["finite_difference", "double_backward"]
 
 FLOOR = 1e-12
-"""Energies count as at least this share of the reference: a logarithm has no value at zero."""
+"""Energies are raised to at least this fraction of the reference: the logarithm of zero does not exist."""
 
 
 class Responsiveness:
-    """Measures a model against its state at a reference.
+    """Measures a model's responsiveness against that at reference weights.
 
     Args:
         parameters: name -> trained parameter of the model.
-        groups: group -> names of its parameters; what is in no group is not measured.
+        groups: group -> names of its parameters; parameters in no group are not measured.
         parts: the probe, as terms of a sum; each is evaluated at the current weights and must be deterministic.
         examples: n, over all parts.
         kappa: required energy, as a multiple of the reference's.
@@ -55,7 +55,7 @@ class Responsiveness:
         examples: int,
         *,
         kappa: float = 1.0,
-        way: Way = "double_backward",
+        way: HvpMethod = "double_backward",
         step: float = 3e-4,
     ) -> None:
         self.parameters = dict(parameters)
@@ -71,8 +71,8 @@ class Responsiveness:
         """Return the gradient of the probe at the current weights."""
         total = {name: torch.zeros_like(parameter) for name, parameter in self.parameters.items()}
         for part in self.parts:
-            for name, found in self._gradients(part(), create_graph=False).items():
-                total[name] += found
+            for name, gradient in self._gradients(part(), create_graph=False).items():
+                total[name] += gradient
         return Weights(total)
 
     def energies(self, gradient: Weights) -> dict[str, float]:
@@ -84,8 +84,8 @@ class Responsiveness:
 
     def set_reference(self) -> None:
         """Make the current weights the reference; groups with no gradient are left out."""
-        found = self.energies(self.gradient())
-        self.reference = {group: energy for group, energy in found.items() if energy > 0}
+        energies = self.energies(self.gradient())
+        self.reference = {group: energy for group, energy in energies.items() if energy > 0}
 
     def hinge(self, energies: Mapping[str, float]) -> tuple[float, dict[str, float]]:
         """Return the loss of the module docstring, and group -> its derivative with respect to the group's energy."""
@@ -136,8 +136,8 @@ class Responsiveness:
                 product = torch.stack([(first[name] * vector).sum() for name, vector in direction.items()]).sum()
                 if not product.requires_grad:  # the probe is linear in the weights
                     continue
-                for name, found in self._gradients(product, create_graph=False).items():
-                    total[name] += found
+                for name, gradient in self._gradients(product, create_graph=False).items():
+                    total[name] += gradient
         return Weights(total)
 
     def _difference(self, direction: Mapping[str, Tensor]) -> Weights:
@@ -149,25 +149,25 @@ class Responsiveness:
         moved = Weights({name: self.parameters[name] for name in direction})
         vector = Weights(direction)
         length = vector.l2()
-        # Directions lie mostly in a few small tensors. A share of the norm of all weights would be far too long there.
-        lying = math.fsum(float(v.norm() * moved[name].norm()) ** 2 for name, v in vector.items())
-        size = self.step * (math.sqrt(lying) / length or 1.0)
-        kept = moved.snapshot()
+        # Directions are concentrated in a few small tensors: a step relative to the norm of all weights is too long.
+        weighted_squares = math.fsum(float(v.norm() * moved[name].norm()) ** 2 for name, v in vector.items())
+        size = self.step * (math.sqrt(weighted_squares) / length or 1.0)
+        original = moved.snapshot()
         with contextlib.ExitStack() as stack:
-            stack.callback(moved.copy_, kept)
+            stack.callback(moved.copy_, original)
             moved.combine_(1.0, [(size / length, vector)])
             ahead = self.gradient()
-            moved.copy_(kept).combine_(1.0, [(-size / length, vector)])
+            moved.copy_(original).combine_(1.0, [(-size / length, vector)])
             behind = self.gradient()
         return ahead.combine_(length / (2 * size), [(-length / (2 * size), behind)])
 
     def _gradients(self, value: Tensor, create_graph: bool) -> dict[str, Tensor]:
         """Map each name to the gradient of ``value``; zero where it does not depend on a parameter."""
-        found = torch.autograd.grad(
+        gradients = torch.autograd.grad(
             value,
             list(self.parameters.values()),
             create_graph=create_graph,
             allow_unused=True,
             materialize_grads=True,
         )
-        return dict(zip(self.parameters, found, strict=True))
+        return dict(zip(self.parameters, gradients, strict=True))

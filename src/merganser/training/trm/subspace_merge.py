@@ -1,12 +1,12 @@
-r"""Merging by optimisation in the subspace of a task's trajectory.
+r"""Merge by optimisation in the subspace of a task's trajectory.
 
 .. math:: J(\alpha) = L_{align} + \lambda_c L_{cons} + \lambda_g L_{resp} + \lambda_r |\alpha - \alpha_{start}|^2
 
 over :math:`m(\alpha) = m_{t-1} + \sum_k \alpha_k b_k` (:mod:`merganser.merging.subspace`), on data of the new task
 alone: its loss, the consistency of earlier predictions with those of :math:`m_{t-1}`
 (:mod:`merganser.training.trm.predictions`), and gradient responsiveness
-(:mod:`merganser.training.trm.responsiveness`). Merging by these three, in an augmented trajectory subspace,
-is the idea of Wang and Deng 2026, "Revitalizing the Beginning" (arXiv 2605.08311), as its abstract states it; the
+(:mod:`merganser.training.trm.responsiveness`). Source of the idea, merging by these three in an augmented trajectory
+subspace: Wang and Deng 2026, "Revitalizing the Beginning" (arXiv 2605.08311, abstract); the
 formulas are Merganser's own.
 """
 
@@ -21,14 +21,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from merganser.merging.subspace import Subspace, groups_of
+from merganser.merging.subspace import Subspace, group_parameters
 from merganser.models.base import eval_mode
 from merganser.models.precision import autocast
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
 from merganser.training.trm.merge_space import MergeSpace, PlainSpace, UpdateSpace
 from merganser.training.trm.options import SubspaceOptions
-from merganser.training.trm.predictions import Predictions, Predictor, divergence, pieces, predictor
+from merganser.training.trm.predictions import Predictions, Predictor, divergence, predictor, split_batches
 from merganser.training.trm.responsiveness import Responsiveness, Scalar
 from merganser.weights import Weights
 
@@ -82,13 +82,13 @@ class MergeReport:
 
 @dataclass
 class SubspaceMerge:
-    """Merges what one task's training changed.
+    """Merges the weight changes of one task's training.
 
     Args:
         backbone: its weights are overwritten with the merged ones.
         features: tokenised examples of the task.
         earlier: how the tasks learned before are answered, each by its own labels.
-        options: the numbers.
+        options: of the merge.
         batch: examples per forward pass, as in training.
         seed: decides which examples are drawn, the random vectors of the probe, and a random direction.
     """
@@ -108,7 +108,7 @@ class SubspaceMerge:
         self._batches = MemoryBatches(self.features, size, derive_seed(self.seed, "batches"))
 
     def merge(self, trajectory: Trajectory) -> MergeReport:
-        """Write the merged weights into the backbone. Dropout is off meanwhile, and the training mode is restored."""
+        """Write the merged weights into the backbone, with dropout off; the training mode is restored."""
         space = self._space(trajectory)
         with eval_mode(self.backbone.module), space.opened() as parameters:
             current = Weights(parameters)
@@ -127,8 +127,8 @@ class SubspaceMerge:
         examples = self._batches.probe(2)
         with eval_mode(self.backbone.module), torch.no_grad(), self._autocast():
             return sum(
-                len(piece) / len(examples) * float(model_loss(self.backbone.module, self._collated(piece)))
-                for piece in pieces(examples, self.batch)
+                len(piece) / len(examples) * float(model_loss(self.backbone.module, self._collate(piece)))
+                for piece in split_batches(examples, self.batch)
             )
 
     def _space(self, trajectory: Trajectory) -> MergeSpace:
@@ -148,7 +148,7 @@ class SubspaceMerge:
         end: Weights,
         parameters: Mapping[str, nn.Parameter],
     ) -> Subspace:
-        """Return the basis: displacement, path, pull back, augmentation, in this order."""
+        """Span the subspace: displacement, path, pull back, augmentation, in this order."""
         directions = [end.minus(start), *(space.point(point).minus(start) for point in trajectory.points)]
         if trajectory.pretrained is not None:
             directions.append(space.point(trajectory.pretrained).minus(start))
@@ -159,10 +159,10 @@ class SubspaceMerge:
             directions.append(_gaussian(start, derive_seed(self.seed, "direction")))
         elif augmentation == "adam" and trajectory.direction is not None:
             directions.append(space.tangent(trajectory.end, trajectory.direction))
-        return Subspace.span(start, directions, groups_of(list(parameters), self.options.groups))
+        return Subspace.span(start, directions, group_parameters(list(parameters), self.options.groups))
 
     def _consistency_direction(self, start: Weights, end: Weights, parameters: Mapping[str, nn.Parameter]) -> Weights:
-        """Down the gradient of the consistency loss half-way between the task's start and end."""
+        """Compute the negative gradient of the consistency loss half-way between the start and the end of the task."""
         middle = start.snapshot().combine_(0.5, [(0.5, end)])
         gradient, _ = self._gradient(self._batches.probe(1), parameters, middle, start, None, consistency_only=True)
         return gradient.combine_(-1.0, [])
@@ -175,35 +175,35 @@ class SubspaceMerge:
         parameters: Mapping[str, nn.Parameter],
         end: Weights,
     ) -> tuple[Tensor, list[dict[str, float]]]:
-        """Adam on the coefficients; returns them and the terms of J at every step."""
+        """Optimise the coefficients by Adam; return them and the terms of J at every step."""
         options = self.options
         current, point = Weights(parameters), subspace.origin.snapshot()
         responsiveness = self._responsiveness(space, subspace.origin, parameters)
         # The ridge alone has curvature 2 lambda_r in every coefficient. Adam's steps do not shrink with the gradient,
-        # so a step longer than the ridge can correct would leave the coefficients jumping about its minimum.
+        # so with longer steps the coefficients would oscillate about its minimum.
         rate = min(options.learning_rate, 1 / (2 * options.ridge)) if options.ridge else options.learning_rate
         alpha = start.clone().requires_grad_()
         optimizer = torch.optim.Adam([alpha], lr=rate)
-        noted = []
+        history = []
         for step in range(options.steps):
             subspace.materialize_(alpha.detach(), point)
             teacher = end if options.ablation.align == "kl" else None
             gradient, terms = self._gradient(self._batches.rehearsal(step), parameters, point, subspace.origin, teacher)
-            pulled = subspace.project_gradient(gradient)
+            alpha_gradient = subspace.project_gradient(gradient)
             if responsiveness is not None:
                 current.copy_(point)
                 loss = responsiveness.literal if options.ablation.measure == "literal" else responsiveness.hinge
                 terms["responsiveness"], slope = responsiveness.loss_and_gradient(loss)
                 if slope is not None:
-                    pulled += options.responsiveness * subspace.project_gradient(slope)
-            away = alpha.detach() - start
-            terms["ridge"] = float(away @ away)
-            alpha.grad = pulled + 2 * options.ridge * away
+                    alpha_gradient += options.responsiveness * subspace.project_gradient(slope)
+            offset = alpha.detach() - start
+            terms["ridge"] = float(offset @ offset)
+            alpha.grad = alpha_gradient + 2 * options.ridge * offset
             optimizer.step()
             with torch.no_grad():
                 alpha.clamp_(options.minimum, options.maximum)
-            noted.append(terms)
-        return alpha.detach(), noted
+            history.append(terms)
+        return alpha.detach(), history
 
     def _gradient(
         self,
@@ -211,7 +211,7 @@ class SubspaceMerge:
         parameters: Mapping[str, nn.Parameter],
         point: Weights,
         origin: Weights,
-        aim: Weights | None,
+        teacher: Weights | None,
         *,
         consistency_only: bool = False,
     ) -> tuple[Weights, dict[str, float]]:
@@ -219,23 +219,27 @@ class SubspaceMerge:
 
         Args:
             origin: weights whose predictions for earlier tasks are the target of consistency.
-            aim: weights whose answers are the target of alignment; ``None``: the labels.
+            teacher: weights whose answers are the target of alignment; ``None``: the labels.
         """
         options, current = self.options, Weights(parameters)
         total = Weights({name: torch.zeros_like(parameter) for name, parameter in parameters.items()})
         terms = {"alignment": 0.0, "consistency": 0.0}
-        keeps = consistency_only or options.consistency > 0
-        for piece in pieces(examples, self.batch):
-            batch, share = self._collated(piece), len(piece) / len(examples)
-            kept = self._kept(self._predict_at(origin, current, batch)) if keeps else None
-            answers = None if aim is None else self._predict_at(aim, current, batch).answers
+        uses_consistency = consistency_only or options.consistency > 0
+        for piece in split_batches(examples, self.batch):
+            batch, share = self._collate(piece), len(piece) / len(examples)
+            target = self._consistency_logits(self._predict_at(origin, current, batch)) if uses_consistency else None
+            answers = None if teacher is None else self._predict_at(teacher, current, batch).answers
             current.copy_(point)
             with self._autocast():
-                found = self._predictor.predict(batch)
-                loss = found.own_loss if options.ablation.align == "own" else found.loss
-                align = loss if answers is None else divergence(answers, found.answers)
+                predictions = self._predictor.predict(batch)
+                loss = predictions.own_loss if options.ablation.align == "own" else predictions.loss
+                align = loss if answers is None else divergence(answers, predictions.answers)
                 align = align * 0 if options.ablation.align == "none" else align
-            consistency = align * 0 if kept is None else divergence(kept, self._kept(found), options.temperature)
+            consistency = (
+                align * 0
+                if target is None
+                else divergence(target, self._consistency_logits(predictions), options.temperature)
+            )
             value = consistency if consistency_only else align + options.consistency * consistency
             slopes = torch.autograd.grad(
                 value * share, list(parameters.values()), allow_unused=True, materialize_grads=True
@@ -245,9 +249,9 @@ class SubspaceMerge:
             terms["consistency"] += share * float(consistency.detach())
         return total, terms
 
-    def _kept(self, found: Predictions) -> Tensor:
+    def _consistency_logits(self, predictions: Predictions) -> Tensor:
         """Return the logits that consistency compares."""
-        return found.earlier if self.options.ablation.kept_labels == "earlier" else found.seen
+        return predictions.earlier if self.options.ablation.kept_labels == "earlier" else predictions.seen
 
     def _predict_at(self, point: Weights, current: Weights, batch: Mapping[str, Any]) -> Predictions:
         current.copy_(point)
@@ -264,25 +268,25 @@ class SubspaceMerge:
         examples = self._batches.probe(0)
         parts: list[Scalar] = []
         generator = torch.Generator().manual_seed(derive_seed(self.seed, "probe"))
-        for piece in pieces(examples, self.batch):
-            batch = self._collated(piece)
+        for piece in split_batches(examples, self.batch):
+            batch = self._collate(piece)
             if options.ablation.measure == "literal":
                 share = len(piece) / len(examples)
-                parts.append(functools.partial(self._share_of_loss, batch, share))
+                parts.append(functools.partial(self._weighted_loss, batch, share))
             else:
                 with torch.no_grad(), autocast(self.backbone.device, "fp32"):
                     shape = self._predictor.represent(batch).shape
                 vectors = torch.randn(shape, generator=generator).to(self.backbone.device)
                 parts.append(functools.partial(self._projection, batch, vectors))
-        measured = groups_of(space.measured(list(parameters)), options.groups)
+        measured = group_parameters(space.measured(list(parameters)), options.groups)
         measure = Responsiveness(parameters, measured, parts, len(examples), kappa=options.kappa, way=options.hvp)
         Weights(parameters).copy_(origin)
         measure.set_reference()
         return measure
 
-    # Second derivatives are lost in bfloat16: whatever the model's precision, these two are computed in full.
+    # Second derivatives are lost in bfloat16: these two are computed in fp32 at any precision of the model.
 
-    def _share_of_loss(self, batch: Mapping[str, Any], share: float) -> Tensor:
+    def _weighted_loss(self, batch: Mapping[str, Any], share: float) -> Tensor:
         with autocast(self.backbone.device, "fp32"):
             return share * model_loss(self.backbone.module, batch)
 
@@ -290,7 +294,7 @@ class SubspaceMerge:
         with autocast(self.backbone.device, "fp32"):
             return (vectors * self._predictor.represent(batch)).sum()
 
-    def _collated(self, examples: Sequence[Any]) -> dict[str, Any]:
+    def _collate(self, examples: Sequence[Any]) -> dict[str, Any]:
         return to_device(self.backbone.collate(examples), self.backbone.device)
 
     def _autocast(self) -> contextlib.AbstractContextManager[None]:
