@@ -167,7 +167,7 @@ def test_an_optimizer_that_first_meets_a_weight_while_rehearsing() -> None:
 def test_what_was_wrong_before_the_merge_is_an_error(tmp_path: Path) -> None:
     # Not probed and not watched: the losses measured for the merge are the first to be seen.
     broken = [{**item, "y": torch.tensor(math.nan)} for item in OLD]
-    with pytest.raises(RunError, match="the loss on the memory became nan after step 3"):
+    with pytest.raises(RunError, match="loss on the memory became nan after step 3"):
         train(tmp_path, AimMerging(broken, interval=3, watch_forgetting=False))
     bad = [{**item, "y": torch.tensor(math.inf)} for item in examples(3, 9, 1.0)]
     callback = AimMerging(OLD, interval=3, watch_forgetting=False)
