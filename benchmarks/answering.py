@@ -14,6 +14,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,11 +22,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from merganser.demo import demo_model, demo_tasks
-from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.base import Backbone, Lengths
 from merganser.models.library_output import silence_libraries
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.runs.versions import versions
+from merganser.streams.answers import AnswerSpec
 
 
 def tokenizer(texts: list[str]) -> PreTrainedTokenizerFast:
@@ -91,7 +93,7 @@ def main() -> None:
     torch.set_num_threads(1)
     task = demo_tasks(0, quick=False)[0]
     texts = [example.input for example in task.test[: arguments.texts]]
-    ranked = AnswerSpec(task.labels, dict(task.label_texts), "rank")
+    ranked = replace(task.spec, mode="rank")
     print("| model and way of answering | texts | batched, examples/s | one by one, examples/s | ratio |")
     print("|---|---|---|---|---|")
     matcher = ModelOptions(name=demo_model(), kind="matcher", attention="eager")
@@ -103,7 +105,7 @@ def main() -> None:
         for kind, path in made.items():
             options = ModelOptions.model_validate({"name": str(path), "kind": kind})
             backbone = load_backbone(options, Lengths(64, 16), 0)
-            five = AnswerSpec(task.labels[:5] if task.labels else None, {}, "rank")
+            five = AnswerSpec((task.spec.labels or ())[:5], mode="rank")
             for spec, way in ((AnswerSpec(), "generate up to 16 tokens"), (five, "rank 5 labels")):
                 print(compare(f"{kind}, {way}", backbone, texts, spec, arguments.rounds), flush=True)
     found = ", ".join(f"{key} {value}" for key, value in versions().items())

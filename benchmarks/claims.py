@@ -43,7 +43,6 @@ import torch
 
 from merganser.config import check_config
 from merganser.demo import demo_model
-from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import Event, RowDone, StepDone, TaskStarted
 from merganser.learner import Learner
 from merganser.metrics import t_interval
@@ -116,14 +115,14 @@ def fashion(arguments: argparse.Namespace, seed: int) -> list[Task]:
     }
     limits = {"limit": 800, "limit_dev": 1000, "limit_test": 1000, "limit_seed": seed}
     tasks = load_stream(StreamOptions.model_validate({"split": split, **limits}), Path.cwd()).tasks
-    return [replace(task, train=task.train[: 400 * len(task.labels or ())]) for task in tasks]
+    return [replace(task, train=task.train[: 400 * len(task.spec.labels or ())]) for task in tasks]
 
 
 def news(arguments: argparse.Namespace, seed: int) -> list[Task]:
     """The 20 newsgroups in tasks of 4: 50 training texts of each, and 40 to score on."""
     whole = demo_stream(1000, 800, seed, 800).tasks[0]
-    assert whole.labels is not None
-    order = [whole.labels[place] for place in np.random.default_rng([seed, 20]).permutation(len(whole.labels))]
+    names = whole.spec.require_labels("the stream of newsgroups")
+    order = [names[place] for place in np.random.default_rng([seed, 20]).permutation(len(names))]
 
     def of(examples: Sequence[Example], labels: Sequence[str]) -> tuple[Example, ...]:
         return tuple(example for example in examples if example.output in labels)
@@ -135,8 +134,11 @@ def news(arguments: argparse.Namespace, seed: int) -> list[Task]:
             train=of(whole.train, labels),
             dev=of(whole.dev, labels),
             test=of(whole.test, labels),
-            labels=tuple(labels),
-            label_texts={label: whole.label_texts[label] for label in labels},
+            spec=replace(
+                whole.spec,
+                labels=tuple(labels),
+                label_texts={label: whole.spec.label_texts[label] for label in labels},
+            ),
         )
         for start in range(0, len(order), 4)
         for labels in [order[start : start + 4]]
@@ -232,7 +234,7 @@ class Onset:
         """Batches of the task's training examples, answered among all classes seen so far and its own."""
         assert self.learner is not None
         session = self.learner.session
-        spec = with_candidates(KnownTask.of_task(task), session.known_tasks().values()).spec
+        spec = task.spec.with_labels_of(known.spec for known in session.known_tasks().values())
         features = session.backbone.features(task.train, spec)
         chosen = np.random.default_rng(len(features)).permutation(len(features))[:PROBED]
         return [

@@ -31,7 +31,7 @@ def main() -> None:
         cells = []
         for sampler in SAMPLERS:
             options = MemoryOptions(share=0.02, sampler=sampler, allow_excess=sampler == "reference")
-            chosen = sample_memory(task.train, task.labels, options, seed=0)
+            chosen = sample_memory(task.train, task.spec.labels, options, seed=0)
             kept[sampler] += len(chosen)
             nbytes[sampler] += memory_bytes(chosen)
             cells.append(f"{len(chosen)} ({100 * len(chosen) / len(task.train):.0f} %)")

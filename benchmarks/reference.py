@@ -119,9 +119,8 @@ def build(folder: Path, data: Path) -> None:
     topics = [
         replace(
             task,
-            labels=tuple(task.label_texts.values()),
-            label_texts={},
-            train=tuple(replace(example, output=task.label_texts[example.output]) for example in task.train),
+            spec=replace(task.spec, labels=tuple(task.spec.label_texts.values()), label_texts={}),
+            train=tuple(replace(example, output=task.spec.text_of(example.output)) for example in task.train),
             dev=(),
             test=(),
         )

@@ -26,14 +26,14 @@ VALUES = {Path: "PATH", int: "NUMBER", float: "NUMBER", str: "TEXT"}
 MARKUP = re.compile(r"\[/?(?:bold|dim|italic)\]")
 
 TEN_LINES = """\
-from merganser import Example, Learner, Task
+from merganser import AnswerSpec, Example, Learner, Task
 
 model = {{"name": "sentence-transformers/all-MiniLM-L6-v2", "kind": "matcher"}}
 tasks = {{"weather": {{"It rains.": "wet", "The sun shines.": "dry"}}, "mood": {{"I laugh.": "good", "I cry.": "bad"}}}}
 with Learner.open("runs/{name}", model=model, method="{name}", memory={{"minimum_per_label": 1}}) as learner:
     for name, answers in tasks.items():
         examples = [Example(text, label) for text, label in answers.items()]
-        learner.learn(Task(name, train=examples, test=examples, labels=tuple(answers.values())))
+        learner.learn(Task(name, train=examples, test=examples, spec=AnswerSpec(tuple(answers.values()))))
     print(learner.scores.values)                             # row: after n tasks; column: task
     print(learner.predict(["I smile."], task="mood"))
 """

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import pytest
 
-from merganser.evaluation import KnownTask, score_task, score_tasks, with_candidates
+from merganser.evaluation import score_task, score_tasks
 from merganser.events import Evaluating, Event
-from merganser.models.base import Answer, AnswerSpec
-from merganser.runs.record import TaskRecord
+from merganser.models.base import Answer
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example, Task
 
 
@@ -37,10 +36,9 @@ class Parrot:
         return [Answer(text.split()[-1], 1.0) for text in texts]
 
 
-def known(name: str, answers: Sequence[tuple[str, str]], **changes: Any) -> KnownTask:
-    test = [Example(f"text {said}", wanted, "") for said, wanted in answers]
-    values: dict[str, Any] = {"spec": AnswerSpec(("yes", "no")), "metric": "accuracy", "prompt": "{input}"}
-    return KnownTask(name, **{**values, **changes}, test=test)
+def known(name: str, answers: Sequence[tuple[str, str]]) -> Task:
+    test = [Example(f"text {given}", wanted, "") for given, wanted in answers]
+    return Task(name, (), test=test, spec=AnswerSpec(("yes", "no"), metric="accuracy"))
 
 
 def test_a_score_with_its_count_and_error() -> None:
@@ -63,45 +61,3 @@ def test_progress_counts_over_all_tasks() -> None:
         Evaluating("b", 7, 7),
     ]
     assert [batch for _, _, batch in backbone.asked] == [2, 2]
-
-
-def test_candidates_are_the_labels_seen_in_order_of_learning() -> None:
-    a = known("a", [], spec=AnswerSpec(("x", "y"), {"x": "the letter x"}))
-    b = known("b", [], spec=AnswerSpec(("y", "z"), {"z": "the letter z"}))
-    free = known("c", [], spec=AnswerSpec(None), metric="rouge_l")
-    wide = with_candidates(b, [a, free])
-    assert wide.spec.labels == ("x", "y", "z")
-    assert dict(wide.spec.label_texts) == {"x": "the letter x", "z": "the letter z"}
-    assert wide.name == "b"
-    assert with_candidates(free, [a, b]) is free
-    assert with_candidates(a, []).spec.labels == ("x", "y")
-
-
-def test_the_same_task_from_data_and_from_a_record() -> None:
-    test = (Example("Is it? x", "yes", "7"),)
-    task = Task(
-        name="a",
-        train=(Example("Is it? y", "yes", ""),),
-        test=test,
-        labels=("no", "yes"),
-        label_texts={"yes": "it is"},
-        metric="exact_match",
-        answer="rank",
-        prompt="Is it? {input}",
-    )
-    record = TaskRecord(
-        name="a",
-        index=1,
-        row=1,
-        seed=0,
-        fingerprint="f",
-        train_examples=1,
-        labels=["no", "yes"],
-        label_texts={"yes": "it is"},
-        metric="exact_match",
-        answer="rank",
-        prompt="Is it? {input}",
-        finished="",
-    )
-    assert KnownTask.of_task(task) == KnownTask.of_record(record, test)
-    assert KnownTask.of_task(task).ask("so {braces}") == "Is it? so {braces}"

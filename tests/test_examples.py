@@ -127,8 +127,8 @@ def test_seq2seq(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run(home, "seq2seq.yaml", steps=18, max_input=48, max_target=4)
     record = read_run(run)
     assert record.scores.metrics == {"sentiment": "exact_match", "news": "exact_match", "subject-lines": "rouge_l"}
-    assert [task.answer for task in record.tasks] == ["generate", "rank", "generate"]
-    assert [task.labels is None for task in record.tasks] == [False, False, True]
+    assert [task.spec.mode for task in record.tasks] == ["generate", "rank", "generate"]
+    assert [task.spec.labels is None for task in record.tasks] == [False, False, True]
     last = [[merge for merge in record.merges if merge.task == name][-1] for name in ("news", "subject-lines")]
     assert [(merge.cause, merge.step) for merge in last] == [("end", 18), ("end", 18)]
     assert {(merge.cause, merge.rehearsal_steps) for merge in record.merges} == {("forced", 4), ("end", 0)}
@@ -160,7 +160,7 @@ def test_builtin_long_sequence(home: Path) -> None:
     assert set(record.scores.metrics.values()) == {"exact_match"}
     # future: false: a task's scores begin with the row before it was learned; row 0 is measured later for all of them.
     assert [len(row.scores) for row in record.scores.rows] == [15, *range(2, 16), 15]
-    labels = {task.name: len(task.labels or []) for task in record.tasks}
+    labels = {task.name: len(task.spec.labels or []) for task in record.tasks}
     assert labels["dbpedia"] == 14
     assert labels["yahoo"] == 10
     # 2 % of 42 texts is none; one of each label is kept all the same.
@@ -264,7 +264,7 @@ def test_fashion(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert facts["test_accuracy"] > 0.5
     run = tiny_run(home, "fashion.yaml", steps=4, model="vit")
     record = read_run(run)
-    assert [task.labels for task in record.tasks] == [["ankle boot", "bag"], ["shirt", "sneaker"], ["sandal"]]
+    assert [task.spec.labels for task in record.tasks] == [("ankle boot", "bag"), ("shirt", "sneaker"), ("sandal",)]
     sizes = [(task.train_examples, task.dev_examples, task.test_examples) for task in record.tasks]
     assert sizes == [(72, 8, 12), (72, 8, 12), (36, 4, 6)]
     assert "AimMerging: scores in percent" in capsys.readouterr().out
@@ -302,6 +302,6 @@ def test_builtin_cifar100(home: Path) -> None:
                 Image.new("RGB", (8, 8), (2 * label, 5 * i, 0)).save(folder / f"{i}.png")
     tiny_clip(home / "clip")
     record = read_run(tiny_run(home, "builtin-cifar100.yaml", steps=1, model="clip"))
-    assert [len(task.labels or ()) for task in record.tasks] == [10] * 10
-    assert len({label for task in record.tasks for label in task.labels or ()}) == 100
+    assert [len(task.spec.labels or ()) for task in record.tasks] == [10] * 10
+    assert len({label for task in record.tasks for label in task.spec.labels or ()}) == 100
     assert record.tasks[9].name == "cifar100-10-10"

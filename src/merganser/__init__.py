@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from merganser.learner import Learner
     from merganser.metrics import ScoreMatrix
     from merganser.runs import read_run
+    from merganser.streams.answers import AnswerSpec
     from merganser.streams.task import Example, Stream, Task
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.config import AimConfig
@@ -26,6 +27,7 @@ _HOMES = {
     "AimConfig": "merganser.training.aim.config",
     "AimMerging": "merganser.training.aim.callback",
     "ControllerConfig": "merganser.control",
+    "AnswerSpec": "merganser.streams.answers",
     "Example": "merganser.streams.task",
     "Learner": "merganser.learner",
     "Merge": "merganser.control",
@@ -40,6 +42,7 @@ _HOMES = {
 __all__ = [
     "AimConfig",
     "AimMerging",
+    "AnswerSpec",
     "ControllerConfig",
     "Example",
     "Learner",

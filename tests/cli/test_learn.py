@@ -52,7 +52,7 @@ def test_the_row_before_is_scored_with_its_own_weights(run: Path, merganser: Com
     rows = toys.rows("truth", 8, seed=1)
     labels = {"right", "wrong"}
     from merganser.learner import Learner
-    from merganser.models.base import AnswerSpec
+    from merganser.streams.answers import AnswerSpec
 
     with Learner.open(run, read_only=True) as learner:
         spec = AnswerSpec(tuple(sorted(labels)))
@@ -83,7 +83,7 @@ def test_fields_prompt_and_labels(run: Path, merganser: Command, monkeypatch: py
         *("--metric", "exact_match"),
     )
     assert done.code == 0, done.err
-    record = read_json(run / "tasks" / "03-claims" / "row.json")["tasks"][0]
+    record = read_json(run / "tasks" / "03-claims" / "row.json")["tasks"][0]["spec"]
     assert (record["labels"], record["prompt"], record["metric"]) == (["no", "yes"], "Claim: {input}", "exact_match")
     kept = json.loads((run / "tasks" / "03-claims" / "test.jsonl").read_text().splitlines()[0])
     assert kept["input"].startswith("Claim: ")

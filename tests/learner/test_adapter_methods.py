@@ -35,8 +35,8 @@ def options_of(name: str, kind: str = "matcher", lora: bool = True, **method: An
 @pytest.mark.parametrize("name", NAMES)
 def test_it_learns_on_models_that_write(name: str, kind: str, tmp_path: Path) -> None:
     with Learner.open(tmp_path / "run", **options_of(name, kind)) as learner:
-        learner.learn(task("mood", answer="rank"))
-        learner.learn(task("topic", answer="rank"))
+        learner.learn(task("mood", mode="rank"))
+        learner.learn(task("topic", mode="rank"))
         asked = learner.predict(["great film"], "mood")
         told = [(merge.task, merge.cause) for merge in learner.record.merges]
     assert told in ([], [("topic", "end")])

@@ -14,18 +14,19 @@ from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged, Notice, RowDone, StepDone, TaskStarted
 from merganser.methods import TaskContext
 from merganser.methods.aim import Aim
+from merganser.streams.answers import AnswerSpec
 from tests.learner import toys
 from tests.learner.toys import contents, results, values_of
 
 
-def task(name: str, **changes: Any) -> Task:
-    """One of the toy tasks."""
+def task(name: str, **spec: Any) -> Task:
+    """One of the toy tasks, answered as it is given."""
     splits = {
         split: [Example(row["input"], row["output"], "") for row in toys.rows(name, number, seed)]
         for split, number, seed in (("train", 12, 0), ("test", 8, 1))
     }
-    values: dict[str, Any] = {"labels": tuple(sorted(toys.LABELS[name])), "metric": "accuracy", "answer": "generate"}
-    return Task(name=name, **{**splits, **values, **changes})
+    values: dict[str, Any] = {"labels": tuple(sorted(toys.LABELS[name])), "metric": "accuracy"}
+    return Task(name=name, spec=AnswerSpec(**{**values, **spec}), **splits)
 
 
 def sections(**changes: Any) -> dict[str, Any]:
@@ -110,7 +111,7 @@ def test_an_interrupted_run_ends_in_the_same_bytes(method: str, kind: str, tmp_p
     )
     if kind == "matcher":
         options["model"]["candidates"] = "seen"
-    tasks = [task("mood", answer="rank"), task("topic", answer="rank")]
+    tasks = [task("mood", mode="rank"), task("topic", mode="rank")]
     with Learner.open(tmp_path / "whole", **options) as learner:
         learner.learn_stream(tasks)
     broken = tmp_path / "broken"
@@ -155,8 +156,6 @@ def test_after_an_error_the_open_learner_is_where_it_was(tmp_path: Path) -> None
 
 def test_scores_do_not_depend_on_labels_met_before(tmp_path: Path) -> None:
     """A matcher that embedded other labels first gives the same bytes: rounding follows the batch alone."""
-    from merganser.models.base import AnswerSpec
-
     with Learner.open(tmp_path / "run", **sections()) as learner:
         backbone = learner.session.backbone
         texts = [example.input for example in task("mood").test]
@@ -189,7 +188,6 @@ def test_what_learn_refuses(tmp_path: Path) -> None:
             ((task("truth", train=[]),), "has no training texts"),
             ((task("truth", train=[Example(" ", "right", "")]),), "the input of train text 1 is empty"),
             ((task("truth", labels=("right",)),), "which is not one of its labels"),
-            ((task("truth", metric="accuracy", labels=None),), "needs a label set"),
         ):
             with pytest.raises(InputError) as raised:
                 learner.learn(*given)
@@ -279,7 +277,9 @@ def test_references_need_a_run_that_has_begun(tmp_path: Path) -> None:
 
 def test_a_memory_that_would_keep_nothing_is_found_before_training(tmp_path: Path) -> None:
     told: list[Event] = []
-    small = Task("tiny", [Example("a text", "good"), Example("another", "bad")], labels=("good", "bad"), answer="rank")
+    small = Task(
+        "tiny", [Example("a text", "good"), Example("another", "bad")], spec=AnswerSpec(("good", "bad"), mode="rank")
+    )
     given = {**sections(), "memory": {"share": 0.02}}
     with (
         pytest.raises(InputError, match="keeps none of 2 training texts"),

@@ -34,7 +34,7 @@ def options(name: str, kind: str = "matcher", **changes: Any) -> dict[str, Any]:
 BESIDE = ("memory", "weights", "pretrained weights")
 """Kept by the run, not in the method's own folder; tests/learner/test_storing.py measures all of it."""
 
-TASKS = [task("mood", answer="rank"), task("topic", answer="rank")]
+TASKS = [task("mood", mode="rank"), task("topic", mode="rank")]
 
 
 @pytest.mark.parametrize("name", NAMES)

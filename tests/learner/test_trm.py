@@ -13,7 +13,7 @@ from tests.learner.test_learner import Interrupted, at_step, task
 from tests.learner.test_mergers import options
 from tests.learner.toys import results
 
-TASKS = [task(name, answer="rank") for name in ("mood", "topic", "truth")]
+TASKS = [task(name, mode="rank") for name in ("mood", "topic", "truth")]
 
 
 def trm(kind: str = "matcher", lora: bool = True, **method: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -88,7 +88,7 @@ class Stream:
             "trained": lambda row: self.trained[row].snapshot(),
             **changes,
         }
-        return TaskContext(task=f"task{index}", index=index, backbone=cast(Any, backbone), memory=[], **values)
+        return TaskContext(**{"task": f"task{index}", "index": index, "backbone": backbone, "memory": [], **values})
 
     def start(self) -> Weights:
         """The weights that the next task starts from."""

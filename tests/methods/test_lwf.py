@@ -11,9 +11,10 @@ import torch
 from merganser import Learner
 from merganser.methods import TaskContext
 from merganser.methods.lwf import Lwf, LwfOptions, distillation
-from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.base import Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
+from merganser.streams.answers import AnswerSpec, CandidatePolicy
 from merganser.streams.task import Example
 from tests.learner import toys
 from tests.learner.test_learner import sections, task
@@ -36,7 +37,7 @@ def backbone_of(kind: str, lora: bool = True) -> Backbone:
 
 
 def context_of(backbone: Backbone, **changes: Any) -> TaskContext:
-    values = {"specs": {**OLD, "topic": NEW}, "earlier": OLD} | changes
+    values = {"spec": NEW, "earlier": OLD} | changes
     return plain.context(backbone.module, 3, task="topic", backbone=backbone, **values)
 
 
@@ -62,7 +63,7 @@ def test_distillation_by_hand() -> None:
 
 
 def test_the_first_task_has_nothing_to_keep() -> None:
-    assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), specs={"topic": NEW}, earlier={})) is None
+    assert Lwf(LwfOptions()).penalty(context_of(backbone_of("matcher"), earlier={})) is None
 
 
 @pytest.mark.parametrize(("kind", "dropout"), [("matcher", 0.0), ("seq2seq", 0.3)])
@@ -92,8 +93,7 @@ def test_among_all_labels_seen_it_looks_at_the_earlier_ones_together() -> None:
     disturb(backbone, seed=1, size=0.05)
     disturb(before, seed=1, size=0.05)
     everything = AnswerSpec(("good", "bad", "right", "wrong", "sport", "business"))
-    specs = dict.fromkeys((*OLD, "topic"), everything)
-    penalty = Lwf(LwfOptions(temperature=2.0)).penalty(context_of(backbone, specs=specs))
+    penalty = Lwf(LwfOptions(temperature=2.0)).penalty(context_of(backbone, candidates=CandidatePolicy("seen")))
     assert penalty is not None
     inputs = backbone.collate(backbone.features(EXAMPLES, everything))
     disturb(backbone, seed=2, size=0.05)
@@ -121,7 +121,7 @@ def test_among_all_labels_seen_the_new_ones_are_learned(tmp_path: Path) -> None:
     with pytest.MonkeyPatch.context() as patch, Learner.open(tmp_path / "run", **values) as learner:
         patch.setattr("merganser.methods.lwf.distillation", noted)
         learner.learn_stream(tasks)
-    assert sizes == [len(tasks[0].labels or ())] * 3
+    assert sizes == [len(tasks[0].spec.labels or ())] * 3
 
 
 @pytest.mark.parametrize("lora", [True, False])

@@ -20,6 +20,7 @@ from merganser.merging.tunable_magmax import tunable_magmax
 from merganser.methods import METHODS, make_method
 from merganser.methods.pm import draw_sign
 from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity
+from merganser.streams.answers import AnswerSpec
 from merganser.training.determinism import derive_seed
 from merganser.weights import Weights
 from tests.methods.stream import Stream, draw_features, draw_weights, exact_fisher
@@ -98,13 +99,13 @@ def test_preferences_by_labels_and_by_features() -> None:
 
 def test_label_overlap_decides_the_shares(tmp_path: Path) -> None:
     run = stream(tmp_path, "tunable_magmax", preference="label_overlap", wanted=["two"], scale=1.0)
-    labels = {"one": ("x", "y"), "two": ("z", "w")}
-    run.learn(*TASKS[0], labels={"one": labels["one"]})
+    one, two = AnswerSpec(("x", "y")), AnswerSpec(("z", "w"))
+    run.learn(*TASKS[0], task="one", spec=one)
     close(run.deployed[1], THETAS[0])  # the wanted task is not learned yet: all there are
-    run.learn(*TASKS[1], labels=labels)
+    run.learn(*TASKS[1], task="two", spec=two, earlier={"one": one})
     close(run.deployed[2], THETAS[1])  # only the second knows a wanted label
     with pytest.raises(InputError, match="task 'three' answers in free text"):
-        run.method.callbacks(run.context(3, [], labels={"three": None}))
+        run.method.callbacks(run.context(3, [], task="three", spec=AnswerSpec()))
 
 
 def test_tunable_magmax_refuses_preferences_that_do_not_fit() -> None:

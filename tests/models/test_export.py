@@ -12,9 +12,10 @@ import pytest
 import torch
 
 from merganser.errors import RunError
-from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.base import Backbone
 from merganser.models.export import export_model
 from merganser.models.options import LoraOptions
+from merganser.streams.answers import AnswerSpec
 from tests.models.conftest import LORA, Loader, disturb
 
 TEXTS = ["the film was good", "a bad film with a weak story answer:", "the bank cut its rates topic:\n"]

@@ -8,10 +8,11 @@ import torch
 from merganser.errors import InputError
 from merganser.files.cache import CACHE_VARIABLE
 from merganser.models import gguf_file
-from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.base import Lengths
 from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.streams.answers import AnswerSpec
 
 gguf = pytest.importorskip("gguf", reason="the optional package gguf is not installed")
 

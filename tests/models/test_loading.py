@@ -9,10 +9,11 @@ import torch
 
 from merganser.errors import InputError
 from merganser.models import precision
-from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.base import Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.models.padding import pad
+from merganser.streams.answers import AnswerSpec
 from tests.models.conftest import Loader
 
 LENGTHS = Lengths(32, 8)

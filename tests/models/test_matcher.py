@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec
 from merganser.models.matcher import Matcher, pool
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
 from tests.models.conftest import Loader, disturb
 

@@ -5,7 +5,8 @@ import torch
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.base import Lengths
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
 from tests.models.conftest import Loader, disturb
 

@@ -10,10 +10,11 @@ import torch
 from safetensors.torch import load_file
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.base import Backbone
 from merganser.models.export import export_model
 from merganser.models.options import LoraOptions
 from merganser.models.stacking import FROZEN, lora_a_pairs, total_rank
+from merganser.streams.answers import AnswerSpec
 from tests.models.conftest import Loader, disturb
 
 LORA = LoraOptions(r=2, alpha=6, dropout=0.5)

@@ -12,10 +12,11 @@ import torch
 from PIL import Image
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.base import Lengths
 from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.images.picture import Picture
 from merganser.streams.task import Example
 from tests.tiny import tiny_bert, tiny_clip, tiny_vit

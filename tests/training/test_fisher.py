@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec, Lengths
+from merganser.models.base import Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
 from merganser.training.fisher import diagonal_fisher
 from tests.learner import toys

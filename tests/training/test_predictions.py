@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from merganser.models.base import IGNORE_INDEX, AnswerSpec
+from merganser.models.base import IGNORE_INDEX
+from merganser.streams.answers import AnswerSpec
 from merganser.training.trm.predictions import MatcherPredictor, Predictions
 
 SCORES = torch.tensor([[2.0, 0.5, -1.0, 0.3], [0.1, 1.0, 0.4, -0.7], [0.0, 0.2, 3.0, 1.0]], dtype=torch.float64)

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from merganser.events import Event, Merged
 from merganser.methods.aim import Aim, AimOptions
-from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.base import Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
 from merganser.training.data import EpochOrder
 from merganser.training.determinism import derive_seed

@@ -13,9 +13,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from merganser.merging.subspace import Subspace
 from merganser.models import matcher
-from merganser.models.base import AnswerSpec, Backbone, Lengths
+from merganser.models.base import Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
 from merganser.training.determinism import derive_seed
 from merganser.training.rehearsal import MemoryBatches

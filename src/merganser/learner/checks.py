@@ -6,7 +6,6 @@ from collections.abc import Sequence
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.evaluation import KnownTask
 from merganser.events import Notice
 from merganser.learner.session import Session
 from merganser.streams.checks import check_names, check_task
@@ -32,7 +31,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
-    if session.method.per_task_models and session.config.model.candidates == "seen":
+    if session.candidates.overruled:
         text = (
             f"{session.method.title} receives the task of each text: the candidates are the labels of that task alone."
         )
@@ -43,7 +42,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         session.listener(Notice(remark))
     for position, task in enumerate(tasks):
         check_task(task)
-        session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
+        session.backbone.check_examples(task.train, task.spec)
         if position < len(records):
             record = records[position]
             if record.name != task.name:
@@ -111,4 +110,4 @@ def sample(session: Session, task: Task) -> list[Example]:
     if not session.method.uses_memory:
         return []
     seed = derive_seed(session.config.seed, "memory", task.name)
-    return sample_memory(task.train, task.labels, memory_options(session), seed)
+    return sample_memory(task.train, task.spec.labels, memory_options(session), seed)

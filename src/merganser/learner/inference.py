@@ -6,12 +6,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
-from merganser.evaluation import KnownTask, with_candidates
 from merganser.files.atomic import new_folder
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.models.export import export_model
+from merganser.streams.answers import AnswerSpec
+from merganser.streams.task import Task
 
 
 def predict(session: Session, texts: Sequence[str], task: str | None = None) -> list[Answer]:
@@ -30,33 +31,31 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
         if not text.strip():
             raise InputError(f"Text {number} is empty.", "Give a text to answer.")
     if task is None:
-        chosen = _any_task(session, known)
+        name, spec = list(known)[-1], _common_spec(session, known)
     elif task in known:
-        chosen = known[task]
+        name, spec = task, known[task].spec
     else:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
         raise InputError(f"There is no task '{task}'.", hint)
-    session.use_task(chosen.name)
-    if session.config.model.candidates == "seen" and not session.method.per_task_models:
-        chosen = with_candidates(chosen, known.values())
-    prompted = [chosen.ask(text) for text in texts]
-    return session.backbone.answer(prompted, chosen.spec, session.config.evaluation.batch)
+    session.use_task(name)
+    spec = session.candidates.spec(spec, [learned.spec for learned in known.values()])
+    prompted = [spec.prompted(text) for text in texts]
+    return session.backbone.answer(prompted, spec, session.config.evaluation.batch)
 
 
-def _any_task(session: Session, known: Mapping[str, KnownTask]) -> KnownTask:
-    if len(known) == 1:
-        return next(iter(known.values()))
+def _common_spec(session: Session, known: Mapping[str, Task]) -> AnswerSpec:
+    """Return how a text of no named task is answered: among the labels of all tasks, or in free text."""
+    specs = [task.spec for task in known.values()]
+    if len(specs) == 1:
+        return specs[0]
     names = ", ".join(known)
     if session.method.per_task_models:
         raise InputError("This method keeps several models.", f"Name a task: {names}.")
-    if len({task.prompt for task in known.values()}) > 1:
+    if len({spec.prompt for spec in specs}) > 1:
         raise InputError("The learned tasks have different prompts.", f"Name a task: {names}.")
-    every = list(known.values())
-    if all(task.spec.labels is not None for task in every):
-        return with_candidates(every[-1], every)
-    if any(task.spec.labels is not None for task in every):
+    if len({spec.labels is None for spec in specs}) > 1:
         raise InputError("Some learned tasks have labels and some write free text.", f"Name a task: {names}.")
-    return every[-1]
+    return specs[-1].with_labels_of(specs)
 
 
 def evaluate(session: Session) -> dict[str, Score]:
@@ -74,7 +73,7 @@ def evaluate(session: Session) -> dict[str, Score]:
     scores: dict[str, Score] = {}
     for name, task in known.items():
         session.use_task(name)
-        scores.update(session.score([task], {}))
+        scores.update(session.score([task], known))
     return scores
 
 

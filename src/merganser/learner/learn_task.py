@@ -8,7 +8,6 @@ from pathlib import Path
 
 from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
-from merganser.evaluation import KnownTask
 from merganser.events import RowDone
 from merganser.files.atomic import write_json
 from merganser.learner.checks import check_processes, check_selection, sample
@@ -45,7 +44,7 @@ class TaskRun:
         processes.run_collectively(self._check)
         session = self.session
         for task in [*self.tasks, *session.future_tasks]:
-            session.backbone.prepare_labels(task.train, KnownTask.of_task(task).spec)
+            session.backbone.prepare_labels(task.train, task.spec)
         if not session.rows:
             self._measure_start()
         number = len(session.rows)
@@ -99,7 +98,7 @@ class TaskRun:
         check_selection(session, self.tasks)
         for task in self.tasks:
             check_task(task)
-            session.backbone.check_examples(task.train, KnownTask.of_task(task).spec)
+            session.backbone.check_examples(task.train, task.spec)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
             sample(session, task)  # a budget that keeps nothing is found now, not after training
@@ -112,7 +111,7 @@ class TaskRun:
         folder = session.directory.begin_row(0, "start")
         try:
             scores = session.score(tasks, {})
-            metrics = {task.name: task.metric for task in tasks}
+            metrics = {task.name: task.spec.metric for task in tasks}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
             processes.on_main(lambda: write_json(folder / "row.json", row.model_dump()))

@@ -13,7 +13,6 @@ from pathlib import Path
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.evaluation import KnownTask
 from merganser.events import Notice, StepDone, TaskStarted
 from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
@@ -88,9 +87,8 @@ def _write_cached(file: Path, score: Score) -> None:
 
 
 def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
-    known = KnownTask.of_task(task)
-    session.backbone.prepare_labels(task.train, known.spec)
-    features = session.backbone.features(task.train, known.spec)
+    session.backbone.prepare_labels(task.train, task.spec)
+    features = session.backbone.features(task.train, task.spec)
     steps = planned_steps(len(features), session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
     session.use(session.rows[0])
@@ -103,4 +101,4 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
     records = TaskRecords(f"{task.name} (alone)", number, only_steps)
     hooks = TaskHooks([ProgressCallback(records)])
     train_task(session.backbone, features, session.config.training, seed=seed, records=records, hooks=hooks)
-    return session.score([known], {})[task.name]
+    return session.score([task], {})[task.name]

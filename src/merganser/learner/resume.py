@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from merganser import processes
-from merganser.evaluation import KnownTask
 from merganser.events import Notice
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.session import Session
@@ -45,13 +44,13 @@ def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:
     options = session.config.training
     if not options.select_best:
         return None
-    new = [replace(KnownTask.of_task(task), test=task.dev) for task in tasks]
+    new = [replace(task, test=task.dev) for task in tasks]
     # With several models, the model of this task answers only its own texts.
     seen = {} if session.method.per_task_models else session.known_tasks("dev")
     everything = {**seen, **{task.name: task for task in new}}
     return BestWeights(
         session.backbone,
-        lambda: session.score(list(everything.values()), {} if session.method.per_task_models else everything),
+        lambda: session.score(list(everything.values()), everything),
         options.select_every,
     )
 

@@ -66,7 +66,7 @@ def write_row_files(
         tasks=records,
         scores=scores,
         earlier=earlier,
-        metrics={task.name: task.metric for task in tasks_to_score(session, tasks)},
+        metrics={task.name: task.spec.metric for task in tasks_to_score(session, tasks)},
         lines={name: len(values) for name, values in lines.items()},
     )
     write_json(folder / "row.json", file.model_dump())
@@ -82,7 +82,9 @@ def _task_record(
     method_bytes: dict[str, int],
 ) -> TaskRecord:
     number = len(session.rows)
-    summary = summarise_memory(memory, task.train, task.labels, memory_options(session)) if memory else MemorySummary()
+    summary = (
+        summarise_memory(memory, task.train, task.spec.labels, memory_options(session)) if memory else MemorySummary()
+    )
     return TaskRecord(
         name=task.name,
         index=position,
@@ -92,11 +94,7 @@ def _task_record(
         train_examples=len(task.train),
         dev_examples=len(task.dev),
         test_examples=len(task.test),
-        labels=None if task.labels is None else list(task.labels),
-        label_texts=dict(task.label_texts),
-        metric=task.metric,
-        answer=task.answer,
-        prompt=task.prompt,
+        spec=task.spec,
         source=dict(task.source),
         memory=summary,
         cost=cost,
@@ -132,7 +130,7 @@ def _weight_bytes(folder: Path) -> int:
 def _write_new_prototypes(session: Session, tasks: Sequence[Task], folder: Path) -> int:
     """Write the label vectors that these tasks add; return the bytes of those of all tasks so far."""
     before = {label for task in session.known_tasks().values() for label in task.spec.labels or ()}
-    new = [label for task in tasks for label in task.labels or () if label not in before]
+    new = [label for task in tasks for label in task.spec.labels or () if label not in before]
     write_prototypes(folder, session.backbone.prototypes(list(dict.fromkeys(new))))
     everything = session.backbone.prototypes([*before, *new])
     return sum(vector.numel() * vector.element_size() for vector in everything.values())

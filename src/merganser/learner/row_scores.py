@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from merganser.evaluation import KnownTask
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
 
 
-def tasks_to_score(session: Session, tasks: Sequence[Task]) -> list[KnownTask]:
+def tasks_to_score(session: Session, tasks: Sequence[Task]) -> list[Task]:
     """Return the learned tasks, the new ones, and those to come."""
     known = session.known_tasks()
     for task in [*tasks, *session.future_tasks]:
-        known.setdefault(task.name, KnownTask.of_task(task))
+        known.setdefault(task.name, task)
     return list(known.values())
 
 
@@ -26,7 +25,7 @@ def answered_by(session: Session, tasks: Sequence[Task], number: int) -> dict[st
 def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[str, Score]]:
     """Score, with the weights of row 0 and of the last row, tasks that were not known when those were measured."""
     columns = set(session.directory.matrix().tasks)
-    new = [KnownTask.of_task(task) for task in tasks if task.name not in columns and task.test]
+    new = [task for task in tasks if task.name not in columns and task.test]
     if not new:
         return {}
     scores = {}
@@ -34,7 +33,7 @@ def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[s
         # With several models, a task that is not learned is answered by the pretrained one.
         alone = session.method.per_task_models
         session.use(session.rows[0 if alone else number])
-        scores[number] = session.score(new, session.known_tasks() if number and not alone else {})
+        scores[number] = session.score(new, session.known_tasks() if number else {})
     return scores
 
 

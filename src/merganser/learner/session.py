@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from merganser.config import RunConfig
 from merganser.errors import InputError
-from merganser.evaluation import KnownTask, score_tasks, with_candidates
+from merganser.evaluation import score_tasks
 from merganser.events import Listener
 from merganser.learner.example_store import read_prototypes, stored_examples
 from merganser.methods import make_method
@@ -15,6 +16,7 @@ from merganser.metrics.score import Score
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
 from merganser.runs.rows import Row
+from merganser.streams.answers import CandidatePolicy
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
 
@@ -28,6 +30,7 @@ class Session:
         backbone: the model; its weights are those of the row last given to :meth:`use`.
         method: the continual-learning method, with its state between tasks.
         listener: receives events.
+        candidates: decides which labels an answer is chosen from.
         future_tasks: tasks to come, which are scored before they are learned.
     """
 
@@ -37,6 +40,7 @@ class Session:
         self.backbone = backbone
         self.listener = listener
         self.method = make_method(config.method)
+        self.candidates = CandidatePolicy(config.model.candidates, self.method.per_task_models)
         self.future_tasks: list[Task] = []
         self._examples: dict[str, list[tuple[str, Example]]] = {}
         self._weights_of: str | None = None  # name of the row whose weights are in the model; None: of no row
@@ -133,15 +137,18 @@ class Session:
         """Return all examples kept for rehearsal with the names of their tasks, oldest task first."""
         return self.examples("memory")
 
-    def known_tasks(self, examples: str = "test") -> dict[str, KnownTask]:
+    def known_tasks(self, examples: str = "test") -> dict[str, Task]:
         """Return the learned tasks with their test sets, or with the examples of another file (``dev``) instead."""
         by_task: dict[str, list[Example]] = {}
         for task, example in self.examples(examples):
             by_task.setdefault(task, []).append(example)
         records = (record for row in self.rows for record in row.file.tasks)
-        return {record.name: KnownTask.of_record(record, by_task.get(record.name, [])) for record in records}
+        return {
+            record.name: Task(record.name, train=(), test=by_task.get(record.name, ()), spec=record.spec)
+            for record in records
+        }
 
-    def require_learned(self) -> dict[str, KnownTask]:
+    def require_learned(self) -> dict[str, Task]:
         """Return the learned tasks.
 
         Raises:
@@ -152,13 +159,12 @@ class Session:
             raise InputError(f"Nothing was learned yet in '{self.directory.path}'.", "Learn a task first.")
         return known
 
-    def score(self, tasks: Sequence[KnownTask], learned: Mapping[str, KnownTask]) -> dict[str, Score]:
+    def score(self, tasks: Sequence[Task], learned: Mapping[str, Task]) -> dict[str, Score]:
         """Score the model as it is on every task that has a test set.
 
         Args:
-            learned: the tasks whose labels are candidates beside a task's own, when the model answers over all labels
-                seen (``model.candidates: seen``).
+            learned: the tasks learned so far, whose labels may be candidates beside a task's own.
         """
-        if self.config.model.candidates == "seen":
-            tasks = [with_candidates(task, learned.values()) for task in tasks]
+        specs = [task.spec for task in learned.values()]
+        tasks = [replace(task, spec=self.candidates.spec(task.spec, specs)) for task in tasks]
         return score_tasks(self.backbone, tasks, self.config.evaluation.batch, self.listener)

@@ -10,15 +10,14 @@ from typing import Any
 
 from merganser import processes
 from merganser.errors import RunError
-from merganser.evaluation import KnownTask, with_candidates
 from merganser.events import TaskStarted
 from merganser.files.atomic import full_disk_is_an_error, make_folder
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.resume import best_weights, resume
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
-from merganser.models.base import AnswerSpec
 from merganser.runs.record import CostRecord
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.determinism import derive_seed
@@ -89,15 +88,9 @@ def _load_start(session: Session) -> None:
 
 
 def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContext:
-    known = session.known_tasks()
-    earlier = {name: task.spec for name, task in known.items()}
-    new = {task.name: KnownTask.of_task(task) for task in tasks}
-    labels = {name: task.spec.labels for name, task in [*known.items(), *new.items()]}
-    if session.config.model.candidates == "seen" and not session.method.per_task_models:
-        everything = [*known.values(), *new.values()]
-        new = {name: with_candidates(task, everything) for name, task in new.items()}
-        known = {name: with_candidates(task, everything) for name, task in known.items()}
-    specs = {name: task.spec for name, task in [*known.items(), *new.items()]}
+    earlier = {name: task.spec for name, task in session.known_tasks().items()}
+    by_task = {**earlier, **{task.name: task.spec for task in tasks}}
+    specs = {name: session.candidates.spec(spec, by_task.values()) for name, spec in by_task.items()}
     memory = session.memory()
     fresh = [(task.name, example) for task in tasks for example in task.train]
     if session.method.joint:  # everything kept is training data
@@ -113,9 +106,9 @@ def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContex
         seed=derive_seed(session.config.seed, "task", number),
         features=features,
         steps=planned_steps(len(features), session.config.training),
-        specs=specs,
+        spec=tasks[0].spec,
         earlier=earlier,
-        labels=labels,
+        candidates=session.candidates,
         deployed=session.deployed,
         trained=session.trained,
         listener=session.listener,

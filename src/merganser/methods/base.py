@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, Literal, TypeVar
 
 from merganser.events import Listener, silent
 from merganser.options import StrictOptions
+from merganser.streams.answers import AnswerSpec, CandidatePolicy
 from merganser.training.options import TrainingOptions
 from merganser.training.records import TaskRecords
 from merganser.training.state import TaskState
@@ -21,7 +22,7 @@ from merganser.training.state import TaskState
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from merganser.models.base import AnswerSpec, Backbone
+    from merganser.models.base import Backbone
     from merganser.training.trainer import Penalty
     from merganser.weights import Weights
 
@@ -52,9 +53,9 @@ class TaskContext:
         seed: seed of this task.
         features: tokenised examples of the task.
         steps: optimizer steps the task will take.
-        specs: task name -> how its texts are answered, for the tasks learned before (in order) and the new one.
-        earlier: task name -> how its texts are answered among its own labels, for the tasks learned before.
-        labels: task -> its own labels (``None``: free text), for the same tasks; a spec may list more candidates.
+        spec: how the task's texts are answered among its own labels.
+        earlier: task -> the same for the tasks learned before, in order.
+        candidates: decides whether answers are chosen from a task's own labels or from all labels learned.
         deployed: reads the trainable weights deployed after a row of the run (0: before any task), in memory of their
             own.
         trained: reads the weights of a row's task before any merge, likewise; for methods that start from them.
@@ -71,9 +72,9 @@ class TaskContext:
     trained: Callable[[int], Weights]
     features: Sequence[dict[str, Any]] = ()
     steps: int = 0
-    specs: Mapping[str, AnswerSpec] = field(default_factory=dict)
+    spec: AnswerSpec = field(default_factory=AnswerSpec)
     earlier: Mapping[str, AnswerSpec] = field(default_factory=dict)
-    labels: Mapping[str, tuple[str, ...] | None] = field(default_factory=dict)
+    candidates: CandidatePolicy = field(default_factory=CandidatePolicy)
     memory_groups: Sequence[tuple[str, str]] = ()
     listener: Listener = silent
 

@@ -88,7 +88,7 @@ class Lwf(Method[LwfOptions]):
             return tokens
         matcher = cast("LabelMatcher", context.backbone)
         tasks = [matcher.label_rows(spec) for spec in context.earlier.values()]
-        if any(context.specs[name] != spec for name, spec in context.earlier.items()):  # all are sought together
+        if context.candidates.over_all_learned:
             tasks = [list(dict.fromkeys(row for task in tasks for row in task))]
 
         def labels(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainerCallback
 
+    from merganser.streams.answers import AnswerSpec
     from merganser.weights import Weights
 
 FEATURES = "features.safetensors"
@@ -93,8 +94,8 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         if self.options.preference == "label_overlap":
-            for task, labels in context.labels.items():
-                if labels is None:
+            for task, spec in self._specs(context).items():
+                if spec.labels is None:
                     raise InputError(
                         f"method.preference is label_overlap, and task '{task}' answers in free text.",
                         "Choose uniform, feature_similarity or numbers.",
@@ -129,6 +130,11 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             start=origin if count == 1 else models[-2],
         )
 
+    @staticmethod
+    def _specs(context: TaskContext) -> dict[str, AnswerSpec]:
+        """How the tasks learned so far and the new one are answered, in the order of learning."""
+        return {**context.earlier, context.task: context.spec}
+
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
         """One number per task so far, in the order of learning."""
         from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
@@ -138,10 +144,11 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             return given[: context.index]
         if given == "uniform":
             return [1.0] * context.index
-        learned = list(context.labels)  # of the wanted tasks, some may be yet to come
-        wanted = [task for task in self.options.wanted or learned if task in context.labels] or learned
+        specs = self._specs(context)
+        learned = list(specs)  # of the wanted tasks, some may be yet to come
+        wanted = [task for task in self.options.wanted or learned if task in specs] or learned
         if given == "label_overlap":
-            return by_label_overlap({task: labels or () for task, labels in context.labels.items()}, wanted)
+            return by_label_overlap({task: spec.labels or () for task, spec in specs.items()}, wanted)
         # Features of all tasks are those of one model, the pretrained one.
         trained = current.snapshot()
         current.copy_(origin)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
 from merganser import processes
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError
 from merganser.models import lora, stacking, weight_files
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
@@ -20,6 +20,7 @@ from merganser.models.precision import autocast, resolve_precision
 if TYPE_CHECKING:
     from torch import nn
 
+    from merganser.streams.answers import AnswerSpec
     from merganser.streams.images.picture import Picture
     from merganser.streams.task import Example
 
@@ -31,58 +32,6 @@ Modality = Literal["text", "image"]
 
 IGNORE_INDEX = -100
 """Label of a position that takes no part in the loss, as in ``torch.nn.functional.cross_entropy``."""
-
-
-@dataclass(frozen=True)
-class AnswerSpec:
-    """How the texts of one task are answered.
-
-    Attributes:
-        labels: the closed set of answers, or ``None`` for free text.
-        label_texts: what a matcher reads in place of a label; labels that are not in it stand for themselves.
-        mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
-
-    Raises:
-        InputError: an empty or repeated label, ranking without labels, or a text for a label that does not exist.
-    """
-
-    labels: tuple[str, ...] | None = None
-    label_texts: Mapping[str, str] = field(default_factory=dict)
-    mode: Literal["generate", "rank"] = "generate"
-
-    def __post_init__(self) -> None:
-        if self.mode not in ("generate", "rank"):
-            raise InputError(f"The answer mode '{self.mode}' does not exist.", "Use 'generate' or 'rank'.")
-        if self.labels is None:
-            if self.mode == "rank":
-                raise InputError("The answer mode 'rank' needs a label set.", "Give labels, or use 'generate'.")
-            return
-        if not self.labels or any(not label.strip() for label in self.labels):
-            raise InputError("The label set is empty or holds an empty label.", "Give every label a name.")
-        if len(set(self.labels)) != len(self.labels):
-            twice = next(label for i, label in enumerate(self.labels) if label in self.labels[:i])
-            raise InputError(f"The label '{twice}' is in the label set twice.", "Give each label once.")
-        for label, text in self.label_texts.items():
-            if not text.strip():
-                raise InputError(f"The text for the label '{label}' is empty.", "Give a text, or leave it out.")
-
-    def text_of(self, label: str) -> str:
-        """The text that stands for ``label``."""
-        return self.label_texts.get(label, label)
-
-    def require_labels(self, what: str) -> tuple[str, ...]:
-        """The labels; InputError where there are none."""
-        if self.labels is None:
-            raise InputError(f"{what} needs a label set.", "Give the task labels, or use kind 'seq2seq' or 'causal'.")
-        return self.labels
-
-    def check_output(self, output: str) -> None:
-        """InputError unless ``output`` is a label."""
-        if self.labels is not None and output not in self.labels:
-            raise InputError(
-                f"The output '{output}' is not in the task's label set of {len(self.labels)}.",
-                nearest(output, self.labels) or f"Known labels: {', '.join(self.labels[:10])}.",
-            )
 
 
 @dataclass(slots=True)

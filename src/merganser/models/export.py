@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 
 from merganser.errors import RunError
 from merganser.models import weight_files
-from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.base import Backbone
 from merganser.models.causal import Causal
 from merganser.models.library_output import silence_libraries
 from merganser.models.matcher import LabelMatcher
 from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
+from merganser.streams.answers import AnswerSpec
 
 CARD = "README.md"
 

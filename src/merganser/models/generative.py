@@ -9,7 +9,8 @@ import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
-from merganser.models.base import IGNORE_INDEX, Answer, AnswerSpec, Backbone, LoadedModel
+from merganser.models.base import IGNORE_INDEX, Answer, Backbone, LoadedModel
+from merganser.streams.answers import AnswerSpec
 
 RANKING_BATCH = 32
 """Smallest number of (text, label) pairs per forward pass."""

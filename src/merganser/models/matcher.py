@@ -17,11 +17,12 @@ from torch import nn
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORE_INDEX, Answer, AnswerSpec, Backbone, Feature, LoadedModel, eval_mode
+from merganser.models.base import IGNORE_INDEX, Answer, Backbone, Feature, LoadedModel, eval_mode
 from merganser.models.options import Pooling
 from merganser.models.padding import attention_mask, pad
 from merganser.models.precision import autocast
 from merganser.models.stacking import disable_adapters
+from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example

@@ -6,8 +6,9 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from merganser.models.base import AnswerSpec, Backbone
+from merganser.models.base import Backbone
 from merganser.models.stacking import total_rank
+from merganser.streams.answers import AnswerSpec
 
 LABELS = "labels.json"
 LABEL_VECTORS = "label_vectors.safetensors"

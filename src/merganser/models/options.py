@@ -10,11 +10,11 @@ from typing import Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from merganser.options import StrictOptions
+from merganser.streams.answers import Candidates
 
 Kind = Literal["seq2seq", "causal", "matcher"]
 Precision = Literal["auto", "fp32", "bf16"]
 Pooling = Literal["mean", "cls", "last"]
-Candidates = Literal["task", "seen"]
 
 MATCHER_ONLY = ("pooling", "temperature", "candidates", "label_prompt")
 

@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from merganser.models.base import IGNORE_INDEX, AnswerSpec, Feature
+from merganser.models.base import IGNORE_INDEX, Feature
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
+from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example

@@ -15,9 +15,10 @@ import torch
 from torch.nn import functional
 
 from merganser.errors import InputError
-from merganser.models.base import AnswerSpec, Feature, LoadedModel, Modality
+from merganser.models.base import Feature, LoadedModel, Modality
 from merganser.models.matcher import LabelBank, LabelMatcher
 from merganser.models.options import Pooling
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.images.picture import Picture
 
 if TYPE_CHECKING:

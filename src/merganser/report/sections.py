@@ -230,9 +230,9 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
         {
             "name": task.name,
             "counts": [f"{count:,}" for count in (task.train_examples, task.dev_examples, task.test_examples)],
-            "labels": str(len(task.labels)) if task.labels is not None else "free text",
-            "metric": task.metric.replace("_", " "),
-            "answer": task.answer,
+            "labels": str(len(task.spec.labels)) if task.spec.labels is not None else "free text",
+            "metric": task.spec.metric.replace("_", " "),
+            "answer": task.spec.mode,
             "seed": str(task.seed),
             "fingerprint": task.fingerprint,
             "finished": task.finished,

@@ -125,6 +125,12 @@ class RunDirectory:
         if not isinstance(value, dict):
             raise damaged(file, "no mapping in it")
         written_format = value.get("format")
+        if isinstance(written_format, int) and written_format < FORMAT:
+            raise InputError(
+                f"The run '{path}' was written by an older version (format {written_format}; this version reads "
+                f"{FORMAT}).",
+                "Learn its tasks again in a new folder, or open it with the version that run.yaml names.",
+            )
         if isinstance(written_format, int) and written_format > FORMAT:
             raise InputError(
                 f"The run '{path}' was written by a newer version (format {written_format}; this version reads "

@@ -57,6 +57,8 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
         return kind.model_validate_json(text)
     except ValidationError as error:
         raise damaged(path, problem(error)) from error
+    except InputError as error:  # labels, prompt and metric of a task check themselves
+        raise damaged(path, error.cause.rstrip(".")) from error
 
 
 def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:

@@ -28,10 +28,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from merganser.metrics.continual import Metric
 from merganser.metrics.score import Score, ScoreRow
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.memory import MemorySummary
 
-FORMAT = 1
-"""Version of the layout of a run directory; a run with a higher number is refused."""
+FORMAT = 2
+"""Version of the layout of a run directory; a run with another number is refused."""
 
 
 class Record(BaseModel):
@@ -142,11 +143,7 @@ class TaskRecord(Record):
     train_examples: int
     dev_examples: int = 0
     test_examples: int = 0
-    labels: list[str] | None = None
-    label_texts: dict[str, str] = Field(default_factory=dict)
-    metric: str
-    answer: str
-    prompt: str = "{input}"
+    spec: AnswerSpec = Field(description="labels, prompt, metric, and whether answers are written or ranked")
     source: dict[str, str] = Field(default_factory=dict)
     memory: MemorySummary = Field(default_factory=MemorySummary)
     cost: CostRecord = Field(default_factory=CostRecord)

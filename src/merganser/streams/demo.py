@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 
 from merganser.errors import InputError
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.builtin import DEMO
 from merganser.streams.checks import check_task
 from merganser.streams.sampling import generator, pick, positions_by_output, spread
@@ -183,10 +184,7 @@ def _task(folder: Path, source: _Source, wanted: tuple[int, int, int], seed: int
         train=train,
         dev=dev,
         test=test,
-        labels=tuple(source.label_texts),
-        label_texts=dict(source.label_texts),
-        metric="accuracy",
-        answer="rank",
+        spec=AnswerSpec(tuple(source.label_texts), dict(source.label_texts), "rank", "accuracy"),
         source=record,
     )
     check_task(task)

@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
+from merganser.streams.answers import AnswerSpec, MetricName
 from merganser.streams.builtin import BUILTIN, DEMO, task_kind
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.formats import HUB, Table, is_image_source, read_table
@@ -16,7 +17,7 @@ from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, Tas
 from merganser.streams.prompts import fill_prompt, prompt_fields
 from merganser.streams.sampling import draw_limited, generator
 from merganser.streams.splits import class_order, groups, hold_out
-from merganser.streams.task import Example, MetricName, Stream, Task
+from merganser.streams.task import Example, Stream, Task
 
 SUFFIX = "_T5.json"
 """How the files of AimMerging's layout end: ``train/NAME_T5.json``."""
@@ -214,16 +215,17 @@ def _finish(
     if asked == "auto" and any(example.image is not None for example in splits["train"]):
         asked = "train"  # no free text is written about an image
     labels, texts = _label_set(asked, splits["train"])
+    metric = options.metric or ("rouge_l" if labels is None else labelled_metric)
+    try:
+        spec = AnswerSpec(labels, texts, options.answer, metric, options.prompt)
+    except InputError as error:
+        raise InputError(f"Task '{name}': {error.cause[0].lower()}{error.cause[1:]}", error.remedy) from error
     task = Task(
         name=name,
         train=splits["train"],
         dev=splits["dev"],
         test=splits["test"],
-        labels=labels,
-        label_texts=texts,
-        metric=options.metric or ("rouge_l" if labels is None else labelled_metric),
-        answer=options.answer,
-        prompt=options.prompt,
+        spec=spec,
     )
     # Whole files first: a mistake in row 900 is there at any limit.
     check_task(task)

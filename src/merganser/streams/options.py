@@ -10,10 +10,10 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from merganser.errors import InputError, nearest
 from merganser.options import StrictOptions
+from merganser.streams.answers import AnswerMode, MetricName
 from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.prompts import prompt_fields
-from merganser.streams.task import AnswerMode, MetricName
 
 _NAME = re.compile(r"\w[\w.-]*")
 NAME_BYTES = 100

@@ -5,13 +5,12 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
     from merganser.streams.images.picture import Picture
-
-AnswerMode = Literal["generate", "rank"]
-MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,17 +45,12 @@ class Example:
 
 @dataclass(frozen=True)
 class Task:
-    """One task of a stream: examples, how they are answered and how answers are scored.
+    """One task: examples, and how they are answered and scored.
 
     Attributes:
         name: unique within a run; also the name of a folder.
         train, dev, test: examples; dev and test may be empty.
-        labels: the closed set of answers, in a fixed order, or ``None`` when the answer is free text.
-        label_texts: for each label, the text an encoder reads in its place (defaults to the label itself).
-        metric: how answers are scored; one of ``merganser.metrics`` text scores.
-        answer: ``generate`` (greedy decoding) or ``rank`` (likelihood of each label). A matcher always ranks.
-        prompt: template already applied to the examples' inputs; kept so that later questions can be asked alike
-            (with :func:`merganser.streams.prompts.fill_prompt`).
+        spec: labels, prompt, metric, and whether answers are written or ranked.
         source: where the data came from (file names and SHA-256 sums), for the record.
 
     A task made in Python is checked with :func:`merganser.streams.checks.check_task`.
@@ -66,22 +60,15 @@ class Task:
     train: Sequence[Example]
     dev: Sequence[Example] = ()
     test: Sequence[Example] = ()
-    labels: tuple[str, ...] | None = None
-    label_texts: Mapping[str, str] = field(default_factory=dict)
-    metric: MetricName = "exact_match"
-    answer: AnswerMode = "generate"
-    prompt: str = "{input}"
+    spec: AnswerSpec = field(default_factory=AnswerSpec)
     source: Mapping[str, str] = field(default_factory=dict)
-
-    def label_text(self, label: str) -> str:
-        """The text an encoder reads in place of ``label``."""
-        return self.label_texts.get(label, label)
 
     def fingerprint(self) -> str:
         """SHA-256 over everything that influences a result; equal for equal tasks, whatever file they came from."""
         digest = hashlib.sha256()
-        texts = repr(sorted(self.label_texts.items()))
-        for part in (self.name, self.metric, self.answer, self.prompt, repr(self.labels), texts):
+        spec = self.spec
+        texts = repr(sorted(spec.label_texts.items()))
+        for part in (self.name, spec.metric, spec.mode, spec.prompt, repr(spec.labels), texts):
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")

@@ -18,13 +18,13 @@ from tests.streams.images.idx_bytes import idx
 def test_idx_files_become_examples_with_named_classes(idx_files: Path) -> None:
     options = TaskOptions(name="t", train="train-images-idx3-ubyte.gz", classes=["zero", "one", "two"])
     task = load_task(options, idx_files)
-    assert task.labels == ("one", "two", "zero")
+    assert task.spec.labels == ("one", "two", "zero")
     assert [example.output for example in task.train[:4]] == ["zero", "one", "two", "zero"]
     image = task.train[5].image
     assert image is not None
     assert np.array_equal(np.asarray(image.decode("L")), np.full((4, 4), 5))
     assert task.train[5].input == "train-images-idx3-ubyte.gz, image 6"
-    assert task.metric == "accuracy"
+    assert task.spec.metric == "accuracy"
 
 
 def test_idx_files_packed_or_not_are_the_same_task(idx_files: Path) -> None:
@@ -33,7 +33,7 @@ def test_idx_files_packed_or_not_are_the_same_task(idx_files: Path) -> None:
         (idx_files / file.stem).write_bytes(gzip.decompress(file.read_bytes()))
     plain = load_task(TaskOptions(name="t", train="train-images-idx3-ubyte"), idx_files)
     assert plain.fingerprint() == packed.fingerprint()
-    assert plain.labels == ("0", "1", "2")
+    assert plain.spec.labels == ("0", "1", "2")
 
 
 def test_bad_idx_files_are_refused(idx_files: Path) -> None:

@@ -14,7 +14,7 @@ from merganser.streams.options import StreamOptions
 
 
 def list_of(stream: object) -> list[str]:
-    return [label for task in stream.tasks for label in task.labels]  # type: ignore[attr-defined]
+    return [label for task in stream.tasks for label in task.spec.labels]  # type: ignore[attr-defined]
 
 
 def test_a_built_in_set_reads_a_folder(tmp_path: Path) -> None:
@@ -26,7 +26,7 @@ def test_a_built_in_set_reads_a_folder(tmp_path: Path) -> None:
     options = StreamOptions.model_validate({"name": "cifar100-5", "folder": ".", "split": {"order_seed": 1}})
     stream = load_stream(options, tmp_path)
     assert [task.name for task in stream.tasks] == [f"cifar100-5-{i:02d}" for i in range(1, 6)]
-    assert sorted(label for task in stream.tasks for label in task.labels or ()) == labels
+    assert sorted(label for task in stream.tasks for label in task.spec.labels or ()) == labels
     again = {"name": "cifar100-5", "folder": ".", "split": {"classes_per_task": 40, "order": list_of(stream)}}
     assert len(load_stream(StreamOptions.model_validate(again), tmp_path).tasks) == 3
     shutil.rmtree(tmp_path / "train" / "kind-07")

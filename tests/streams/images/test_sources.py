@@ -16,7 +16,7 @@ from merganser.streams.options import TaskOptions
 
 def test_a_folder_has_a_class_per_sub_folder(folder: Path) -> None:
     task = load_task(TaskOptions(name="pets", train="pets", test="pets"), folder)
-    assert task.labels == ("cat", "dog")
+    assert task.spec.labels == ("cat", "dog")
     assert [example.output for example in task.train] == ["cat"] * 3 + ["dog"] * 3
     assert task.train[4].input == "pets/dog/1.png"
     assert memory_bytes(task.train[:1]) == len("pets/cat/0.pngcat") + (folder / "pets/cat/0.png").stat().st_size

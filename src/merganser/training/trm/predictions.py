@@ -19,7 +19,7 @@ from torch.nn import functional
 from merganser.models.base import IGNORE_INDEX, Backbone
 
 if TYPE_CHECKING:
-    from merganser.models.base import AnswerSpec
+    from merganser.streams.answers import AnswerSpec
 
 Batch = Mapping[str, Any]
 

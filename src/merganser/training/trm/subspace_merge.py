@@ -33,7 +33,8 @@ from merganser.training.trm.responsiveness import Responsiveness, Scalar
 from merganser.weights import Weights
 
 if TYPE_CHECKING:
-    from merganser.models.base import AnswerSpec, Backbone
+    from merganser.models.base import Backbone
+    from merganser.streams.answers import AnswerSpec
 
 
 @dataclass(frozen=True)

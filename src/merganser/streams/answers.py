@@ -1,0 +1,147 @@
+"""How a task is answered: one object that tasks, records, backbones, evaluation and methods share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Literal, get_args
+
+from pydantic import ConfigDict
+
+from merganser.errors import InputError, nearest
+from merganser.streams.prompts import fill_with_text, prompt_fields
+
+AnswerMode = Literal["generate", "rank"]
+MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
+Candidates = Literal["task", "seen"]
+
+
+@dataclass(frozen=True)
+class AnswerSpec:
+    """How the texts of a task are put to a model, answered and scored.
+
+    Attributes:
+        labels: the closed set of answers, in a fixed order, or ``None`` for free text.
+        label_texts: what a matcher reads in place of a label; labels that are not in it stand for themselves.
+        mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
+        metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`.
+        prompt: template that was applied to the examples' inputs; later texts go through it too.
+
+    Raises:
+        InputError: a mode or metric that does not exist, a prompt without a field, an empty or repeated label, ranking
+            or ``accuracy`` without labels, a text that is empty or for a label that does not exist.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+
+    labels: tuple[str, ...] | None = None
+    label_texts: Mapping[str, str] = field(default_factory=dict)
+    mode: AnswerMode = "generate"
+    metric: MetricName = "exact_match"
+    prompt: str = "{input}"
+
+    def __post_init__(self) -> None:
+        for what, value, known in (
+            ("answer mode", self.mode, get_args(AnswerMode)),
+            ("metric", self.metric, get_args(MetricName)),
+        ):
+            if value not in known:
+                hint = nearest(value, known) or f"Use one of {', '.join(known)}."
+                raise InputError(f"The {what} '{value}' does not exist.", hint)
+        if not prompt_fields(self.prompt):
+            raise InputError(f"The prompt {self.prompt!r} has no field.", "Put {input} where the text goes.")
+        if self.labels is None:
+            self._check_free_text()
+        else:
+            self._check_labels(self.labels)
+
+    def _check_free_text(self) -> None:
+        if self.mode == "rank" or self.metric == "accuracy":
+            what = "answer mode 'rank'" if self.mode == "rank" else "metric 'accuracy'"
+            raise InputError(
+                f"The {what} needs a label set, and the answers are free text.",
+                "Give 'labels' (a list, or 'train' for all outputs of the training texts), or choose another.",
+            )
+        if self.label_texts:
+            raise InputError("There are label texts and no labels.", "Give the labels too.")
+
+    def _check_labels(self, labels: tuple[str, ...]) -> None:
+        if not labels or any(not label.strip() for label in labels):
+            raise InputError("The label set is empty or holds an empty label.", "Give every label a name.")
+        if len(set(labels)) != len(labels):
+            twice = next(label for i, label in enumerate(labels) if label in labels[:i])
+            raise InputError(f"The label '{twice}' is in the label set twice.", "Name every label once.")
+        for label, text in self.label_texts.items():
+            if label not in labels:
+                raise InputError(f"There is a text for '{label}', which is not a label.", nearest(label, labels))
+            if not text.strip():
+                raise InputError(
+                    f"The text for the label '{label}' is empty.", "Describe the label in a few words, or leave it out."
+                )
+
+    def text_of(self, label: str) -> str:
+        """The text that stands for ``label``."""
+        return self.label_texts.get(label, label)
+
+    def prompted(self, text: str) -> str:
+        """``text`` as the model reads it for this task.
+
+        Raises:
+            InputError: the prompt has several fields, so that one text cannot fill it.
+        """
+        return fill_with_text(self.prompt, text)
+
+    def require_labels(self, what: str) -> tuple[str, ...]:
+        """The labels; InputError where there are none."""
+        if self.labels is None:
+            raise InputError(f"{what} needs a label set.", "Give the task labels, or use kind 'seq2seq' or 'causal'.")
+        return self.labels
+
+    def check_output(self, output: str) -> None:
+        """InputError unless ``output`` is a label."""
+        if self.labels is not None and output not in self.labels:
+            raise InputError(
+                f"The output '{output}' is not in the task's label set of {len(self.labels)}.",
+                nearest(output, self.labels) or f"Known labels: {', '.join(self.labels[:10])}.",
+            )
+
+    def with_labels_of(self, others: Iterable[AnswerSpec]) -> AnswerSpec:
+        """The same with the labels of other tasks as candidates too: theirs first, in their order, then its own.
+
+        A task that is answered in free text stays as it is.
+        """
+        if self.labels is None:
+            return self
+        specs = [*others, self]
+        labels = dict.fromkeys(label for spec in specs for label in spec.labels or ())
+        texts = {label: text for spec in specs for label, text in spec.label_texts.items()}
+        return replace(self, labels=tuple(labels), label_texts=texts)
+
+
+@dataclass(frozen=True)
+class CandidatePolicy:
+    """Which labels an answer is chosen from: those of the text's own task, or those of all tasks learned so far.
+
+    The one place that decides it; whoever trains, answers or scores asks here.
+
+    Attributes:
+        asked: the option ``model.candidates``.
+        per_task_models: whether each task is answered by weights of its own, which know no labels of other tasks.
+    """
+
+    asked: Candidates = "task"
+    per_task_models: bool = False
+
+    @property
+    def over_all_learned(self) -> bool:
+        """Whether the labels of all tasks learned are candidates (class-incremental answering)."""
+        return self.asked == "seen" and not self.per_task_models
+
+    @property
+    def overruled(self) -> bool:
+        """Whether all labels were asked for, and each task is answered among its own all the same."""
+        return self.asked == "seen" and self.per_task_models
+
+    def spec(self, task: AnswerSpec, learned: Iterable[AnswerSpec]) -> AnswerSpec:
+        """How a task is answered when these tasks were learned."""
+        return task.with_labels_of(learned) if self.over_all_learned else task
