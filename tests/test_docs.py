@@ -123,7 +123,7 @@ def test_the_python_page_runs(
     capsys.readouterr()
     found = runpy.run_path(str(script))
     assert found["learner"].learned == ["colours", "reviews"]
-    assert found["stream"].tasks[1].labels == ("Business", "Science or Technology", "Sports", "World")
+    assert found["stream"].tasks[1].spec.labels == ("Business", "Science or Technology", "Sports", "World")
     # Six probes of 1 give the threshold 2; at step 8 the merge is due and the only alarm is raised: calm, 0.6. The next
     # six probes of 2.5 give the threshold 5, which nothing reaches by step 16.
     printed = capsys.readouterr().out.splitlines()

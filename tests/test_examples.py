@@ -146,7 +146,7 @@ def test_causal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert record.merges
     assert {merge.task for merge in record.merges} == {"dates"}
     claims = record.tasks[0]
-    assert "{premise}" in claims.prompt
+    assert "{premise}" in claims.spec.prompt
     (answer,) = ask(run, "dates", ["May 4, 2024"], capsys)
     assert 0 <= answer["score"] <= 1
 

@@ -19,13 +19,15 @@ from tests.learner import toys
 from tests.learner.toys import contents, results, values_of
 
 
-def task(name: str, **spec: Any) -> Task:
-    """One of the toy tasks, answered as it is given."""
+def task(name: str, train: list[Example] | None = None, **spec: Any) -> Task:
+    """One of the toy tasks, with other training examples or answered otherwise where these are given."""
     splits = {
         split: [Example(row["input"], row["output"], "") for row in toys.rows(name, number, seed)]
         for split, number, seed in (("train", 12, 0), ("test", 8, 1))
     }
     values: dict[str, Any] = {"labels": tuple(sorted(toys.LABELS[name])), "metric": "accuracy"}
+    if train is not None:
+        splits["train"] = train
     return Task(name=name, spec=AnswerSpec(**{**values, **spec}), **splits)
 
 

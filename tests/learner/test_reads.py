@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from merganser import Example, Learner, Task
+from merganser import AnswerSpec, Example, Learner, Task
 from tests.learner import toys
 from tests.learner.test_learner import sections
 
@@ -31,7 +31,7 @@ sys.addaudithook(_note_open)
 def small_task(number: int) -> Task:
     values = toys.rows("mood", 8, seed=number)
     examples = [Example(row["input"], row["output"], "") for row in values]
-    return Task(f"task{number}", examples, test=examples[:4], labels=toys.LABELS["mood"], answer="rank")
+    return Task(f"task{number}", examples, test=examples[:4], spec=AnswerSpec(tuple(toys.LABELS["mood"]), mode="rank"))
 
 
 @pytest.mark.parametrize("method", ["aim", "single", "ewc"])

@@ -242,6 +242,7 @@ class StagedChanges:
 
     def folder(self, target: Path) -> Path:
         """Create an empty temporary folder, which replaces the one at ``target``."""
+        make_folder(target.parent, shown=target)
         temporary = self._new(target, is_folder=True)
         remove(temporary)
         return make_folder(temporary, shown=target)
