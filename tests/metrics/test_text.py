@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from merganser.errors import InputError
 from merganser.metrics import TEXT_SCORES, mean_and_stderr, score_answers
 from merganser.metrics.text import accuracy, exact_match, rouge_l, token_f1
-from merganser.streams.task import MetricName
+from merganser.streams.answers import MetricName
 
 
 def test_the_table_holds_what_a_task_may_name() -> None:
