@@ -192,7 +192,7 @@ def test_a_text_model_refuses_images_before_any_work(home: Path, tmp_path: Path)
 
     _, tasks = configuration(home)
     with (
-        pytest.raises(InputError, match="reads text, and the task has images"),
+        pytest.raises(InputError, match="reads text, but the task has images"),
         Learner.open(tmp_path / "run", model={"name": str(model_folder()), "kind": "matcher"}) as learner,
     ):
         learner.learn_stream(tasks)

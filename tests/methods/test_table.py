@@ -116,7 +116,7 @@ def test_a_name_is_nobodys_when_two_claim_it(tmp_path: Path, monkeypatch: pytest
 @pytest.mark.parametrize(
     ("value", "said"),
     [
-        ("odd:NUMBER", "3 is no subclass of Method"),
+        ("odd:NUMBER", "3 is not a subclass of Method"),
         ("odd:Absent", "cannot be loaded: AttributeError"),
         ("odd:Untitled", "it has no title"),
         ("odd:Bare", "it has no Options"),

@@ -131,9 +131,9 @@ def test_a_path_and_the_image_get_the_same_answer(folders: dict[str, Path], tmp_
 
 def test_what_does_not_fit_is_refused(folders: dict[str, Path]) -> None:
     vit, bert = load(folders["vit"]), load(folders["bert"])
-    with pytest.raises(InputError, match="reads images, and the task has texts"):
+    with pytest.raises(InputError, match="reads images, but the task has texts"):
         vit.check_examples([Example("a text", "dark")], SPEC)
-    with pytest.raises(InputError, match="reads text, and the task has images"):
+    with pytest.raises(InputError, match="reads text, but the task has images"):
         bert.check_examples(examples(1), SPEC)
     with pytest.raises(InputError, match="'faint' has no training image"):
         vit.check_examples(examples(1), AnswerSpec(labels=("light", "dark", "faint")))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class Merged:
+class OpcmState:
     """The state that OPCM keeps of one tensor between tasks.
 
     Attributes:
@@ -55,14 +55,14 @@ def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5
     """
     arrays, base_array = as_arrays(models, base)
     assert base_array is not None
-    merged: Merged | None = None
+    merged: OpcmState | None = None
     for array in arrays:
         merged = fold(merged, array - base_array, share_of_spectrum=share_of_spectrum)
     assert merged is not None
     return like(base_array + merged.update, models[0])
 
 
-def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5) -> Merged:
+def fold(merged: OpcmState | None, update: Array, *, share_of_spectrum: float = 0.5) -> OpcmState:
     """Merge one more task into the state: :func:`opcm` is this, model by model.
 
     Args:
@@ -77,7 +77,7 @@ def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5
     tau = to_work(update)
     norm = float(np.linalg.norm(tau.astype(np.float64)))
     if merged is None:
-        return Merged(tau.copy(), 1.0, norm, 1)
+        return OpcmState(tau.copy(), 1.0, norm, 1)
     count = merged.count + 1
     mean_norm = merged.mean_norm + (norm - merged.mean_norm) / count
     projected = project(merged.update, tau, protected) if tau.ndim == 2 and tau.size else tau
@@ -85,7 +85,7 @@ def fold(merged: Merged | None, update: Array, *, share_of_spectrum: float = 0.5
     length = float(np.linalg.norm(total.astype(np.float64)))
     # Updates that cancel cannot be scaled; with a mean norm of zero no update was ever nonzero.
     scale = length / mean_norm if length > 0.0 and mean_norm > 0.0 else merged.scale
-    return Merged(total / tau.dtype.type(scale), scale, mean_norm, count)
+    return OpcmState(total / tau.dtype.type(scale), scale, mean_norm, count)
 
 
 def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDArray[Any]:
@@ -108,8 +108,8 @@ def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDA
 
 
 def fold_factors(
-    merged: tuple[Factors, Merged] | None, update: Factors, *, share_of_spectrum: float = 0.5
-) -> tuple[Factors, Merged]:
+    merged: tuple[Factors, OpcmState] | None, update: Factors, *, share_of_spectrum: float = 0.5
+) -> tuple[Factors, OpcmState]:
     """:func:`fold` of updates given as factors, exactly: the full matrices never exist.
 
     In an orthonormal basis of the space that the factors of both span, the updates are small

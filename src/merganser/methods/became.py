@@ -1,4 +1,4 @@
-"""BECAME: training that spares earlier tasks, then free training, and the best point between the two."""
+"""BECAME: gradient-projected training, then free training, then line search between the two results."""
 
 from __future__ import annotations
 
@@ -113,25 +113,25 @@ class Became(Method[BecameOptions]):
 
         assert self._projection is not None
         assert self._projection.reached is not None
-        before, spared, trained = context.before(), self._projection.reached, current.snapshot()
+        before, projected, trained = context.before(), self._projection.reached, current.snapshot()
         with timed_merge(self.records):
             share = optimal_interpolation(
                 (trained[name] - at, past[name] * (at - before[name]), past[name], information[name])
-                for name, at in spared.items()
+                for name, at in projected.items()
             )
-            current.combine_(share, [(1 - share, spared)])
+            current.combine_(share, [(1 - share, projected)])
         record_merge(
             self.records,
             context,
             trained=trained,
-            before=spared,
+            before=projected,
             weight_new=share,
             weight_old=1 - share,
             start=before,
         )
 
     def _extend(self, context: TaskContext) -> None:
-        """Add the directions of this task's inputs, as the merged model sees them."""
+        """Extend the bases by the layer inputs of this task in the merged model."""
         from merganser.training.projection import extend_bases
 
         order = np.random.default_rng(derive_seed(context.seed, "bases")).permutation(len(context.features))

@@ -1,4 +1,4 @@
-"""CoFiMA: a moving average of the models of the tasks, weighted entry by entry."""
+"""CoFiMA: moving average of the tasks' models, weighted entry by entry with Fisher information."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ class CofimaOptions(FisherOptions):
     alpha: float = Field(0.4, ge=0, le=1, description="weight of the new task's Fisher-weighted weights")
 
 
-def mean_share(new: Weights, old: Weights, alpha: float) -> float:
-    """What the new model weighs on average over all entries: ``a F / (a F + (1 - a) F_old)``, ``a`` at 0/0."""
+def mean_new_weight(new: Weights, old: Weights, alpha: float) -> float:
+    """Compute the new model's mean weight over all entries: ``a F / (a F + (1 - a) F_old)``, ``a`` at 0/0."""
     total = 0.0
     for name, information in new.items():
-        mine, other = alpha * information.double(), (1 - alpha) * old[name].double()
-        both = mine + other
-        total += float((mine / both).where(both > 0, alpha).sum())
+        new_information, old_information = alpha * information.double(), (1 - alpha) * old[name].double()
+        summed = new_information + old_information
+        total += float((new_information / summed).where(summed > 0, alpha).sum())
     return total / new.numel
 
 
@@ -62,7 +62,7 @@ class Cofima(Method[CofimaOptions]):
             information = self.options.estimate(context)
         if self._fisher is not None:
             earlier, before = beside(self._fisher, information), context.before()
-            share = mean_share(information, earlier, alpha)
+            share = mean_new_weight(information, earlier, alpha)
             record_merge(self.records, context, trained=current, before=before, weight_new=share, weight_old=1 - share)
             with timed_merge(self.records):
                 for name, value in current.items():

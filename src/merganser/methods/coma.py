@@ -1,4 +1,4 @@
-"""CoMA: a moving average of the models of the tasks."""
+"""CoMA: exponential moving average of the tasks' models."""
 
 from __future__ import annotations
 

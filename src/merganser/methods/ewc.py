@@ -1,4 +1,4 @@
-"""EWC: weights that earlier tasks depend on are held back by a quadratic penalty."""
+"""EWC: penalise changes of weights that earlier tasks depend on, quadratically."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class Ewc(Method[EwcOptions]):
         from merganser.training.fisher import diagonal_fisher
 
         started = time.perf_counter()
-        found = diagonal_fisher(
+        information = diagonal_fisher(
             context.backbone.module,
             context.features,
             context.backbone.collate,
@@ -93,8 +93,8 @@ class Ewc(Method[EwcOptions]):
             kind=self.options.fisher,
         )
         if self.fisher is not None:
-            found.combine_(1.0, [(self.options.decay, beside(self.fisher, found))])
-        self.fisher = found
+            information.combine_(1.0, [(self.options.decay, beside(self.fisher, information))])
+        self.fisher = information
         self.records.cost.bookkeeping_seconds += time.perf_counter() - started
 
     def save(self, folder: Path) -> None:

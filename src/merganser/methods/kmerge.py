@@ -1,4 +1,4 @@
-"""K-Merge: at most K models; a new one that finds no room is merged into the one most like it."""
+"""K-Merge: keep at most K models; merge a further one into the most similar of them."""
 
 from __future__ import annotations
 
@@ -30,23 +30,23 @@ class KMergeOptions(MethodOptions):
 
 
 def updates(weights: Weights, origin: Weights) -> list[tuple[Tensor, Tensor] | Tensor]:
-    """What the weights change, layer by layer: factors (B, A) of an adapter, or the differences of whole weights."""
+    """List the updates layer by layer: factors (B, A) of an adapter, or the differences of whole weights."""
     if not any(".lora_A." in name for name in weights):
         return list(weights.minus(origin).tensors)
     names = [name for name in weights if ".lora_A." in name]
     return [(weights[name.replace(".lora_A.", ".lora_B.")], weights[name]) for name in names]
 
 
-def similarity(one: Weights, other: Weights, origin: Weights) -> float:
-    r"""Mean over the layers of the cosine between what two models change; a layer that one leaves alone counts 0.
+def similarity(first: Weights, second: Weights, origin: Weights) -> float:
+    r"""Compute the mean over layers of the cosine between two models' updates; a layer that either keeps counts 0.
 
     For adapters of :math:`\langle B_1 A_1, B_2 A_2\rangle = \mathrm{tr}((B_1' B_2)(A_2 A_1'))`: the products are never
     formed.
     """
     cosines = []
-    for first, second in zip(updates(one, origin), updates(other, origin), strict=True):
-        size = (_inner(first, first) * _inner(second, second)) ** 0.5
-        cosines.append(_inner(first, second) / size if size > 0 else 0.0)
+    for a, b in zip(updates(first, origin), updates(second, origin), strict=True):
+        norms = (_inner(a, a) * _inner(b, b)) ** 0.5
+        cosines.append(_inner(a, b) / norms if norms > 0 else 0.0)
     return sum(cosines) / len(cosines)
 
 
@@ -79,7 +79,7 @@ class KMerge(Method[KMergeOptions]):
     def __init__(self, options: KMergeOptions) -> None:
         super().__init__(options)
         self.slots: list[list[int]] = []
-        """For each model the rows of the run whose tasks it holds, in order; it is stored in the last of them."""
+        """For each model, the rows of the run whose tasks it contains, in order; the last row stores it."""
 
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights

@@ -1,4 +1,4 @@
-"""MagMax: entry by entry the largest update that any task made."""
+"""MagMax: keep, entry by entry, the largest update of any task."""
 
 from __future__ import annotations
 

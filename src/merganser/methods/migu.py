@@ -1,4 +1,4 @@
-"""MIGU: only the output units that were most active in a batch are updated by it."""
+"""MIGU: update only the output units that are most active in a batch."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class MiguOptions(MethodOptions):
 
 
 def magnitudes(output: Tensor) -> Tensor:
-    """Activity of each output unit: mean over all positions of ``|h_j| / sum_k |h_k|`` (units, fp32).
+    """Compute the activity of each output unit: mean over positions of ``|h_j| / sum_k |h_k|`` (units, fp32).
 
     Args:
         output: of a layer, ... x units.
@@ -31,7 +31,7 @@ def magnitudes(output: Tensor) -> Tensor:
 
 
 def most_active(activity: Tensor, share: float) -> Tensor:
-    """Booleans: the ``share`` of units with the largest activity, at least one (units)."""
+    """Mark the fraction ``share`` of units with the largest activity, at least one (units, bool)."""
     import torch
 
     chosen = torch.zeros_like(activity, dtype=torch.bool)
@@ -96,7 +96,7 @@ class Migu(Method[MiguOptions]):
 
 
 def masked_layers(module: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Parameter], int]]:
-    """Name -> layer, its trained parameters with a row (or entry) per output unit, and the axis of those units.
+    """Map name -> layer, its trained parameters with a row (or entry) per output unit, and the axis of those units.
 
     The axis is 0 but for GPT-2's ``Conv1D``, which stores its matrix transposed.
     """
@@ -105,15 +105,15 @@ def masked_layers(module: nn.Module) -> dict[str, tuple[nn.Module, list[nn.Param
 
     from merganser.models.lora import linear_layers
 
-    found: dict[str, tuple[nn.Module, list[nn.Parameter], int]] = {}
+    layers: dict[str, tuple[nn.Module, list[nn.Parameter], int]] = {}
     for name, layer in module.named_modules():
         if isinstance(layer, LoraLayer):
             factors = [part.weight for part in layer.lora_B.values() if part.weight.requires_grad]
-            found[name] = (layer, factors, 0)
-    if found:
-        return found
+            layers[name] = (layer, factors, 0)
+    if layers:
+        return layers
     for name, layer in linear_layers(module).items():
         trained = [parameter for parameter in layer.parameters() if parameter.requires_grad]
         if trained:
-            found[name] = (layer, trained, 1 if isinstance(layer, Conv1D) else 0)
-    return found
+            layers[name] = (layer, trained, 1 if isinstance(layer, Conv1D) else 0)
+    return layers

@@ -1,4 +1,4 @@
-"""OPCM: each task's update is projected away from what was merged before it, and the sum is scaled."""
+"""OPCM: project each task's update away from the merged update, add it and rescale the sum."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from merganser.merging.adapters import Factors
-    from merganser.merging.opcm import Merged
+    from merganser.merging.opcm import OpcmState
     from merganser.weights import Weights
 
 FACTORS, NUMBERS = "merged.safetensors", "opcm.json"
@@ -97,51 +97,51 @@ class Opcm(Method[OpcmOptions]):
             sizes=(norm_new, norm_old, new[2] / (norm_new * norm_old) if norm_new * norm_old > 0 else None),
         )
 
-    def _merged(self, index: int, name: str, update: object) -> Merged | None:
-        """What is kept of a tensor, around its merged update; ``None`` before the second task."""
-        from merganser.merging.opcm import Merged
+    def _state(self, index: int, name: str, update: object) -> OpcmState | None:
+        """Return the state of a tensor with its merged update; ``None`` before the second task."""
+        from merganser.merging.opcm import OpcmState
 
         if index == 1:
             return None
         scale, norm = self._numbers[name]
-        return Merged(update, scale, norm, index - 1)  # type: ignore[arg-type]
+        return OpcmState(update, scale, norm, index - 1)  # type: ignore[arg-type]
 
     def _merge_tensor(
         self, index: int, name: str, value: Tensor, origin: Tensor, before: Tensor
     ) -> tuple[float, float, float]:
-        """Merge one tensor in place; squared norms of its update and of the merged one, and their inner product."""
+        """Merge one tensor in place; return squared norms of its update and the merged one, and their inner product."""
         from merganser.merging.opcm import fold
         from merganser.merging.tensors import like, to_work
 
         base = to_work(origin)
         update, merged = to_work(value) - base, to_work(before) - base
-        kept = fold(self._merged(index, name, merged), update, share_of_spectrum=self.options.share_of_spectrum)
+        kept = fold(self._state(index, name, merged), update, share_of_spectrum=self.options.share_of_spectrum)
         self._numbers[name] = kept.scale, kept.mean_norm
         value.copy_(like(base + kept.update, value))
         return float((update**2).sum()), float((merged**2).sum()), float((update * merged).sum())
 
     def _merge_module(self, index: int, name: str, a: Tensor, b: Tensor) -> tuple[tuple[float, float, float], float]:
-        """Merge one pair of factors in place; as :meth:`_merge_tensor`, and what the rank left out (relative)."""
+        """Merge one pair of factors in place; return as :meth:`_merge_tensor`, and the relative truncation error."""
         import numpy as np
         import torch
 
         from merganser.merging.adapters import Factors, inner_product, truncate
         from merganser.merging.opcm import fold_factors
 
-        own = Factors(a.detach().float().cpu().numpy().astype(np.float64), b.detach().float().cpu().numpy())
+        new = Factors(a.detach().float().cpu().numpy().astype(np.float64), b.detach().float().cpu().numpy())
         old = self._factors.get(name)
-        state = None if old is None else (old, self._merged(index, name, None))
-        factors, kept = fold_factors(state, own, share_of_spectrum=self.options.share_of_spectrum)  # type: ignore[arg-type]
-        # As they are stored, so that a run that is continued goes on from the same numbers.
+        state = None if old is None else (old, self._state(index, name, None))
+        factors, kept = fold_factors(state, new, share_of_spectrum=self.options.share_of_spectrum)  # type: ignore[arg-type]
+        # Rounded as when stored, so that a resumed run continues with the same numbers.
         self._factors[name] = Factors(factors.a.astype(np.float32), factors.b.astype(np.float32))
         self._numbers[name] = kept.scale, kept.mean_norm
-        deployed, error = truncate(self._factors[name], own.rank)
+        deployed, error = truncate(self._factors[name], new.rank)
         with torch.no_grad():
             a.zero_()[: deployed.rank].copy_(torch.from_numpy(deployed.a))
             b.zero_()[:, : deployed.rank].copy_(torch.from_numpy(deployed.b))
         if old is None:
-            return (inner_product(own, own), 0.0, 0.0), error
-        return (inner_product(own, own), inner_product(old, old), inner_product(own, old)), error
+            return (inner_product(new, new), 0.0, 0.0), error
+        return (inner_product(new, new), inner_product(old, old), inner_product(new, old)), error
 
     def save(self, folder: Path) -> None:
         from merganser.files.atomic import write_json
@@ -154,8 +154,8 @@ class Opcm(Method[OpcmOptions]):
         from merganser.merging.adapters import Factors
 
         try:
-            found = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
-            self._numbers = {name: (float(scale), float(norm)) for name, (scale, norm) in found.items()}
+            numbers = json.loads((folder / NUMBERS).read_text(encoding="utf-8"))
+            self._numbers = {name: (float(scale), float(norm)) for name, (scale, norm) in numbers.items()}
         except (OSError, ValueError, TypeError, AttributeError) as error:
             raise InputError(
                 f"What the method keeps in '{folder / NUMBERS}' cannot be read: {error}.",
@@ -182,7 +182,7 @@ class Opcm(Method[OpcmOptions]):
         )
 
     def bytes_kept(self) -> dict[str, int]:
-        found = {"norms": 16 * len(self._numbers)}
+        sizes = {"norms": 16 * len(self._numbers)}
         if self._factors:
-            found["merged update"] = self._tensors().nbytes
-        return found
+            sizes["merged update"] = self._tensors().nbytes
+        return sizes

@@ -1,4 +1,4 @@
-"""PAM: the weights of a task are kept aligned in sign with the merged ones while they are trained, then averaged."""
+"""PAM: keep a task's weights aligned in sign with the merged ones while training, then average them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class PamOptions(MethodOptions):
 
 
 def opposed(update: Tensor, merged: Tensor, share: float) -> Tensor:
-    """Where a task's update points the other way than the largest entries of the merged one.
+    """Mark the largest entries of the merged update whose sign a task's update opposes.
 
     Args:
         update: the task's update of one tensor.
@@ -48,7 +48,7 @@ def opposed(update: Tensor, merged: Tensor, share: float) -> Tensor:
 
 
 class Pam(Method[PamOptions]):
-    r"""Trains each task from the merged model and every so often resets what points the other way.
+    r"""Trains each task from the merged model and periodically resets entries of opposed sign.
 
     With :math:`W_g` the merged update and W the one being trained: every ``every`` steps the entries of W among the top
     ``share`` of :math:`|W_g|` with :math:`\mathrm{sign}(W) \ne \mathrm{sign}(W_g)` are reset. After task t

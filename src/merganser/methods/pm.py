@@ -1,4 +1,4 @@
-"""Perturb-and-Merge: trained so that a merge costs little, merged where the losses of all tasks are least."""
+"""Perturb-and-Merge: perturbed training, then a merge at the minimum of the summed losses of all tasks."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class PmOptions(FisherOptions):
 
 
 def draw_sign(seed: int, step: int, probability: float) -> int:
-    """1 and -1, each with this probability, or 0: whether an optimizer step (from 0) is perturbed, and which way."""
+    """Draw the sign of an optimizer step's (from 0) perturbation: 1 or -1 with this probability each, else 0."""
     number = np.random.default_rng([seed, step]).random()
     return 1 if number < probability else -1 if number < 2 * probability else 0
 
@@ -102,11 +102,11 @@ class Pm(Method[PmOptions]):
         trained = current.snapshot()
         with timed_merge(self.records):
             information = self.options.estimate(context)
-        own = Weights({name: information[name] * (value - origin[name]) for name, value in trained.items()})
+        pull = Weights({name: information[name] * (value - origin[name]) for name, value in trained.items()})
         if self._past is None or self._centre is None:
-            self._past, self._centre = information, own
+            self._past, self._centre = information, pull
             return
-        past, centre = beside(self._past, information), beside(self._centre, own)
+        past, centre = beside(self._past, information), beside(self._centre, pull)
         before = context.before()
         with timed_merge(self.records):
             share = optimal_interpolation(
@@ -120,7 +120,7 @@ class Pm(Method[PmOptions]):
             )
             current.combine_(share, [(1 - share, before)])
             self._past = past.combine_(1, [(1, information)])
-            self._centre = centre.combine_(1, [(1, own)])
+            self._centre = centre.combine_(1, [(1, pull)])
         record_merge(self.records, context, trained=trained, before=before, weight_new=share, weight_old=1 - share)
 
     def keeps_pretrained(self, lora: bool) -> bool:

@@ -1,4 +1,4 @@
-"""What an architecture can be used as, read from its configuration and the names of its modules."""
+"""Determine which kinds an architecture supports, from its configuration and the names of its modules."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
     from torch import nn
 
 UNUSED_MODULES = frozenset({"pooler"})
-"""A part of some encoders that is computed from the first token and that no kind of backbone uses."""
+"""Modules of some encoders, computed from the first token, that no kind of backbone uses."""
 TEXT_MODULES = frozenset({"text_model", "text_projection", "logit_scale", "logit_bias"})
 """Parts of CLIP-like models that are never trained: they embed the label texts."""
 
 
 def is_unused(model: nn.Module, name: str) -> bool:
-    """Return whether a module or parameter, by its full name, takes no part in encoding an example."""
+    """Return whether a module or parameter, given its full name, is not used to encode an example."""
     parts = set(name.split("."))
     return bool(parts & UNUSED_MODULES) or (hasattr(model, "vision_model") and bool(parts & TEXT_MODULES))
 
@@ -42,7 +42,7 @@ def has_text_encoder(config: Any) -> bool:
 
 
 def supported_kinds(config: Any) -> list[Kind]:
-    """Return the kinds an architecture can be used as, the most natural one first.
+    """Return the kinds that an architecture supports, the most natural one first.
 
     Encoder-decoders: seq2seq. Decoders: causal, and matcher (as text embedders). Encoders: matcher, although
     transformers can also load some of them as decoders with an untrained head. Image encoders: matcher.
@@ -62,12 +62,12 @@ def supported_kinds(config: Any) -> list[Kind]:
 
 
 def max_positions(config: Any) -> int | None:
-    """Return the longest text in tokens that the model has positions for; ``None`` for relative positions (T5)."""
+    """Return the longest supported text in tokens; ``None`` for relative positions (T5)."""
     positions = getattr(config, "max_position_embeddings", None)
     if not isinstance(positions, int) or positions <= 0:
         return None
     if config.model_type in ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer"):
-        positions -= config.pad_token_id + 1  # these count positions from behind the padding token
+        positions -= config.pad_token_id + 1  # these number positions from after the padding token
     return positions
 
 

@@ -31,12 +31,12 @@ of input and answer."""
 Modality = Literal["text", "image"]
 
 IGNORE_INDEX = -100
-"""Label of a position that takes no part in the loss, as in ``torch.nn.functional.cross_entropy``."""
+"""Label of a position that the loss ignores, as in ``torch.nn.functional.cross_entropy``."""
 
 
 @dataclass(slots=True)
 class Answer:
-    """One answer.
+    """The answer to one text.
 
     ``score`` is in [0, 1]: the probability among the candidates where labels are ranked, the mean probability of the
     generated tokens (end of text included) where text is generated.
@@ -61,7 +61,7 @@ class Lengths:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """What a backbone is constructed from.
+    """The arguments of a backbone's constructor.
 
     Attributes:
         model: the pretrained model, wrapped by PEFT if ``options.lora``.
@@ -78,16 +78,16 @@ class LoadedModel:
 
 
 class Backbone(ABC):
-    """A pretrained model, the weights of it that are trained, and how it encodes examples and answers.
+    """A pretrained model with its trained weights; encodes examples and answers texts.
 
     Attributes:
         kind: ``seq2seq``, ``causal`` or ``matcher``.
-        modality: what examples must hold.
-        module: what a ``transformers.Trainer`` trains; ``module(**batch)["loss"]`` is the mean negative log-likelihood
+        modality: of the examples, ``text`` or ``image``.
+        module: the module to train; ``module(**batch)["loss"]`` is the mean negative log-likelihood
             of the answers' tokens (matcher: of the correct labels) in nats.
         tokenizer: the model's own.
         options, lengths: as configured.
-        precision: what ``options.precision`` resolves to on this machine, ``bf16`` or ``fp32``.
+        precision: ``options.precision`` as resolved on this machine, ``bf16`` or ``fp32``.
     """
 
     kind: Kind
@@ -112,7 +112,7 @@ class Backbone(ABC):
     # -- examples --------------------------------------------------------------------------------------------------
 
     def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
-        """Refuse training examples that this model cannot learn from, before any work.
+        """Refuse training examples that this model cannot learn from.
 
         Raises:
             InputError: images for a model that reads text, or texts for one that reads images; without a text encoder,
@@ -120,18 +120,18 @@ class Backbone(ABC):
         """
         if any(example.image is not None for example in examples):
             raise InputError(
-                f"The model {self.options.name} reads text, and the task has images.",
+                f"The model {self.options.name} reads text, but the task has images.",
                 "Choose an image encoder (kind 'matcher': CLIP, SigLIP, ViT, DeiT, DINOv2 ...).",
             )
 
     def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
-        """Compute what a task's labels need from its training examples, before it is first evaluated or learned.
+        """Prepare a task's labels from its training examples, before it is first evaluated or learned.
 
         An image encoder without a text encoder computes its class prototypes; other models need nothing.
         """
 
     def prototypes(self, labels: Sequence[str]) -> dict[str, torch.Tensor]:
-        """Return label -> frozen vector (width), fp32, as computed by :meth:`prepare_labels`; they must be stored."""
+        """Return label -> frozen vector (width), fp32, computed by :meth:`prepare_labels`; they must be stored."""
         return {}
 
     def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
@@ -153,7 +153,7 @@ class Backbone(ABC):
 
     @abstractmethod
     def _encode(self, texts: Sequence[Any]) -> list[Any]:
-        """Return the token ids of each text as the model reads it before an answer (images: the images)."""
+        """Return the token ids of each text as the model's input (for images: the images)."""
 
     def _size(self, encoded: Any) -> int:
         """Return the number of tokens of one encoded text."""
@@ -172,16 +172,16 @@ class Backbone(ABC):
         *,
         shared: bool = False,
     ) -> list[Answer]:
-        """Answer texts, in their order; deterministic. A model of images takes images or paths of image files.
+        """Answer texts, deterministically and in order; a model of images takes images or paths of image files.
 
         Texts of similar length share a batch. Dropout is off inside and the training mode is restored.
 
         Args:
-            texts: what to answer.
-            spec: how it is answered.
+            texts: the inputs.
+            spec: how they are answered.
             batch_size: texts per forward pass.
             on_progress: called after each batch with the number of texts answered since the last call.
-            shared: all processes call this with the same texts and each answers whole batches of them, so that the
+            shared: all processes call this with the same texts, and each answers whole batches of them, so that the
                 composition of a batch does not depend on the number of processes.
 
         Raises:
@@ -234,7 +234,7 @@ class Backbone(ABC):
             weight_files.load_model(self.model, folder)
 
     def reset(self, seed: int) -> None:
-        """Go back to the pretrained model: factors initialised from ``seed`` (LoRA), or the pretrained weights."""
+        """Reset to the pretrained model: initialise LoRA factors from ``seed``, or reload the pretrained weights."""
         if self.options.lora is not None:
             stacking.set_frozen_adapter(self.model, None)
             lora.initialise(self.model, seed)
@@ -242,10 +242,10 @@ class Backbone(ABC):
             weight_files.copy_weights(self._load_pretrained(), self.model)
 
     def stack_adapter(self, seed: int) -> None:
-        """Freeze the adapter's factors, and train new ones, initialised from ``seed``, beside them.
+        """Freeze the adapter's factors and add new trainable ones, initialised from ``seed``.
 
-        The answers do not change. The rank of the adapter grows by that of the options; :meth:`save_weights` writes one
-        adapter of the higher rank, and :meth:`load_weights` reads such a one.
+        The answers do not change. The rank of the adapter grows by ``options.lora.r``; :meth:`save_weights` writes one
+        adapter of the higher rank, and :meth:`load_weights` reads it.
 
         Raises:
             InputError: all weights are trained.
@@ -258,7 +258,7 @@ class Backbone(ABC):
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Switch to evaluation mode inside; afterwards every submodule is in the mode it was in."""
+    """Switch to evaluation mode inside, and restore the mode of every submodule."""
     modes = [(part, part.training) for part in module.modules()]
     module.eval()
     try:

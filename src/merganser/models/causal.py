@@ -1,4 +1,4 @@
-"""``causal``: a decoder continues the text with the answer (GPT, Llama, Qwen, ...)."""
+"""Backbone ``causal``: a decoder continues the text with the answer (GPT, Llama, Qwen, ...)."""
 
 from __future__ import annotations
 

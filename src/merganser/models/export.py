@@ -26,9 +26,9 @@ def export_model(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpe
     """Write a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
 
     Args:
-        folder: created if need be.
+        folder: created if it does not exist.
         specs: how each learned task is answered, by name; goes into the model card and ``labels.json``.
-        merged: write the whole model, the LoRA update added to its weights. A model without LoRA is always whole.
+        merged: write the whole model with the LoRA update added to its weights; always so without LoRA.
 
     Raises:
         RunError: a merged weight is not finite.
@@ -77,7 +77,7 @@ def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSp
 
 
 def _task_labels(backbone: Backbone, spec: AnswerSpec) -> dict[str, Any]:
-    """One task's entry in ``labels.json``."""
+    """Return one task's entry of ``labels.json``."""
     entry: dict[str, Any] = {"mode": "rank" if backbone.kind == "matcher" else spec.mode}
     if spec.labels is None:
         return entry

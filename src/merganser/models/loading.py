@@ -43,11 +43,11 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         seed: of the LoRA factors.
 
     Raises:
-        InputError: the model does not exist, needs code of its own, has weights only in pickle files, does not fit the
+        InputError: the model does not exist, needs remote code, has weights only in pickle files, does not fit the
             kind or the lengths, or has no layer named as a LoRA target; an image encoder, and pillow is not installed.
     """
     with silence_libraries(), torch.random.fork_rng():
-        torch.manual_seed(seed)  # for weights that a checkpoint lacks, as the unused pooler of an encoder
+        torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
         source = _resolve_source(options.name)
         config = _load_config(source, options)
         _check_kind(config, options)
@@ -108,7 +108,7 @@ def _refuse_pickles(folder: Path, name: str) -> None:
 
 
 def _hub_arguments(options: ModelOptions) -> dict[str, Any]:
-    """Return arguments of every ``from_pretrained``: the revision, and never run a repository's code."""
+    """Return arguments of every ``from_pretrained``: the revision, and no remote code."""
     return {"revision": options.revision or "main", "trust_remote_code": False}
 
 
@@ -116,7 +116,9 @@ def _load_config(source: str, options: ModelOptions) -> Any:
     from transformers import AutoConfig
 
     if options.revision is not None and Path(source).is_dir():
-        raise InputError(f"A revision was given for the folder {options.name}.", "Omit it; it is for hub ids.")
+        raise InputError(
+            f"A revision was given for the folder {options.name}.", "Omit it: only hub ids have revisions."
+        )
     try:
         return AutoConfig.from_pretrained(source, **_hub_arguments(options))
     except OSError as error:
@@ -125,7 +127,7 @@ def _load_config(source: str, options: ModelOptions) -> Any:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             raise InputError(
                 f"The model {options.name} needs its own code, which is never run.",
-                "Choose a model whose architecture transformers has built in.",
+                "Choose a model whose architecture is built into transformers.",
             ) from error
         raise InputError(
             f"The configuration of {options.name} is not supported by transformers here: {first_line(error)}",
@@ -247,10 +249,10 @@ def _load_vision_processor(source: str, options: ModelOptions, config: Any) -> A
     if options.pooling in (("cls", "last") if has_text_encoder else ("last",)):
         raise InputError(
             f"The model {options.name} cannot be used with pooling '{options.pooling}'.",
-            "Omit pooling: the model has its own." if has_text_encoder else "Use pooling mean or cls.",
+            "Omit pooling: the model pools by itself." if has_text_encoder else "Use pooling mean or cls.",
         )
     if options.label_prompt != "{label}" and not has_text_encoder:
-        raise InputError(f"The model {options.name} has no text encoder, which label_prompt is for.", "Omit it.")
+        raise InputError(f"The model {options.name} has no text encoder for label_prompt.", "Omit label_prompt.")
     try:
         # Pillow's arithmetic on every machine: torchvision rounds differently.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_hub_arguments(options))
@@ -300,7 +302,7 @@ def _load_model(source: str, options: ModelOptions) -> nn.Module:
             "Choose a checkpoint that was trained for this kind.",
         )
     for name, parameter in model.named_parameters():
-        # An unused weight gets no gradient: optimizers must not hold it, nor distributed training wait for it.
+        # An unused weight gets no gradient: optimizers must skip it, and distributed training must not wait for it.
         if architecture.is_unused(model, name):
             parameter.requires_grad_(False)
     return model

@@ -1,4 +1,4 @@
-"""Low-rank adapters: which layers get factors, and how these are initialised."""
+"""Low-rank adapters: select the layers that get factors, and initialise these."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
     ...); where attention is one fused layer (``c_attn``, ``qkv_proj``, ``query_key_value``), that layer.
 
     Raises:
-        InputError: a name that no linear layer has, or no attention layer was recognised; lists the linear layers.
+        InputError: no linear layer has such a name, or no attention layer was recognised; lists the linear layers.
     """
     layers = linear_layers(model)
     if targets == "auto":
@@ -119,7 +119,7 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
         if is_unused(model, full) and any(_ends_with(full, target) for target in targets)
     ]
     config = LoraConfig(
-        # PEFT's wrapper for feature extraction takes token ids; images need the plain one.
+        # PEFT's wrapper for feature extraction requires token ids; images need the plain wrapper.
         task_type=None if is_image_encoder(model.config) else TaskType[TASK_TYPES[kind]],
         r=options.r,
         lora_alpha=options.alpha,

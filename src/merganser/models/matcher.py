@@ -1,4 +1,4 @@
-"""``matcher``: an encoder whose text embedding is compared with frozen embeddings of the label texts.
+"""Backbone ``matcher``: an encoder whose text embedding is compared with frozen embeddings of the label texts.
 
 No head grows with the tasks: a label is an embedding of its text, computed once by the *pretrained* encoder. So every
 label can be chosen before any training, and only the encoder learns. Images are matched in
@@ -80,7 +80,7 @@ class LabelBank(nn.Module):
             mean cross entropy of the labels among their candidates, in nats.
         """
         with torch.autocast(embedding.device.type, enabled=False):
-            # Small differences of cosines are divided by a small temperature: fp32, even in mixed precision.
+            # A small temperature amplifies small differences of cosines: fp32, even in mixed precision.
             logits = self._cosines(embedding, candidates.clamp(min=0)) / self.temperature
             logits = logits.masked_fill(candidates == IGNORE_INDEX, float("-inf"))
             if labels is None:
@@ -118,7 +118,7 @@ class MatcherModule(LabelBank):
 
 
 class LabelMatcher(Backbone):
-    """What matchers of texts and of images share: the rows of labels in the bank, and the choice among candidates.
+    """Base of the matchers of texts and of images: label vectors in a bank, and the choice among candidates.
 
     ``options.temperature`` scales the comparison. ``options.candidates`` is applied by the caller, who puts either the
     task's labels or all labels seen so far into the spec.
@@ -142,7 +142,7 @@ class LabelMatcher(Backbone):
         return self.module.bank[rows]
 
     def label_text(self, text: str) -> str:
-        """Return what the text encoder reads for a label: its text within ``options.label_prompt``."""
+        """Return the text to embed for a label: its text inserted into ``options.label_prompt``."""
         return self.options.label_prompt.replace("{label}", text)
 
     def candidates(self, examples: Sequence[Example], spec: AnswerSpec) -> list[tuple[list[int], int]]:
@@ -191,19 +191,19 @@ class LabelMatcher(Backbone):
 
     @contextlib.contextmanager
     def pretrained(self) -> Iterator[Any]:
-        """Provide the model as it was before any training: evaluation mode, no gradients, fp32."""
+        """Provide the pretrained model inside: evaluation mode, no gradients, fp32."""
         context: contextlib.AbstractContextManager[None]
         if self.options.lora is not None:
             model, context = self.model, disable_adapters(self.model)
         else:
-            # The weights themselves were trained; the pretrained ones are read again and dropped afterwards.
+            # All weights are trained, so the pretrained ones are loaded again, and freed afterwards.
             model, context = self._load_pretrained().to(self.device), contextlib.nullcontext()
         with context, eval_mode(model), torch.no_grad(), autocast(self.device, "fp32"):
             yield model
 
     @abstractmethod
     def _embed_pretrained(self, texts: list[str]) -> torch.Tensor:
-        """Return unit vectors of label texts (texts x width) by the model as it was before any training.
+        """Return unit vectors of label texts (texts x width) by the pretrained model.
 
         One text at a time and in fp32, so that a label's vector never depends on which labels came with it, on the
         batch or on the machine's precision.

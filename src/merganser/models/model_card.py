@@ -1,4 +1,4 @@
-"""The model card of an exported folder: what was learned, and lines of plain transformers that answer with it."""
+"""The model card of an exported folder: the tasks learned, and code for inference in plain transformers."""
 
 from __future__ import annotations
 

@@ -47,5 +47,5 @@ def _cpu_has_bf16() -> bool:
 
 
 def autocast(device: torch.device, precision: Literal["bf16", "fp32"]) -> AbstractContextManager[None]:
-    """Run the forward passes inside in mixed precision; ``fp32`` also switches an outer autocast off."""
+    """Run forward passes inside in mixed precision; ``fp32`` also disables an outer autocast."""
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

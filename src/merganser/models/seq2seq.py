@@ -1,4 +1,4 @@
-"""``seq2seq``: an encoder reads the text and a decoder generates the answer (T5, BART, ...)."""
+"""Backbone ``seq2seq``: an encoder reads the text and a decoder generates the answer (T5, BART, ...)."""
 
 from __future__ import annotations
 

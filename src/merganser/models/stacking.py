@@ -1,4 +1,4 @@
-"""Adapters whose rank grows: the factors of earlier tasks stay, frozen, beside the ones that are trained.
+"""Adapters whose rank grows: frozen factors of earlier tasks beside trained ones.
 
 In the model the frozen factors are a second PEFT adapter, :data:`FROZEN`, always active and never trained. On disk both
 are one ordinary adapter: factors concatenated along the rank, ``B A = B_1 A_1 + B_2 A_2``, with rank and alpha grown in
@@ -27,7 +27,7 @@ def adapter_tensors(model: Any, adapter: str) -> dict[str, Tensor]:
     """Return an adapter's tensors under the names PEFT gives them in files; they share memory with the parameters."""
     from peft import get_peft_model_state_dict
 
-    # Without embeddings PEFT has no reason to ask the hub whether the vocabulary was resized.
+    # With embeddings PEFT would query the hub to check whether the vocabulary was resized.
     return get_peft_model_state_dict(model, adapter_name=adapter, save_embedding_layers=False)
 
 

@@ -1,4 +1,4 @@
-"""``matcher`` for images: an image encoder compared with frozen vectors of the labels.
+"""Backbone ``matcher`` for images: image embeddings compared with frozen vectors of the labels.
 
 Where the model has a text encoder beside its image encoder (CLIP, SigLIP), a label's vector is the embedding of its
 text, as MagMax (Marczak et al., ECCV 2024) uses CLIP. Where it has none (ViT, DeiT, DINOv2), it is a class prototype:
@@ -29,7 +29,7 @@ PROTOTYPE_BATCH = 64
 
 
 class VisionProcessor:
-    """Preprocesses images (and label texts) for a model: what a tokenizer is for texts.
+    """Preprocesses images (and label texts) for a model, as a tokenizer does for texts.
 
     Attributes:
         processor: the model's own image processor (sizes, rescaling, normalisation).
@@ -52,7 +52,7 @@ class VisionProcessor:
         return self.processor(images=images, return_tensors="pt")["pixel_values"]
 
     def save_pretrained(self, folder: Path) -> None:
-        """Write what ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
+        """Write files that ``AutoImageProcessor`` and ``AutoTokenizer`` load."""
         self.processor.save_pretrained(folder)
         if self.tokenizer is not None:
             self.tokenizer.save_pretrained(folder)
@@ -112,7 +112,7 @@ class VisionMatcher(LabelMatcher):
         labels = spec.require_labels("A matcher of images")
         if any(example.image is None for example in examples):
             raise InputError(
-                f"The model {self.options.name} reads images, and the task has texts.",
+                f"The model {self.options.name} reads images, but the task has texts.",
                 "Give it images (a folder, IDX files, a field 'image'), or choose a model that reads text.",
             )
         absent = sorted(set(labels) - {example.output for example in examples} - set(self._rows))

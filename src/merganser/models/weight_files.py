@@ -1,4 +1,4 @@
-"""Trained weights on disk: PEFT's layout for adapters, Hugging Face's for whole models; safetensors only."""
+"""Save and load trained weights: PEFT layout for adapters, Hugging Face layout for whole models; safetensors only."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ FUNCTIONAL_KEYS = (
     "alpha_pattern",
     "rank_pattern",
 )
-"""Keys of an adapter's configuration that change what equal tensors compute."""
+"""Keys of an adapter's configuration that change the outputs of equal tensors."""
 
 
 def save_adapter(model: Any, folder: Path) -> None:
@@ -53,7 +53,7 @@ def save_adapter(model: Any, folder: Path) -> None:
 
 
 def load_adapter(model: Any, folder: Path) -> None:
-    """Read an adapter into the existing factors, in place; nothing is changed unless everything fits.
+    """Read an adapter into the existing factors, in place; after an error nothing is changed.
 
     An adapter of a higher rank and the same scaling was stacked: its last ranks are loaded into the trained factors,
     the others into frozen ones (see :mod:`merganser.models.stacking`).
@@ -88,7 +88,7 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 
 def _check_config(model: Any, stored: dict[str, Any], folder: Path) -> int:
-    """Refuse an adapter whose tensors would compute something else here; return how many of its ranks are frozen."""
+    """Refuse an adapter whose tensors would give other outputs here; return how many of its ranks are frozen."""
     from peft import LoraConfig
 
     current = _to_json(model.peft_config[stacking.TRAINED])
@@ -123,7 +123,7 @@ def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
 
 
 def load_model(model: nn.Module, folder: Path) -> None:
-    """Read a whole model into the existing weights, in place; nothing is changed unless everything fits.
+    """Read a whole model into the existing weights, in place; after an error nothing is changed.
 
     Raises:
         InputError: a missing or damaged file, or weights that do not fit this model.
@@ -164,7 +164,7 @@ def copy_weights(source: nn.Module, target: nn.Module) -> None:
 
 
 def _require_same_shapes(expected: Mapping[str, Tensor], loaded: Mapping[str, Tensor], what: str) -> None:
-    """Refuse tensors whose names or shapes are not those of the model."""
+    """Refuse tensors whose names or shapes differ from the model's."""
     names = sorted(expected.keys() ^ loaded.keys())
     if names:
         side = "lacks" if names[0] in expected else "has an unknown"

@@ -1,4 +1,4 @@
-"""Options of the methods that weigh weights by their diagonal Fisher information."""
+"""Options of the methods that weight parameters by their diagonal Fisher information."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class FisherOptions(MethodOptions):
-    """How the Fisher information is estimated after a task."""
+    """Estimation of the Fisher information after a task."""
 
     fisher: Literal["empirical", "true"] = Field(
         "empirical", description="gradients for the answers of the data, or for answers drawn from the model"
@@ -27,7 +27,7 @@ class FisherOptions(MethodOptions):
     )
 
     def estimate(self, context: TaskContext) -> Weights:
-        """The diagonal Fisher information of the model as it is, on the task's training examples."""
+        """Estimate the diagonal Fisher information of the current model on the task's training examples."""
         from merganser.training.fisher import diagonal_fisher
 
         return diagonal_fisher(

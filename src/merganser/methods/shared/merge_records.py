@@ -1,4 +1,4 @@
-"""Merges after the last step of a task: their line in the ledger and their time."""
+"""Record merges after the last step of a task in the ledger, and time them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def timed_merge(records: TaskRecords) -> AbstractContextManager[None]:
-    """Count the time inside as merging."""
+    """Add the seconds spent inside to the merging time."""
     return records.timed("merging_seconds")
 
 
@@ -29,14 +29,14 @@ def record_merge(
     start: Weights | None = None,
     sizes: tuple[float, float, float | None] | None = None,
 ) -> None:
-    """Write the merge of a task's own weights with the model so far into the ledger.
+    """Record the merge of a task's trained weights with the model before it in the ledger.
 
     Args:
         records: of the method.
         context: of the task; the two updates are measured from its pretrained weights.
         trained: the task's weights after its last step.
         before: those of the model that they are merged with.
-        weight_new, weight_old: how much each counts (where that differs between entries: on average).
+        weight_new, weight_old: weights of the two updates; their means if they differ between entries.
         start: where the task started; ``before`` if not given.
         sizes: norms of the task's update and of the model's so far, and the cosine between them, where they are not
             those of the weights (a method that merges products of factors).

@@ -1,4 +1,4 @@
-"""What a method keeps between tasks, on disk: safetensors, one file per set of weights."""
+"""A method's state between tasks, on disk: safetensors, one file per set of weights."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_weights(path: Path, weights: Mapping[str, Tensor]) -> None:
 
 
 def read_weights(path: Path) -> Weights:
-    """Read what :func:`write_weights` wrote, on the processor.
+    """Read what :func:`write_weights` wrote, onto the CPU.
 
     Raises:
         InputError: the file is missing or damaged.
@@ -40,7 +40,7 @@ def read_weights(path: Path) -> Weights:
 
 
 def beside(weights: Weights, like: Weights) -> Weights:
-    """The same values in the order and on the devices of ``like``.
+    """Move weights to the order and the devices of ``like``.
 
     Raises:
         ValueError: names or shapes differ.
@@ -48,4 +48,4 @@ def beside(weights: Weights, like: Weights) -> Weights:
     from merganser.weights import Weights
 
     pairs = zip(like.items(), like.aligned_tensors(weights), strict=True)
-    return Weights({name: tensor.to(own.device) for (name, own), tensor in pairs})
+    return Weights({name: tensor.to(target.device) for (name, target), tensor in pairs})

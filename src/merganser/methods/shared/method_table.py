@@ -1,4 +1,4 @@
-"""The table of methods: those that come with Merganser, and those that installed packages offer.
+"""The table of methods: built-in ones, and plugins of installed packages.
 
 A package offers a method by an entry point of the group :data:`GROUP` whose name is the method's::
 
@@ -21,7 +21,7 @@ GROUP = "merganser.methods"
 
 
 class MethodTable(Mapping[str, type[Method[Any]]]):
-    """Name -> method.
+    """Mapping from names to methods.
 
     Looking up a name raises :class:`~merganser.errors.InputError` when two sides claim it, or when the package that
     offers it cannot be used; ``KeyError`` when nobody does. Iterating gives names and imports nothing.
@@ -45,7 +45,7 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
                 f"The method name '{name}' is claimed by {' and by '.join(claims)}.",
                 "Uninstall all but one of them, or rename a method.",
             )
-        return _loaded(offers[0])
+        return _load_method(offers[0])
 
     def __iter__(self) -> Iterator[str]:
         return iter(dict.fromkeys([*self.built_in, *sorted(point.name for point in entry_points(group=GROUP))]))
@@ -61,36 +61,36 @@ def _package(point: EntryPoint) -> str:
     return f"the package '{point.dist.name}'" if point.dist is not None else f"'{point.value}'"
 
 
-def _loaded(point: EntryPoint) -> type[Method[Any]]:
-    """The method behind an entry point, checked.
+def _load_method(point: EntryPoint) -> type[Method[Any]]:
+    """Load the method of an entry point, and check it.
 
     Raises:
         InputError: it cannot be imported, or it is no method of that name.
     """
     try:
-        found = point.load()
+        method = point.load()
     except Exception as error:  # whatever a package raises while it is imported
         raise InputError(
             f"The method '{point.name}' of {_package(point)} cannot be loaded: {type(error).__name__}: {error}.",
             "Update or uninstall that package.",
         ) from error
-    problem = _problem(point.name, found)
+    problem = _problem(point.name, method)
     if problem:
         raise InputError(
             f"The method '{point.name}' of {_package(point)} cannot be used: {problem}.",
             "See docs/adding-a-method.md.",
         )
-    return found
+    return method
 
 
-def _problem(name: str, found: Any) -> str | None:
-    """What keeps ``found`` from being the method ``name``, if anything."""
-    if not (isinstance(found, type) and issubclass(found, Method)):
-        return f"{found!r} is no subclass of Method"
+def _problem(name: str, method: Any) -> str | None:
+    """Describe why an object cannot be the method ``name``; ``None`` if it can."""
+    if not (isinstance(method, type) and issubclass(method, Method)):
+        return f"{method!r} is not a subclass of Method"
     for attribute in ("title", "paper", "idea"):
-        if not isinstance(getattr(found, attribute, None), str):
+        if not isinstance(getattr(method, attribute, None), str):
             return f"it has no {attribute}"
-    options = getattr(found, "Options", None)
+    options = getattr(method, "Options", None)
     if not (isinstance(options, type) and issubclass(options, MethodOptions)):
         return "it has no Options"
     if options.model_fields["name"].default != name:

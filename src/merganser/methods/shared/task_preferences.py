@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> list[float]:
-    """For each task the share of the wanted tasks' labels that it knows; a label known to n tasks counts 1/n for each.
+    """Compute per task its fraction of the wanted tasks' labels; a label of n tasks counts 1/n for each.
 
     Args:
         labels: task -> its labels.
@@ -29,7 +29,7 @@ def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str])
 
 
 def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str]) -> list[float]:
-    """For each task the cosine between its mean feature and that of the wanted tasks together; below zero: zero.
+    """Compute per task the cosine between its mean feature and that of the wanted tasks; below zero: zero.
 
     Args:
         features: task -> mean feature (width).
