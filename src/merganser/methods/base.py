@@ -1,6 +1,6 @@
-"""What a continual-learning method says about itself.
+"""The interface of a continual-learning method.
 
-A method says four things: where the next task starts (:attr:`Method.start`), what happens during a task
+A method defines four things: where the next task starts (:attr:`Method.start`), what happens during a task
 (:meth:`Method.callbacks`, :meth:`Method.penalty`), what happens after it (:meth:`Method.after_task`), and what it must
 store (:meth:`Method.bytes_kept`). Everything else is shared.
 """
@@ -35,13 +35,13 @@ class MethodOptions(StrictOptions):
     name: str
 
     def memory_values(self) -> dict[str, Any]:
-        """Options of the ``memory`` section that these options ask for, by key."""
+        """Return the options of the ``memory`` section that these options require, by key."""
         return {}
 
 
 @dataclass(frozen=True, kw_only=True)
 class TaskContext:
-    """What a method may use while one task is learned.
+    """Data and model available to a method while one task is learned.
 
     Attributes:
         task: name of the task.
@@ -79,11 +79,11 @@ class TaskContext:
     listener: Listener = silent
 
     def pretrained(self) -> Weights:
-        """Read the trainable weights as they were before any task, in memory of their own."""
+        """Read the pretrained values of the trainable weights, as a copy."""
         return self.deployed(0)
 
     def before(self) -> Weights:
-        """Read the weights in use before this task (before the first: the pretrained ones), in memory of their own."""
+        """Read the weights deployed before this task (before the first: the pretrained ones), as a copy."""
         return self.deployed(self.index - 1)
 
 
@@ -130,7 +130,7 @@ class Method(Generic[OptionsT]):
         self.records = TaskRecords()
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
-        """Examples per batch drawn from a memory of this size; ``None`` if none is drawn.
+        """Return the examples per batch drawn from a memory of this size; ``None`` if none is drawn.
 
         Raises:
             InputError: a requested batch is larger than the memory.
@@ -138,7 +138,7 @@ class Method(Generic[OptionsT]):
         return None
 
     def check_tasks(self, names: Sequence[str], whole: bool = False) -> str | None:
-        """Refuse, before any work, tasks that the options cannot take.
+        """Refuse tasks that the options do not support, before any work.
 
         Args:
             names: of the tasks learned and to be learned, in order.
@@ -153,35 +153,35 @@ class Method(Generic[OptionsT]):
         return None
 
     def begin_task(self) -> None:
-        """Forget the task before, its records included."""
+        """Clear the state of the previous task, its records included."""
         self.records.reset()
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
-        """What happens at the steps of a task."""
+        """Return the callbacks of a task, in the order in which they are called."""
         return []
 
     def penalty(self, context: TaskContext) -> Penalty | None:
-        """A term added to the loss of every batch."""
+        """Return a term added to the loss of every batch; ``None``: none."""
         return None
 
     def task_state(self) -> TaskState:
-        """What the method holds in the middle of a task besides what :meth:`load` reads, to go on bit for bit.
+        """Return the state within a task, without what :meth:`load` reads, from which training resumes bit for bit.
 
         The records are a part of every checkpoint anyway.
         """
         return TaskState()
 
     def load_task_state(self, state: TaskState) -> None:
-        """Go on from what :meth:`task_state` returned.
+        """Restore what :meth:`task_state` returned.
 
         Called when :meth:`callbacks` and :meth:`penalty` were called and training has begun (``on_train_begin``).
         """
 
     def after_task(self, context: TaskContext) -> None:
-        """What happens to the weights when a task has been trained; the result is deployed."""
+        """Merge or change the weights after a task has been trained; the result is deployed."""
 
     def keeps_pretrained(self, lora: bool) -> bool:
-        """Whether later tasks need the trainable weights as they were before any task, so that their bytes count.
+        """Return whether later tasks need the pretrained values of the trainable weights, so that their bytes count.
 
         Args:
             lora: they are the factors of an adapter.
@@ -189,7 +189,7 @@ class Method(Generic[OptionsT]):
         return self.start == "pretrained"
 
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
-        """The row of the run whose deployed weights answer each learned task: the last one's answer all.
+        """Map each learned task to the row of the run whose weights answer it: by default the last row for all.
 
         Args:
             learned: task -> row it was learned in, in order.
@@ -204,5 +204,5 @@ class Method(Generic[OptionsT]):
         """Read what :meth:`save` wrote."""
 
     def bytes_kept(self) -> dict[str, int]:
-        """Bytes of what must survive between tasks besides the deployed weights and the memory, by name."""
+        """Return the bytes stored between tasks besides the deployed weights and the memory, by name."""
         return {}

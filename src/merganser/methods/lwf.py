@@ -1,4 +1,4 @@
-"""LwF: a penalty keeps the model's answers on the new task's inputs near those before the task."""
+"""LwF: distil from the model before the task, on the new task's inputs."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class LwfOptions(MethodOptions):
-    """Learning without forgetting: distillation from the model as it was."""
+    """Learning without forgetting: distillation from the model before the task."""
 
     name: Literal["lwf"] = "lwf"
     weight: float = Field(
@@ -29,7 +29,7 @@ class LwfOptions(MethodOptions):
 
 
 def distillation(new: Tensor, old: Tensor, temperature: float) -> Tensor:
-    r"""Mean over the rows of :math:`T^2 \mathrm{KL}(\mathrm{softmax}(old / T) \,\|\, \mathrm{softmax}(new / T))`.
+    r"""Average over the rows :math:`T^2 \mathrm{KL}(\mathrm{softmax}(old / T) \,\|\, \mathrm{softmax}(new / T))`.
 
     Args:
         new, old: logits, rows x classes.

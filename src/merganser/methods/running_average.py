@@ -1,4 +1,4 @@
-"""Running average: the mean of the models of all tasks, each trained from the mean before it."""
+"""Running average: mean of all tasks' models, each trained from the previous mean."""
 
 from __future__ import annotations
 

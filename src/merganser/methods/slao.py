@@ -22,7 +22,7 @@ class SlaoOptions(MethodOptions):
 
 
 def orthonormal_rows(a: Tensor) -> Tensor:
-    """An orthonormal basis of the row space of ``a`` (r x in), as its rows; where r > in, the rows left over are zero.
+    """Compute an orthonormal basis of the row space of ``a`` (r x in), as rows; if r > in, further rows are zero.
 
     From ``a' = Q R``; each row is turned so that the diagonal of R is not negative, which makes the basis unique.
     """

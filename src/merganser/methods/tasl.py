@@ -1,4 +1,4 @@
-"""TaSL: whole matrices are kept, replaced or averaged by how important they are for the old tasks and the new one."""
+"""TaSL: keep, replace or average whole matrices by their importance to old tasks and the new one."""
 
 from __future__ import annotations
 
@@ -34,13 +34,13 @@ class TaslOptions(MethodOptions):
 
 
 def scaled(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scores moved and stretched to [0, 1]; all zero where they are all the same."""
+    """Scale scores linearly to [0, 1]; all zero if they are equal."""
     low, high = min(scores.values()), max(scores.values())
     return {name: (score - low) / (high - low) if high > low else 0.0 for name, score in scores.items()}
 
 
 def top(scores: Mapping[str, float], share: float) -> set[str]:
-    """Names of the ``share`` with the largest scores, at least one; ties go to the earlier name."""
+    """Return the names of the fraction ``share`` with the largest scores, at least one; ties go to the earlier name."""
     ordered = sorted(scores, key=lambda name: -scores[name])
     return set(ordered[: max(1, round(share * len(ordered)))])
 
@@ -65,7 +65,7 @@ class Tasl(Method[TaslOptions]):
     def __init__(self, options: TaslOptions) -> None:
         super().__init__(options)
         self.importance: dict[str, float] = {}
-        """Accumulated over the tasks so far, in [0, 1]."""
+        """Importance accumulated over the tasks so far, in [0, 1]."""
         self._before: Weights | None = None
         self._mean: dict[str, Tensor] = {}
         self._deviation: dict[str, Tensor] = {}
@@ -98,7 +98,7 @@ class Tasl(Method[TaslOptions]):
         return [Watching()]
 
     def observe(self, sensitivity: Mapping[str, Tensor]) -> None:
-        """Take in one step's ``|w g|``, name -> tensor."""
+        """Update the averages with one step's ``|w g|``, name -> tensor."""
         first, second = self.options.smoothing, self.options.uncertainty
         for name, now in sensitivity.items():
             if name not in self._mean:
@@ -110,7 +110,7 @@ class Tasl(Method[TaslOptions]):
         self._steps += 1
 
     def weights_of_new(self, now: Mapping[str, float]) -> dict[str, float]:
-        """Weight of the new task's value of each matrix, given its importance to the new task."""
+        """Return the weight of the new task's value of each matrix, given its importance to the new task."""
         new, old = top(now, self.options.important), top(self.importance, self.options.important)
         shared, neither = self.options.weight_shared, self.options.weight_neither
         table = {(True, True): shared, (True, False): 1.0, (False, True): 0.0, (False, False): neither}

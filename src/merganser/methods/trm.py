@@ -1,4 +1,4 @@
-"""TRM as a method of a run: training from the merged model, then a merge that is an optimisation of its own."""
+"""TRM as a method of a run: train from the merged model, then merge by optimisation."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class Trm(Method[TrmOptions]):
         )
 
     def save(self, folder: Path) -> None:
-        """Write the coefficients and the objective of the task's merge, for inspection; nothing reads them back."""
+        """Write coefficients and objective of the task's merge for inspection; the program does not read them."""
         if self._report is not None:
             write_json(folder / "merge.json", vars(self._report))
 

@@ -132,11 +132,11 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
 
     @staticmethod
     def _specs(context: TaskContext) -> dict[str, AnswerSpec]:
-        """How the tasks learned so far and the new one are answered, in the order of learning."""
+        """Return how the tasks learned so far and the new one are answered, in the order of learning."""
         return {**context.earlier, context.task: context.spec}
 
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
-        """One number per task so far, in the order of learning."""
+        """Return one number per task so far, in the order of learning."""
         from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
 
         given = self.options.preference
