@@ -15,11 +15,14 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+import yaml
 
 from merganser.cli import main
 from merganser.config import RunConfig
 from merganser.methods import METHODS
+from merganser.metrics import ScoreMatrix, summary
 from merganser.runs.record import MergeRecord
+from merganser.streams.options import MemoryOptions, StreamOptions
 from tests.tiny import tiny_bert
 
 ROOT = Path(__file__).parent.parent
@@ -70,11 +73,23 @@ def test_a_stale_table_is_found_and_mended(tables: ModuleType) -> None:
 
 
 @pytest.mark.parametrize("name", METHODS)
-def test_every_option_of_every_method_is_on_its_page(name: str) -> None:
+def test_every_method_has_a_page_with_its_options_and_the_common_headings(name: str) -> None:
     text = (DOCS / "methods" / f"{name}.md").read_text(encoding="utf-8")
-    for option in METHODS[name].Options.model_fields:
-        assert f"| `{option}` |" in text
+    assert f"<!-- options: {METHODS[name].Options.__name__} -->" in text
     assert re.findall(r"^## (.+)$", text, re.MULTILINE) == SKELETON
+
+
+def test_every_metric_is_explained() -> None:
+    text = (DOCS / "metrics.md").read_text(encoding="utf-8")
+    assert [metric.name for metric in summary(ScoreMatrix()) if f"| `{metric.name}` |" not in text] == []
+
+
+def test_the_sections_of_a_stream_are_valid() -> None:
+    sections = [yaml.safe_load(block) for block in blocks(DOCS / "streams.md", "yaml")]
+    streams = [StreamOptions.model_validate(section["stream"]) for section in sections if "stream" in section]
+    assert len(streams) == 3
+    (memory,) = [MemoryOptions.model_validate(section["memory"]) for section in sections if "memory" in section]
+    assert memory == MemoryOptions()
 
 
 def test_every_field_of_the_ledger_is_explained() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from merganser.checkpoints.dtypes import decode, encode
 from merganser.checkpoints.merge import merge_checkpoints
@@ -100,7 +101,6 @@ def test_conversions_of_all_halves(dtype: str) -> None:
 
 
 def test_rounding_is_to_nearest_even() -> None:
-    torch = pytest.importorskip("torch")
     values = np.random.default_rng(0).integers(0, 1 << 32, 100_000, dtype=np.uint32).view(np.float32)
     values = np.concatenate([values, np.array([65519.99, 65520.0, 2**-24, 2**-25, 1.5 * 2**-25, np.inf], np.float32)])
     values = values[~np.isnan(values)]

@@ -32,7 +32,7 @@ def run(*arguments: object) -> Result:
 
 
 def refused(*arguments: object) -> str:
-    """The one line a mistake is answered with."""
+    """Return the error that a mistake is answered with; messages themselves are in test_messages.py."""
     result = run(*arguments)
     assert isinstance(result.exception, InputError), result.output
     assert result.exception.exit_code == 2
@@ -216,46 +216,6 @@ def test_the_list_names_every_rule() -> None:
         assert f"{name}: " in result.stdout
         assert rule.summary in result.stdout
     assert {row["name"] for row in json.loads(run("--list", "--json").stdout)} == set(RULES)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["a", "b"], "no --out"),
-        ([], "nothing to merge"),
-        (["a", "--weights", "1,2", "--out", "o"], "2 numbers for 1 models"),
-        (["a", "--weights", "much", "--out", "o"], "not a number"),
-        (["a", "--density", "1", "--out", "o"], "takes no 'density'"),
-        (["a", "--rule", "tie", "--out", "o"], "Did you mean 'ties'"),
-        (["a", "--set", "t", "--out", "o"], "has no '='"),
-        (["a", "--set", "t=1", "--out", "o"], "takes no 't'"),
-        (["a", "b", "--rule", "ties", "--density", "1.5", "--out", "o"], "between 0 and 1"),
-        (["a", "--fisher", "x", "--fisher", "y", "--out", "o"], "2 --fisher for 1 models"),
-        (["--config", "none.yaml", "--out", "o"], "cannot be read"),
-        (["--config", "x.yaml", "--mergekit", "y.yml", "--out", "o"], "Give one of them"),
-        (["a", "--config", "x.yaml", "--out", "o"], "the command line also gives a."),
-        (["a", "--kernels", "c", "--out", "o"], "auto, numba, numpy"),
-        (["a", "--dtype", "int4", "--out", "o"], "dtype: choose from float64"),
-        (["./nowhere", "--out", "o"], "no file or folder"),
-        (["a", "b", "--rule", "slerp", "--set", "t=[", "--out", "o"], "--set 't=[' is not YAML"),
-        (["a", "b", "--rule", "slerp", "--set", "t=" + "9" * 5000, "--out", "o"], "is not YAML"),
-        (["a", "b", "--rule", "slerp", "--set", "t=[0.2,0.8]", "--out", "o"], "options.t is a list"),
-        (["a", "b", "--weights", "1" * 400, "--out", "o"], "not a finite number"),
-        (["x.yaml", "--rule", "linear", "--out", "o"], "the command line also gives --rule"),
-        (["x.yaml", "--space", "update", "--out", "o"], "the command line also gives --space"),
-    ],
-)
-def test_mistakes_are_answered_in_one_line(arguments: list[str], message: str) -> None:
-    said = refused(*arguments)
-    assert message in said
-    assert "\n" not in said
-
-
-def test_a_broken_file_is_a_mistake(tmp_path: Path) -> None:
-    (tmp_path / "x.yaml").write_text("a: [")
-    assert "is not YAML" in refused("--config", tmp_path / "x.yaml", "--out", "o")
-    (tmp_path / "x.yaml").write_text("[1]")
-    assert "not a map" in refused("--config", tmp_path / "x.yaml", "--out", "o")
 
 
 def test_help_starts_without_the_heavy_libraries() -> None:

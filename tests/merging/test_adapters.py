@@ -189,8 +189,8 @@ def test_a_base_is_refused(tmp_path: Path) -> None:
 @pytest.fixture(scope="module")
 def tuned(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """A tiny model with an embedding, linear layers and a convolution, and adapters of all kinds for it, by PEFT."""
-    torch = pytest.importorskip("torch")
-    peft = pytest.importorskip("peft")
+    import peft
+    import torch
 
     class Tiny(torch.nn.Module):
         def __init__(self) -> None:

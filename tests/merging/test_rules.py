@@ -7,12 +7,13 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
 from merganser.errors import InputError
 from merganser.merging import dare, della, ema, fisher, karcher, opcm, tunable_magmax
 from merganser.merging.breadcrumbs import breadcrumbs
 from merganser.merging.linear import linear
-from merganser.merging.magmax import fold, magmax
+from merganser.merging.magmax import magmax
 from merganser.merging.model_stock import model_stock
 from merganser.merging.random_masks import mask_key, mask_threshold, random_bits
 from merganser.merging.rules import RULES, get_rule
@@ -137,14 +138,6 @@ def test_magmax_takes_the_largest_ties_to_the_later() -> None:
     merged = magmax([base + array(2, -1, 3), base + array(-2, 0.5, -4)], base, scale=1.0)
     close(merged, -1.0, 0.0, -3.0)
     close(magmax([base + array(2, -1, 3), base + array(-2, 0.5, -4)], base), 0.0, 0.5, -1.0)
-
-
-def test_folding_into_the_scaled_model_would_be_another_thing() -> None:
-    updates = [array(2, 1), array(-1.5, 3)]
-    right = fold(updates[0], updates[1])
-    wrong = fold(updates[0] * 0.5, updates[1])
-    close(right, 2.0, 3.0)
-    assert wrong[0] == -1.5
 
 
 def test_tunable_magmax_supplies_exactly_the_quota() -> None:
@@ -306,7 +299,6 @@ def test_della_refuses_probabilities_outside() -> None:
 
 
 def test_torch_tensors_come_back_in_their_type() -> None:
-    torch = pytest.importorskip("torch")
     first, second = torch.tensor([1.0, 2.0], dtype=torch.bfloat16), torch.tensor([2.0, 5.0], dtype=torch.bfloat16)
     merged = linear([first, second], weights=[1, 1])
     assert merged.dtype == torch.bfloat16
@@ -354,7 +346,7 @@ def test_the_table_agrees_with_the_functions(name: str) -> None:
 @pytest.mark.parametrize("name", sorted(RULES))
 @pytest.mark.parametrize("framework", ["numpy", "torch"])
 def test_a_scalar_stays_a_scalar(name: str, framework: str) -> None:
-    tensor = pytest.importorskip("torch").tensor if framework == "torch" else np.float32
+    tensor = torch.tensor if framework == "torch" else np.float32
     models = [tensor(1.0), tensor(3.0)]
     second = [models] if get_rule(name).extra else [tensor(0.0)] if get_rule(name).base == "required" else []
     assert get_rule(name).function(models, *second).shape == ()

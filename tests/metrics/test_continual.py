@@ -3,7 +3,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -216,12 +215,6 @@ def test_single_task_forward_transfer_needs_every_reference() -> None:
     assert forward_transfer_single_task(matrix, {"t0": score_of(0.7)}).value is None
     with pytest.raises(InputError, match="'t9'"):
         forward_transfer_single_task(matrix, REFERENCES | {"t9": score_of(0.5)})
-
-
-def test_the_documentation_names_every_metric() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "metrics.md").read_text(encoding="utf-8")
-    for name in NAMES:
-        assert f"| `{name}` |" in text
 
 
 score = st.integers(0, 200).map(lambda k: k / 200)

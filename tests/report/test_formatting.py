@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from pathlib import Path
+import re
 
 import pytest
 from hypothesis import given
@@ -100,48 +100,34 @@ def test_every_number_is_said_without_nan(value: float) -> None:
         assert (text == formatting.MISSING) == (not math.isfinite(value))
 
 
-def test_story_of_a_due_merge_says_every_number() -> None:
-    assert describe_merge(merge()) == (
-        "Merge 3 of tweets, after step 1,200: it was due (planned every 8 steps) with 1 alarm raised. "
-        "The loss on the memory was 1.75 against a threshold of 1.5. Learning signal 0.0125. "
-        "After 8 rehearsal steps, 0.6 of the new change (L2 norm 1.25) and 0.4 of the rehearsal's (L2 norm 0.5, "
-        "cosine −0.25) were merged. The loss on the new task rose from 0.5 to 0.625, the loss on the memory fell from "
-        "1.75 to 0.875. The interval lengthens from 8 to 12 steps."
-    )
+def test_the_story_of_a_merge_holds_every_number() -> None:
+    story = describe_merge(merge(interval=9))
+    for number in "3 1,200 9 1 1.75 1.5 0.0125 8 0.6 1.25 0.4 0.5 −0.25 0.625 0.875 12".split():  # noqa: SIM905
+        assert re.search(rf"(?<![\d.]){re.escape(number)}(?![\d]|\.\d)", story), number
 
 
-def test_story_leaves_out_what_was_not_measured() -> None:
+def test_the_story_leaves_out_what_was_not_measured() -> None:
     bare = merge(
         cause="end", threshold=None, forgetting_signal=None, cosine=None, rehearsal_steps=0,
         loss_new_before=None, loss_old_after=math.nan,
     )  # fmt: skip
-    assert describe_merge(bare) == (
-        "Merge 3 of tweets, after step 1,200: the task ended. Learning signal 0.0125. "
-        "0.6 of the task's update (L2 norm 1.25) and 0.4 of the model so far (L2 norm 0.5) were merged."
-    )
+    story = describe_merge(bare)
+    for absent in ("None", "nan", formatting.MISSING, "threshold", "memory", "cosine", "rehears", "interval"):
+        assert absent not in story
 
 
-def test_story_of_each_cause_and_of_a_refusal() -> None:
-    assert "it fired early, after 3 alarms within the planned interval of 8 steps" in describe_merge(
-        merge(cause="early", alarms=3)
-    )
-    assert "it was forced, 8 steps or more beyond the planned one" in describe_merge(merge(cause="forced"))
-    refused = merge(status="refused", reason="the loss on the memory became inf", norm_old=None, cosine=None)
-    assert "(L2 norm –) was refused and undone: the loss on the memory became inf." in describe_merge(refused)
-    assert "cosine −0.25) was refused and undone." in describe_merge(merge(status="refused"))
-    assert describe_merge(merge(next_interval=8)).endswith("The interval stays at 8 steps.")
-    assert describe_merge(merge(next_interval=5)).endswith("The interval shortens from 8 to 5 steps.")
-
-
-def test_the_documentation_states_the_causes_as_the_page_does() -> None:
-    text = (Path(__file__).parents[2] / "docs" / "report.md").read_text(encoding="utf-8")
-    assert [
-        cause
-        for cause in CAUSES
-        if f", {formatting.CAUSE_LETTER[cause]} | {formatting.cause_title(cause)} |" not in text
-    ] == []
+def test_the_story_tells_causes_refusals_and_intervals_apart() -> None:
+    changes = [
+        *({"cause": cause} for cause in CAUSES),
+        {"status": "refused"},
+        {"status": "refused", "reason": "the loss on the memory became inf"},
+        *({"next_interval": interval} for interval in (5, 8)),
+    ]
+    stories = [describe_merge(merge(**change)) for change in changes]
+    assert len(set(stories)) == len(stories)
+    assert "the loss on the memory became inf" in stories[5]
+    assert "5" in stories[6].rpartition("interval")[2]
 
 
 def test_causes_have_different_letters() -> None:
-    assert set(formatting.CAUSE_LETTER) == set(CAUSES) == {"due", "early", "forced", "end"}
-    assert len(set(formatting.CAUSE_LETTER.values())) == 4
+    assert len({formatting.CAUSE_LETTER[cause] for cause in CAUSES}) == len(CAUSES)

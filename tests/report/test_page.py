@@ -64,12 +64,12 @@ class Page(HTMLParser):
 def test_metrics_with_definitions_and_the_baseline(run: RunRecord, sequential: RunRecord) -> None:
     text = " ".join(Page(render(run, sequential)).text.split())
     # OP by hand: aim (.78+.78+.78+.78+.90)/5 = .804; sequential (.30+.42+.54+.66+.90)/5 = .564.
-    assert "OP, overall performance 80.4 ± 1.1 sequential 56.4 ± 1.1 · difference +24.0" in text
-    assert "Overall performance: mean score over all tasks after the last one. GEM" in text
-    assert "BWT, backward transfer −7.5 ± 0.4 sequential −37.5 ± 0.4 · difference +30.0" in text
-    assert "FWT, forward transfer – Not measured" in text
-    assert "example/encoder learned 5 tasks, one after another, with the method “aim” in 1 min 40 s." in text
-    assert "28 merges applied, 4 refused." in text
+    for numbers in ("80.4 ± 1.1 .*56.4 ± 1.1 .*\\+24.0", "−7.5 ± 0.4 .*−37.5 ± 0.4 .*\\+30.0"):
+        assert re.search(numbers, text)
+    assert "example/encoder learned 5 tasks" in text
+    assert "28 merges applied, 4 refused" in text
+    for metric in run.scores.summary:
+        assert metric.definition in text
 
 
 def test_matrix_has_a_number_in_every_cell_and_marks_own_rows(run: RunRecord) -> None:
@@ -91,9 +91,6 @@ def test_tasks_learned_together_share_a_row() -> None:
     page = Page(render(make_run(TOPICS, method="joint", merging=False, together=True)))
     assert page.rows[2][0] == "1after 5 tasks together"
     assert len(page.own) == 5
-    assert "learned 5 tasks together" in page.text
-    assert "The method “joint” made no merges" in page.text
-    assert "No example of any task is kept." in page.text
 
 
 def test_ledger_memory_and_cost_are_in_tables(run: RunRecord) -> None:
@@ -104,11 +101,8 @@ def test_ledger_memory_and_cost_are_in_tables(run: RunRecord) -> None:
     assert ledger[3][3] == "D due, refused"
     assert ["reuters", "300", "6", "6", "2.0 %", "100 %", "2.47 kB", "per label", "2 × 3"] in page.rows
     assert ["all tasks", "1,500", "30", "30", "2.0 %", "100 %", "18.5 kB", "", ""] in page.rows
-    text = " ".join(page.text.split())
-    assert "after the last task: memory 6.17 kB, weights 2.4 MB; 2.41 MB in all, 2.4 MB after the first task." in text
+    assert re.search(r"memory 6\.17 kB, weights 2\.4 MB; 2\.41 MB .* 2\.4 MB ", " ".join(page.text.split()))
     # (1 + 2 + .25 + .75) of 20 seconds per task were spent on merging, .25 on its arithmetic.
-    assert "1 min 40 s in all, of which 20 % were spent on merging" in text
-    assert "arithmetic on the weights alone took 1.2 %" in text
     whole = next(row for row in page.rows if row[0] == "whole run")
     assert whole[1:] == [
         "1 min 40 s", "50.0 s", "5.0 s", "10.0 s", "1.2 s", "3.8 s", "0.50 s", "20.0 s", "9.5 s", "20 %",
@@ -196,11 +190,9 @@ def test_a_run_that_has_only_its_first_row(run: RunRecord) -> None:
     run.tasks, run.merges, run.signals = [], [], {}
     run.scores = ScoresFile(tasks=["a"], metrics={"a": "f1"}, rows=[run.scores.rows[0]])
     run.scores.rows[0].scores = {"a": one_score(0.25)}
-    text = " ".join(Page(render(run)).text.split())
-    assert "example/encoder has not learned any task of this run yet." in text
-    assert "There are no summary metrics yet" in text
-    assert "No steps were recorded in this run." in text
-    assert "No task has been learned yet." in text
+    page = Page(render(run))
+    assert page.own == []
+    assert page.rows[1][1].startswith("25.0")
 
 
 def test_scores_that_were_not_measured_are_dashes(run: RunRecord) -> None:

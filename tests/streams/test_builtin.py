@@ -21,11 +21,6 @@ def run(*arguments: str) -> str:
 
 
 def test_orders_of_a_family_hold_the_same_tasks() -> None:
-    assert list(BUILTIN) == [
-        *(f"standard-cl-{n}" for n in (1, 2, 3)),
-        *(f"long-sequence-{n}" for n in (1, 2, 3)),
-        *("superni-1", "superni-2"),
-    ]
     for family, size in (("standard-cl", 4), ("long-sequence", 15), ("superni", 15)):
         orders = [stream.tasks for name, stream in BUILTIN.items() if name.startswith(family)]
         assert all(len(order) == len(set(order)) == size for order in orders)

@@ -10,7 +10,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from merganser.training.aim.probing import Probes, spread_over_groups
-from merganser.training.rehearsal import MemoryBatches
 
 
 def identity(examples: list[Any]) -> dict[str, Any]:
@@ -19,9 +18,11 @@ def identity(examples: list[Any]) -> dict[str, Any]:
 
 def test_fresh_probes_are_a_function_of_seed_and_step() -> None:
     memory = list(range(30))
-    probes, expected = Probes(memory, 5, 3, identity), MemoryBatches(memory, 5, 3)
-    for step in (1, 2, 1, 7):
-        assert probes.batch(step)["examples"] == expected.probe(step)
+    probes, other = Probes(memory, 5, 3, identity), Probes(memory, 5, 4, identity)
+    drawn = {step: probes.batch(step)["examples"] for step in (1, 2, 7)}
+    assert all(len(set(examples)) == 5 and set(examples) <= set(memory) for examples in drawn.values())
+    assert len(set(map(tuple, drawn.values()))) == 3
+    assert probes.batch(1)["examples"] == drawn[1] != other.batch(1)["examples"]
 
 
 def test_a_fixed_set_is_collated_once_and_never_changes() -> None:
