@@ -219,7 +219,7 @@ def test_nan_is_not_decomposed(tmp_path: Path) -> None:
     ],
     ids=str,
 )
-def test_the_plan_says_what_is_written(content: dict[str, Any], rank: int, tmp_path: Path) -> None:
+def test_the_plan_matches_what_is_written(content: dict[str, Any], rank: int, tmp_path: Path) -> None:
     made = [write_adapter(tmp_path / name, plain(seed, seed + 2)) for seed, name in enumerate("xy")]
     said = describe(asked(made, **content))
     report = merge_adapters(asked(made, **content), tmp_path / "out")
@@ -248,7 +248,7 @@ def test_the_plan_refuses_what_the_merge_refuses(pair: list[str], tmp_path: Path
         merge_adapters(asked(pair), pair[0], overwrite=True)
 
 
-def test_room_on_the_disk_is_looked_for_first(pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_free_space_is_checked_first(pair: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(plan.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 100}))
     for call in (merge_adapters, describe):
         with pytest.raises(InputError, match="has 100 free"):
@@ -256,7 +256,7 @@ def test_room_on_the_disk_is_looked_for_first(pair: list[str], tmp_path: Path, m
     assert not (tmp_path / "out").exists()
 
 
-def test_the_tokenizer_of_the_first_adapter_goes_along(pair: list[str], tmp_path: Path) -> None:
+def test_the_tokenizer_of_the_first_adapter_is_copied(pair: list[str], tmp_path: Path) -> None:
     for name in ("tokenizer.json", "chat_template.jinja", "trainer_state.json", "optimizer.pt", "modeling_x.py"):
         (Path(pair[0]) / name).write_text("{}")
     report = merge_adapters(asked(pair), tmp_path / "out")

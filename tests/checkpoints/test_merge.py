@@ -269,7 +269,7 @@ def test_quantised_models_are_refused(tmp_path: Path) -> None:
         open_checkpoint(str(folder))
 
 
-def test_what_is_not_there_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_model_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(InputError, match="no file or folder"):
         open_checkpoint(str(tmp_path / "none"))

@@ -143,7 +143,7 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"parameters": {"weight": 1, "normalize": 2}}, "parameters.normalize is 2"),
     ],
 )
-def test_what_cannot_be_expressed_is_named(change: dict[str, Any], message: str) -> None:
+def test_what_cannot_be_translated_is_named(change: dict[str, Any], message: str) -> None:
     content = {
         "merge_method": "ties",
         "base_model": "m",

@@ -69,7 +69,7 @@ def test_a_mount_point_is_refused_before(tmp_path: Path, monkeypatch: pytest.Mon
         check_target(tmp_path / "disk", False)
 
 
-def test_where_the_result_cannot_be_rename_into_place_the_old_folder_stays(
+def test_the_old_folder_stays_where_the_new_one_cannot_take_its_place(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     target = tmp_path / "out"

@@ -63,7 +63,7 @@ def test_parameters_of_models_may_be_lists() -> None:
     assert values(recipe(options={"weight": [1, 3]}), "x")["weights"] == [1.0, 3.0]
 
 
-def test_where_no_case_fits_what_was_said_before_holds() -> None:
+def test_where_no_case_fits_the_value_before_holds() -> None:
     cases = {"cases": [{"contains": "mlp", "value": 3}]}
     asked = recipe(models=[{"model": "a", "weight": cases}, "b"], options={"weight": 2})
     assert values(asked, "mlp")["weights"] == [3.0, 2.0]
@@ -81,7 +81,7 @@ def test_an_override_may_have_a_seed() -> None:
     assert values(again, "mlp")["seed"] == 7
 
 
-def test_a_word_of_another_rule_is_named_before_the_merge() -> None:
+def test_a_value_of_another_rule_is_named_before_the_merge() -> None:
     asked = recipe(rule="dare_linear", options={"rescale": "density"}, overrides=[{"match": "*mlp*", "rule": "della"}])
     assert values(asked, "norm")["rescale"] == "density"
     with pytest.raises(InputError, match="rescale for mlp, which della merges, is 'density'"):

@@ -55,7 +55,7 @@ def test_killed_between_the_two_renames_the_old_folder_comes_back(folders: list[
     assert (tmp_path / "out" / "merge.yaml").exists()
 
 
-def test_names_with_brackets_are_swept_too(folders: list[str], tmp_path: Path) -> None:
+def test_leftovers_of_names_with_brackets_are_removed(folders: list[str], tmp_path: Path) -> None:
     import socket
 
     finished = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)

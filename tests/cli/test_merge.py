@@ -134,9 +134,7 @@ def test_a_result_that_overflows_is_warned_of(tmp_path: Path) -> None:
     assert json.loads(result.stdout)["nonfinite"] == ["w"]
 
 
-def test_interrupted_it_says_what_is_left(
-    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupt_keeps_no_file(family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def stop(*arguments: object, **more: object) -> None:
         raise KeyboardInterrupt
 
@@ -189,7 +187,7 @@ def test_adapters_are_merged_with_adapters(tmp_path: Path) -> None:
     )
 
 
-def test_adapters_of_different_bases_need_a_word(tmp_path: Path) -> None:
+def test_adapters_of_different_bases_need_a_switch(tmp_path: Path) -> None:
     for name in ("x", "y"):
         (tmp_path / name).mkdir()
         config = {"peft_type": "LORA", "r": 1, "lora_alpha": 1, "base_model_name_or_path": f"owner/{name}"}

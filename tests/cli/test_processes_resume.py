@@ -108,7 +108,7 @@ def test_the_other_process_is_killed(spawner: Spawner, tmp_path: Path) -> None:
     assert newest(run) >= 3
 
 
-def test_two_processes_go_on_from_one(spawner: Spawner, tmp_path: Path) -> None:
+def test_two_processes_resume_the_run_of_one(spawner: Spawner, tmp_path: Path) -> None:
     stream = stream_of(tmp_path, {"training": {"steps": STEPS, "checkpoint_steps": 1}})
     one, run = tmp_path / "one", tmp_path / "run"
     succeed([spawner.wait(spawner.start("run", stream, "--out", one))])

@@ -310,7 +310,7 @@ def test_training_that_diverged_leaves_no_checkpoint(tmp_path: Path, monkeypatch
     assert contents(run) == before
 
 
-def test_a_full_disk_leaves_the_checkpoints_to_go_on_from(
+def test_a_full_disk_leaves_the_checkpoints_to_resume_from(
     whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     run = stream_of(tmp_path, {})

@@ -36,7 +36,7 @@ def test_any_bits(kind: Any, data: st.DataObject) -> None:
     assert put.tobytes() == np.where(chosen, others, values).tobytes()
 
 
-def test_what_is_dropped_is_a_positive_zero() -> None:
+def test_dropped_entries_are_positive_zeros() -> None:
     values = np.array([np.nan, np.inf, -np.inf, -0.0, -3.0, 5.0], np.float32)
     keep_only(values, np.array([False] * 5 + [True]))
     assert values.tobytes() == np.array([0, 0, 0, 0, 0, 5], np.float32).tobytes()

@@ -149,7 +149,7 @@ def test_tunable_magmax_supplies_exactly_the_quota() -> None:
     assert supplied == [200, 500, 300]
 
 
-def test_tunable_magmax_quotas_go_round() -> None:
+def test_tunable_magmax_quotas_sum_to_the_size() -> None:
     assert tunable_magmax.entry_quotas([1, 1, 1], 3, 11) == [4, 4, 3]
     for percent in range(1, 100):  # the decimals that were given, not the nearest binary numbers
         given = [float(f"0.{percent:02}"), float(f"0.{100 - percent:02}")]
@@ -192,7 +192,7 @@ def test_ema_weighs_the_newest_with_alpha() -> None:
     close(ema.ema_step(array(1), array(3), alpha=0.5), 2.0)
 
 
-def test_model_stock_goes_as_far_as_the_angle_says() -> None:
+def test_model_stock_interpolates_by_the_angle() -> None:
     base = array(0, 0)
     # Orthogonal updates: cosine 0, nothing in common, the base stays.
     close(model_stock([array(1, 0), array(0, 1)], base), 0.0, 0.0)

@@ -99,7 +99,7 @@ def test_put_is_the_formula(subspace: Subspace) -> None:
         assert torch.allclose(flat, part @ rows(subspace, group), atol=1e-12)
 
 
-def test_the_gradient_of_the_coefficients_is_autograd_s() -> None:
+def test_the_gradient_of_the_coefficients_equals_autograd() -> None:
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(3, 6), nn.Tanh(), nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 2)).double()
     x, y = torch.randn(8, 3).double(), torch.randint(2, (8,))

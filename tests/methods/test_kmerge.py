@@ -79,7 +79,7 @@ def test_a_new_adapter_joins_the_one_most_like_it_as_the_mean_of_its_tasks(tmp_p
             torch.testing.assert_close(value, torch.stack([tasks[i][name] for i in members]).mean(0))
 
 
-def test_the_ledger_tells_of_a_merge_and_only_of_one() -> None:
+def test_only_merges_are_in_the_ledger() -> None:
     method = KMerge(KMergeOptions(models=1))
     rows = [ORIGIN]
     for index in (1, 2):

@@ -57,7 +57,7 @@ def test_magmax_over_a_stream_is_magmax_of_all_models(tmp_path: Path) -> None:
     assert run.kept == {"largest updates": run.pretrained.nbytes}
 
 
-def test_magmax_gives_ties_to_the_later_task_and_says_how_much_it_supplied(tmp_path: Path) -> None:
+def test_magmax_gives_ties_to_the_later_task_and_records_how_much_it_supplied(tmp_path: Path) -> None:
     zero = {name: torch.zeros_like(value) for name, value in THETAS[0].items()}
     run = Stream(make_method(METHODS["magmax"].Options(name="magmax")), tmp_path, zero)
     ones = {name: torch.ones_like(value) for name, value in zero.items()}
@@ -217,7 +217,7 @@ def total_loss(weights: dict[str, Tensor], number: int) -> float:
     )
 
 
-def test_pm_goes_where_the_losses_of_all_tasks_are_least(tmp_path: Path) -> None:
+def test_pm_minimises_the_losses_of_all_tasks(tmp_path: Path) -> None:
     run = learned(tmp_path, "pm")
     for count in (2, 3):
         before, theta = run.deployed[count - 1], THETAS[count - 1]
@@ -233,7 +233,7 @@ def test_pm_goes_where_the_losses_of_all_tasks_are_least(tmp_path: Path) -> None
     assert run.kept == {"Fisher information": run.pretrained.nbytes, "weighted weights": run.pretrained.nbytes}
 
 
-def test_pm_perturbs_along_the_task_vector_and_goes_back_bit_for_bit(tmp_path: Path) -> None:
+def test_pm_perturbs_along_the_task_vector_and_restores_the_weights(tmp_path: Path) -> None:
     from types import SimpleNamespace
 
     run = stream(tmp_path, "pm", perturbation=0.25, probability=0.4)

@@ -73,7 +73,7 @@ def test_an_installed_method_is_known_everywhere(anchor: dict[str, str]) -> None
     assert [row["title"] for row in listed if row["name"] == "anchor"] == ["Anchor"]
 
 
-def test_an_installed_method_learns_and_goes_on(anchor: dict[str, str], tmp_path: Path) -> None:
+def test_an_installed_method_learns_and_resumes(anchor: dict[str, str], tmp_path: Path) -> None:
     given = sections(method={"name": "anchor"}, training={"steps": 2}, evaluation={"future": False})
     given["method"] = {"name": "anchor", "weight": 0.5}
     tasks = [task("mood"), task("topic"), task("truth")]
@@ -103,7 +103,7 @@ def test_nothing_is_imported_before_it_is_asked_for(tmp_path: Path, monkeypatch:
         check_config({"model": MODEL, "method": "boom"}, "file")
 
 
-def test_a_name_is_nobodys_when_two_claim_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_claimed_twice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     install(tmp_path, "first", {"aim": "first:Aim", "mine": "first:Mine"}, {}, monkeypatch)
     install(tmp_path, "second", {"mine": "second:Mine"}, {}, monkeypatch)
     with pytest.raises(InputError, match="'aim' is claimed by Merganser itself and by the package 'first'"):

@@ -44,7 +44,7 @@ def test_importance_along_a_trajectory_by_hand() -> None:
     assert method.records.merges == []
 
 
-def test_going_on_in_the_middle_of_a_task_changes_nothing() -> None:
+def test_resuming_in_the_middle_of_a_task_changes_nothing() -> None:
     def observed(steps: range, method: Tasl) -> Tasl:
         for step in steps:
             method.observe({name: value.abs() for name, value in random_weights(step, SHAPES).items()})

@@ -30,7 +30,7 @@ def test_wilson_by_hand() -> None:
     assert wilson_interval(0.0, 10)[0] == 0.0
 
 
-def test_wilson_covers_as_often_as_it_says() -> None:
+def test_wilson_covers_as_often_as_claimed() -> None:
     n, truth = 30, 0.85
     hits = [low <= truth <= high for low, high in (wilson_interval(k / n, n) for k in range(n + 1))]
     coverage = float(np.dot(hits, stats.binom.pmf(np.arange(n + 1), n, truth)))
@@ -50,7 +50,7 @@ def test_t_interval_by_hand() -> None:
     assert half == pytest.approx(4.302653 / math.sqrt(3), abs=1e-6)
 
 
-def test_one_seed_says_nothing_about_spread() -> None:
+def test_one_seed_has_no_interval() -> None:
     assert t_interval([0.4]) == (0.4, None)
 
 

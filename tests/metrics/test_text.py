@@ -14,7 +14,7 @@ from merganser.metrics.text import accuracy, exact_match, rouge_l, token_f1
 from merganser.streams.answers import MetricName
 
 
-def test_the_table_holds_what_a_task_may_name() -> None:
+def test_every_metric_that_a_task_may_name_has_a_function() -> None:
     assert set(TEXT_SCORES) == set(MetricName.__args__)  # type: ignore[attr-defined]
 
 

@@ -110,7 +110,7 @@ def test_ledger_memory_and_cost_are_in_tables(run: RunRecord) -> None:
     ]  # fmt: skip
 
 
-def test_memory_over_its_budget_is_said(run: RunRecord) -> None:
+def test_memory_over_its_budget_is_shown(run: RunRecord) -> None:
     run.tasks[1].memory = run.tasks[1].memory.model_copy(update={"examples": 9})
     assert "150 % over budget" in " ".join(Page(render(run)).text.split())
 

@@ -34,7 +34,7 @@ def write(run: Path, *steps: int) -> list[Path]:
     return list_checkpoints(run)
 
 
-def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> None:
+def test_checkpoints_are_read_back_and_the_last_two_are_kept(tmp_path: Path) -> None:
     assert folder(tmp_path).latest() == (None, [])
     assert [path.name for path in write(tmp_path, 8, 9, 100)] == ["01-step-000009", "01-step-000100"]
     found, notes = folder(tmp_path).latest()
@@ -55,7 +55,7 @@ def test_what_was_written_is_read_and_the_last_two_are_kept(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("name", ["checkpoint.json", "tensors.safetensors", "trainer_state.json"])
 @pytest.mark.parametrize("how", ["missing", "truncated", "empty"])
-def test_of_a_damaged_one_the_one_before_is_taken(name: str, how: str, tmp_path: Path) -> None:
+def test_the_checkpoint_before_a_damaged_one_is_used(name: str, how: str, tmp_path: Path) -> None:
     broken = write(tmp_path, 1, 2)[-1] / name
     if how == "missing":
         broken.unlink()
@@ -70,7 +70,7 @@ def test_of_a_damaged_one_the_one_before_is_taken(name: str, how: str, tmp_path:
     assert [path.name for path in list_checkpoints(tmp_path)] == ["01-step-000001"]
 
 
-def test_without_one_that_can_be_used_the_task_starts_over(tmp_path: Path) -> None:
+def test_without_a_usable_checkpoint_the_task_starts_over(tmp_path: Path) -> None:
     for path in write(tmp_path, 1, 2):
         (path / "checkpoint.json").write_text("[]")
     found, notes = folder(tmp_path).latest()
@@ -80,7 +80,7 @@ def test_without_one_that_can_be_used_the_task_starts_over(tmp_path: Path) -> No
     assert not (tmp_path / "checkpoint").exists()
 
 
-def test_one_of_another_version_is_not_used(tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_version_is_not_used(tmp_path: Path) -> None:
     file = write(tmp_path, 1)[0] / "checkpoint.json"
     file.write_text(json.dumps({**json.loads(file.read_text()), "format": 99}))
     found, notes = folder(tmp_path).latest()
@@ -89,14 +89,14 @@ def test_one_of_another_version_is_not_used(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("change", [{"fingerprints": ["g"]}, {"config": "d"}, {"before": ["e"]}, {"tasks": ["news"]}])
-def test_one_of_another_task_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_task_is_not_used(change: dict[str, Any], tmp_path: Path) -> None:
     write(tmp_path, 1)
     found, notes = folder(tmp_path, **change).latest()
     assert found is None
     assert "'mood'" in notes[0]
 
 
-def test_sweeping_takes_what_is_unfinished_and_what_is_of_another_row(tmp_path: Path) -> None:
+def test_sweeping_removes_unfinished_checkpoints_and_those_of_another_row(tmp_path: Path) -> None:
     assert sweep(tmp_path, row=1) is False
     write(tmp_path, 1, 2)
     (tmp_path / "checkpoint" / "01-step-000003.partial").mkdir()

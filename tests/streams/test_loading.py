@@ -61,7 +61,7 @@ def test_a_classification_task(tmp_path: Path) -> None:
     assert str(tmp_path) not in repr(films.source)
 
 
-def test_labels_auto_train_none_list_and_mapping(tmp_path: Path) -> None:
+def test_label_settings(tmp_path: Path) -> None:
     once = rows(("a", "x"), ("b", "x"), ("c", "y"))
     test = rows(("d", "y"))
     free = task(tmp_path, once, test)

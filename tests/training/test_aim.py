@@ -184,7 +184,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
         assert torch.allclose(ours, theirs, atol=1e-6, rtol=0)
 
 
-def test_frozen_weights_are_left_alone_and_the_ledger_tells_the_story(tmp_path: Path) -> None:
+def test_frozen_weights_stay_and_the_ledger_is_complete(tmp_path: Path) -> None:
     callback = every_step(records=TaskRecords("second", 2))
     model = train(tmp_path, callback)
     assert torch.equal(model.frozen.weight, Regression().frozen.weight)
@@ -255,7 +255,7 @@ def test_merge_at_end_leaves_no_update_unmerged(tmp_path: Path) -> None:
     assert callback.merges[0].rehearsal_steps == 50
 
 
-def test_where_the_learning_rate_has_come_to_0_nothing_is_rehearsed(tmp_path: Path) -> None:
+def test_nothing_is_rehearsed_at_a_learning_rate_of_0(tmp_path: Path) -> None:
     callback = AimMerging(OLD, paper(interval=50, threshold_factor=100))
     merged = train(tmp_path, callback)
     (merge,) = callback.merges

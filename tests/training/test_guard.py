@@ -45,7 +45,7 @@ def state_of(optimizer: Any) -> list[Tensor]:
     return [held[number][key].clone() for number in held for key in sorted(held[number])]
 
 
-def test_training_goes_on_as_if_refused_merges_had_never_been(tmp_path: Path) -> None:
+def test_refused_merges_leave_training_unchanged(tmp_path: Path) -> None:
     callback = AimMerging(OLD, eager(), loss=spoiled(lambda rehearsing, _: rehearsing))
     ours = train(tmp_path, callback)
     plain = Regression()
@@ -135,7 +135,7 @@ def test_a_loss_that_rises_by_more_than_the_factor(tmp_path: Path) -> None:
     assert {m.status for m in free.merges} == {"applied"}
 
 
-def test_what_counts_as_harm() -> None:
+def test_when_a_merge_is_refused() -> None:
     assert refusal((1.0, 1.0), (9.9, 9.9), True, 10.0) is None
     assert (
         refusal((1.0, 1.0), (1.0, 10.1), True, 10.0) == "the loss on the memory rose from 1 to 10.1, more than 10 times"

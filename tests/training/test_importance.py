@@ -97,7 +97,7 @@ def test_every_weight_after_every_merge_is_that_of_the_transcription(tmp_path: P
             assert torch.allclose(left, right, atol=1e-6, rtol=0)
 
 
-def test_nothing_is_scored_that_nothing_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_importance_is_not_measured_where_no_fusion_needs_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def never(*given: object) -> None:
         raise AssertionError
 

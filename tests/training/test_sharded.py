@@ -85,7 +85,7 @@ def put_in(model: nn.Module, weights: Weights) -> None:
     Weights.of(model).copy_(weights)
 
 
-def go_on(folder: str, fusion: str) -> None:
+def resume(folder: str, fusion: str) -> None:
     """In each process: train through, and train again from the checkpoint in the middle."""
     processes.initialize()
     whole, again = Loop(Path(folder), fusion), Loop(Path(folder), fusion)
@@ -127,8 +127,8 @@ def broken(folder: str) -> None:
 
 
 @pytest.mark.parametrize("fusion", ["trajectory", "importance_masks"])
-def test_training_goes_on_from_a_checkpoint_in_the_same_bits(spawner: Spawner, tmp_path: Path, fusion: str) -> None:
-    succeed(together(spawner, tmp_path, fusion, call=f"{HERE}:go_on"))
+def test_training_resumes_from_a_checkpoint_to_the_same_bits(spawner: Spawner, tmp_path: Path, fusion: str) -> None:
+    succeed(together(spawner, tmp_path, fusion, call=f"{HERE}:resume"))
     (folder,) = tmp_path.glob("checkpoint-*")
     names = ["aim_merging.json", "aim_merging.process-0.safetensors", "aim_merging.process-1.safetensors"]
     assert sorted(file.name for file in folder.iterdir()) == names

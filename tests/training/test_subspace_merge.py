@@ -181,7 +181,7 @@ class Objective:
 
 @pytest.mark.parametrize("kept_labels", ["seen", "earlier"])
 @pytest.mark.parametrize("responsiveness", [0.0, 0.7])
-def test_the_gradient_of_the_whole_objective_is_autograd_s(
+def test_the_gradient_of_the_whole_objective_equals_autograd(
     kept_labels: str, responsiveness: float, spy: Spy, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def pooled(hidden: Tensor, mask: Tensor, _: Any) -> Tensor:

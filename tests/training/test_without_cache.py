@@ -49,7 +49,7 @@ def test_losses_and_gradients_are_the_same_bits_and_no_cache_is_made(kind: str, 
     assert model(**batch)["past_key_values"] is not None  # as before
 
 
-def test_an_error_inside_puts_it_back(tmp_path: Path) -> None:
+def test_an_error_restores_the_setting(tmp_path: Path) -> None:
     model, _ = model_and_batch("causal", tmp_path, lora=False)
 
     def fail() -> None:
