@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.checkpoints.merge import check_target, merge_checkpoints, with_folder
+from merganser.checkpoints.merge import check_target, merge_checkpoints, result_folder
 from merganser.checkpoints.plan import make_plan
 from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
@@ -69,36 +69,16 @@ def test_a_mount_point_is_refused_before(tmp_path: Path, monkeypatch: pytest.Mon
         check_target(tmp_path / "disk", False)
 
 
-def test_the_old_folder_stays_where_the_new_one_cannot_take_its_place(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    target = tmp_path / "out"
-    target.mkdir()
-    (target / "old").touch()
-    real = Path.rename
-
-    def stubborn(self: Path, to: Path) -> Path:
-        if to == target and not self.name.endswith("-old"):
-            raise KeyboardInterrupt
-        return real(self, to)
-
-    monkeypatch.setattr(Path, "rename", stubborn)
-    with pytest.raises(KeyboardInterrupt):
-        with_folder(target, lambda folder: None)
-    assert [path.name for path in tmp_path.iterdir()] == ["out"]
-    assert (target / "old").exists()
-
-
 def test_too_many_open_files_have_another_remedy_than_a_full_disk(tmp_path: Path) -> None:
     import errno
 
     from merganser.errors import RunError
 
-    def fail(folder: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"failed at shard: Too many open files.*ulimit -n") as caught,
+        result_folder(tmp_path / "out"),
+    ):
         raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), "shard")
-
-    with pytest.raises(RunError, match=r"failed at shard: Too many open files.*ulimit -n") as caught:
-        with_folder(tmp_path / "out", fail)
     assert "make room" not in str(caught.value)
 
 

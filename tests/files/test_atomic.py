@@ -177,22 +177,23 @@ def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"out": None, "out/a": b"1"}
 
 
-def test_what_killed_writers_left_is_removed_or_gets_its_name_back(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["out", "out[1]"])
+def test_what_killed_writers_left_is_removed_or_gets_its_name_back(name: str, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    host = atomic.unique_temporary_path(tmp_path / "out").name.split(".")[2].split("-")[0]
+    host = atomic.unique_temporary_path(tmp_path / name).name.split(".")[2].split("-")[0]
     mine, living, elsewhere = f"{host}-{os.getpid()}-77", f"{host}-{os.getppid()}-0", f"other-host-{dead.pid}-0"
     for writer in (f"{host}-{dead.pid}-0", mine, living, elsewhere):
-        (tmp_path / f".out.{writer}.partial").mkdir()
-    (tmp_path / f".out.{host}-{dead.pid}-0.old.partial").mkdir()
-    (tmp_path / f".out.{host}-{dead.pid}-0.old.partial" / "complete").write_text("c")
-    (tmp_path / f".out.b.{host}-{dead.pid}-0.partial").mkdir()
-    atomic.sweep(tmp_path / "out")
-    left = {f".out.{living}.partial", f".out.{elsewhere}.partial", f".out.b.{host}-{dead.pid}-0.partial", "out"}
+        (tmp_path / f".{name}.{writer}.partial").mkdir()
+    (tmp_path / f".{name}.{host}-{dead.pid}-0.old.partial").mkdir()
+    (tmp_path / f".{name}.{host}-{dead.pid}-0.old.partial" / "complete").write_text("c")
+    (tmp_path / f".{name}.b.{host}-{dead.pid}-0.partial").mkdir()
+    atomic.sweep(tmp_path / name)
+    left = {f".{name}.{living}.partial", f".{name}.{elsewhere}.partial", f".{name}.b.{host}-{dead.pid}-0.partial", name}
     assert {path.name for path in tmp_path.iterdir()} == left
-    assert (tmp_path / "out" / "complete").is_file()
+    assert (tmp_path / name / "complete").is_file()
     atomic.sweep_folder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f".out.{living}.partial", "out"}
+    assert {path.name for path in tmp_path.iterdir()} == {f".{name}.{living}.partial", name}
 
 
 def test_tensors(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from merganser.checkpoints.adapter_source import PREFIX, Adapter, check_bases, read_adapter
 from merganser.checkpoints.card import model_card
 from merganser.checkpoints.dtypes import LARGEST, encode
-from merganser.checkpoints.merge import Report, check_target, existing_parent, input_paths, with_folder, write_recipe
+from merganser.checkpoints.merge import Report, check_target, existing_parent, input_paths, result_folder, write_recipe
 from merganser.checkpoints.plan import check_room
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
@@ -238,7 +238,8 @@ def merge_adapters(recipe: Recipe | LocatedRecipe, out: str | Path, *, overwrite
         tensors.update(zip(_factor_names(plan, module), (factors.a, factors.b), strict=True))
     tensors |= {name: _merge_other(plan, name) for name in plan.others}
     nonfinite = [name for name, values in tensors.items() if not _check_finite(plan, name, values)]
-    with_folder(target, lambda folder: _write(plan, folder, merged, tensors))
+    with result_folder(target) as folder:
+        _write(plan, folder, merged, tensors)
     return Report(
         out=str(target),
         tensors=plan.rules,

@@ -6,18 +6,16 @@ the same folder removes.
 
 from __future__ import annotations
 
+import contextlib
 import errno
-import glob
 import json
 import os
-import shutil
-import socket
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any
 
 from merganser.checkpoints.card import model_card
 from merganser.checkpoints.engine import load_kernels, run_jobs
@@ -27,11 +25,10 @@ from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_fil
 from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, read_json
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
+from merganser.files.atomic import StagedChanges
 from merganser.files.safetensors_file import create
 
 RECIPE = "merge.yaml"
-
-Result = TypeVar("Result")
 
 _REMEDIES = {
     **dict.fromkeys((errno.ENOSPC, errno.EDQUOT, errno.EFBIG), "make room or choose another disk"),
@@ -107,7 +104,8 @@ def merge_checkpoints(
     check_room(plan.file_bytes, existing_parent(target))
     module = load_kernels(kernels, plan.output_bytes)
     started = time.perf_counter()
-    nonfinite = with_folder(target, lambda folder: _fill(plan, folder, module, threads, progress))
+    with result_folder(target) as folder:
+        nonfinite = _fill(plan, folder, module, threads, progress)
     return Report(
         out=str(target),
         tensors=plan.rules,
@@ -242,78 +240,22 @@ def existing_parent(path: Path) -> Path:
     return Path(path.anchor)
 
 
-def with_folder(target: Path, fill: Callable[[Path], Result]) -> Result:
-    """Fill a temporary folder beside ``target`` and rename it; on any failure remove it.
+@contextlib.contextmanager
+def result_folder(target: Path) -> Iterator[Path]:
+    """Create an empty temporary folder beside ``target``, which is renamed to it at the end of the block.
 
-    Returns:
-        What ``fill`` returns.
+    Nothing is flushed: a merge can be repeated, and flushing its shards would take longer than writing them.
 
     Raises:
-        InputError: nothing can be written there, or what ``fill`` raises.
-        RunError: the disk failed or filled up.
+        InputError: the folder cannot be created.
+        RunError: the disk failed or filled up; no file was kept.
     """
-    temporary = target.parent / f".{target.name}.merging-{socket.gethostname()}-{os.getpid()}"
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        _remove_leftovers(target)
-        temporary.mkdir()
+        with StagedChanges(shared=True, flushed=False) as changes:
+            yield changes.folder(target)
     except OSError as error:
-        raise InputError(
-            f"{target.parent} cannot be written: {error.strerror}.", "Choose a writable folder."
-        ) from error
-    try:
-        result = fill(temporary)
-        _rename_into_place(temporary, target)
-        return result
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
         where = f" at {error.filename}" if error.filename else ""
         raise RunError(
             f"Writing {target} failed{where}: {error.strerror or error}.",
             f"No file was kept; {_REMEDIES.get(error.errno or 0, 'choose another disk')}.",
         ) from error
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def _rename_into_place(temporary: Path, target: Path) -> None:
-    """Rename the complete folder; an old one is moved aside first and removed last."""
-    old = None
-    if target.is_dir() and any(target.iterdir()):
-        old = target.parent / f"{temporary.name}-old"
-        target.rename(old)
-    try:
-        temporary.rename(target)
-    except BaseException:
-        if old is not None and not target.exists():
-            old.rename(target)
-        raise
-    if old is not None:
-        shutil.rmtree(old, ignore_errors=True)
-
-
-def _remove_leftovers(target: Path) -> None:
-    """Remove temporary folders of merges into the same place that were killed on this machine."""
-    prefix = f".{target.name}.merging-{socket.gethostname()}-"
-    for path in target.parent.glob(f".{glob.escape(target.name)}.merging-*"):
-        number = path.name.removeprefix(prefix).removesuffix("-old")
-        if not path.name.startswith(prefix) or not number.isdigit() or _alive(int(number)):
-            continue
-        if path.name.endswith("-old") and not target.exists():
-            # Killed between the two renames: the old folder is complete, so restore its name.
-            path.rename(target)
-        else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _alive(process: int) -> bool:
-    if process == os.getpid():
-        return False
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True

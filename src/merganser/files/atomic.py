@@ -206,14 +206,17 @@ class StagedChanges:
     Args:
         shared: other processes may write the same targets at the same time: temporary names are unique, and what
             killed writers left is removed.
+        flushed: flush the content to the disk before it is renamed. False for large results that can be computed
+            again, where flushing would take longer than writing: they are complete after a kill, not after a power cut.
 
     Raises:
         InputError: a folder cannot be created.
         DiskFullError: the disk is full; no target has changed.
     """
 
-    def __init__(self, shared: bool = False) -> None:
+    def __init__(self, shared: bool = False, flushed: bool = True) -> None:
         self._shared = shared
+        self._flushed = flushed
         self._renames: list[_Rename] = []
         self._temporary: list[Path] = []
         self._removed: list[Path] = []
@@ -226,7 +229,8 @@ class StagedChanges:
     ) -> None:
         try:
             if error is None:
-                self._flush()
+                if self._flushed:
+                    self._flush()
                 for change in self._renames:
                     self._put_in_place(change)
                 for path in self._removed:
@@ -290,7 +294,8 @@ class StagedChanges:
                 rename(old, change.target)
             raise
         if old is not None:
-            remove(old)
+            # Whoever writes a shared target next removes what cannot be removed now.
+            shutil.rmtree(old, ignore_errors=self._shared)
 
 
 @contextlib.contextmanager
