@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from merganser.errors import InputError, nearest
 from merganser.methods import METHODS, MethodOptions
 from merganser.models.options import ModelOptions
-from merganser.options import StrictOptions
+from merganser.options import StrictOptions, first_problem, problem_text
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import MAY_CHANGE, TrainingOptions
 
@@ -190,12 +190,10 @@ def explain_options(model: type[OptionsT], value: Mapping[str, Any], where: str)
 
 def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConfig) -> InputError:
     """Return the first problem of a validation as one message with the path of the key."""
-    problems = error.errors()
-    # An unknown key is named before the key that is missing because of it.
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    first, count = first_problem(error), error.error_count()
     location = [part for part in first["loc"] if not _is_tag(part, first["loc"])]
     path = ".".join(str(part) for part in location)
-    more = f" ({len(problems) - 1} more like this)" if len(problems) > 1 else ""
+    more = f" ({count - 1} more like this)" if count > 1 else ""
     at = f"{where}: {path}" if path else where
     if first["type"] == "extra_forbidden":
         known = known_keys(model, location[:-1], first["loc"])
@@ -205,11 +203,7 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
         return InputError(f"{at}: unknown key{more}.", remedy)
     if first["type"] == "missing":
         return InputError(f"{at}: missing{more}.", "Add it; `merganser schema` describes every key.")
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    given = first["input"]
-    shown = f" (got {given!r})" if isinstance(given, str | int | float | bool) or given is None else ""
-    end = "" if f"{message}{shown}{more}".endswith("?") else "."
-    return InputError(f"{at}: {message}{shown}{more}{end}", "`merganser schema` describes every key.")
+    return InputError(f"{at}: {problem_text(first)}{more}", "`merganser schema` describes every key.")
 
 
 def _is_tag(part: str | int, location: Sequence[str | int]) -> bool:

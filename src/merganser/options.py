@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
-from pydantic_core import InitErrorDetails
+from pydantic_core import ErrorDetails, InitErrorDetails
 
 from merganser.settings import Settings, alternatives, described, expected
 
@@ -45,6 +45,18 @@ def _allows_boolean(annotation: Any) -> bool:
     return annotation in (bool, Any) or any(
         isinstance(argument, bool) or _allows_boolean(argument) for argument in arguments
     )
+
+
+def first_problem(error: ValidationError) -> ErrorDetails:
+    """Return the problem to report: an unknown key comes before the key that is missing because of it."""
+    problems = error.errors()
+    return next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+
+
+def problem_text(problem: ErrorDetails) -> str:
+    """Return the message of a problem with the wrong value, without a full stop."""
+    message, value = problem["msg"].removeprefix("Value error, ").rstrip("."), problem["input"]
+    return f"{message} (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else message
 
 
 def option_fields(settings: type[Settings], section: str = "") -> dict[str, Any]:

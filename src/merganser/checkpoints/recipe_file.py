@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from merganser.checkpoints.recipe import Case, Recipe
 from merganser.errors import InputError, nearest
+from merganser.options import first_problem, problem_text
 
 
 def read_recipe(path: Path) -> Recipe:
@@ -55,9 +56,8 @@ def explained(where: str) -> Iterator[None]:
 
 
 def _explain(error: ValidationError, where: str) -> InputError:
-    """Convert the first problem to one line; an unknown key comes before the key that is missing because of it."""
-    problems = error.errors()
-    first = next((problem for problem in problems if problem["type"] == "extra_forbidden"), problems[0])
+    """Convert the first problem to one message with the path of the key."""
+    first = first_problem(error)
     path = _path(first["loc"])
     if first["type"] == "extra_forbidden":
         known = Recipe.model_fields if len(first["loc"]) == 1 else Case.model_fields
@@ -66,10 +66,7 @@ def _explain(error: ValidationError, where: str) -> InputError:
     remedy = "`merganser schema --merge` describes every key."
     if first["type"] == "missing":
         return InputError(f"{where}: {path} is missing.", f"Add it; {remedy}")
-    message = first["msg"].removeprefix("Value error, ").rstrip(".")
-    value = first["input"]
-    shown = f" (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else ""
-    return InputError(f"{where}: {path}: {message}{shown}.", remedy)
+    return InputError(f"{where}: {path}: {problem_text(first)}.", remedy)
 
 
 def _path(location: Sequence[str | int]) -> str:
