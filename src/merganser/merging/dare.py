@@ -134,7 +134,6 @@ RULE = Rule(
     ),
     prepare=prepare,
     apply=elect,
-    symmetric=False,
     random=True,
 )
 

@@ -140,7 +140,6 @@ RULE = Rule(
         SCALE,
         SEED,
     ),
-    symmetric=False,
     random=True,
 )
 

@@ -84,6 +84,5 @@ RULE = Rule(
     options=(Parameter("alpha", 0.4, "weight of the newest model", 0.0, 1.0),),
     prepare=prepare,
     apply=combine,
-    symmetric=False,
     linear=True,
 )

@@ -84,5 +84,4 @@ RULE = Rule(
     options=(replace(SCALE, default=0.5),),
     prepare=prepare,
     apply=apply,
-    symmetric=False,
 )

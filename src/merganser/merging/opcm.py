@@ -148,5 +148,4 @@ RULE = Rule(
     source="OPCM, arXiv 2501.09522",
     base="required",
     options=(Parameter("share_of_spectrum", 0.5, "fraction of the merged spectrum that is protected", 0.0, 1.0),),
-    symmetric=False,
 )

@@ -115,7 +115,6 @@ class Rule:
             returns ``None``, the rule needs the whole tensor and ``function`` is called on it.
         apply: ``apply(models, base, plan, start)`` on a slice that begins at element ``start``.
         extra: name of a second tensor per model that the rule needs (Fisher information).
-        symmetric: the order of the models does not change the result (beyond rounding).
         random: takes ``seed`` and ``name``.
         linear: the merged update is a weighted sum of the updates, so that it is exact on LoRA factors too.
     """
@@ -132,7 +131,6 @@ class Rule:
     prepare: Callable[..., Any] | None = None
     apply: Callable[..., Any] | None = None
     extra: str | None = None
-    symmetric: bool = True
     random: bool = False
     linear: bool = False
 

@@ -63,5 +63,4 @@ RULE = Rule(
     options=(Parameter("t", 0.5, "0 is the first model, 1 the second", 0.0, 1.0),),
     prepare=prepare,
     apply=combine,
-    symmetric=False,
 )

@@ -139,6 +139,5 @@ RULE = Rule(
     base="required",
     per_model=(WEIGHT,),
     options=(replace(SCALE, default=0.5), SEED),
-    symmetric=False,
     random=True,
 )
