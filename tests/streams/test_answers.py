@@ -55,7 +55,7 @@ def test_candidates_are_the_labels_learned_in_order_of_learning() -> None:
 @pytest.mark.parametrize("policy", [CandidatePolicy("task"), CandidatePolicy("seen", per_task_models=True)])
 def test_otherwise_a_task_is_answered_among_its_own_labels(policy: CandidatePolicy) -> None:
     assert policy.spec(TWO, [ONE]) is TWO
-    assert policy.overruled == (policy.asked == "seen")
+    assert policy.seen_without_effect == (policy.candidates == "seen")
 
 
 def test_the_same_comes_back_from_a_file() -> None:

@@ -31,7 +31,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_names([task.name for task in tasks])
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
-    if session.candidates.overruled:
+    if session.candidates.seen_without_effect:
         text = (
             f"{session.method.title} receives the task of each text: the candidates are the labels of that task alone."
         )

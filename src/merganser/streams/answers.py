@@ -18,11 +18,11 @@ Candidates = Literal["task", "seen"]
 
 @dataclass(frozen=True)
 class AnswerSpec:
-    """How the texts of a task are put to a model, answered and scored.
+    """Describe how the texts of a task are put to a model, answered and scored.
 
     Attributes:
         labels: the closed set of answers, in a fixed order, or ``None`` for free text.
-        label_texts: what a matcher reads in place of a label; labels that are not in it stand for themselves.
+        label_texts: texts that a matcher reads in place of labels; it reads all other labels themselves.
         mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
         metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`.
         prompt: template that was applied to the examples' inputs; later texts go through it too.
@@ -69,8 +69,8 @@ class AnswerSpec:
         if not labels or any(not label.strip() for label in labels):
             raise InputError("The label set is empty or holds an empty label.", "Give every label a name.")
         if len(set(labels)) != len(labels):
-            twice = next(label for i, label in enumerate(labels) if label in labels[:i])
-            raise InputError(f"The label '{twice}' is in the label set twice.", "Name every label once.")
+            repeated = next(label for i, label in enumerate(labels) if label in labels[:i])
+            raise InputError(f"The label '{repeated}' is in the label set twice.", "Name every label once.")
         for label, text in self.label_texts.items():
             if label not in labels:
                 raise InputError(f"There is a text for '{label}', which is not a label.", nearest(label, labels))
@@ -80,11 +80,11 @@ class AnswerSpec:
                 )
 
     def text_of(self, label: str) -> str:
-        """The text that stands for ``label``."""
+        """Return the text that a matcher reads for ``label``."""
         return self.label_texts.get(label, label)
 
     def prompted(self, text: str) -> str:
-        """``text`` as the model reads it for this task.
+        """Return ``text`` as the model reads it for this task.
 
         Raises:
             InputError: the prompt has several fields, so that one text cannot fill it.
@@ -92,13 +92,24 @@ class AnswerSpec:
         return fill_with_text(self.prompt, text)
 
     def require_labels(self, what: str) -> tuple[str, ...]:
-        """The labels; InputError where there are none."""
+        """Return the labels.
+
+        Args:
+            what: what needs them, for the message.
+
+        Raises:
+            InputError: the task is answered in free text.
+        """
         if self.labels is None:
             raise InputError(f"{what} needs a label set.", "Give the task labels, or use kind 'seq2seq' or 'causal'.")
         return self.labels
 
     def check_output(self, output: str) -> None:
-        """InputError unless ``output`` is a label."""
+        """Refuse an output that is not a label.
+
+        Raises:
+            InputError: naming the nearest label.
+        """
         if self.labels is not None and output not in self.labels:
             raise InputError(
                 f"The output '{output}' is not in the task's label set of {len(self.labels)}.",
@@ -106,9 +117,9 @@ class AnswerSpec:
             )
 
     def with_labels_of(self, others: Iterable[AnswerSpec]) -> AnswerSpec:
-        """The same with the labels of other tasks as candidates too: theirs first, in their order, then its own.
+        """Return this spec with the labels of other tasks as further candidates: first theirs, in order, then its own.
 
-        A task that is answered in free text stays as it is.
+        A task that is answered in free text is returned unchanged.
         """
         if self.labels is None:
             return self
@@ -120,28 +131,28 @@ class AnswerSpec:
 
 @dataclass(frozen=True)
 class CandidatePolicy:
-    """Which labels an answer is chosen from: those of the text's own task, or those of all tasks learned so far.
-
-    The one place that decides it; whoever trains, answers or scores asks here.
+    """Decide which labels are candidates for an answer; training, inference and scoring use the same decision.
 
     Attributes:
-        asked: the option ``model.candidates``.
-        per_task_models: whether each task is answered by weights of its own, which know no labels of other tasks.
+        candidates: the option ``model.candidates``: ``task`` (the labels of the text's task) or ``seen`` (those of all
+            tasks learned so far).
+        per_task_models: whether each task has separate weights. These were not trained on the labels of other tasks,
+            so the candidates are the labels of the text's task in any case.
     """
 
-    asked: Candidates = "task"
+    candidates: Candidates = "task"
     per_task_models: bool = False
 
     @property
     def over_all_learned(self) -> bool:
-        """Whether the labels of all tasks learned are candidates (class-incremental answering)."""
-        return self.asked == "seen" and not self.per_task_models
+        """Whether the labels of all tasks learned are candidates (class-incremental inference)."""
+        return self.candidates == "seen" and not self.per_task_models
 
     @property
-    def overruled(self) -> bool:
-        """Whether all labels were asked for, and each task is answered among its own all the same."""
-        return self.asked == "seen" and self.per_task_models
+    def seen_without_effect(self) -> bool:
+        """Whether ``seen`` was chosen and has no effect, because each task has separate weights."""
+        return self.candidates == "seen" and self.per_task_models
 
     def spec(self, task: AnswerSpec, learned: Iterable[AnswerSpec]) -> AnswerSpec:
-        """How a task is answered when these tasks were learned."""
+        """Return how a task is answered once the given tasks are learned."""
         return task.with_labels_of(learned) if self.over_all_learned else task
