@@ -116,7 +116,7 @@ def test_tunable_magmax_refuses_preferences_that_do_not_fit() -> None:
         method.check_tasks(["a", "b", "c"])
     assert method.check_tasks(["a"]) is None
     remark = method.check_tasks(["a"], whole=True)
-    assert remark == "method.preference has 2 numbers for 1 tasks: the rest wait for tasks to come."
+    assert remark == "method.preference has 2 numbers for 1 tasks: later tasks use the rest."
     wanting = make_method(options(name="tunable_magmax", preference="label_overlap", wanted=["banking", "talx"]))  # type: ignore[call-arg]
     assert wanting.check_tasks(["banking"]) is None  # the other may be yet to come
     with pytest.raises(InputError, match="names 'talx', and the stream has no such task") as caught:

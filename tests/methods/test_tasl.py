@@ -7,18 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from merganser.methods.tasl import Tasl, TaslOptions, scaled, top
+from merganser.merging.matrix_importance import rescale
+from merganser.methods.tasl import Tasl, TaslOptions
 from merganser.weights import Weights
 from tests.methods.plain import Holder, context, fire, random_weights, set_to
 
 SHAPES = dict.fromkeys("abcd", (2, 3))
-
-
-def test_scaled_and_top() -> None:
-    assert scaled({"a": 2.0, "b": 4.0, "c": 3.0}) == {"a": 0.0, "b": 1.0, "c": 0.5}
-    assert scaled({"a": 2.0, "b": 2.0}) == {"a": 0.0, "b": 0.0}
-    assert top({"a": 1.0, "b": 3.0, "c": 3.0, "d": 2.0}, 0.5) == {"b", "c"}
-    assert top({"a": 1.0, "b": 3.0}, 0.01) == {"b"}
 
 
 def test_importance_along_a_trajectory_by_hand() -> None:
@@ -40,7 +34,7 @@ def test_importance_along_a_trajectory_by_hand() -> None:
             total[name] += float((mean[name] * deviation[name]).mean()) / 3
         fire(callback, "on_pre_optimizer_step", step=step)
     method.after_task(given)
-    assert method.importance == pytest.approx(scaled(total), abs=1e-5)
+    assert method.importance == pytest.approx(rescale(total), abs=1e-5)
     assert method.records.merges == []
 
 
@@ -80,7 +74,7 @@ def test_each_matrix_is_kept_replaced_or_averaged(tmp_path: Path) -> None:
     # important now: a and c
     for scale in (1.0, 2.0):
         method.observe({n: torch.full((2, 3), scale * s) for n, s in {"a": 3.0, "b": 1.0, "c": 2.0, "d": 0.0}.items()})
-    now = scaled(method._scores)
+    now = rescale(method._scores)
     set_to(module, new)
     method.after_task(given)
     found = Weights.of(module)

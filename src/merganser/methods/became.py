@@ -39,8 +39,8 @@ class BecameOptions(FisherOptions):
 
 
 class Became(Method[BecameOptions]):
-    r"""From the second task on: gradient-projected training to :math:`\theta_a`, free training to
-    :math:`\hat\theta`, deployment of :math:`(1 - l) \theta_a + l \hat\theta`.
+    r"""From the second task on train with projected gradients to :math:`\theta_a`, then freely to
+    :math:`\hat\theta`, and deploy :math:`(1 - l) \theta_a + l \hat\theta`.
 
     With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F
     the new one's, ``l`` is (:func:`merganser.merging.line_search.optimal_interpolation`)
@@ -149,7 +149,8 @@ class Became(Method[BecameOptions]):
         self._bases = dict(read_weights(folder / BASES))
 
     def bytes_kept(self) -> dict[str, int]:
+        from merganser.weights import Weights
+
         if self._past is None:
             return {}
-        bases = sum(basis.numel() * basis.element_size() for basis in self._bases.values())
-        return {"Fisher information": self._past.nbytes, "directions": bases}
+        return {"Fisher information": self._past.nbytes, "directions": Weights(self._bases).nbytes}

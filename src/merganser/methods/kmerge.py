@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from merganser.errors import InputError
 from merganser.files.atomic import write_text
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.method_state import read_json_state
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -120,9 +120,6 @@ class KMerge(Method[KMergeOptions]):
         write_text(folder / KEPT, self._text())
 
     def load(self, folder: Path) -> None:
-        try:
-            self.slots = [[int(row) for row in rows] for rows in json.loads((folder / KEPT).read_text())["slots"]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise InputError(
-                f"What K-Merge keeps in '{folder / KEPT}' cannot be read: {error}.", "Restore the run, or undo."
-            ) from error
+        self.slots = read_json_state(
+            folder / KEPT, lambda content: [[int(row) for row in rows] for rows in content["slots"]]
+        )

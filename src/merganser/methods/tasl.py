@@ -1,4 +1,4 @@
-"""TaSL: keep, replace or average whole matrices by their importance to old tasks and the new one."""
+"""TaSL: whole matrices are kept, replaced or averaged by their importance to the old tasks and to the new one."""
 
 from __future__ import annotations
 
@@ -33,24 +33,13 @@ class TaslOptions(MethodOptions):
     weight_neither: float = Field(0.5, ge=0, le=1, description="weight of the new task where neither is")
 
 
-def scaled(scores: Mapping[str, float]) -> dict[str, float]:
-    """Scale scores linearly to [0, 1]; all zero if they are equal."""
-    low, high = min(scores.values()), max(scores.values())
-    return {name: (score - low) / (high - low) if high > low else 0.0 for name, score in scores.items()}
-
-
-def top(scores: Mapping[str, float], share: float) -> set[str]:
-    """Return the names of the fraction ``share`` with the largest scores, at least one; ties go to the earlier name."""
-    ordered = sorted(scores, key=lambda name: -scores[name])
-    return set(ordered[: max(1, round(share * len(ordered)))])
-
-
 class Tasl(Method[TaslOptions]):
-    r"""Measures each matrix's importance while training, and merges by it when the task is over.
+    r"""Measure each matrix's importance while training; after the task merge by it
+    (:func:`merganser.merging.matrix_importance.weights_of_new`).
 
-    For every weight, with g its gradient at a step: :math:`I = |w g|`, its moving average :math:`\bar I`, and that of
-    its deviation :math:`\bar U`, of :math:`|I - \bar I|`. A matrix scores the mean of :math:`\bar I \bar U` over its
-    entries, and over the steps of the task.
+    For a weight w with gradient g at a step, :math:`\bar I` is the moving average of :math:`I = |w g|` and
+    :math:`\bar U` that of :math:`|I - \bar I|`. A matrix's importance is the mean of :math:`\bar I \bar U` over its
+    entries and over the steps of the task, rescaled to [0, 1].
 
     Source: Feng et al. 2024, "TaSL: Continual Dialog State Tracking via Task Skill Localization and Consolidation"
     (arXiv 2408.09857).
@@ -65,7 +54,7 @@ class Tasl(Method[TaslOptions]):
     def __init__(self, options: TaslOptions) -> None:
         super().__init__(options)
         self.importance: dict[str, float] = {}
-        """Importance accumulated over the tasks so far, in [0, 1]."""
+        """Importance of each matrix to the tasks so far, in [0, 1]."""
         self._before: Weights | None = None
         self._mean: dict[str, Tensor] = {}
         self._deviation: dict[str, Tensor] = {}
@@ -98,7 +87,7 @@ class Tasl(Method[TaslOptions]):
         return [Watching()]
 
     def observe(self, sensitivity: Mapping[str, Tensor]) -> None:
-        """Update the averages with one step's ``|w g|``, name -> tensor."""
+        """Update the moving averages with one step's ``|w g|``, name -> tensor."""
         first, second = self.options.smoothing, self.options.uncertainty
         for name, now in sensitivity.items():
             if name not in self._mean:
@@ -109,29 +98,25 @@ class Tasl(Method[TaslOptions]):
             self._scores[name] = self._scores.get(name, 0.0) + float((mean * deviation).mean())
         self._steps += 1
 
-    def weights_of_new(self, now: Mapping[str, float]) -> dict[str, float]:
-        """Return the weight of the new task's value of each matrix, given its importance to the new task."""
-        new, old = top(now, self.options.important), top(self.importance, self.options.important)
-        shared, neither = self.options.weight_shared, self.options.weight_neither
-        table = {(True, True): shared, (True, False): 1.0, (False, True): 0.0, (False, False): neither}
-        return {name: table[name in new, name in old] for name in now}
-
     def after_task(self, context: TaskContext) -> None:
+        from merganser.merging.matrix_importance import rescale, weights_of_new
         from merganser.weights import Weights
 
         assert self._before is not None
-        current = Weights.of(context.backbone.module)
-        now = scaled({name: self._scores.get(name, 0.0) / max(1, self._steps) for name in current})
+        current, options = Weights.of(context.backbone.module), self.options
+        now = rescale({name: self._scores.get(name, 0.0) / max(1, self._steps) for name in current})
         if not self.importance:
             self.importance = now
             return
-        shares = self.weights_of_new(now)
-        mean = sum(shares[name] * value.numel() for name, value in current.items()) / current.numel
+        new = weights_of_new(
+            now, self.importance, options.important, shared=options.weight_shared, neither=options.weight_neither
+        )
+        mean = sum(new[name] * value.numel() for name, value in current.items()) / current.numel
         record_merge(self.records, context, trained=current, before=self._before, weight_new=mean, weight_old=1 - mean)
         with timed_merge(self.records):
             for name, value in current.items():
-                value.mul_(shares[name]).add_(self._before[name], alpha=1 - shares[name])
-        past = self.options.memory
+                value.mul_(new[name]).add_(self._before[name], alpha=1 - new[name])
+        past = options.memory
         self.importance = {name: past * self.importance[name] + (1 - past) * now[name] for name in now}
 
     def task_state(self) -> TaskState:
@@ -141,10 +126,10 @@ class Tasl(Method[TaslOptions]):
 
     def load_task_state(self, state: TaskState) -> None:
         self._scores, self._steps = dict(state.values["scores"]), int(state.values["steps"])
-        for kind, into in (("mean:", self._mean), ("deviation:", self._deviation)):
-            found = {name.removeprefix(kind): t for name, t in state.tensors.items() if name.startswith(kind)}
-            into.clear()
-            into.update(found)
+        self._mean, self._deviation = (
+            {name.removeprefix(kind): value for name, value in state.tensors.items() if name.startswith(kind)}
+            for kind in ("mean:", "deviation:")
+        )
 
     def save(self, folder: Path) -> None:
         import torch

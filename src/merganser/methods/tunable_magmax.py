@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, model_validator
 
-from merganser.errors import InputError, nearest
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.shared.merge_records import record_merge, timed_merge
 from merganser.methods.shared.method_state import read_weights, write_weights
@@ -52,11 +51,11 @@ class TunableMagMaxOptions(MethodOptions):
 
 
 class TunableMagMax(Method[TunableMagMaxOptions]):
-    r"""Deploys :math:`\theta_0 + \lambda \tau^*`, where task i supplies exactly the share :math:`w_i` of the entries of
+    r"""Deploy :math:`\theta_0 + \lambda \tau^*`, where task i supplies exactly the share :math:`w_i` of the entries of
     each tensor (:func:`merganser.merging.tunable_magmax.tunable_magmax`).
 
-    As with MagMax each task is trained from the weights of the one before. The task vectors of all tasks are needed:
-    they are read again from the tasks' own weights.
+    As with MagMax each task is trained from the weights of the one before. The task vectors of all tasks are read
+    from the tasks' stored weights.
 
     Source: Hiroshima et al. 2026, "Tunable MAGMAX: Preference-Aware Model Merging for Continual Learning"
     (arXiv 2605.20803).
@@ -76,30 +75,20 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         self._earlier = 0
 
     def check_tasks(self, names: Sequence[str], whole: bool = False) -> str | None:
-        given = self.options.preference
-        if isinstance(given, list) and len(given) < len(names):
-            raise InputError(
-                f"method.preference has {len(given)} numbers, and the run has {len(names)} tasks.",
-                "Give one per task, or choose uniform, label_overlap or feature_similarity.",
-            )
-        for task in self.options.wanted or () if whole else ():
-            if task not in names:
-                hint = nearest(task, names) or f"The stream has {', '.join(names)}."
-                raise InputError(f"method.wanted names '{task}', and the stream has no such task.", hint.strip())
-        if whole and isinstance(given, list) and len(given) > len(names):
-            return (
-                f"method.preference has {len(given)} numbers for {len(names)} tasks: the rest wait for tasks to come."
-            )
-        return None
+        from merganser.methods.shared.task_preferences import check_numbers, check_wanted
+
+        remark = None
+        if isinstance(self.options.preference, list):
+            remark = check_numbers(self.options.preference, names, whole)
+        if whole:
+            check_wanted(self.options.wanted or (), names)
+        return remark
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
+        from merganser.methods.shared.task_preferences import check_labels
+
         if self.options.preference == "label_overlap":
-            for task, spec in self._specs(context).items():
-                if spec.labels is None:
-                    raise InputError(
-                        f"method.preference is label_overlap, and task '{task}' answers in free text.",
-                        "Choose uniform, feature_similarity or numbers.",
-                    )
+            check_labels(self._specs(context))
         return []
 
     def after_task(self, context: TaskContext) -> None:
@@ -110,14 +99,13 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         trained = current.snapshot()
         preference = self._preference(context, current, origin)
         models = [context.trained(row) for row in range(1, count)] + [trained]
-        seed = derive_seed(context.seed, "tunable_magmax")
+        scale, seed = self.options.scale, derive_seed(context.seed, "tunable_magmax")
         with timed_merge(self.records):
             for name, value in current.items():
-                own = [model[name] for model in models]
-                merged = tunable_magmax(
-                    own, origin[name], weights=preference, scale=self.options.scale, seed=seed, name=name
+                tensors = [model[name] for model in models]
+                value.copy_(
+                    tunable_magmax(tensors, origin[name], weights=preference, scale=scale, seed=seed, name=name)
                 )
-                value.copy_(merged)
         self._earlier = (count - 1) * trained.nbytes
         share = preference[-1] / math.fsum(preference)
         record_merge(
@@ -125,8 +113,8 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             context,
             trained=trained,
             before=context.before(),
-            weight_new=self.options.scale * share,
-            weight_old=self.options.scale * (1 - share),
+            weight_new=scale * share,
+            weight_old=scale * (1 - share),
             start=origin if count == 1 else models[-2],
         )
 
@@ -136,25 +124,25 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         return {**context.earlier, context.task: context.spec}
 
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
-        """Return one number per task so far, in the order of learning."""
+        """Compute one number per task so far, in the order of learning."""
         from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
 
-        given = self.options.preference
-        if isinstance(given, list):
-            return given[: context.index]
-        if given == "uniform":
+        preference = self.options.preference
+        if isinstance(preference, list):
+            return preference[: context.index]
+        if preference == "uniform":
             return [1.0] * context.index
         specs = self._specs(context)
-        learned = list(specs)  # of the wanted tasks, some may be yet to come
-        wanted = [task for task in self.options.wanted or learned if task in specs] or learned
-        if given == "label_overlap":
+        # Wanted tasks may be learned later; until one of them is, all learned tasks are wanted.
+        wanted = [task for task in self.options.wanted or specs if task in specs] or list(specs)
+        if preference == "label_overlap":
             return by_label_overlap({task: spec.labels or () for task, spec in specs.items()}, wanted)
-        # Features of all tasks are those of one model, the pretrained one.
+        # The features of all tasks are computed by one model, the pretrained one.
         trained = current.snapshot()
         current.copy_(origin)
         self._features = {**self._features, context.task: mean_feature(context)}
         current.copy_(trained)
-        return by_similarity({task: self._features[task] for task in learned}, wanted)
+        return by_similarity({task: self._features[task] for task in specs}, wanted)
 
     def keeps_pretrained(self, lora: bool) -> bool:
         return True
@@ -168,7 +156,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             self._features = dict(read_weights(folder / FEATURES))
 
     def bytes_kept(self) -> dict[str, int]:
-        found = {"earlier tasks' weights": self._earlier}
-        if self._features:
-            found["features"] = sum(value.numel() * value.element_size() for value in self._features.values())
-        return found
+        from merganser.weights import Weights
+
+        sizes = {"earlier tasks' weights": self._earlier}
+        return {**sizes, "features": Weights(self._features).nbytes} if self._features else sizes

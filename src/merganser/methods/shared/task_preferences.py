@@ -1,20 +1,71 @@
-"""How much each task is preferred, from what its labels or its inputs have in common with those of others."""
+"""Preferences between tasks: their checks, and their computation from common labels or similar inputs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from merganser.errors import InputError
+from merganser.errors import InputError, nearest
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from merganser.methods.base import TaskContext
+    from merganser.streams.answers import AnswerSpec
+
+
+def check_numbers(numbers: Sequence[float], names: Sequence[str], whole: bool) -> str | None:
+    """Refuse a list of preferences with fewer numbers than tasks.
+
+    Args:
+        numbers: one per task, in the order of learning.
+        names: of the tasks learned and to be learned.
+        whole: these are all tasks of the stream.
+
+    Returns:
+        A remark where there are more numbers than tasks of the stream.
+
+    Raises:
+        InputError: there are fewer numbers than tasks.
+    """
+    if len(numbers) < len(names):
+        raise InputError(
+            f"method.preference has {len(numbers)} numbers, and the run has {len(names)} tasks.",
+            "Give one per task, or choose uniform, label_overlap or feature_similarity.",
+        )
+    if whole and len(numbers) > len(names):
+        return f"method.preference has {len(numbers)} numbers for {len(names)} tasks: later tasks use the rest."
+    return None
+
+
+def check_wanted(wanted: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse wanted tasks that are not in the stream.
+
+    Raises:
+        InputError: naming the task.
+    """
+    for task in wanted:
+        if task not in names:
+            hint = nearest(task, names) or f"The stream has {', '.join(names)}."
+            raise InputError(f"method.wanted names '{task}', and the stream has no such task.", hint)
+
+
+def check_labels(specs: Mapping[str, AnswerSpec]) -> None:
+    """Refuse tasks without a label set, whose labels cannot overlap.
+
+    Raises:
+        InputError: naming the task.
+    """
+    for task, spec in specs.items():
+        if spec.labels is None:
+            raise InputError(
+                f"method.preference is label_overlap, and task '{task}' answers in free text.",
+                "Choose uniform, feature_similarity or numbers.",
+            )
 
 
 def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> list[float]:
-    """Compute per task its fraction of the wanted tasks' labels; a label of n tasks counts 1/n for each.
+    """Compute each task's fraction of the wanted tasks' labels; a label of n tasks counts 1/n for each of them.
 
     Args:
         labels: task -> its labels.
@@ -24,12 +75,12 @@ def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str])
         Preferences, one per task, that sum to 1.
     """
     target = {label for task in wanted for label in labels[task]}
-    known = {label: sum(label in own for own in labels.values()) for label in target}
-    return [sum(1 / known[label] for label in set(own) & target) / len(target) for own in labels.values()]
+    tasks_with = {label: sum(label in of_task for of_task in labels.values()) for label in target}
+    return [sum(1 / tasks_with[label] for label in set(of_task) & target) / len(target) for of_task in labels.values()]
 
 
 def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str]) -> list[float]:
-    """Compute per task the cosine between its mean feature and that of the wanted tasks; below zero: zero.
+    """Compute the cosine between each task's mean feature and the mean of the wanted tasks' features, at least zero.
 
     Args:
         features: task -> mean feature (width).
@@ -41,15 +92,18 @@ def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str]) -> list
     import torch
 
     target = torch.stack([features[task] for task in wanted]).double().mean(0)
-    cosines = [torch.cosine_similarity(own.double(), target, dim=0).clamp(min=0).item() for own in features.values()]
+    cosines = [torch.cosine_similarity(row.double(), target, dim=0).clamp(min=0).item() for row in features.values()]
     return cosines if any(cosines) else [1.0] * len(cosines)
 
 
 def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> Tensor:
-    """The mean, over a task's inputs, of what the model makes of them (width), dropout off.
+    """Compute the mean feature (width) of the first ``examples`` inputs of a task, without dropout.
 
-    Of an encoder the mean over the tokens of its last layer, of a decoder alone likewise, of a matcher the text's or
-    the image's own vector. The first ``examples`` inputs are read.
+    The feature of an input is the mean over its tokens of the last hidden layer (of the encoder, if there is one); of
+    a matcher the vector of the text or image.
+
+    Raises:
+        InputError: the task has no examples.
     """
     import torch
 
@@ -65,7 +119,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
         for start in range(0, len(chosen), batch):
             inputs = to_device(context.backbone.collate(chosen[start : start + batch]), device)
             if context.backbone.kind == "matcher":
-                # What is read, be it texts or images: all but the labels to choose from.
+                # Texts or images: everything but the labels to choose from.
                 read = {name: value for name, value in inputs.items() if name not in ("candidates", "labels")}
                 rows = module.embed(**read)  # type: ignore[operator]
             else:
