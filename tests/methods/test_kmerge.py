@@ -92,5 +92,5 @@ def test_only_merges_are_in_the_ledger() -> None:
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / "slots.json").write_text("{}")
-    with pytest.raises(InputError, match=r"K-Merge keeps in .* cannot be read"):
+    with pytest.raises(InputError, match=r"state in .* cannot be read"):
         KMerge(KMergeOptions()).load(tmp_path)
