@@ -45,7 +45,7 @@ def test_anything_but_plain_names_is_refused(template: str) -> None:
 
 
 def test_a_field_that_is_not_given() -> None:
-    with pytest.raises(InputError, match=r"needs field 'premis'.*there is: premise\)\. Did you mean 'premise'\?"):
+    with pytest.raises(InputError, match=r"needs field 'premis'.*present: premise\)\. Did you mean 'premise'\?"):
         fill_prompt("{premis}", {"premise": "x"})
 
 

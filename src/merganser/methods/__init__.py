@@ -60,7 +60,7 @@ METHODS = MethodTable(BUILT_IN)
 
 
 def make_method(options: MethodOptions) -> Method[Any]:
-    """The method that these options select."""
+    """Create the method that these options select."""
     return METHODS[options.name](options)
 
 

@@ -26,7 +26,7 @@ COMPAT = {"reference": (REFERENCE, REFERENCE_DEFAULTS)}
 
 
 class _CompatOptions(MethodOptions):
-    """What :class:`AimOptions` has besides the settings of :class:`~merganser.training.aim.config.AimConfig`."""
+    """Options of :class:`AimOptions` besides the settings of :class:`~merganser.training.aim.config.AimConfig`."""
 
     name: Literal["aim"] = "aim"
     compat: Literal["reference"] | None = Field(
@@ -107,7 +107,7 @@ def _yaml(value: Any) -> str:
 
 
 class Aim(Method[_CompatOptions]):
-    """Merges along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
+    """Merge along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
 
     Options = AimOptions
     title = "AimMerging"

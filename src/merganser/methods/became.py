@@ -39,7 +39,7 @@ class BecameOptions(FisherOptions):
 
 
 class Became(Method[BecameOptions]):
-    r"""From the second task on train with projected gradients to :math:`\theta_a`, then freely to
+    r"""Train, from the second task on, with projected gradients to :math:`\theta_a`, then freely to
     :math:`\hat\theta`, and deploy :math:`(1 - l) \theta_a + l \hat\theta`.
 
     With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F

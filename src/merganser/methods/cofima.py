@@ -36,7 +36,7 @@ def mean_new_weight(new: Weights, old: Weights, alpha: float) -> float:
 
 
 class Cofima(Method[CofimaOptions]):
-    r"""After task t > 1 deploys, entry by entry,
+    r"""Deploy after task t > 1, entry by entry,
     :math:`m_t = \frac{(1 - \alpha) F_{t-1} m_{t-1} + \alpha F_t \theta_t}{(1 - \alpha) F_{t-1} + \alpha F_t}`.
 
     :math:`F_t` is the diagonal Fisher information of :math:`\theta_t` on task t; where both are zero the weights are

@@ -19,7 +19,7 @@ class ComaOptions(MethodOptions):
 
 
 class Coma(Method[ComaOptions]):
-    r"""After task t > 1 deploys :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`.
+    r"""Deploy after task t > 1 :math:`m_t = (1 - \alpha) m_{t-1} + \alpha \theta_t`; :math:`m_1 = \theta_1`.
 
     With ``merge_first`` the first task's weights are averaged likewise, with the pretrained ones (not in the paper).
 

@@ -42,7 +42,7 @@ class EwcOptions(MethodOptions):
 
 
 class Ewc(Method[EwcOptions]):
-    r"""Minimises :math:`L + \frac\lambda 2 \sum_j F_j (\theta_j - \theta^*_j)^2`.
+    r"""Minimise :math:`L + \frac\lambda 2 \sum_j F_j (\theta_j - \theta^*_j)^2`.
 
     :math:`\theta^*` are the weights after the last task and F the sum of all tasks' diagonal Fisher information, so
     that what is stored does not grow.

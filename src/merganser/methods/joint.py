@@ -14,7 +14,7 @@ class JointOptions(MethodOptions):
 
 
 class Joint(Method[JointOptions]):
-    """Keeps every training example; a task that comes later is learned together with all earlier ones, from scratch."""
+    """Keep every training example; learn a later task together with all earlier ones, from the pretrained weights."""
 
     Options = JointOptions
     title = "Joint training"

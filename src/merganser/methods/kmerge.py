@@ -60,7 +60,7 @@ def _inner(first: tuple[Tensor, Tensor] | Tensor, second: tuple[Tensor, Tensor] 
 
 
 class KMerge(Method[KMergeOptions]):
-    r"""Trains a fresh adapter per task and keeps at most K; each task is answered by the one that took it in.
+    r"""Train a fresh adapter per task and keep at most K; a task is answered by the one that it was merged into.
 
     While there is room, the new one is kept beside the others. After that it goes into the most similar one as the n-th
     of its tasks: :math:`\theta \leftarrow \theta + (\theta_t - \theta) / n`.

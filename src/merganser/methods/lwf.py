@@ -43,7 +43,7 @@ def distillation(new: Tensor, old: Tensor, temperature: float) -> Tensor:
 
 
 class Lwf(Method[LwfOptions]):
-    """Adds to the loss the divergence of the model's answers from those it gave when the task began.
+    """Add to the loss the divergence of the model's answers from those of the model before the task.
 
     Models that write: the distribution of the next token at every position of the answer. Matchers: the distribution
     over the labels of each earlier task, summed over those tasks; where an answer is sought among all labels seen

@@ -25,7 +25,7 @@ class MagMaxOptions(MethodOptions):
 
 
 class MagMax(Method[MagMaxOptions]):
-    r"""Deploys :math:`\theta_0 + \lambda \tau^*`, where each entry of :math:`\tau^*` is the
+    r"""Deploy :math:`\theta_0 + \lambda \tau^*`, where each entry of :math:`\tau^*` is the
     :math:`\tau_i = \theta_i - \theta_0` of largest magnitude there, ties to the later task.
 
     Each task is trained from the weights of the one before, not from the merged ones. What is kept is the unscaled

@@ -40,7 +40,7 @@ def most_active(activity: Tensor, share: float) -> Tensor:
 
 
 class Migu(Method[MiguOptions]):
-    """Masks the gradients of every trained matrix by the activity of its output units in the step's batches.
+    """Mask the gradients of every trained matrix by the activity of its output units in the step's batches.
 
     With whole weights the rows of each linear layer; with an adapter the rows of B, by the activity of the layer that
     the adapter belongs to (the output of B alone is zero when it starts). Everything else is trained as ever.

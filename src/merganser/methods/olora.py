@@ -27,7 +27,7 @@ class OLoraOptions(MethodOptions):
 
 
 class OLora(Method[OLoraOptions]):
-    r"""Freezes the factors of all earlier tasks, trains new ones beside them, and deploys the sum of all.
+    r"""Freeze the factors of all earlier tasks, train new ones beside them, and deploy the sum of all.
 
     Minimises :math:`L + \lambda \sum_{layers} \sum_{ij} |(A_{old} A_{new}')_{ij}|`, with the rows of all earlier A in
     :math:`A_{old}`: the rows of A span what an adapter reads, and orthogonal ones do not disturb each other.

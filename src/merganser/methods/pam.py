@@ -48,7 +48,7 @@ def opposed(update: Tensor, merged: Tensor, share: float) -> Tensor:
 
 
 class Pam(Method[PamOptions]):
-    r"""Trains each task from the merged model and periodically resets entries of opposed sign.
+    r"""Train each task from the merged model and periodically reset entries of opposed sign.
 
     With :math:`W_g` the merged update and W the one being trained: every ``every`` steps the entries of W among the top
     ``share`` of :math:`|W_g|` with :math:`\mathrm{sign}(W) \ne \mathrm{sign}(W_g)` are reset. After task t

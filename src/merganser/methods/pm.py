@@ -41,7 +41,7 @@ def draw_sign(seed: int, step: int, probability: float) -> int:
 
 
 class Pm(Method[PmOptions]):
-    r"""Deploys :math:`m_t = m_{t-1} + a^* (\theta_t - m_{t-1})`, :math:`a^*` being the share of the way at which the
+    r"""Deploy :math:`m_t = m_{t-1} + a^* (\theta_t - m_{t-1})`, :math:`a^*` being the share of the way at which the
     sum of all tasks' losses, each a parabola from its diagonal Fisher information, is least
     (:func:`merganser.merging.line_search.optimal_interpolation`).
 
@@ -75,7 +75,7 @@ class Pm(Method[PmOptions]):
         method = self
 
         class Perturbing(TrainerCallback):
-            """Moves the weights for the gradients of a step and back, bit for bit, before the optimizer takes it."""
+            """Perturb the weights for a step's gradients, and restore them bit for bit before the optimizer's update."""
 
             sign = 0
 

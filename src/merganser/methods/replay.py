@@ -37,7 +37,7 @@ class ReplayOptions(MethodOptions):
 
 
 class Replay(Method[ReplayOptions]):
-    r"""Minimises :math:`L_{new} + \lambda L_{memory}`, with a fresh memory batch at every forward pass.
+    r"""Minimise :math:`L_{new} + \lambda L_{memory}`, with a fresh memory batch at every forward pass.
 
     Source: experience replay as in Chaudhry et al. 2019, "On Tiny Episodic Memories in Continual Learning"
     (arXiv 1902.10486).

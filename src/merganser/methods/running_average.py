@@ -15,7 +15,7 @@ class RunningAverageOptions(MethodOptions):
 
 
 class RunningAverage(Method[RunningAverageOptions]):
-    r"""After task t deploys :math:`m_t = m_{t-1} + (\theta_t - m_{t-1}) / t`, from which task t + 1 starts.
+    r"""Deploy after task t :math:`m_t = m_{t-1} + (\theta_t - m_{t-1}) / t`, from which task t + 1 starts.
 
     Source: the running mean of Izmailov et al. 2018, "Averaging Weights Leads to Wider Optima and Better
     Generalization" (arXiv 1803.05407), over tasks in place of epochs.

@@ -15,7 +15,7 @@ class SingleOptions(MethodOptions):
 
 
 class Single(Method[SingleOptions]):
-    """Nothing is shared between tasks, so nothing is forgotten; what is stored grows with every task."""
+    """Train separate weights per task: nothing is shared or forgotten, and storage grows with every task."""
 
     Options = SingleOptions
     title = "Single-task training"

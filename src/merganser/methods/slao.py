@@ -36,7 +36,7 @@ def orthonormal_rows(a: Tensor) -> Tensor:
 
 
 class Slao(Method[SlaoOptions]):
-    r"""Trains each task from :math:`A = \mathrm{orth}(A_{t-1}), B = B_{t-1}`, the last task's own factors.
+    r"""Train each task from :math:`A = \mathrm{orth}(A_{t-1}), B = B_{t-1}`, the last task's own factors.
 
     After it :math:`A_m \leftarrow A_t` and :math:`B_m \leftarrow B_m + (B_t - B_m) / \sqrt t`.
 

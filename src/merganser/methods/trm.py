@@ -26,7 +26,7 @@ class TrmOptions(SubspaceOptions, MethodOptions):
 
 
 class Trm(Method[TrmOptions]):
-    """Trains from the merged model, then merges by optimising in the subspace of the trajectory. No data are kept.
+    """Train from the merged model, then merge by optimising in the subspace of the trajectory. No data are stored.
 
     Implements the paper's abstract; the formulas and numbers are Merganser's own.
     """

@@ -3,10 +3,10 @@
 Symbols: ``a[i][j]`` is the score on task ``j`` at row ``i`` (row 0 before training), ``L`` the last row, ``r(j)`` the
 row right after task ``j`` was learned, ``b[j]`` the score on ``j`` of a fresh model trained on ``j`` alone. When one
 task is learned per row, ``r(j) = j`` and ``L = T``, and the formulas are those of the papers; with joint rows "tasks
-learned before the last row" takes the place of "the first T-1 tasks". Tasks that have not been learned take no part.
+learned before the last row" takes the place of "the first T-1 tasks". Tasks that have not been learned are ignored.
 
 **Undefined.** A metric is ``None`` when there is nothing to average or when an entry it needs was not measured.
-Averaging the entries that happen to be there would be another number under the same name.
+Averaging only the measured entries would give another number under the same name.
 
 **Standard errors.** Every metric is a weighted sum of entries; its standard error is the root of the summed squares of
 weight times the entry's standard error, which takes the entries' errors as *independent*. Entries of different tasks
@@ -47,7 +47,7 @@ class Metric(BaseModel):
 
 
 def average_performance(matrix: ScoreMatrix) -> Metric:
-    """``OP``: mean over learned tasks of ``a[L][j]``.
+    """Compute overall performance (``OP``): mean over learned tasks of ``a[L][j]``.
 
     Lopez-Paz and Ranzato 2017 (GEM, there ACC); Feng et al. 2025 (AimMerging, there OP). Undefined before a task was
     learned or when the last row lacks one of the learned tasks.
@@ -62,10 +62,10 @@ def average_performance(matrix: ScoreMatrix) -> Metric:
 
 
 def backward_transfer(matrix: ScoreMatrix) -> Metric:
-    """``BWT``: mean over tasks learned before the last row of ``a[L][j] - a[r(j)][j]``; negative when forgetting.
+    """Compute backward transfer (``BWT``): mean over tasks learned before row L of ``a[L][j] - a[r(j)][j]``.
 
-    Lopez-Paz and Ranzato 2017, equation 3; Feng et al. 2025. One task per row: the mean over the first T-1 tasks, not
-    over all T. Undefined when all tasks were learned in the last row.
+    Lopez-Paz and Ranzato 2017, equation 3; Feng et al. 2025. Negative when tasks are forgotten. With one task per row
+    it is the mean over the first T-1 tasks, not over all T. Undefined when all tasks were learned in the last row.
     """
     terms = [_change(matrix, task, before, len(matrix) - 1) for task, before in _earlier(matrix)]
     return _mean(
@@ -77,7 +77,7 @@ def backward_transfer(matrix: ScoreMatrix) -> Metric:
 
 
 def backward_transfer_all_rows(matrix: ScoreMatrix) -> Metric:
-    """``BWT (all rows)``: mean over rows ``i`` and tasks learned before row ``i`` of ``a[i][j] - a[r(j)][j]``.
+    """Compute ``BWT (all rows)``: mean over rows ``i`` and tasks learned before row ``i`` of ``a[i][j] - a[r(j)][j]``.
 
     Diaz-Rodriguez et al. 2018 ("Don't forget, there is more than forgetting"): T(T-1)/2 differences when one task is
     learned per row, so what happened along the way counts, not only the end. Undefined as :func:`backward_transfer`.
@@ -96,7 +96,7 @@ def backward_transfer_all_rows(matrix: ScoreMatrix) -> Metric:
 
 
 def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, Score] | None = None) -> Metric:
-    """``FWT (single-task)``: mean over learned tasks of ``a[r(j)][j] - b[j]``.
+    """Compute forward transfer, ``FWT (single-task)``: mean over learned tasks of ``a[r(j)][j] - b[j]``.
 
     Feng et al. 2025 (AimMerging). The first task counts too, although it had nothing to transfer from.
 
@@ -115,7 +115,7 @@ def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, S
                 f"There is a single-task reference for '{task}', which is not in the score matrix.",
                 f"Tasks: {', '.join(matrix.tasks) or 'none'}.",
             )
-    # Copies: one object may be the reference of several tasks, and entries are told apart by identity.
+    # Copies: one object may be the reference of several tasks, and entries are distinguished by identity.
     alone = {task: score.model_copy() for task, score in references.items()}
     terms = [[(1.0, matrix.score(row, task)), (-1.0, alone.get(task))] for task, row in _rows_learned(matrix)]
     return _mean(
@@ -127,7 +127,7 @@ def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, S
 
 
 def forward_transfer_gem(matrix: ScoreMatrix) -> Metric:
-    """``FWT (GEM)``: mean over tasks learned after the first row of training of ``a[r(j)-1][j] - a[0][j]``.
+    """Compute forward transfer, ``FWT (GEM)``: mean over tasks with ``r(j) >= 2`` of ``a[r(j)-1][j] - a[0][j]``.
 
     Lopez-Paz and Ranzato 2017, equation 4: what learning *other* tasks did for a task not yet seen. Their baseline is
     the model at random initialisation; here it is row 0, the model before training, which for a pre-trained model can
@@ -144,7 +144,7 @@ def forward_transfer_gem(matrix: ScoreMatrix) -> Metric:
 
 
 def forgetting_chaudhry(matrix: ScoreMatrix) -> Metric:
-    """``forgetting (Chaudhry)``: mean over tasks learned before the last row of ``max a[i][j] - a[L][j]``, 1 <= i < L.
+    """Compute ``forgetting (Chaudhry)``: mean over tasks learned before row L of ``max a[i][j] - a[L][j]``, 1 <= i < L.
 
     Chaudhry et al. 2018 (Riemannian Walk): the best score on the task at any earlier stage of training, also before it
     was learned, minus the score now. Row 0 and the last row take no part in the maximum, so it can be negative.
@@ -164,7 +164,7 @@ def forgetting_chaudhry(matrix: ScoreMatrix) -> Metric:
 
 
 def forgetting_since_learned(matrix: ScoreMatrix) -> Metric:
-    """``forgetting (since learned)``: as :func:`forgetting_chaudhry`, with the maximum over rows ``r(j)..L-1``.
+    """Compute ``forgetting (since learned)``: as :func:`forgetting_chaudhry`, with the maximum over rows ``r(j)..L-1``.
 
     What a task lost of what *learning it* had reached; a score the pre-trained model had by itself and that was gone
     before the task was learned does not count. Needs no entry before a task was learned, so it is defined for tasks
@@ -180,7 +180,7 @@ def forgetting_since_learned(matrix: ScoreMatrix) -> Metric:
 
 
 def forgetting_including_last(matrix: ScoreMatrix) -> Metric:
-    """``forgetting (incl. last row)``: the maximum over rows ``r(j)..L``, so no task counts below zero.
+    """Compute ``forgetting (incl. last row)``: the maximum over rows ``r(j)..L``, so no task counts below zero.
 
     The form that widely used code computes (Mammoth, Buzzega et al. 2020): a task that improved cannot hide another
     that was forgotten. Equals ``forgetting (since learned)`` with each task's term cut off at zero; cutting off does
@@ -203,7 +203,7 @@ def forgetting_including_last(matrix: ScoreMatrix) -> Metric:
 
 
 def learning_accuracy(matrix: ScoreMatrix) -> Metric:
-    """``learning accuracy``: mean over learned tasks of ``a[r(j)][j]``, each right after it was learned.
+    """Compute ``learning accuracy``: mean over learned tasks of ``a[r(j)][j]``, each right after it was learned.
 
     Riemer et al. 2019 (MER, LA). The ability to learn, whatever is kept. Undefined before a task was learned.
     """
@@ -217,7 +217,7 @@ def learning_accuracy(matrix: ScoreMatrix) -> Metric:
 
 
 def zero_shot(matrix: ScoreMatrix) -> Metric:
-    """``zero-shot``: mean over learned tasks of ``a[0][j]``, the model before any training.
+    """Compute ``zero-shot``: mean over learned tasks of ``a[0][j]``, the model before any training.
 
     Taken over the same tasks as ``OP``, so that their difference is what training gained. Undefined before a task was
     learned or when a learned task was not measured before training.
@@ -232,7 +232,7 @@ def zero_shot(matrix: ScoreMatrix) -> Metric:
 
 
 def summary(matrix: ScoreMatrix, references: Mapping[str, Score] | None = None) -> list[Metric]:
-    """All metrics, in a fixed order: OP, BWT, the forward transfers, forgetting, learning accuracy, zero-shot.
+    """Compute all metrics, in a fixed order: OP, BWT, the forms of FWT and of forgetting, learning accuracy, zero-shot.
 
     Args:
         matrix: the scores; may be empty, then everything is undefined.
@@ -253,12 +253,12 @@ def summary(matrix: ScoreMatrix, references: Mapping[str, Score] | None = None) 
 
 
 def _rows_learned(matrix: ScoreMatrix) -> list[tuple[str, int]]:
-    """Learned tasks with the row right after each was learned."""
+    """List learned tasks with the row right after each was learned."""
     return [(task, number) for number, row in enumerate(matrix.rows) for task in row.learned]
 
 
 def _earlier(matrix: ScoreMatrix) -> list[tuple[str, int]]:
-    """Tasks learned before the last row, with the row right after each was learned."""
+    """List tasks learned before the last row, with the row right after each was learned."""
     return [(task, row) for task, row in _rows_learned(matrix) if row < len(matrix) - 1]
 
 
@@ -269,7 +269,7 @@ def _change(matrix: ScoreMatrix, task: str, before: int, after: int) -> list[Ter
 
 
 def _drop_from_best(matrix: ScoreMatrix, task: str, rows: Iterable[int]) -> list[Term]:
-    """The best score on ``task`` in ``rows`` minus its score in the last row."""
+    """Return the terms of the best score on ``task`` in ``rows`` minus its score in the last row."""
     candidates = [matrix.score(row, task) for row in rows]
     measured = [entry for entry in candidates if entry is not None]
     if not measured or len(measured) < len(candidates):
@@ -284,10 +284,12 @@ def _known(terms: list[Term]) -> bool:
 
 
 def _mean(groups: list[list[Term]], name: str, definition: str, source: str) -> Metric:
-    """Mean over ``groups`` of the weighted sum within each, undefined if there is no group or an entry is missing.
+    """Compute the mean over ``groups`` of the weighted sum within each.
+
+    It is undefined if there is no group or an entry is missing.
 
     Weights of an entry that appears in several groups are added before squaring: it has one error, not several. Entries
-    are told apart by identity, since two cells of the matrix may hold equal numbers.
+    are distinguished by identity, since two cells of the matrix may hold equal numbers.
     """
     if not groups or not all(_known(group) for group in groups):
         return Metric(name=name, value=None, definition=definition, source=source)

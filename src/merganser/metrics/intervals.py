@@ -12,14 +12,14 @@ from merganser.errors import InputError
 
 
 def wilson_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
-    """Wilson's score interval of a proportion.
+    """Compute Wilson's score interval of a proportion.
 
     Stays within [0, 1] and keeps a width at scores of 0 and 1, where ``value +- z * stderr`` collapses to a point. For
-    scores between 0 and 1 per example (ROUGE-L, F1) it is conservative: their variance is at most
+    scores between 0 and 1 per example (ROUGE-L, F1) it is conservative, because their variance is at most
     ``value (1 - value)``.
 
     Args:
-        value: share of correct answers (or mean score), in [0, 1].
+        value: fraction of correct answers (or mean score), in [0, 1].
         n: number of test examples.
         confidence: coverage, in (0, 1).
 
@@ -47,10 +47,10 @@ def wilson_interval(value: float, n: int, confidence: float = 0.95) -> tuple[flo
 
 
 def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
-    """Mean over independent runs (seeds) and the half-width of its Student-t interval.
+    """Compute the mean over independent runs (seeds) and the half-width of its Student-t interval.
 
     To compare two methods run with the same seeds, give the differences seed by seed: they share data order and
-    initialisation, so the interval of the differences is the one that decides.
+    initialisation, so their differences vary less than the values.
 
     Args:
         values: one number per seed.
@@ -58,7 +58,7 @@ def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float
 
     Returns:
         Mean and half-width ``t(n - 1) * s / sqrt(n)`` with the sample deviation ``s``; the half-width is ``None`` for a
-        single seed, which says nothing about spread.
+        single seed, from which no spread can be measured.
 
     Raises:
         InputError: no values, a value that is not finite, or a confidence outside (0, 1).

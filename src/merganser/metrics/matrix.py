@@ -18,7 +18,7 @@ from merganser.metrics.score import Score, ScoreRow
 
 
 class ScoreMatrix:
-    """Scores of tasks (columns) over the stages of learning (rows).
+    """Store scores of tasks (columns) over the stages of learning (rows).
 
     Entries may be missing: not every task is measured at every row, and a task may become known late. A missing entry
     is ``None`` from :meth:`score` and NaN in :attr:`values`.
@@ -83,7 +83,7 @@ class ScoreMatrix:
                 )
         for name in scores:
             self._require_task(name)
-        # A copy per cell: metrics tell cells apart by identity, since two of them may hold equal numbers.
+        # A copy per cell: metrics distinguish cells by identity, since two of them may hold equal numbers.
         self._rows.append(
             ScoreRow(learned=list(learned), scores={name: score.model_copy() for name, score in scores.items()})
         )
@@ -101,17 +101,17 @@ class ScoreMatrix:
 
     @property
     def tasks(self) -> tuple[str, ...]:
-        """Columns, in the order in which they were added."""
+        """Return the columns, in the order in which they were added."""
         return tuple(self._tasks)
 
     @property
     def learned_tasks(self) -> tuple[str, ...]:
-        """Tasks learned so far, in the order of learning (within a joint row, as given)."""
+        """Return the tasks learned so far, in the order of learning (within a joint row, as given)."""
         return tuple(name for row in self._rows for name in row.learned)
 
     @property
     def rows(self) -> tuple[ScoreRow, ...]:
-        """All rows, row 0 first; the scores of each in the order of the columns. Copies."""
+        """Return copies of all rows, row 0 first; the scores of each in the order of the columns."""
         return tuple(
             ScoreRow(
                 learned=list(row.learned),
@@ -121,11 +121,11 @@ class ScoreMatrix:
         )
 
     def __len__(self) -> int:
-        """Number of rows, row 0 included."""
+        """Return the number of rows, row 0 included."""
         return len(self._rows)
 
     def score(self, row: int, task: str) -> Score | None:
-        """The entry, or ``None`` where it is missing. A negative ``row`` counts from the end.
+        """Return the entry, or ``None`` where it is missing. A negative ``row`` counts from the end.
 
         Raises:
             InputError: no such row or task.
@@ -136,7 +136,7 @@ class ScoreMatrix:
 
     @property
     def values(self) -> NDArray[np.float64]:
-        """Mean scores, shape ``[rows, tasks]``, NaN where missing; a copy."""
+        """Return a copy of the mean scores, shape ``[rows, tasks]``, NaN where missing."""
         table = [
             [row.scores[name].value if name in row.scores else math.nan for name in self._tasks] for row in self._rows
         ]

@@ -2,7 +2,7 @@
 
 Every function takes ``answers`` and ``references``, two lists of strings of equal length, and returns a float64 array
 of shape ``[examples]``. ``TEXT_SCORES`` names them as a task's ``metric`` does. Which text an answer holds (special
-tokens stripped, prompt cut off) is the backbone's business.
+tokens stripped, prompt cut off) is decided by the backbone.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U
 
 
 def exact_match(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """1 where answer and reference are equal up to letter case and surrounding white space, else 0.
+    """Return 1 where answer and reference are equal up to letter case and surrounding white space, else 0.
 
     The score of AimMerging (Feng et al. 2025) on classification tasks. Letter case is removed by Unicode case folding
     after canonical composition, so two spellings of the same accented letter are equal. Punctuation counts.
@@ -42,7 +42,7 @@ def exact_match(answers: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def accuracy(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """1 where the answer is the reference label, letter case included (surrounding white space ignored), else 0.
+    """Return 1 where the answer is the reference label, letter case included, else 0; outer white space is ignored.
 
     For tasks with a label set: a label is an identifier, and two labels may differ in letter case only. Equal to
     :func:`exact_match` when answers are picked from labels that differ in more than case.
@@ -54,10 +54,10 @@ def accuracy(answers: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def rouge_l(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """ROUGE-L F1: harmonic mean of the longest common subsequence's share of the answer's and of the reference's words.
+    """Compute ROUGE-L F1: harmonic mean of the longest common subsequence's fraction of the words of either side.
 
     Lin 2004, as computed by the package ``rouge_score`` with Porter stemming, the score of SuperNI and of AimMerging on
-    generation tasks. That package keeps nothing but a-z and 0-9, so that any text in another script scores 0. Where
+    generation tasks. That package drops every character but a-z and 0-9: any text in another script scores 0. Where
     more than half of the reference's letters and digits are others, words are runs of Unicode letters, marks and digits
     instead (each Han or kana character a word of its own), without stemming. A reference without any letter or digit
     scores 0, as in that package.
@@ -77,7 +77,7 @@ def rouge_l(answers: Sequence[str], references: Sequence[str]) -> Scores:
 
 
 def token_f1(answers: Sequence[str], references: Sequence[str]) -> Scores:
-    """Token F1 of SQuAD (Rajpurkar et al. 2016): harmonic mean of precision and recall of the answer's words as a bag.
+    """Compute the token F1 of SQuAD (Rajpurkar et al. 2016): harmonic mean of precision and recall of bags of words.
 
     Lower case, ASCII punctuation deleted, the articles a, an, the dropped, split at white space; each Han or kana
     character a word of its own (as MLQA, Lewis et al. 2020, for Chinese). If either side has no word left, 1 when both
@@ -114,10 +114,10 @@ def score_answers(metric: str, answers: Sequence[str], references: Sequence[str]
 
 
 def mean_and_stderr(scores: Scores | Sequence[float]) -> tuple[float, float]:
-    """Mean of per-example scores and its standard error ``s / sqrt(n)``, ``s`` the sample deviation (n - 1).
+    """Compute the mean of per-example scores and its standard error ``s / sqrt(n)``, s the sample deviation (n - 1).
 
-    One example says nothing about spread; its standard error is taken as 0.5, the largest deviation that a variable
-    in [0, 1] can have (Popoviciu's inequality), so that it is never mistaken for a certain result.
+    The spread of one example cannot be measured; its standard error is set to 0.5, the largest deviation of a variable
+    in [0, 1] (Popoviciu's inequality), so that it is never mistaken for an exact result.
 
     Args:
         scores: shape ``[examples]``, each in [0, 1].
@@ -176,7 +176,7 @@ def _mostly_basic_latin(text: str) -> bool:
 
 
 class _UnicodeWords:
-    """Tokenizer for ``rouge_score``: words are runs of letters, marks and digits of any script."""
+    """Tokenize for ``rouge_score``: words are runs of letters, marks and digits of any script."""
 
     def tokenize(self, text: str) -> list[str]:
         folded = unicodedata.normalize("NFKC", text).casefold()

@@ -34,12 +34,12 @@ class BuiltinStream:
     generation: frozenset[str] = frozenset()
 
     def kind(self, task: str) -> Kind:
-        """``generation`` (free text, ROUGE-L) or ``classification`` (label set, exact match)."""
+        """Return ``generation`` (free text, ROUGE-L) or ``classification`` (label set, exact match)."""
         return "generation" if task in self.generation else "classification"
 
     @property
     def metric(self) -> str:
-        """The text scores of the stream, for tables."""
+        """Return the text scores of the stream, for tables."""
         if not self.generation:
             return "exact_match"
         labelled = sorted(set(self.tasks) - self.generation, key=self.tasks.index)
@@ -85,5 +85,5 @@ BUILTIN: dict[str, BuiltinStream] = _streams()
 
 
 def task_kind(task: str) -> Kind | None:
-    """Kind of a benchmark's task by its name; ``None`` for a task that no built-in stream has."""
+    """Return the kind of a benchmark's task by its name; ``None`` for a task that no built-in stream has."""
     return next((stream.kind(task) for stream in BUILTIN.values() if task in stream.tasks), None)

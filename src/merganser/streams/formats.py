@@ -51,11 +51,11 @@ class Table:
     folder: Path = Path()
 
     def where(self, index: int) -> str:
-        """``file, line 7``: how messages name row ``index`` (0-based)."""
+        """Return the place of row ``index`` (0-based) for messages, as ``file, line 7``."""
         return f"{self.shown}, {self.unit} {self.places[index]}"
 
     def value(self, index: int, field: str) -> Any:
-        """What one cell holds.
+        """Return the content of one cell.
 
         Raises:
             InputError: no such field in this row.
@@ -69,7 +69,7 @@ class Table:
         return row[field]
 
     def text(self, index: int, field: str) -> str:
-        """The text of one cell; numbers and truth values become text as JSON writes them.
+        """Return one cell as text; numbers and booleans are written as in JSON.
 
         Raises:
             InputError: no such field in this row, a value that is not text, an empty text.
@@ -143,7 +143,7 @@ def read_file(path: Path, shown: str | None = None) -> Table:
 
 
 def parse_hub(source: str, default_split: str) -> tuple[str, str | None, str]:
-    """``hub:owner/name[:config][:split]`` -> (name, config or None, split).
+    """Parse ``hub:owner/name[:config][:split]`` into name, configuration or ``None``, and split.
 
     A single suffix is the split if it is named like one (train, validation, valid, val, dev, test) or has a slice
     (``train[:1000]``), else the configuration; ``hub:owner/name::split`` is never ambiguous.
@@ -309,7 +309,7 @@ def _decode(data: bytes, shown: str) -> str:
 
 
 def missing_file(path: Path, shown: str) -> InputError:
-    """The error for a file that is not there, with the nearest name that is."""
+    """Create the error for a missing file, with the nearest existing name."""
     return InputError(f"{shown}: there is no such file.", _neighbour(path))
 
 

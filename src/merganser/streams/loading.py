@@ -1,4 +1,4 @@
-"""From options to tasks: read the files, make the texts, find the labels, check everything before work starts."""
+"""Create tasks from options: read the files, fill the prompts, collect the labels, check everything before training."""
 
 from __future__ import annotations
 
@@ -82,13 +82,13 @@ def load_stream(options: StreamOptions, base: Path) -> Stream:
 
 
 def _split_stream(options: StreamOptions, base: Path) -> Stream:
-    """The classes of one data set, a few per task."""
-    given = {} if options.split is None else {k: getattr(options.split, k) for k in options.split.model_fields_set}
+    """Read one data set and divide its classes among tasks."""
+    values = {} if options.split is None else {k: getattr(options.split, k) for k in options.split.model_fields_set}
     if options.name in IMAGE_SETS:
-        given = _over(IMAGE_SETS[options.name].split(options.folder), given)
+        values = _over(IMAGE_SETS[options.name].split(options.folder), values)
     for name in ("limit", "limit_dev", "limit_test", "limit_seed"):
-        given[name] = given.get(name) if given.get(name) is not None else getattr(options, name)
-    split = SplitOptions.model_validate(given)
+        values[name] = values.get(name) if values.get(name) is not None else getattr(options, name)
+    split = SplitOptions.model_validate(values)
     splits, record = _read_splits(split, base)
     seed = split.limit_seed or 0
     for part, share in (("test", split.test_share), ("dev", split.dev_share)):
@@ -105,25 +105,25 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
     order = class_order(split, labels or (), base)
     tasks = []
     for number, chosen in enumerate(groups(order, split), start=1):
-        own = {part: [e for e in examples if e.output in chosen] for part, examples in splits.items()}
-        settings = split.model_copy(
+        of_task = {part: [e for e in examples if e.output in chosen] for part, examples in splits.items()}
+        task_options = split.model_copy(
             update={"labels": {label: texts.get(label, label) for label in chosen} if texts else list(chosen)}
         )
-        tasks.append(_finish(f"{split.prefix}-{number:02d}", settings, own, dict(record), "accuracy"))
+        tasks.append(_finish(f"{split.prefix}-{number:02d}", task_options, of_task, dict(record), "accuracy"))
     return Stream(options.name or split.prefix, tuple(tasks))
 
 
-def _over(defaults: dict[str, object], given: dict[str, object]) -> dict[str, object]:
-    """Defaults of a built-in split, what was given on top; of two alternatives, one takes the other's place."""
+def _over(defaults: dict[str, object], values: dict[str, object]) -> dict[str, object]:
+    """Override the defaults of a built-in split; a setting also replaces the default of its alternative."""
     pairs = (("order", "order_seed"), ("tasks", "classes_per_task"), ("test", "test_share"), ("dev", "dev_share"))
     for first, second in (*pairs, *(pair[::-1] for pair in pairs)):
-        if given.get(first) is not None:
+        if values.get(first) is not None:
             defaults = {key: value for key, value in defaults.items() if key != second}
-    return {**defaults, **given}
+    return {**defaults, **values}
 
 
 def _resolve(task: TaskOptions, stream: StreamOptions) -> TaskOptions:
-    """The task's own settings, its overrides on top, the stream's limits where it has none."""
+    """Combine a task's settings, its overrides, and the stream's limits where it has none."""
     values = {name: getattr(task, name) for name in task.model_fields_set}
     if override := stream.overrides.get(task.name):
         values |= {name: getattr(override, name) for name in override.model_fields_set}
@@ -154,14 +154,14 @@ def _folder_tasks(folder: Path, shown: str, names: Sequence[str], builtin: str |
                 f"Give the folder with train/, dev/ and test/, each with files NAME{SUFFIX}.",
             )
     for split in ("train", "test"):
-        there = sorted(path.name.removesuffix(SUFFIX) for path in (folder / split).glob(f"*{SUFFIX}"))
-        if absent := [name for name in names if name not in there]:
+        existing = sorted(path.name.removesuffix(SUFFIX) for path in (folder / split).glob(f"*{SUFFIX}"))
+        if absent := [name for name in names if name not in existing]:
             whose = f"{builtin} needs {len(names)} tasks; " if builtin in BUILTIN else ""
             raise InputError(
                 f"{whose}{shown}/{split} has no file {absent[0]}{SUFFIX}"
                 + (f" (nor those of {', '.join(absent[1:])})" if len(absent) > 1 else "")
-                + f"; it has {', '.join(there) or 'none'}.",
-                nearest(absent[0], there) or "Add the files, or name the tasks that are there with 'order'.",
+                + f"; it has {', '.join(existing) or 'none'}.",
+                nearest(absent[0], existing) or "Add the files, or name the existing tasks with 'order'.",
             )
     return [_folder_task(folder, shown, name) for name in names]
 
@@ -177,7 +177,7 @@ def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
 
 
 def _read_splits(options: TaskOptions | SplitOptions, base: Path) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """Examples of train, dev and test, and what each was read from."""
+    """Read the examples of train, dev and test, and return what each was read from."""
     sources = {"train": options.train, "dev": options.dev, "test": options.test}
     splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
     record: dict[str, str] = {}
@@ -210,11 +210,11 @@ def _finish(
     record: dict[str, str],
     labelled_metric: MetricName,
 ) -> Task:
-    """The task of these examples: labels found, everything checked, limits drawn."""
-    asked = options.labels
-    if asked == "auto" and any(example.image is not None for example in splits["train"]):
-        asked = "train"  # no free text is written about an image
-    labels, texts = _label_set(asked, splits["train"])
+    """Create a task from its examples: collect the labels, check everything, draw the limited examples."""
+    label_set = options.labels
+    if label_set == "auto" and any(example.image is not None for example in splits["train"]):
+        label_set = "train"  # images have no free-text answers
+    labels, texts = _label_set(label_set, splits["train"])
     metric = options.metric or ("rouge_l" if labels is None else labelled_metric)
     try:
         spec = AnswerSpec(labels, texts, options.answer, metric, options.prompt)
@@ -227,7 +227,7 @@ def _finish(
         test=splits["test"],
         spec=spec,
     )
-    # Whole files first: a mistake in row 900 is there at any limit.
+    # The whole files are checked first, so that a mistake in row 900 is reported at any limit.
     check_task(task)
     limits = {"train": options.limit, "dev": options.limit_dev, "test": options.limit_test}
     for split, limit in limits.items():
@@ -264,15 +264,15 @@ def _examples(table: Table, options: TaskSettings) -> list[Example]:
     return examples
 
 
-def _label_set(asked: LabelSet, train: Sequence[Example]) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-    """Labels in a fixed order (as listed, or sorted when collected) and the texts given for them."""
-    if asked is None:
+def _label_set(options: LabelSet, train: Sequence[Example]) -> tuple[tuple[str, ...] | None, dict[str, str]]:
+    """Return the labels in a fixed order (as listed, or sorted when collected) and the texts for a matcher."""
+    if options is None:
         return None, {}
-    if isinstance(asked, dict):
-        return tuple(asked), dict(asked)
-    if isinstance(asked, list):
-        return tuple(asked), {}
+    if isinstance(options, dict):
+        return tuple(options), dict(options)
+    if isinstance(options, list):
+        return tuple(options), {}
     counts = Counter(example.output for example in train)
-    if asked == "auto" and min(counts.values()) < 2:
+    if options == "auto" and min(counts.values()) < 2:
         return None, {}
     return tuple(sorted(counts)), {}

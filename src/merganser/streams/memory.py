@@ -1,9 +1,9 @@
-"""The rehearsal memory: which training texts of a learned task are kept.
+"""Select the training texts of a learned task that the rehearsal memory keeps.
 
 Samplers (AimMerging, Feng et al. 2025, section on rehearsal; behaviour of the released code):
 
 ``per_label``
-    An honest budget of floor(share * size) texts, spread over the labels as evenly as their sizes allow: at least one
+    A budget of floor(share * size) texts, spread over the labels as evenly as their sizes allow: at least one
     per label while the budget lasts. Free text counts as one label.
 ``uniform``
     The same budget, any texts.
@@ -42,7 +42,7 @@ class MemorySummary(BaseModel):
 
 
 def budget(options: MemoryOptions, size: int, label_counts: Collection[int] = ()) -> int:
-    """How many texts of a task may be kept.
+    """Compute how many texts of a task may be kept.
 
     floor(share * size) or min(number, size); with ``minimum_per_label`` m at least sum over labels of min(m, count).
 
@@ -57,7 +57,7 @@ def budget(options: MemoryOptions, size: int, label_counts: Collection[int] = ()
     if options.number is not None:
         allowed = min(options.number, size)
     else:
-        # 0.29 * 100 is 28.999999999999996: without the margin one text less than was asked.
+        # 0.29 * 100 is 28.999999999999996: without the margin one text would be missing.
         allowed = math.floor((options.share or 0.0) * size + 1e-9)
     minimum = sum(min(options.minimum_per_label, count) for count in label_counts or [size])
     allowed = max(allowed, minimum)
@@ -101,9 +101,9 @@ def sample_memory(
         for group, number in zip(strata, spread(allowed, [len(group) for group in strata], rng), strict=True):
             chosen += pick(group, number, rng)
     else:
-        each = max(1, allowed // len(groups))
+        per_output = max(1, allowed // len(groups))
         for group in groups.values():
-            chosen += pick(group, min(each, len(group)), rng)
+            chosen += pick(group, min(per_output, len(group)), rng)
         if len(chosen) > allowed and not options.allow_excess:
             raise InputError(
                 f"The reference sampler would keep {len(chosen)} of {len(examples)} training texts, at least one for "
@@ -117,14 +117,14 @@ def sample_memory(
 
 
 def memory_bytes(examples: Sequence[Example]) -> int:
-    """UTF-8 bytes of the inputs and outputs, and the bytes of the encoded images."""
+    """Count the UTF-8 bytes of the inputs and outputs, and the bytes of the encoded images."""
     return sum(example.nbytes for example in examples)
 
 
 def summarise_memory(
     kept: Sequence[Example], examples: Sequence[Example], labels: Collection[str] | None, options: MemoryOptions
 ) -> MemorySummary:
-    """What a call of :func:`sample_memory` kept, for the record.
+    """Summarise what a call of :func:`sample_memory` kept.
 
     Args:
         kept: its result.
@@ -146,5 +146,5 @@ def summarise_memory(
 
 
 def _round_up(share: float) -> float:
-    """To four decimals, upwards, so that the share named in a remedy is large enough."""
+    """Round up to four decimals, so that the share named in a remedy is large enough."""
     return math.ceil(share * 10_000) / 10_000

@@ -25,7 +25,7 @@ LabelSet = list[str] | dict[str, str] | Literal["auto", "train"] | None
 
 
 def name_problem(name: str) -> str:
-    """Why ``name`` cannot name a task (it names a folder of the run), or an empty string."""
+    """Return why ``name`` cannot name a task (and a folder of the run), or an empty string."""
     if not _NAME.fullmatch(name):
         return (
             f"task name '{name}' cannot name a folder: use letters, digits, '.', '_' and '-', "
@@ -279,19 +279,19 @@ class StreamOptions(Options):
     def _check_source(self) -> StreamOptions:
         image_set = self.name is not None and self.name in IMAGE_SETS
         builtin = image_set or (self.name is not None and self.name in (*BUILTIN, DEMO))
-        given = [
+        sources = [
             what
-            for what, there in (
+            for what, is_set in (
                 ("tasks", self.tasks is not None),
                 ("order", self.order is not None),
                 ("split", self.split is not None and not image_set),
                 (f"name: {self.name}", builtin),
             )
-            if there
+            if is_set
         ]
-        if len(given) > 1:
-            raise ValueError(f"gives both '{given[0]}' and '{given[1]}': keep one")
-        if not given:
+        if len(sources) > 1:
+            raise ValueError(f"gives both '{sources[0]}' and '{sources[1]}': keep one")
+        if not sources:
             if self.name is not None:
                 hint = nearest(self.name, [*BUILTIN, DEMO, *IMAGE_SETS])
                 raise ValueError(f"'{self.name}' is not a built-in stream. {hint or 'Known: ' + ', '.join(BUILTIN)}")
@@ -300,9 +300,9 @@ class StreamOptions(Options):
             raise ValueError("'split' needs 'train': the examples whose classes are split")
         needs_folder = self.order is not None or (builtin and not image_set and self.name != DEMO)
         if needs_folder and self.folder is None:
-            raise ValueError(f"'{given[0]}' needs 'folder': where train/, dev/ and test/ are")
+            raise ValueError(f"'{sources[0]}' needs 'folder': where train/, dev/ and test/ are")
         if not needs_folder and not image_set and self.folder is not None:
-            raise ValueError(f"'folder' has no effect with '{given[0]}'" + ("; give 'order'" if self.tasks else ""))
+            raise ValueError(f"'folder' has no effect with '{sources[0]}'" + ("; give 'order'" if self.tasks else ""))
         if self.name == DEMO and self.overrides:
             raise ValueError("'overrides' do not apply to the demo")
         if (self.split is not None or image_set) and self.overrides:
@@ -319,7 +319,7 @@ class StreamOptions(Options):
         return self
 
     def task_names(self) -> list[str] | None:
-        """Names of the tasks in order; ``None`` for the demo and for splits, which name their own."""
+        """Return the names of the tasks in order; ``None`` for the demo and for splits, which name their own."""
         if self.tasks is not None:
             return [task.name for task in self.tasks]
         if self.order is not None:
@@ -378,7 +378,7 @@ class MemoryOptions(Options):
 
 
 def _label(value: Any) -> str:
-    """A label as text. YAML reads a bare yes, no, on, off, true or false as a truth value: ask for quotes."""
+    """Return a label as text; refuse a boolean, as which YAML reads a bare yes, no, on, off, true or false."""
     if isinstance(value, bool):
         raise ValueError(f"label {value} is a truth value, not a text: put the word in quotes")
     if isinstance(value, int | float):

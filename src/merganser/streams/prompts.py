@@ -16,7 +16,7 @@ _REMEDY = "Write {field} with the plain name of a field, or {input}; a literal b
 
 
 def parse_prompt(template: str) -> list[tuple[str, str | None]]:
-    """Cut a template into ``(literal text, field name or None)`` pairs.
+    """Split a template into ``(literal text, field name or None)`` pairs.
 
     Raises:
         InputError: unbalanced braces, an empty name, or anything but a plain name (attributes, indices, conversions,
@@ -38,7 +38,7 @@ def parse_prompt(template: str) -> list[tuple[str, str | None]]:
 
 
 def prompt_fields(template: str) -> tuple[str, ...]:
-    """Names of the fields a template uses, each once, in order of appearance.
+    """Return the names of the fields a template uses, each once, in order of appearance.
 
     Raises:
         InputError: as :func:`parse_prompt`.
@@ -47,7 +47,7 @@ def prompt_fields(template: str) -> tuple[str, ...]:
 
 
 def fill_prompt(template: str, values: Mapping[str, str]) -> str:
-    """The text of one example: the template with every ``{field}`` replaced by its value.
+    """Return the text of one example: the template with every ``{field}`` replaced by its value.
 
     Raises:
         InputError: the template is not a valid one, or ``values`` lacks a field it names.
@@ -58,9 +58,9 @@ def fill_prompt(template: str, values: Mapping[str, str]) -> str:
         if name is None:
             continue
         if name not in values:
-            there = ", ".join(values) or "none"
+            fields = ", ".join(values) or "none"
             raise InputError(
-                f"The prompt {template!r} needs field '{name}', which is not given (there is: {there}).",
+                f"The prompt {template!r} needs field '{name}', which is missing (present: {fields}).",
                 nearest(name, values) or "Give the field, or change the prompt.",
             )
         parts.append(values[name])
@@ -68,7 +68,7 @@ def fill_prompt(template: str, values: Mapping[str, str]) -> str:
 
 
 def fill_with_text(template: str, text: str) -> str:
-    """Ask ``text`` the way a task asked its examples: it becomes the only field of the template.
+    """Put ``text`` in place of the only field of the template.
 
     Raises:
         InputError: the template is not a valid one, or has several fields, so that one text cannot fill it.

@@ -1,4 +1,4 @@
-"""Seeded draws: the same texts for the same seed, whatever else is drawn before or beside them."""
+"""Seeded sampling: the same texts for the same seed, independent of all other samples."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from merganser.streams.task import Example
 
 
 def generator(seed: int, *names: str) -> np.random.Generator:
-    """A random generator of its own for a purpose, such as ``generator(seed, task, "train")``.
+    """Create a separate random generator for a purpose, such as ``generator(seed, task, "train")``.
 
     Raises:
         InputError: a negative seed.
@@ -24,35 +24,35 @@ def generator(seed: int, *names: str) -> np.random.Generator:
 
 
 def spread(total: int, counts: Sequence[int], rng: np.random.Generator) -> list[int]:
-    """Share ``total`` among groups as evenly as their sizes allow.
+    """Divide ``total`` among groups as evenly as their sizes allow.
 
-    No group gets more than it has; two groups that are not exhausted differ by at most one. Which groups get the
-    remainder is drawn. Gives out ``min(total, sum(counts))`` in all.
+    No number exceeds its group's count; two groups that are not exhausted differ by at most one. The groups that get
+    the remainder are drawn. The numbers sum to ``min(total, sum(counts))``.
     """
-    given = [0] * len(counts)
+    numbers = [0] * len(counts)
     left = min(total, sum(counts))
     while left > 0:
-        unfilled = [i for i, count in enumerate(counts) if given[i] < count]
-        each = left // len(unfilled)
-        if each == 0:
+        unfilled = [i for i, count in enumerate(counts) if numbers[i] < count]
+        equal = left // len(unfilled)
+        if equal == 0:
             for i in rng.permutation(unfilled)[:left]:
-                given[int(i)] += 1
+                numbers[int(i)] += 1
             break
         for i in unfilled:
-            more = min(each, counts[i] - given[i])
-            given[i] += more
+            more = min(equal, counts[i] - numbers[i])
+            numbers[i] += more
             left -= more
-    return given
+    return numbers
 
 
 def pick(items: Sequence[int], number: int, rng: np.random.Generator) -> list[int]:
-    """``number`` different items, drawn uniformly, in the order in which they stand in ``items``."""
+    """Draw ``number`` different items uniformly; return them in the order of ``items``."""
     chosen = rng.choice(len(items), size=number, replace=False)
     return [items[int(i)] for i in sorted(chosen)]
 
 
 def positions_by_output(examples: Sequence[Example]) -> dict[str, list[int]]:
-    """Output -> positions of the examples that have it; outputs in sorted order."""
+    """Group the positions of examples by output; outputs in sorted order."""
     groups: dict[str, list[int]] = {}
     for position, example in enumerate(examples):
         groups.setdefault(example.output, []).append(position)
@@ -62,7 +62,7 @@ def positions_by_output(examples: Sequence[Example]) -> dict[str, list[int]]:
 def draw_limited(
     examples: Sequence[Example], limit: int | None, rng: np.random.Generator, every_label: bool
 ) -> list[Example]:
-    """At most ``limit`` examples, drawn uniformly without replacement, in file order (``None``: all of them).
+    """Draw at most ``limit`` examples uniformly without replacement, in file order (``None``: all of them).
 
     With ``every_label`` one example of each output is drawn first, so that a small training set still shows every
     label (as many labels as the limit allows).

@@ -16,7 +16,7 @@ from merganser.streams.task import Example
 
 
 def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> list[str]:
-    """The classes in order of learning, without those excluded.
+    """Return the classes in order of learning, without those excluded.
 
     Args:
         options: ``order`` (a list, or a file with one class per line, relative to ``base``), or ``order_seed``, or
@@ -24,7 +24,7 @@ def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> lis
         labels: all classes of the data.
 
     Raises:
-        InputError: an order that misses a class or names one that is not there or twice; a file that is not there;
+        InputError: an order that misses a class or names one that does not exist or twice; a missing file;
             nothing left to learn.
     """
     _require(options.exclude, labels, "split.exclude")
@@ -58,7 +58,7 @@ def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> lis
 
 
 def _natural(options: SplitOptions, labels: Sequence[str]) -> list[str]:
-    """The classes as the numbers of IDX files have them, else as they are."""
+    """Order the classes by their numbers in IDX files, if there are any."""
     if options.classes is None:
         return list(labels)
     return [label for label in options.classes if label in labels]
@@ -72,7 +72,7 @@ def _require(names: Sequence[str], labels: Sequence[str], key: str) -> None:
 
 
 def groups(order: Sequence[str], options: SplitOptions) -> list[tuple[str, ...]]:
-    """The classes of each task.
+    """Divide the classes among tasks.
 
     Raises:
         InputError: more tasks than classes, or neither their number nor their size is given.
@@ -84,8 +84,8 @@ def groups(order: Sequence[str], options: SplitOptions) -> list[tuple[str, ...]]
         raise InputError("The split has neither 'tasks' nor 'classes_per_task'.", "Give one of them.")
     if options.tasks > len(order):
         raise InputError(f"split.tasks: {options.tasks} tasks for {len(order)} classes.", "Ask for fewer tasks.")
-    each, more = divmod(len(order), options.tasks)
-    sizes = [each + (number < more) for number in range(options.tasks)]
+    size, remainder = divmod(len(order), options.tasks)
+    sizes = [size + (number < remainder) for number in range(options.tasks)]
     ends = np.cumsum(sizes)
     return [tuple(order[end - size : end]) for size, end in zip(sizes, ends, strict=True)]
 
@@ -93,7 +93,7 @@ def groups(order: Sequence[str], options: SplitOptions) -> list[tuple[str, ...]]
 def hold_out(
     examples: Sequence[Example], share: float, rng: np.random.Generator
 ) -> tuple[list[Example], list[Example]]:
-    """``examples`` without, and only, a share of each class, both in file order.
+    """Divide examples into those that stay and a held-out share of each class, both in file order.
 
     Of n examples of a class floor(share * n) are held out, at least one where there are two.
     """

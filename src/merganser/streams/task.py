@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text, or image, and the answer wanted for it.
+    """One text or image, and its correct answer.
 
     ``input`` is the text as the model reads it (prompt applied). With an ``image`` the model reads that, and ``input``
     is only its name.
@@ -28,17 +28,17 @@ class Example:
 
     @property
     def read(self) -> str | Picture:
-        """What the model reads."""
+        """Return the text or image that the model reads."""
         return self.input if self.image is None else self.image
 
     @property
     def identity(self) -> str:
-        """The text that the model reads, or the SHA-256 of the image: it is what its bytes are, wherever it lies."""
+        """Return the text that the model reads, or the SHA-256 of the image, which does not depend on its place."""
         return self.input if self.image is None else self.image.sha256
 
     @property
     def nbytes(self) -> int:
-        """Bytes that keeping it takes: the input's (UTF-8), the output's, and those of an encoded image."""
+        """Return the bytes needed to store it: of input and output in UTF-8, and of an encoded image."""
         text = len(self.input.encode()) + len(self.output.encode())
         return text if self.image is None else text + self.image.nbytes
 
@@ -64,7 +64,7 @@ class Task:
     source: Mapping[str, str] = field(default_factory=dict)
 
     def fingerprint(self) -> str:
-        """SHA-256 over everything that influences a result; equal for equal tasks, whatever file they came from."""
+        """Compute the SHA-256 of everything that influences a result; it does not depend on the names of the files."""
         digest = hashlib.sha256()
         spec = self.spec
         texts = repr(sorted(spec.label_texts.items()))

@@ -67,12 +67,12 @@ class Picture:
 
     @cached_property
     def sha256(self) -> str:
-        """SHA-256 of the encoded bytes."""
+        """Return the SHA-256 of the encoded bytes."""
         return hashlib.sha256(self.read()).hexdigest()
 
     @cached_property
     def nbytes(self) -> int:
-        """Number of encoded bytes."""
+        """Return the number of encoded bytes."""
         return self.size if self.size is not None else len(self.read())
 
     def decode(self, mode: str) -> Image:
