@@ -84,6 +84,14 @@ def test_every_metric_is_explained() -> None:
     assert [metric.name for metric in summary(ScoreMatrix()) if f"| `{metric.name}` |" not in text] == []
 
 
+def test_the_example_of_the_metrics_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    (example,) = blocks(DOCS / "metrics.md", "python")
+    exec(example, {})
+    lines = dict(line.split("\t")[:2] for line in capsys.readouterr().out.splitlines())
+    assert float(lines["OP"]) == pytest.approx((0.8 + 0.5) / 2)
+    assert float(lines["BWT"]) == pytest.approx(0.8 - 0.88)
+
+
 def test_the_sections_of_a_stream_are_valid() -> None:
     sections = [yaml.safe_load(block) for block in blocks(DOCS / "streams.md", "yaml")]
     streams = [StreamOptions.model_validate(section["stream"]) for section in sections if "stream" in section]

@@ -75,7 +75,7 @@ class Pm(Method[PmOptions]):
         method = self
 
         class Perturbing(TrainerCallback):
-            """Perturb the weights for a step's gradients, and restore them bit for bit before the optimizer's update."""
+            """Perturb the weights for a step's gradients; restore them bit for bit before the optimizer's update."""
 
             sign = 0
 
