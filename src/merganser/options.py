@@ -59,6 +59,13 @@ def problem_text(problem: ErrorDetails) -> str:
     return f"{message} (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else message
 
 
+def yaml_text(value: Any) -> str:
+    """Return a number, word, boolean or ``None`` as it is written in a configuration file."""
+    if value is None or isinstance(value, bool):
+        return "null" if value is None else str(value).lower()
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
 def option_fields(settings: type[Settings], section: str = "") -> dict[str, Any]:
     """Return the settings that stand in a section of a configuration file, as fields for ``pydantic.create_model``.
 

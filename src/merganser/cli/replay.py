@@ -42,9 +42,10 @@ def replay(
         typer.echo(json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False))
         return
     from merganser.cli.output import OutputConsole
+    from merganser.options import yaml_text
 
     console = OutputConsole()
-    words = [f"{key} {_shown(new)} instead of {_shown(old)}" for key, (old, new) in found.changes.items()]
+    words = [f"{key} {yaml_text(new)} instead of {yaml_text(old)}" for key, (old, new) in found.changes.items()]
     console.print(f"Replayed with {', '.join(words) or 'the options of the run'}.", highlight=False, soft_wrap=True)
     for each in found.tasks:
         console.print()
@@ -75,12 +76,6 @@ def _parsed(changes: list[str]) -> dict[str, Any]:
                 f"--set {key.strip()}: '{value}' is not a value.", "Give a number, true, false or null."
             ) from error
     return found
-
-
-def _shown(value: Any) -> str:
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _cells(merge: MergeRecord | Merge | None, masks: bool) -> list[str]:

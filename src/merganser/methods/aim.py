@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.options import StrictOptions, option_fields
+from merganser.options import StrictOptions, option_fields, yaml_text
 from merganser.settings import ABLATION, described
 from merganser.training.aim.config import REFERENCE, REFERENCE_DEFAULTS, AimConfig
 from merganser.training.determinism import derive_seed
@@ -42,10 +42,10 @@ class _CompatOptions(MethodOptions):
         if not isinstance(values, Mapping):
             return values
         ablation = values.get(ABLATION)
-        given = {**values, **(ablation if isinstance(ablation, Mapping) else {})}
-        if given.get("measure_merges") is False and given.get("guard_factor") is not None:
+        merged = {**values, **(ablation if isinstance(ablation, Mapping) else {})}
+        if merged.get("measure_merges") is False and merged.get("guard_factor") is not None:
             raise ValueError("guard_factor needs the losses that measure_merges: false omits: keep one")
-        implied = AimConfig.implied(given)
+        implied = AimConfig.implied(merged)
         compat = values.get("compat")
         if not isinstance(compat, str) or compat not in COMPAT:
             return {**implied, **values}
@@ -53,8 +53,8 @@ class _CompatOptions(MethodOptions):
         for key, value in required.items():
             if key in values and values[key] != value:
                 raise ValueError(
-                    f"compat: {compat} needs {key}: {_yaml(value)}, but {key} is {_yaml(values[key])}: remove one of "
-                    "them"
+                    f"compat: {compat} needs {key}: {yaml_text(value)}, but {key} is {yaml_text(values[key])}: "
+                    "remove one of them"
                 )
         return {**implied, **defaults, **values, **required}
 
@@ -99,13 +99,6 @@ AimOptions = create_model(
 )
 
 
-def _yaml(value: Any) -> str:
-    """Return a value as written in a configuration file."""
-    if value is None or isinstance(value, bool):
-        return "null" if value is None else str(value).lower()
-    return str(value)
-
-
 class Aim(Method[_CompatOptions]):
     """Merge along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
 
@@ -119,7 +112,7 @@ class Aim(Method[_CompatOptions]):
     def __init__(self, options: _CompatOptions) -> None:
         super().__init__(options)
         self.config = options.config()
-        self._callback: AimMerging | None = None  # of the task in hand; the first task has none
+        self._callback: AimMerging | None = None  # of the current task; the first task has none
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:

@@ -102,8 +102,9 @@ class Method(Generic[OptionsT]):
             merge (*trained*), or from the model as it came (*pretrained*).
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
         full_memory: the memory is all training data (an upper bound, not a continual learner).
-        joint: all tasks at hand are learned at once, with everything kept from earlier ones.
-        per_task_models: tasks are answered by different weights (see :meth:`answered_by`), so a question names one.
+        joint: all given tasks are learned at once, together with the stored data of earlier ones.
+        per_task_models: tasks are answered by different weights (:meth:`answered_by`), so the task of a text must be
+            named.
         lora_only: works on the factors of an adapter, not on whole weights.
         selects_best: a task's best weights can take the place of its last ones before :meth:`after_task`; false where
             that looks at the way to the last ones.
@@ -145,7 +146,7 @@ class Method(Generic[OptionsT]):
             whole: these are all of a stream; otherwise others may be yet to come.
 
         Returns:
-            What a person should know of options that don't fit but do no harm, if there is such a thing.
+            A remark for the user about options that do not fit the tasks but do no harm; ``None`` without one.
 
         Raises:
             InputError: an option has values for fewer tasks than the run will have, or names other tasks.

@@ -90,8 +90,8 @@ class KMerge(Method[KMergeOptions]):
         with timed_merge(self.records):
             current, origin = Weights.of(context.backbone.module), context.pretrained()
             kept = [context.deployed(rows[-1]) for rows in self.slots]
-            likeness = [similarity(current, each, origin) for each in kept]
-            best = max(range(len(kept)), key=lambda i: likeness[i])
+            similarities = [similarity(current, model, origin) for model in kept]
+            best = max(range(len(kept)), key=lambda i: similarities[i])
             self.slots[best].append(context.index)
             share = 1 / len(self.slots[best])
         record_merge(

@@ -92,11 +92,11 @@ class Lwf(Method[LwfOptions]):
             tasks = [list(dict.fromkeys(row for task in tasks for row in task))]
 
         def labels(model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]) -> Tensor:
-            given = {name: value for name, value in inputs.items() if name != "labels"}
-            rows = given["candidates"].new_tensor([row for task in tasks for row in task])
-            given["candidates"] = rows.expand(len(given["candidates"]), -1)
+            batch = {name: value for name, value in inputs.items() if name != "labels"}
+            rows = batch["candidates"].new_tensor([row for task in tasks for row in task])
+            batch["candidates"] = rows.expand(len(batch["candidates"]), -1)
             sizes = [len(task) for task in tasks]
-            pairs = zip(model(**given)["logits"].split(sizes, 1), old_logits(given).split(sizes, 1), strict=True)
+            pairs = zip(model(**batch)["logits"].split(sizes, 1), old_logits(batch).split(sizes, 1), strict=True)
             terms = [distillation(new, old, options.temperature) for new, old in pairs]
             return options.weight * sum(terms[1:], terms[0])
 

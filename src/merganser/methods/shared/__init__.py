@@ -1,1 +1,1 @@
-"""What several methods have in common; one file per method lies beside this folder."""
+"""Helpers that several methods share; each method has one file beside this folder."""

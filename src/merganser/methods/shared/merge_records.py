@@ -37,7 +37,7 @@ def record_merge(
         trained: the task's weights after its last step.
         before: those of the model that they are merged with.
         weight_new, weight_old: weights of the two updates; their means if they differ between entries.
-        start: where the task started; ``before`` if not given.
+        start: where the task started; by default ``before``.
         sizes: norms of the task's update and of the model's so far, and the cosine between them, where they are not
             those of the weights (a method that merges products of factors).
     """

@@ -24,7 +24,7 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
     """Mapping from names to methods.
 
     Looking up a name raises :class:`~merganser.errors.InputError` when two sides claim it, or when the package that
-    offers it cannot be used; ``KeyError`` when nobody does. Iterating gives names and imports nothing.
+    offers it cannot be used; ``KeyError`` when none does. Iterating gives names and imports nothing.
 
     Args:
         built_in: methods that need no package.
