@@ -78,6 +78,10 @@ class TaskContext:
     memory_groups: Sequence[tuple[str, str]] = ()
     listener: Listener = silent
 
+    def specs(self) -> dict[str, AnswerSpec]:
+        """Return how the tasks learned so far and this one are answered, in the order of learning."""
+        return {**self.earlier, self.task: self.spec}
+
     def pretrained(self) -> Weights:
         """Read the pretrained values of the trainable weights, as a copy."""
         return self.deployed(0)

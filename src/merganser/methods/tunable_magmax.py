@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import TrainerCallback
 
-    from merganser.streams.answers import AnswerSpec
     from merganser.weights import Weights
 
 FEATURES = "features.safetensors"
@@ -88,7 +87,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         from merganser.methods.shared.task_preferences import check_labels
 
         if self.options.preference == "label_overlap":
-            check_labels(self._specs(context))
+            check_labels(context.specs())
         return []
 
     def after_task(self, context: TaskContext) -> None:
@@ -118,11 +117,6 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             start=origin if count == 1 else models[-2],
         )
 
-    @staticmethod
-    def _specs(context: TaskContext) -> dict[str, AnswerSpec]:
-        """Return how the tasks learned so far and the new one are answered, in the order of learning."""
-        return {**context.earlier, context.task: context.spec}
-
     def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
         """Compute one number per task so far, in the order of learning."""
         from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
@@ -132,7 +126,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             return preference[: context.index]
         if preference == "uniform":
             return [1.0] * context.index
-        specs = self._specs(context)
+        specs = context.specs()
         # Wanted tasks may be learned later; until one of them is, all learned tasks are wanted.
         wanted = [task for task in self.options.wanted or specs if task in specs] or list(specs)
         if preference == "label_overlap":
