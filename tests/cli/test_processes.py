@@ -237,7 +237,7 @@ def test_what_cannot_be_done_by_several_processes(spawner: Spawner, tmp_path: Pa
     run = ("run", stream, "--out", tmp_path / "run")
     assert "training.batch is 2, for 3 processes together" in refused(*run, count=3)
     assert "learns in one process" in refused(*run, "--method", "ewc")
-    assert "merganser undo runs in one process" in refused("undo", tmp_path / "run")
+    assert "`merganser undo` runs in one process" in refused("undo", tmp_path / "run")
     assert "FSDP version 1" in refused(*run, **{**SHARDED, "FSDP_VERSION": "1"})
     assert "off the device" in refused(*run, **{**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"})
     assert "no layer of class Nothing" in refused(*run, **SHARDED, FSDP_TRANSFORMER_CLS_TO_WRAP="Nothing")

@@ -10,12 +10,13 @@ import torch
 
 from merganser import Learner
 from merganser.methods import TaskContext
-from merganser.methods.lwf import Lwf, LwfOptions, distillation
+from merganser.methods.lwf import Lwf, LwfOptions
 from merganser.models.base import Backbone, Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
 from merganser.streams.answers import AnswerSpec, CandidatePolicy
 from merganser.streams.task import Example
+from merganser.training.distillation import distillation
 from tests.learner import toys
 from tests.learner.test_learner import sections, task
 from tests.methods import plain

@@ -74,7 +74,7 @@ def test_a_batch_that_was_asked_for_must_fit_the_memory(name: str) -> None:
     training = TrainingOptions(batch=4)
     assert method.rehearsal_batch(training, 0) is None
     assert method.rehearsal_batch(training, 7) == 7
-    with pytest.raises(InputError, match=r"method.batch is 7, but the memory holds 6"):
+    with pytest.raises(InputError, match=r"The option method.batch is 7, but the memory holds 6"):
         method.rehearsal_batch(training, 6)
     relaxed = make_method(METHODS[name].Options(name=name))
     assert relaxed.rehearsal_batch(training, 3) == 3

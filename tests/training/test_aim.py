@@ -303,7 +303,7 @@ def test_memory_of_other_columns_goes_through_the_trainers_collator(tmp_path: Pa
 def test_bad_memories_and_diverged_training(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="memory is empty"):
         AimMerging([])
-    with pytest.raises(InputError, match="Batch is 13, but the memory holds 12"):
+    with pytest.raises(InputError, match="batch is 13, but the memory holds 12"):
         train(tmp_path, AimMerging(OLD, batch=13))
     with pytest.raises(InputError, match="probe_batch is 99"):
         train(tmp_path, AimMerging(OLD, probe_batch=99))

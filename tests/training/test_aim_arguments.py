@@ -18,8 +18,8 @@ from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, ea
 @pytest.mark.parametrize(
     ("given", "match"),
     [
-        ({"batch": 0}, "Batch is 0; give a whole number > 0 or None"),
-        ({"batch": 13}, "Batch is 13, but the memory holds 12"),
+        ({"batch": 0}, "batch is 0; give a whole number > 0 or None"),
+        ({"batch": 13}, "batch is 13, but the memory holds 12"),
         ({"probe_batch": -1, "probe_set": "fresh"}, "probe_batch is -1"),
         ({"guard_factor": 1.0}, "guard_factor is 1.0; give a number > 1 or None"),
         ({"guard_factor": math.inf}, "guard_factor is inf"),
@@ -27,7 +27,7 @@ from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, ea
         ({"important_share": 0.0}, "important_share is 0.0; give a number > 0 and <= 1"),
         ({"important_share": 1.5}, "important_share is 1.5"),
         ({"importance_smoothing": 1.0}, "importance_smoothing is 1.0"),
-        ({"fusion": "mean"}, "Fusion is 'mean'; give 'trajectory' or 'importance_masks'"),
+        ({"fusion": "mean"}, "fusion is 'mean'; give 'trajectory' or 'importance_masks'"),
         ({"measure_merges": 1}, "measure_merges is 1; give True or False"),
         ({"rehearsal_steps": "all"}, "rehearsal_steps is 'all'; give a whole number >= 0 or 'half' or 'interval'"),
         ({"min_interval": 9, "max_interval": 8}, "min_interval 9 is larger than max_interval 8"),

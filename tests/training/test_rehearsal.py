@@ -54,7 +54,7 @@ def test_batches_larger_than_the_memory() -> None:
     assert check_batch("method.batch", None, 16, 5) == 5
     assert check_batch("method.batch", None, 4, 5) == 4
     assert check_batch("method.batch", 5, 16, 5) == 5
-    with pytest.raises(InputError, match=r"method.batch is 6, but the memory holds 5 examples"):
+    with pytest.raises(InputError, match=r"The option method.batch is 6, but the memory holds 5 examples"):
         check_batch("method.batch", 6, 16, 5)
     with pytest.raises(InputError, match="empty"):
         MemoryBatches([], 1, 0)

@@ -133,7 +133,7 @@ def test_training_resumes_from_a_checkpoint_to_the_same_bits(spawner: Spawner, t
     names = ["aim_merging.json", "aim_merging.process-0.safetensors", "aim_merging.process-1.safetensors"]
     assert sorted(file.name for file in folder.iterdir()) == names
     size = json.loads((tmp_path / "size.json").read_text())
-    with pytest.raises(InputError, match="by 2 processes that share the weights out; now it is a process that holds"):
+    with pytest.raises(InputError, match="by 2 processes with sharded weights; now it is a process with full"):
         read_state([folder], Identity(SAVED, size, False, {}))
     with pytest.raises(InputError, match=r"by 2 processes .*; now it is 1 process that"):
         read_state([folder], Identity(SAVED, size, True, {}))

@@ -28,20 +28,6 @@ class LwfOptions(MethodOptions):
     )
 
 
-def distillation(new: Tensor, old: Tensor, temperature: float) -> Tensor:
-    r"""Average over the rows :math:`T^2 \mathrm{KL}(\mathrm{softmax}(old / T) \,\|\, \mathrm{softmax}(new / T))`.
-
-    Args:
-        new, old: logits, rows x classes.
-        temperature: T; with :math:`T^2` gradients keep their size (Hinton et al. 2015, arXiv 1503.02531).
-    """
-    from torch.nn import functional
-
-    targets = (old.float() / temperature).log_softmax(-1)
-    answers = (new.float() / temperature).log_softmax(-1)
-    return temperature**2 * functional.kl_div(answers, targets, reduction="batchmean", log_target=True)
-
-
 class Lwf(Method[LwfOptions]):
     """Add to the loss the divergence of the model's answers from those of the model before the task.
 
@@ -69,6 +55,8 @@ class Lwf(Method[LwfOptions]):
             return None
         module = context.backbone.module
         before = dict(Weights.of(module).snapshot())
+        from merganser.training.distillation import distillation
+
         options = self.options
 
         def old_logits(inputs: Mapping[str, Any]) -> Tensor:

@@ -56,7 +56,7 @@ def average_performance(matrix: ScoreMatrix) -> Metric:
     return _mean(
         terms,
         "OP",
-        "average performance: mean over learned tasks of a[L][j], L = last row",
+        "overall performance: mean over learned tasks of a[L][j], L = last row",
         "Lopez-Paz & Ranzato 2017 (GEM: ACC); Feng et al. 2025 (AimMerging: OP)",
     )
 

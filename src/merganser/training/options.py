@@ -88,10 +88,10 @@ def check_batch(key: str, size: int | None, default: int, memory_examples: int) 
     if size is None:
         return min(default, memory_examples)
     if size < 1:
-        raise InputError(f"{key} is {size} examples.", f"Use at least 1, or omit {key}.")
+        raise InputError(f"The option {key} is {size} examples.", f"Use at least 1, or omit {key}.")
     if size > memory_examples:
         raise InputError(
-            f"{key} is {size}, but the memory holds {memory_examples} examples.",
+            f"The option {key} is {size}, but the memory holds {memory_examples} examples.",
             f"Use at most {memory_examples}, omit {key}, or keep more (memory.share, memory.number, "
             "memory.minimum_per_label).",
         )

@@ -24,7 +24,7 @@ def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
     try:
         return config.changed(**settings)
     except ValueError as error:
-        raise InputError(f"{error}.", "AimConfig describes every setting.") from error
+        raise InputError(f"AimMerging: {error}.", "AimConfig describes every setting.") from error
 
 
 def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hashable]) -> None:

@@ -18,7 +18,7 @@ ProbeSet = Literal["fresh", "fixed"]
 """Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
 
 Fusion = Literal["trajectory", "importance_masks"]
-"""How the updates of the two phases are merged, see :func:`merganser.training.aim.fusion.fuse`."""
+"""How the updates of the two phases are merged, see :func:`merganser.training.aim.fusion.fusion_rule`."""
 
 
 @dataclass(frozen=True)

@@ -151,23 +151,6 @@ def predictor(
     return CausalPredictor(backbone) if backbone.kind == "causal" else Seq2SeqPredictor(backbone)
 
 
-def divergence(teacher: Tensor, student: Tensor, temperature: float = 1.0) -> Tensor:
-    """Compute ``temperature**2 * KL(teacher || student)`` in nats, the mean over rows; 0 without rows or choices.
-
-    Source: Hinton et al. 2015, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
-
-    Args:
-        teacher, student: logits (rows x choices); missing choices may be minus infinity in both.
-    """
-    if teacher.numel() == 0:
-        return student.sum() * 0.0
-    lowest = -1e4  # zero after the softmax, and unlike infinity it has a gradient
-    exact = torch.promote_types(student.dtype, torch.float32)
-    teacher_log = functional.log_softmax(teacher.to(exact).clamp(min=lowest) / temperature, -1)
-    student_log = functional.log_softmax(student.to(exact).clamp(min=lowest) / temperature, -1)
-    return temperature**2 * functional.kl_div(student_log, teacher_log, reduction="batchmean", log_target=True)
-
-
 def split_batches(examples: Sequence[Any], size: int) -> list[Sequence[Any]]:
     """Split examples, in their order, into batches of at most ``size``."""
     return [examples[start : start + size] for start in range(0, len(examples), size)]

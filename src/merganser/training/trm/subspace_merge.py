@@ -25,10 +25,11 @@ from merganser.merging.subspace import Subspace, group_parameters
 from merganser.models.base import eval_mode
 from merganser.models.precision import autocast
 from merganser.training.determinism import derive_seed
+from merganser.training.distillation import distillation
 from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
 from merganser.training.trm.merge_space import MergeSpace, PlainSpace, UpdateSpace
 from merganser.training.trm.options import SubspaceOptions
-from merganser.training.trm.predictions import Predictions, Predictor, divergence, predictor, split_batches
+from merganser.training.trm.predictions import Predictions, Predictor, predictor, split_batches
 from merganser.training.trm.responsiveness import Responsiveness, Scalar
 from merganser.weights import Weights
 
@@ -234,12 +235,12 @@ class SubspaceMerge:
             with self._autocast():
                 predictions = self._predictor.predict(batch)
                 loss = predictions.own_loss if options.ablation.align == "own" else predictions.loss
-                align = loss if answers is None else divergence(answers, predictions.answers)
+                align = loss if answers is None else distillation(predictions.answers, answers)
                 align = align * 0 if options.ablation.align == "none" else align
             consistency = (
                 align * 0
                 if target is None
-                else divergence(target, self._consistency_logits(predictions), options.temperature)
+                else distillation(self._consistency_logits(predictions), target, options.temperature)
             )
             value = consistency if consistency_only else align + options.consistency * consistency
             slopes = torch.autograd.grad(
