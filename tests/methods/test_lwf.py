@@ -120,7 +120,7 @@ def test_among_all_labels_seen_the_new_ones_are_learned(tmp_path: Path) -> None:
     model = {"name": str(toys.model_folder("matcher")), "kind": "matcher", "candidates": "seen", "lora": {"r": 2}}
     values = {**sections(model=model, training={"steps": 3}), "method": {"name": "lwf"}}
     with pytest.MonkeyPatch.context() as patch, Learner.open(tmp_path / "run", **values) as learner:
-        patch.setattr("merganser.methods.lwf.distillation", noted)
+        patch.setattr("merganser.training.distillation.distillation", noted)
         learner.learn_stream(tasks)
     assert sizes == [len(tasks[0].spec.labels or ())] * 3
 
