@@ -48,12 +48,12 @@ def ask(
     if not texts:
         raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
     with Learner.open(run, read_only=True, model_path=model) as learner:
-        for asked, answer in zip(texts, learner.predict(texts, task), strict=True):
+        for question, answer in zip(texts, learner.predict(texts, task), strict=True):
             if as_json:
                 typer.echo(
                     json.dumps(
-                        {"text": asked, "answer": answer.text, "score": round(answer.score, 6)}, ensure_ascii=False
+                        {"text": question, "answer": answer.text, "score": round(answer.score, 6)}, ensure_ascii=False
                     )
                 )
             else:
-                typer.echo(answer.text if len(texts) == 1 else f"{answer.text}\t{asked}")
+                typer.echo(answer.text if len(texts) == 1 else f"{answer.text}\t{question}")

@@ -37,23 +37,23 @@ def replay(
     from merganser.report.replay import replay as replayed
     from merganser.runs import read_run
 
-    found = replayed(read_run(run), _parsed(changes or []), task)
+    result = replayed(read_run(run), _parsed(changes or []), task)
     if as_json:
-        typer.echo(json.dumps(_plain(found), indent=1, ensure_ascii=False, allow_nan=False))
+        typer.echo(json.dumps(_plain(result), indent=1, ensure_ascii=False, allow_nan=False))
         return
     from merganser.cli.output import OutputConsole
     from merganser.options import yaml_text
 
     console = OutputConsole()
-    words = [f"{key} {yaml_text(new)} instead of {yaml_text(old)}" for key, (old, new) in found.changes.items()]
+    words = [f"{key} {yaml_text(new)} instead of {yaml_text(old)}" for key, (old, new) in result.changes.items()]
     console.print(f"Replayed with {', '.join(words) or 'the options of the run'}.", highlight=False, soft_wrap=True)
-    for each in found.tasks:
+    for entry in result.tasks:
         console.print()
-        console.print(_table(each, found.masks))
-        console.print(_counts(each), highlight=False, soft_wrap=True)
-    for name in found.without_merges:
+        console.print(_table(entry, result.masks))
+        console.print(_counts(entry), highlight=False, soft_wrap=True)
+    for name in result.without_merges:
         console.print(f"\nTask '{name}' had no merge; it is not replayed.", highlight=False, soft_wrap=True)
-    if notes := _notes(found):
+    if notes := _notes(result):
         console.print()
     for note in notes:
         console.print(note, highlight=False, soft_wrap=True)
@@ -64,18 +64,18 @@ def _parsed(changes: list[str]) -> dict[str, Any]:
 
     from merganser.errors import InputError
 
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for change in changes:
         key, equals, value = change.partition("=")
         if not equals or not key.strip():
             raise InputError(f"--set '{change}' is not KEY=VALUE.", "For instance --set threshold_factor=1.5.")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            result[key.strip()] = yaml.safe_load(value)
         except yaml.YAMLError as error:
             raise InputError(
                 f"--set {key.strip()}: '{value}' is not a value.", "Give a number, true, false or null."
             ) from error
-    return found
+    return result
 
 
 def _cells(merge: MergeRecord | Merge | None, masks: bool) -> list[str]:
@@ -86,81 +86,81 @@ def _cells(merge: MergeRecord | Merge | None, masks: bool) -> list[str]:
     return [str(merge.step), cause, str(merge.interval), weights]
 
 
-def _table(each: TaskReplay, masks: bool) -> Table:
+def _table(entry: TaskReplay, masks: bool) -> Table:
     """Merges of the run and of the replay side by side; those at one step share a line."""
     from rich.table import Table
 
-    table = Table(title=f"{each.task}, {each.steps} steps", pad_edge=False)
+    table = Table(title=f"{entry.task}, {entry.steps} steps", pad_edge=False)
     for side in ("run", "replay"):
         table.add_column(f"{side}: step", justify="right")
         table.add_column("cause")
         table.add_column("planned", justify="right")
         table.add_column("new + old")
-    actual = {merge.step: merge for merge in each.actual}
-    replayed = {merge.step: merge for merge in each.replayed}
+    actual = {merge.step: merge for merge in entry.actual}
+    replayed = {merge.step: merge for merge in entry.replayed}
     for step in sorted({*actual, *replayed}):
         table.add_row(*_cells(actual.get(step), masks), *_cells(replayed.get(step), masks))
     return table
 
 
-def _counts(each: TaskReplay) -> str:
-    if each.same:
+def _counts(entry: TaskReplay) -> str:
+    if entry.same:
         return "The replay makes exactly the merges of the ledger."
-    steps = [sum(merge.rehearsal_steps for merge in merges) for merges in (each.actual, each.replayed)]
+    steps = [sum(merge.rehearsal_steps for merge in merges) for merges in (entry.actual, entry.replayed)]
     return (
-        f"{len(each.actual)} merges with {steps[0]} rehearsal steps in the run, "
-        f"{len(each.replayed)} with {steps[1]} in the replay."
+        f"{len(entry.actual)} merges with {steps[0]} rehearsal steps in the run, "
+        f"{len(entry.replayed)} with {steps[1]} in the replay."
     )
 
 
-def _notes(found: Replay) -> list[str]:
+def _notes(result: Replay) -> list[str]:
     """Describe what is approximate."""
-    if all(each.same for each in found.tasks):
+    if all(entry.same for entry in result.tasks):
         return []
     notes = ["An estimate: losses on the memory are those of the run, whose weights were merged as in the ledger."]
-    merges = sum(len(each.replayed) for each in found.tasks)
-    if estimated := sum(each.estimated for each in found.tasks):
+    merges = sum(len(entry.replayed) for entry in result.tasks)
+    if estimated := sum(entry.estimated for entry in result.tasks):
         notes.append(
             f"{estimated} of {merges} learning signals are of intervals that the run did not have: its weights are "
             "assumed to change at a constant rate between its own merges, and at the last rate after them."
         )
-    if replaced_probes := sum(each.replaced_probes for each in found.tasks):
-        probes = sum(each.probes for each in found.tasks)
+    if replaced_probes := sum(entry.replaced_probes for entry in result.tasks):
+        probes = sum(entry.probes for entry in result.tasks)
         notes.append(
             f"{replaced_probes} of {probes} probes were not taken by the run; each is replaced by the one before it."
         )
     return notes
 
 
-def _plain(found: Replay) -> dict[str, Any]:
+def _plain(result: Replay) -> dict[str, Any]:
     def decided(merge: MergeRecord | Merge, following: int, signal: float) -> dict[str, Any]:
         keys = ("step", "cause", "alarms", "interval", "rehearsal_steps", "weight_new", "weight_old", "threshold")
         values = {key: getattr(merge, key) for key in keys}
-        if found.masks:
+        if result.masks:
             values["weight_new"] = values["weight_old"] = None
         return {**values, "next_interval": following, "learning_signal": signal}
 
     return {
-        "changes": {key: {"run": old, "replay": new} for key, (old, new) in found.changes.items()},
+        "changes": {key: {"run": old, "replay": new} for key, (old, new) in result.changes.items()},
         "tasks": [
             {
-                "task": each.task,
-                "steps": each.steps,
-                "same": each.same,
+                "task": entry.task,
+                "steps": entry.steps,
+                "same": entry.same,
                 "actual": [
                     {**decided(merge, merge.next_interval, merge.learning_signal), "status": merge.status}
-                    for merge in each.actual
+                    for merge in entry.actual
                 ],
                 "replayed": [
                     decided(*known)
-                    for known in zip(each.replayed, each.next_intervals, each.learning_signals, strict=True)
+                    for known in zip(entry.replayed, entry.next_intervals, entry.learning_signals, strict=True)
                 ],
-                "learning_signals_estimated": each.estimated,
-                "probes": each.probes,
-                "probes_not_taken": each.replaced_probes,
+                "learning_signals_estimated": entry.estimated,
+                "probes": entry.probes,
+                "probes_not_taken": entry.replaced_probes,
             }
-            for each in found.tasks
+            for entry in result.tasks
         ],
-        "without_merges": found.without_merges,
-        "notes": _notes(found),
+        "without_merges": result.without_merges,
+        "notes": _notes(result),
     }

@@ -86,8 +86,8 @@ class Learner:
         processes.initialize()
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
-            asked = config.model_dump(mode="json", exclude={"stream"})
-            return cls(opening.reopen(run, asked, listener))
+            requested = config.model_dump(mode="json", exclude={"stream"})
+            return cls(opening.reopen(run, requested, listener))
         return cls(opening.start(run, config, listener, command), new=True)
 
     def close(self) -> None:

@@ -80,14 +80,14 @@ def reopen(
     """
     directory = processes.run_collectively(lambda: RunDirectory.open(path))
     config = _stored_config(directory)
-    asked = {key: value for key, value in given.items() if key != "stream"}
-    wanted = check_config({**config.sections(), **asked}, "options")
+    requested = {key: value for key, value in given.items() if key != "stream"}
+    wanted = check_config({**config.sections(), **requested}, "options")
     if changed := differences(config.sections(), wanted.sections()):
         raise InputError(
             f"The run '{path}' was started differently: {'; '.join(changed)}.",
             "Use the same configuration to continue it, or another folder for a new run.",
         )
-    if "training" in asked:
+    if "training" in requested:
         config = config.with_changes_of(wanted)
     if not read_only:
         directory.lock.acquire()

@@ -154,7 +154,7 @@ def replay_task(
         masks: see :class:`TaskReplay`.
     """
     rates = ChangeRates(merges)
-    found: list[Merge] = []
+    decisions: list[Merge] = []
     intervals: list[int] = []
     learning: list[float] = []
     estimated = probes = replaced_probes = before = 0
@@ -173,9 +173,9 @@ def replay_task(
                 decision = dataclasses.replace(decision, rehearsal_steps=merges[-1].rehearsal_steps)
         if decision is None:
             continue
-        moved, own = rates.signal(before, decision.step, decision.interval)
-        estimated += not own
-        found.append(decision)
+        moved, recorded = rates.signal(before, decision.step, decision.interval)
+        estimated += not recorded
+        decisions.append(decision)
         learning.append(moved)
         intervals.append(controller.record(moved))
         before = decision.step
@@ -183,7 +183,7 @@ def replay_task(
         task=merges[0].task,
         steps=len(signals),
         actual=tuple(merges),
-        replayed=tuple(found),
+        replayed=tuple(decisions),
         next_intervals=tuple(intervals),
         learning_signals=tuple(learning),
         estimated=estimated,
@@ -213,7 +213,7 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
     before = AimOptions.model_validate(config).config()
     now = _changed(before, changes or {})
     merged = list(dict.fromkeys(merge.task for merge in run.merges))
-    signals = {name: found for name, found in run.signals.items() if found}
+    signals = {name: records for name, records in run.signals.items() if records}
     if not merged:
         raise InputError(
             f"'{run.path}' made no merge, so that the rate at which its weights change is unknown.",
