@@ -53,6 +53,8 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("method", {"name": "aim", "intervall": 3}, "method.intervall", "interval"),
         ("method", {"name": "aim", "only_at_end": True}, "method.only_at_end", "ablation.only_at_end"),
         ("method", {"name": "aim", "ablation": {"only_at_and": 1}}, "method.ablation.only_at_and", "only_at_end"),
+        ("method", {"name": "aim", "rehearsal_draws": "iid"}, "method.rehearsal_draws", "rehearsal_sampling"),
+        ("method", {"name": "trm", "measure": "off"}, "method.measure", "responsiveness"),
         ("model.lora.rank", 4, "model.lora.rank", ["alpha, dropout, r, targets"]),
         ("method", {"name": "sequential", "batch": 3}, "method.batch", ["name"]),
     ],
@@ -63,6 +65,11 @@ def test_unknown_keys(path: str, value: Any, key: str, known: str | list[str]) -
         check_config(changed(path, value), "run.yaml")
     assert raised.value.cause == f"run.yaml: {key}: unknown key."
     assert raised.value.remedy.endswith(f" '{known}'?" if isinstance(known, str) else f": {known[0]}.")
+
+
+def test_the_earlier_name_of_a_value_is_answered_with_its_name_now() -> None:
+    with pytest.raises(InputError, match="Did you mean 'epoch'"):
+        check_config(changed("method", {"name": "aim", "rehearsal_sampling": "walk"}), "run.yaml")
 
 
 @pytest.mark.parametrize(

@@ -177,6 +177,12 @@ def load_config(path: Path) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
 
 
+RENAMED_KEYS = {"rehearsal_draws": "rehearsal_sampling", "measure": "responsiveness"}
+"""Earlier name of a key -> its name now, for the hint to a file that still has the earlier one."""
+
+RENAMED_VALUES = {"walk": "epoch", "random": "iid"}
+"""The same for values of ``method.rehearsal_sampling``."""
+
 OptionsT = typing.TypeVar("OptionsT", bound=BaseModel)
 
 
@@ -197,13 +203,17 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
     at = f"{where}: {path}" if path else where
     if first["type"] == "extra_forbidden":
         known = known_keys(model, location[:-1], first["loc"])
-        inner = inner_key(model, location, first["loc"])
+        renamed = RENAMED_KEYS.get(str(location[-1]))
+        inner = renamed if renamed in known else inner_key(model, location, first["loc"])
         remedy = f"Did you mean '{inner}'?" if inner else nearest(str(location[-1]), known)
         remedy = remedy or (f"Known keys: {', '.join(known)}." if known else "")
         return InputError(f"{at}: unknown key{more}.", remedy)
     if first["type"] == "missing":
         return InputError(f"{at}: missing{more}.", "Add it; `merganser schema` describes every key.")
-    return InputError(f"{at}: {problem_text(first)}{more}", "`merganser schema` describes every key.")
+    remedy = "`merganser schema` describes every key."
+    if location[-1:] == ["rehearsal_sampling"] and str(first["input"]) in RENAMED_VALUES:
+        remedy = f"Did you mean '{RENAMED_VALUES[str(first['input'])]}'?"
+    return InputError(f"{at}: {problem_text(first)}{more}", remedy)
 
 
 def _is_tag(part: str | int, location: Sequence[str | int]) -> bool:
