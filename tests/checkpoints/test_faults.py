@@ -1,4 +1,4 @@
-"""A kill, a power cut and an error at every call by which a merge writes: a folder with its name is complete."""
+"""A kill, a power cut and an error at every call by which a merge writes: the same command repeats the merge."""
 
 from __future__ import annotations
 

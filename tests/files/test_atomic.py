@@ -177,6 +177,25 @@ def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
     assert contents(tmp_path) == {"out": None, "out/a": b"1"}
 
 
+def test_an_old_folder_that_cannot_be_removed_is_left_to_the_next_writer(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    target = tmp_path / "out"
+    with atomic.new_folder(target, shared=True) as folder:
+        (folder / "a").write_text("1")
+    with monkeypatch.context() as patch, atomic.new_folder(target, shared=True) as folder:
+        (folder / "b").write_text("2")
+        patch.setattr(os, "rmdir", fails)
+    assert [path.name for path in target.iterdir()] == ["b"]
+    assert len(list(tmp_path.iterdir())) == 2
+    with atomic.new_folder(target, shared=True) as folder:
+        (folder / "c").write_text("3")
+    assert contents(tmp_path) == {"out": None, "out/c": b"3"}
+
+
 @pytest.mark.parametrize("name", ["out", "out[1]"])
 def test_what_killed_writers_left_is_removed_or_gets_its_name_back(name: str, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
