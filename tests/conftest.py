@@ -1,10 +1,16 @@
-"""Settings that must be made before torch is imported."""
+"""Settings that must be made before torch is imported, and the one process that forks others."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
+import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from tests.cli.spawner import Spawner
 
 # Two torch threads on busy cores can be twenty times slower while OpenMP spins; tests are small, one thread is enough.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -20,3 +26,13 @@ os.fsync = lambda descriptor: None
 settings.register_profile("here", deadline=None)
 settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+@pytest.fixture(scope="session")
+def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
+    """Start processes without the imports."""
+    from tests.cli.spawner import Spawner
+
+    started = Spawner(tmp_path_factory.mktemp("spawner"))
+    yield started
+    started.stop()

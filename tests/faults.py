@@ -185,13 +185,14 @@ def work_with_error(folder: Path, number: int, work: Callable[[], None], calls: 
 
 
 def errors_to_try(calls: list[str]) -> dict[str, int]:
-    """Return the numbers of the calls to fail: of those of a kind in one unfinished folder, the first."""
+    """Return the numbers of the calls to fail: the first of a kind in one unfinished folder, whatever its step."""
     chosen: dict[str, int] = {}
     for number, call in enumerate(calls):
         name, path = call.split(" ", 1)
         folder = os.path.dirname(path)
+        where = folder if ".partial" in folder else path
         if name != "fsync":
-            chosen.setdefault(f"{name} {folder}" if ".partial" in folder else call, number)
+            chosen.setdefault(re.sub(r"step-\d+", "step", f"{name} {where}"), number)
     return chosen
 
 

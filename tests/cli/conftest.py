@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.cli.spawner import Spawner
 from tests.learner import toys
 
 
@@ -25,14 +24,6 @@ def _quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iter
     monkeypatch.chdir(tmp_path)
     yield
     torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="session")
-def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
-    """Starts processes without the imports."""
-    found = Spawner(tmp_path_factory.mktemp("spawner"))
-    yield found
-    found.stop()
 
 
 @pytest.fixture
