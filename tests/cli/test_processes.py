@@ -247,5 +247,5 @@ def test_what_cannot_be_done_by_several_processes(spawner: Spawner, tmp_path: Pa
     assert "learns in one process" in refused(*run, "--method", "ewc")
     assert "`merganser undo` runs in one process" in refused("undo", tmp_path / "run")
     assert "FSDP version 1" in refused(*run, **{**SHARDED, "FSDP_VERSION": "1"})
-    assert "off the device" in refused(*run, **{**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"})
+    assert "offloaded parameters" in refused(*run, **{**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"})
     assert "no layer of class Nothing" in refused(*run, **SHARDED, FSDP_TRANSFORMER_CLS_TO_WRAP="Nothing")

@@ -79,7 +79,7 @@ def test_without_weight_it_is_plain_fine_tuning(kind: str, dropout: float, tmp_p
     ):
         model = {"name": str(toys.model_folder(kind)), "kind": kind, "dropout": dropout}
         model |= {"lora": {"r": 2, "dropout": dropout}}
-        values = {**sections(model=model, training={"steps": 3}), "method": method}
+        values = {**sections(model=model, training={"steps": 3}, evaluation={"future": False}), "method": method}
         with Learner.open(tmp_path / name, **values) as learner:
             learner.learn_stream([task("mood"), task("topic")])
         files = sorted((tmp_path / name).glob("tasks/*/*/*.safetensors"))
@@ -118,7 +118,7 @@ def test_among_all_labels_seen_the_new_ones_are_learned(tmp_path: Path) -> None:
         return distillation(new, old, temperature)
 
     model = {"name": str(toys.model_folder("matcher")), "kind": "matcher", "candidates": "seen", "lora": {"r": 2}}
-    values = {**sections(model=model, training={"steps": 3}), "method": {"name": "lwf"}}
+    values = {**sections(model=model, training={"steps": 3}, evaluation={"future": False}), "method": {"name": "lwf"}}
     with pytest.MonkeyPatch.context() as patch, Learner.open(tmp_path / "run", **values) as learner:
         patch.setattr("merganser.training.distillation.distillation", noted)
         learner.learn_stream(tasks)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import importlib.metadata
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -27,6 +29,21 @@ def installed() -> bool:
 
 
 needs_package = pytest.mark.skipif(not installed(), reason=f"the package {PACKAGE} is not installed")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _files_read_once() -> Iterator[None]:
+    """Parse each file once, which takes most of the time of these tests."""
+    read, kept = demo._read, {}
+
+    def read_once(path: Path, source: Any) -> Any:
+        if (path, source.name) not in kept:
+            kept[path, source.name] = read(path, source)
+        return kept[path, source.name]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(demo, "_read", read_once)
+        yield
 
 
 @pytest.fixture(scope="module")
