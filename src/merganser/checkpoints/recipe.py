@@ -201,7 +201,7 @@ class Recipe(StrictOptions):
             return _check_value(parameter, value, where)
         if parameter not in rule.per_model:
             layers = " It may change over the layers: {layers: [...]}." if isinstance(parameter.default, float) else ""
-            raise InputError(f"{where} is a list.", f"{key} is not given per model: give one value.{layers}")
+            raise InputError(f"{where} is a list.", f"Give one value of {key}, not one per model.{layers}")
         if len(value) != len(self.models):
             raise InputError(
                 f"{where} has {len(value)} values for {len(self.models)} models.", "Give one per model, or one for all."
