@@ -96,7 +96,7 @@ def test_opcm_deploys_the_best_update_of_the_adapters_rank(tmp_path: Path) -> No
     with Learner.open(tmp_path / "run", **values) as learner:
         learner.learn_stream(TASKS)
         method, weights = learner.session.method, Weights.of(learner.session.backbone.module)
-        factors = method._factors  # type: ignore[attr-defined]
+        factors = method._state.factors  # type: ignore[attr-defined]
         assert factors
         for name, exact in factors.items():
             assert exact.rank == 8  # two tasks of rank 4

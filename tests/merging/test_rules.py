@@ -165,6 +165,31 @@ def test_tunable_magmax_gives_surplus_to_the_largest_earlier_task() -> None:
     close(tunable_magmax.tunable_magmax(models, base, weights=[1, 1, 0], scale=1.0), 5, 5, 5, 5)
 
 
+def test_tunable_magmax_hands_the_first_tasks_surplus_to_the_task_that_is_largest_there() -> None:
+    """Task 1 wins all six entries and may keep two. Of the four that it gives up, task 2 takes its two from the first
+    three as far as there are, task 3 from the last three, and only what is left goes to either."""
+    base = np.zeros(6, np.float32)
+    models = [array(9, 9, 9, 9, 9, 9), array(5, 5, 5, 1, 1, 1), array(2, 2, 2, 6, 6, 6)]
+    given_up = set()
+    for seed in range(30):
+        merged = tunable_magmax.tunable_magmax(models, base, weights=[1, 1, 1], scale=1.0, seed=seed)
+        owner = [{9: 0, 5: 1, 1: 1, 2: 2, 6: 2}[int(value)] for value in merged]
+        assert [owner.count(task) for task in (0, 1, 2)] == [2, 2, 2]
+        there = [sum(task != 0 for task in half) for half in (owner[:3], owner[3:])]
+        given_up.add(there[0])
+        assert owner[:3].count(1) == min(2, there[0])
+        assert owner[3:].count(2) == min(2, there[1])
+    assert given_up == {1, 2, 3}
+
+
+def test_tunable_magmax_asks_no_task_without_a_quota() -> None:
+    """Tasks 2 and 4 may supply nothing, so the largest of tasks 1 and 3 supplies each entry."""
+    base = np.zeros(2, np.float32)
+    models = [array(1, 1), array(3, 3), array(2, 0.5), array(9, 9)]
+    for seed in range(4):
+        close(tunable_magmax.tunable_magmax(models, base, weights=[1, 0, 1, 0], scale=1.0, seed=seed), 2, 1)
+
+
 def test_tunable_magmax_with_the_winners_shares_is_magmax() -> None:
     base = array(0, 0, 0, 0)
     models = [array(5, -6, 1, 1), array(1, 1, -7, 8)]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from merganser.merging.line_search import two_stage_interpolation
 from merganser.methods import make_method
 from merganser.methods.became import Became, BecameOptions
 from merganser.training.records import TaskRecords
@@ -28,8 +29,16 @@ def after_first_task(folder: Path, **options: Any) -> Stream:
     return run
 
 
-def test_the_merge_is_the_closed_form(tmp_path: Path) -> None:
-    run = after_first_task(tmp_path)
+@pytest.mark.parametrize(("drift", "expected"), [(True, 0.3), (False, 0.5)])
+def test_the_position_between_the_stages_by_hand(drift: bool, expected: float) -> None:
+    """One weight, F = Lambda = 1, from 0 by .4 in the first stage and by 1 in the second: (1 - .4) / 2 and 1 / 2."""
+    before, projected, trained, one = ({"w": torch.tensor([value])} for value in (0.0, 0.4, 1.4, 1.0))
+    assert two_stage_interpolation(before, projected, trained, one, one, drift=drift) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("compat", [None, "reference"])
+def test_the_merge_is_the_closed_form(compat: Any, tmp_path: Path) -> None:
+    run = after_first_task(tmp_path, compat=compat)
     spared, theta = draw_weights(5), SECOND[0]
     context = run.context(2, SECOND[1])
     current = Weights.of(run.module).copy_(run.deployed[1])
@@ -45,7 +54,9 @@ def test_the_merge_is_the_closed_form(tmp_path: Path) -> None:
     over = under = 0.0
     for name in theta:
         delta, drift = theta[name] - spared[name], spared[name] - FIRST[0][name]
-        over += float((delta * now[name] * delta).sum() - (drift * past[name] * delta).sum())
+        over += float((delta * now[name] * delta).sum())
+        if compat is None:
+            over -= float((drift * past[name] * delta).sum())
         under += float((delta * (past[name] + now[name]) * delta).sum())
     share = over / under
     assert 0 < share < 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from merganser.merging.magmax import magmax
 from merganser.merging.opcm import opcm
 from merganser.merging.tunable_magmax import tunable_magmax
 from merganser.methods import METHODS, make_method
-from merganser.methods.pm import draw_sign
+from merganser.methods.pm import PmOptions, draw_sign
 from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity
 from merganser.streams.answers import AnswerSpec
 from merganser.training.determinism import derive_seed
@@ -93,8 +94,18 @@ def test_preferences_by_labels_and_by_features() -> None:
     assert by_label_overlap(labels, ["a", "b", "c"]) == pytest.approx([1.5 / 4, 1.5 / 4, 1 / 4])
     assert by_label_overlap(labels, ["a"]) == pytest.approx([0.75, 0.25, 0.0])
     features = {"a": torch.tensor([1.0, 0.0]), "b": torch.tensor([1.0, 1.0]), "c": torch.tensor([-1.0, 0.0])}
-    assert by_similarity(features, ["a"]) == pytest.approx([1.0, 0.5**0.5, 0.0])
+    # Transcribed; cosines are 1, .7071 and -1.
+    raw = [math.exp(-4 * (1 - cosine) / 2) for cosine in (1, 0.5**0.5, -1)]
+    assert by_similarity(features, ["a"], 4.0) == pytest.approx([weight / sum(raw) for weight in raw])
+    assert by_similarity(features, ["a"], 0.0) == pytest.approx([1 / 3] * 3)
+    assert by_similarity(features, ["c"], 1e6) == [0.0, 0.0, 1.0]
     assert by_similarity({"a": torch.zeros(2)}, ["a"]) == [1.0]
+
+
+def test_similar_features_weigh_as_in_the_authors_program() -> None:
+    """It gives .884, .116 and .000 to cosines of 1, .959 and .75."""
+    features = {str(cosine): torch.tensor([cosine, (1 - cosine**2) ** 0.5]) for cosine in (1.0, 0.9594, 0.75)}
+    assert by_similarity(features, ["1.0"]) == pytest.approx([0.884, 0.116, 0.000], abs=5e-4)
 
 
 def test_label_overlap_decides_the_shares(tmp_path: Path) -> None:
@@ -252,6 +263,7 @@ def test_pm_perturbs_along_the_task_vector_and_restores_the_weights(tmp_path: Pa
         callback.on_pre_optimizer_step(None, state, None)  # type: ignore[arg-type]
         assert all(torch.equal(weights[name], THETAS[0][name]) for name in NAMES)
     assert seen == {-1, 0, 1}
-    counts = [draw_sign(3, step, 0.25) for step in range(4000)]
-    assert [counts.count(sign) / 4000 for sign in (-1, 0, 1)] == pytest.approx([0.25, 0.5, 0.25], abs=0.03)
+    for probability, expected in ((0.25, (0.25, 0.5, 0.25)), (PmOptions().probability, (1 / 3, 1 / 3, 1 / 3))):
+        counts = [draw_sign(3, step, probability) for step in range(4000)]
+        assert [counts.count(sign) / 4000 for sign in (-1, 0, 1)] == pytest.approx(expected, abs=0.03)
     assert stream(tmp_path, "pm", perturbation=0.0).method.callbacks(context) == []

@@ -41,7 +41,7 @@ def made(lora: bool) -> Any:
 
 def begun(module: nn.Module, share: float = 0.3) -> TrainerCallback:
     method = Migu(MiguOptions(share=share))
-    (callback,) = method.callbacks(context(module, 1))
+    (callback,) = method.callbacks(context(module, 2))
     fire(callback, "on_train_begin")
     return callback
 
@@ -102,6 +102,19 @@ def test_an_adapter_is_masked_by_the_activity_of_its_layer() -> None:
     mask[chosen] = 1
     assert torch.equal(b.grad, before_b * mask)
     assert torch.equal(a.grad, before_a)
+
+
+def test_the_first_task_is_masked_only_on_request() -> None:
+    """All rows of B move in the first task, as in the authors' program; with ``mask_first`` 3 of 10."""
+    net = made(lora=True)
+    assert Migu(MiguOptions()).callbacks(context(net, 1)) == []
+    (callback,) = Migu(MiguOptions(mask_first=True)).callbacks(context(net, 1))
+    fire(callback, "on_train_begin")
+    net(torch.randn(5, 4)).pow(2).sum().backward()
+    rows = net.base_model.model.first.lora_B["default"].weight.grad
+    assert int(rows.any(1).sum()) == 10
+    fire(callback, "on_pre_optimizer_step")
+    assert int(rows.any(1).sum()) == 3
 
 
 def test_a_share_of_one_is_plain_training_and_the_hooks_go() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -26,9 +26,8 @@ def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
 
         l = (delta' current delta - pull' delta) / (delta' (past + current) delta)
 
-    Source: BECAME (Li et al. 2025, arXiv 2504.02666), with ``pull = past (theta_a - m_{t-1})``, which assumes that the
-    previous merged model is the optimum of all earlier tasks; Perturb-and-Merge (Qiu et al. 2025, arXiv 2505.22389),
-    with each task's own weights.
+    Source: BECAME (Li et al. 2025, arXiv 2504.02666), see :func:`two_stage_interpolation`; Perturb-and-Merge (Qiu et
+    al. 2025, arXiv 2505.22389), with each task's own weights.
 
     Args:
         tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
@@ -49,6 +48,44 @@ def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
     if denominator <= 0.0:
         return 1.0
     return min(1.0, max(0.0, numerator / denominator))
+
+
+def two_stage_interpolation(
+    before: Mapping[str, Array],
+    projected: Mapping[str, Array],
+    trained: Mapping[str, Array],
+    past: Mapping[str, Array],
+    current: Mapping[str, Array],
+    *,
+    drift: bool = True,
+) -> float:
+    r"""Find BECAME's position between the results of its two stages, clipped to [0, 1] (:func:`optimal_interpolation`).
+
+    With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F
+    the new one's, it is
+
+    .. math:: l = \frac{\delta' F \delta - (\theta_a - m_{t-1})' \Lambda \delta}{\delta' (\Lambda + F) \delta}
+
+    where the previous merged model is taken for the optimum of all earlier tasks. The second term of the numerator, the
+    drift of the projected stage, is our derivation; a digest of the paper leaves it out, as if :math:`\theta_a` were
+    that optimum.
+
+    Source: BECAME (Li et al. 2025, arXiv 2504.02666).
+
+    Args:
+        before: :math:`m_{t-1}` by tensor, where the first stage started.
+        projected: :math:`\theta_a`, where the first stage ended.
+        trained: :math:`\hat\theta`, where the second stage ended.
+        past, current: :math:`\Lambda` and F.
+        drift: whether the drift of the first stage counts.
+
+    Returns:
+        The position, 0 at ``projected`` and 1 at ``trained``.
+    """
+    return optimal_interpolation(
+        (trained[name] - at, past[name] * (at - before[name] if drift else at * 0), past[name], current[name])
+        for name, at in projected.items()
+    )
 
 
 def _flat(array: NDArray[Any]) -> NDArray[np.float64]:

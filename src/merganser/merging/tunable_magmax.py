@@ -31,10 +31,11 @@ def tunable_magmax(
     """Compute ``theta_0 + scale * tau*``, where task i supplies exactly its quota of the entries of ``tau*``.
 
     Source: Hiroshima 2026, Tunable MagMax, arXiv 2605.20803. Of n entries task i supplies ``floor(w_i n)``; the
-    remainder is assigned one by one from the first task on. Starting from MagMax's assignment, tasks T to 2 give up a
-    random subset of their surplus size, each entry to the earlier task of largest magnitude there; last, the first
-    task's surplus is assigned to the tasks below their quota, in order. Random subsets depend on ``seed``, ``name`` and
-    the entry's index only.
+    remainder is assigned one by one from the first task on. Starting from MagMax's assignment among the tasks with a
+    quota, tasks T to 2 give up a random subset of their surplus size, each entry to the earlier task of largest
+    magnitude there. Last, a random subset of the first task's entries of its surplus size goes to the tasks below their
+    quota: to each first the entries where its magnitude is the largest of tasks 2 to T, then random ones. The random
+    choices depend on ``seed``, ``name`` and the entry's index only.
     Weights: the preference vector, divided by its sum; not negative.
 
     Args:
@@ -94,35 +95,51 @@ def assign_entries(
         entry_counts: entries per task; they sum to the length.
         seed, name: decide the random subsets.
     """
-    magnitudes = [np.abs(update) for update in updates]
-    assigned = np.zeros(len(updates[0]), dtype=np.int32)
+    # A task without a quota wins nowhere: it must not decide which of the others supplies an entry.
+    magnitudes = [
+        np.abs(update) if count else np.full_like(update, -1)
+        for update, count in zip(updates, entry_counts, strict=True)
+    ]
+    assigned = _largest(magnitudes)
+    for task in range(len(updates) - 1, 0, -1):
+        surplus = _select_surplus(assigned, task, entry_counts[task], seed, name)
+        assigned[surplus] = _largest([earlier[surplus] for earlier in magnitudes[:task]])
+    surplus = _select_surplus(assigned, 0, entry_counts[0], seed, name)
+    missing = [count - int(np.count_nonzero(assigned == task)) for task, count in enumerate(entry_counts)]
+    if len(surplus):
+        assigned[surplus] = _hand_over([later[surplus] for later in magnitudes[1:]], missing[1:]) + 1
+    return assigned
+
+
+def _largest(magnitudes: Sequence[NDArray[Any]]) -> NDArray[np.int32]:
+    """Return the index of the array with the largest value, entry by entry; ties go to the later array."""
+    assigned = np.zeros(len(magnitudes[0]), dtype=np.int32)
     best = magnitudes[0].copy()
-    for index in range(1, len(updates)):
+    for index in range(1, len(magnitudes)):
         wins = magnitudes[index] >= best
         assigned[wins] = index
         best[wins] = magnitudes[index][wins]
-    for task in range(len(updates) - 1, 0, -1):
-        surplus = _select_surplus(assigned, task, entry_counts[task], seed, name)
-        new_task = np.zeros(len(surplus), dtype=np.int32)
-        best_surplus = magnitudes[0][surplus].copy()
-        for earlier in range(1, task):
-            candidates = magnitudes[earlier][surplus]
-            wins = candidates >= best_surplus
-            new_task[wins] = earlier
-            best_surplus[wins] = candidates[wins]
-        assigned[surplus] = new_task
-    surplus = _select_surplus(assigned, 0, entry_counts[0], seed, name)
-    start = 0
-    for task in range(1, len(updates)):
-        missing = entry_counts[task] - int(np.count_nonzero(assigned == task))
-        if missing > 0:
-            assigned[surplus[start : start + missing]] = task
-            start += missing
+    return assigned
+
+
+def _hand_over(magnitudes: Sequence[NDArray[Any]], missing: Sequence[int]) -> NDArray[np.int32]:
+    """Assign each entry the index of a task in need: one whose magnitude is the largest there, or else any.
+
+    Args:
+        magnitudes: one array per task, with the entries in random order.
+        missing: entries that each task needs (not positive: none); the positive ones sum to the number of entries.
+    """
+    largest = _largest(magnitudes)
+    assigned = np.full(len(largest), -1, dtype=np.int32)
+    for task, count in enumerate(missing):
+        assigned[np.flatnonzero(largest == task)[: max(0, count)]] = task
+    still_missing = [max(0, count) - int(np.count_nonzero(assigned == task)) for task, count in enumerate(missing)]
+    assigned[assigned < 0] = np.repeat(np.arange(len(missing), dtype=np.int32), still_missing)
     return assigned
 
 
 def _select_surplus(assigned: NDArray[np.int32], task: int, quota: int, seed: int, name: str) -> NDArray[np.int64]:
-    """Select a random subset of a task's entries, of the size by which it exceeds its quota."""
+    """Select a random subset of a task's entries, in random order, of the size by which it exceeds its quota."""
     owned = np.flatnonzero(assigned == task)
     excess = len(owned) - quota
     if excess <= 0:

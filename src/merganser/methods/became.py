@@ -6,7 +6,6 @@ import math
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-import numpy as np
 from pydantic import Field
 
 from merganser.methods.base import Method, TaskContext, TaskState
@@ -36,18 +35,15 @@ class BecameOptions(FisherOptions):
         0.95, ge=0, le=1, description="share of the inputs' squared norm that a layer's protected directions hold"
     )
     basis_examples: int = Field(64, gt=0, description="training examples that the directions are found from")
+    compat: Literal["reference"] | None = Field(
+        None, description="reference: the merge leaves the drift of the projected stage out, as a digest of the paper"
+    )
 
 
 class Became(Method[BecameOptions]):
     r"""Train, from the second task on, with projected gradients to :math:`\theta_a`, then freely to
-    :math:`\hat\theta`, and deploy :math:`(1 - l) \theta_a + l \hat\theta`.
-
-    With :math:`\delta = \hat\theta - \theta_a`, :math:`\Lambda` the sum of the earlier tasks' diagonal Fishers and F
-    the new one's, ``l`` is (:func:`merganser.merging.line_search.optimal_interpolation`)
-
-    .. math:: l = \frac{\delta' F \delta - (\theta_a - m_{t-1})' \Lambda \delta}{\delta' (\Lambda + F) \delta}
-
-    clipped to [0, 1].
+    :math:`\hat\theta`, and deploy :math:`(1 - l) \theta_a + l \hat\theta` with ``l`` from the Fisher information of
+    all tasks (:func:`merganser.merging.line_search.two_stage_interpolation`).
 
     Source: Li et al. 2025, "BECAME: BayEsian Continual Learning with Adaptive Model MErging" (arXiv 2504.02666).
     """
@@ -83,15 +79,11 @@ class Became(Method[BecameOptions]):
         return [self._projection]
 
     def task_state(self) -> TaskState:
-        if self._projection is None or self._projection.reached is None:
-            return TaskState()
-        return TaskState(tensors=dict(self._projection.reached))
+        return TaskState() if self._projection is None else self._projection.task_state()
 
     def load_task_state(self, state: TaskState) -> None:
-        from merganser.weights import Weights
-
-        if self._projection is not None and state.tensors:
-            self._projection.reached = beside(Weights(state.tensors), self._projection.weights)
+        if self._projection is not None:
+            self._projection.load_task_state(state)
 
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights
@@ -109,16 +101,14 @@ class Became(Method[BecameOptions]):
             self._extend(context)
 
     def _merge(self, context: TaskContext, current: Weights, past: Weights, information: Weights) -> None:
-        from merganser.merging.line_search import optimal_interpolation
+        from merganser.merging.line_search import two_stage_interpolation
 
         assert self._projection is not None
         assert self._projection.reached is not None
         before, projected, trained = context.before(), self._projection.reached, current.snapshot()
+        drift = self.options.compat != "reference"
         with timed_merge(self.records):
-            share = optimal_interpolation(
-                (trained[name] - at, past[name] * (at - before[name]), past[name], information[name])
-                for name, at in projected.items()
-            )
+            share = two_stage_interpolation(before, projected, trained, past, information, drift=drift)
             current.combine_(share, [(1 - share, projected)])
         record_merge(
             self.records,
@@ -134,10 +124,15 @@ class Became(Method[BecameOptions]):
         """Extend the bases by the layer inputs of this task in the merged model."""
         from merganser.training.projection import extend_bases
 
-        order = np.random.default_rng(derive_seed(context.seed, "bases")).permutation(len(context.features))
-        sample = [context.features[index] for index in order[: self.options.basis_examples].tolist()]
-        module, collate = context.backbone.module, context.backbone.collate
-        self._bases = extend_bases(module, self._bases, sample, collate, energy=self.options.energy)
+        self._bases = extend_bases(
+            context.backbone.module,
+            self._bases,
+            context.features,
+            context.backbone.collate,
+            energy=self.options.energy,
+            examples=self.options.basis_examples,
+            seed=derive_seed(context.seed, "bases"),
+        )
 
     def save(self, folder: Path) -> None:
         if self._past is not None:

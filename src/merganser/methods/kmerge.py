@@ -27,6 +27,15 @@ class KMergeOptions(MethodOptions):
 
     name: Literal["kmerge"] = "kmerge"
     models: int = Field(4, ge=1, description="maximum number of models kept (K)")
+    threshold: float | None = Field(
+        None,
+        ge=-1,
+        le=1,
+        description="K-Merge++: similarity from which a task is merged although there is room; null: none",
+    )
+    compat: Literal["reference"] | None = Field(
+        None, description="reference: combines factors as the authors' program does, by square roots of the weights"
+    )
 
 
 def updates(weights: Weights, origin: Weights) -> list[tuple[Tensor, Tensor] | Tensor]:
@@ -59,11 +68,27 @@ def _inner(first: tuple[Tensor, Tensor] | Tensor, second: tuple[Tensor, Tensor] 
     return float((first.double() * second.double()).sum())
 
 
+def combine_roots(current: Weights, kept: Weights, share: float) -> None:
+    r"""Combine two models in place as PEFT's ``add_weighted_adapter`` with ``combination_type="linear"``.
+
+    Each factor of an adapter is weighted by :math:`\sqrt{w}`, so that a single product BA has weight w; with two, the
+    mixed products have weight :math:`\sqrt{w (1 - w)}`. Other tensors are averaged.
+
+    Args:
+        current: weights of share ``share``; they become the result.
+        kept: weights of share ``1 - share``.
+    """
+    for name, value in current.items():
+        power = 0.5 if ".lora_A." in name or ".lora_B." in name else 1.0
+        value.mul_(share**power).add_(kept[name], alpha=(1 - share) ** power)
+
+
 class KMerge(Method[KMergeOptions]):
     r"""Train a fresh adapter per task and keep at most K; a task is answered by the one that it was merged into.
 
-    While there is room, the new one is kept beside the others. After that it goes into the most similar one as the n-th
-    of its tasks: :math:`\theta \leftarrow \theta + (\theta_t - \theta) / n`.
+    While there is room, the new one is kept beside the others (K-Merge++: if none of them is as similar as
+    ``threshold``). Otherwise it goes into the most similar one as the n-th of its tasks: :math:`\theta \leftarrow
+    \theta + (\theta_t - \theta) / n`.
 
     Source: "K-Merge: Online Continual Merging of Adapters for On-device Large Language Models" (arXiv 2510.13537).
     """
@@ -84,7 +109,8 @@ class KMerge(Method[KMergeOptions]):
     def after_task(self, context: TaskContext) -> None:
         from merganser.weights import Weights
 
-        if len(self.slots) < self.options.models:
+        has_room, threshold = len(self.slots) < self.options.models, self.options.threshold
+        if not self.slots or (has_room and threshold is None):
             self.slots.append([context.index])
             return
         with timed_merge(self.records):
@@ -92,8 +118,11 @@ class KMerge(Method[KMergeOptions]):
             kept = [context.deployed(rows[-1]) for rows in self.slots]
             similarities = [similarity(current, model, origin) for model in kept]
             best = max(range(len(kept)), key=lambda i: similarities[i])
-            self.slots[best].append(context.index)
-            share = 1 / len(self.slots[best])
+        if has_room and threshold is not None and similarities[best] < threshold:
+            self.slots.append([context.index])
+            return
+        self.slots[best].append(context.index)
+        share = 1 / len(self.slots[best])
         record_merge(
             self.records,
             context,
@@ -104,7 +133,10 @@ class KMerge(Method[KMergeOptions]):
             start=origin,
         )
         with timed_merge(self.records):
-            current.combine_(share, [(1 - share, kept[best])])
+            if self.options.compat == "reference":
+                combine_roots(current, kept[best], share)
+            else:
+                current.combine_(share, [(1 - share, kept[best])])
 
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
         last = {row: rows[-1] for rows in self.slots for row in rows}

@@ -26,6 +26,13 @@ class LwfOptions(MethodOptions):
     temperature: float = Field(
         2.0, gt=0, allow_inf_nan=False, description="logits are divided by it, which gives unlikely answers more weight"
     )
+    temperature_squared: bool = Field(
+        False, description="multiply the distillation loss by the squared temperature, as for knowledge distillation"
+    )
+
+    def factor(self) -> float:
+        """Return the factor on ``distillation``, which has the squared temperature in it."""
+        return self.weight if self.temperature_squared else self.weight / self.temperature**2
 
 
 class Lwf(Method[LwfOptions]):
@@ -34,7 +41,8 @@ class Lwf(Method[LwfOptions]):
     Models that write: the distribution of the next token at every position of the answer. Matchers: the distribution
     over the labels of each earlier task, summed over those tasks; where an answer is sought among all labels seen
     (``candidates: seen``), that over all earlier labels together. The old model is the same module, called with the
-    weights that the task started from.
+    weights that the task started from. Without ``temperature_squared`` the gradient is that of the paper's loss, the
+    cross-entropy between the two softened distributions.
 
     Source: Li & Hoiem 2016, "Learning without Forgetting" (arXiv 1606.09282).
     """
@@ -57,7 +65,7 @@ class Lwf(Method[LwfOptions]):
         before = dict(Weights.of(module).snapshot())
         from merganser.training.distillation import distillation
 
-        options = self.options
+        factor, temperature = self.options.factor(), self.options.temperature
 
         def old_logits(inputs: Mapping[str, Any]) -> Tensor:
             with no_grad(), eval_mode(module):
@@ -70,7 +78,7 @@ class Lwf(Method[LwfOptions]):
             if context.backbone.kind == "causal":  # a position tells of the token after it
                 new, old, labels = new[:, :-1], old[:, :-1], labels[:, 1:]
             answered = labels != IGNORE_INDEX
-            return options.weight * distillation(new[answered], old[answered], options.temperature)
+            return factor * distillation(new[answered], old[answered], temperature)
 
         if context.backbone.kind != "matcher":
             return tokens
@@ -85,7 +93,7 @@ class Lwf(Method[LwfOptions]):
             batch["candidates"] = rows.expand(len(batch["candidates"]), -1)
             sizes = [len(task) for task in tasks]
             pairs = zip(model(**batch)["logits"].split(sizes, 1), old_logits(batch).split(sizes, 1), strict=True)
-            terms = [distillation(new, old, options.temperature) for new, old in pairs]
-            return options.weight * sum(terms[1:], terms[0])
+            terms = [distillation(new, old, temperature) for new, old in pairs]
+            return factor * sum(terms[1:], terms[0])
 
         return labels

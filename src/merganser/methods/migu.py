@@ -18,6 +18,7 @@ class MiguOptions(MethodOptions):
 
     name: Literal["migu"] = "migu"
     share: float = Field(0.3, gt=0, le=1, description="share of a layer's output units that each step updates")
+    mask_first: bool = Field(False, description="mask the gradients of the first task, too")
 
 
 def magnitudes(output: Tensor) -> Tensor:
@@ -43,7 +44,8 @@ class Migu(Method[MiguOptions]):
     """Mask the gradients of every trained matrix by the activity of its output units in the step's batches.
 
     With whole weights the rows of each linear layer; with an adapter the rows of B, by the activity of the layer that
-    the adapter belongs to (the output of B alone is zero when it starts). Everything else is trained as ever.
+    the adapter belongs to (the output of B alone is zero when it starts). Everything else is trained as ever, and so is
+    the first task, which has no earlier one to protect.
 
     Source: Du et al. 2024, "Unlocking Continual Learning Abilities in Language Models" (arXiv 2406.17245).
     """
@@ -56,6 +58,8 @@ class Migu(Method[MiguOptions]):
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         from transformers import TrainerCallback
 
+        if context.index == 1 and not self.options.mask_first:
+            return []
         layers = masked_layers(context.backbone.module)
         share = self.options.share
 

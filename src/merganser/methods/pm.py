@@ -30,7 +30,7 @@ class PmOptions(FisherOptions):
         0.5, ge=0, allow_inf_nan=False, description="size of a perturbation, in task vectors; 0 switches it off"
     )
     probability: float = Field(
-        0.25, ge=0, le=0.5, description="probability of a step perturbed forwards, and of one perturbed backwards"
+        1 / 3, ge=0, le=0.5, description="probability of a step perturbed forwards, and of one perturbed backwards"
     )
 
 

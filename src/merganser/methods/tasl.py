@@ -28,7 +28,7 @@ class TaslOptions(MethodOptions):
     smoothing: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of |weight x gradient|")
     uncertainty: float = Field(0.85, ge=0, lt=1, description="decay of the moving average of its deviation")
     important: float = Field(0.2, gt=0, le=1, description="share of the matrices that count as important to a task")
-    memory: float = Field(0.7, ge=0, le=1, description="decay of the accumulated importance: weight of earlier tasks")
+    memory: float = Field(0.7, ge=0, le=1, description="weight of the earlier tasks in the accumulated importance")
     weight_shared: float = Field(0.3, ge=0, le=1, description="weight of the new task where both are important")
     weight_neither: float = Field(0.5, ge=0, le=1, description="weight of the new task where neither is")
 
@@ -38,8 +38,9 @@ class Tasl(Method[TaslOptions]):
     (:func:`merganser.merging.matrix_importance.weights_of_new`).
 
     For a weight w with gradient g at a step, :math:`\bar I` is the moving average of :math:`I = |w g|` and
-    :math:`\bar U` that of :math:`|I - \bar I|`. A matrix's importance is the mean of :math:`\bar I \bar U` over its
-    entries and over the steps of the task, rescaled to [0, 1].
+    :math:`\bar U` that of :math:`|I - \bar I|`. A matrix's importance to a task is the mean of :math:`\bar I \bar U`
+    over its entries at the task's last step. Over the tasks it accumulates as :math:`\beta N(past) + (1 - \beta)
+    N(new)`, where N rescales the matrices' numbers to [0, 1].
 
     Source: Feng et al. 2024, "TaSL: Continual Dialog State Tracking via Task Skill Localization and Consolidation"
     (arXiv 2408.09857).
@@ -54,17 +55,14 @@ class Tasl(Method[TaslOptions]):
     def __init__(self, options: TaslOptions) -> None:
         super().__init__(options)
         self.importance: dict[str, float] = {}
-        """Importance of each matrix to the tasks so far, in [0, 1]."""
+        """Accumulated importance of each matrix to the tasks so far, in [0, 1]."""
         self._before: Weights | None = None
         self._mean: dict[str, Tensor] = {}
         self._deviation: dict[str, Tensor] = {}
-        self._scores: dict[str, float] = {}
-        self._steps = 0
 
     def begin_task(self) -> None:
         super().begin_task()
-        self._before, self._steps = None, 0
-        self._mean, self._deviation, self._scores = {}, {}, {}
+        self._before, self._mean, self._deviation = None, {}, {}
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         from transformers import TrainerCallback
@@ -95,8 +93,10 @@ class Tasl(Method[TaslOptions]):
             mean, deviation = self._mean[name], self._deviation[name]
             mean.mul_(first).add_(now, alpha=1 - first)
             deviation.mul_(second).add_((now - mean).abs(), alpha=1 - second)
-            self._scores[name] = self._scores.get(name, 0.0) + float((mean * deviation).mean())
-        self._steps += 1
+
+    def scores(self) -> dict[str, float]:
+        """Compute the importance of each observed matrix to the task so far, not rescaled."""
+        return {name: float((mean * self._deviation[name]).mean()) for name, mean in self._mean.items()}
 
     def after_task(self, context: TaskContext) -> None:
         from merganser.merging.matrix_importance import rescale, weights_of_new
@@ -104,7 +104,8 @@ class Tasl(Method[TaslOptions]):
 
         assert self._before is not None
         current, options = Weights.of(context.backbone.module), self.options
-        now = rescale({name: self._scores.get(name, 0.0) / max(1, self._steps) for name in current})
+        scores = self.scores()
+        now = rescale({name: scores.get(name, 0.0) for name in current})
         if not self.importance:
             self.importance = now
             return
@@ -116,16 +117,15 @@ class Tasl(Method[TaslOptions]):
         with timed_merge(self.records):
             for name, value in current.items():
                 value.mul_(new[name]).add_(self._before[name], alpha=1 - new[name])
-        past = options.memory
-        self.importance = {name: past * self.importance[name] + (1 - past) * now[name] for name in now}
+        past = rescale(self.importance)
+        self.importance = {n: options.memory * past[n] + (1 - options.memory) * now[n] for n in now}
 
     def task_state(self) -> TaskState:
         tensors = {f"mean:{name}": tensor for name, tensor in self._mean.items()}
         tensors |= {f"deviation:{name}": tensor for name, tensor in self._deviation.items()}
-        return TaskState({"scores": dict(self._scores), "steps": self._steps}, tensors)
+        return TaskState(tensors=tensors)
 
     def load_task_state(self, state: TaskState) -> None:
-        self._scores, self._steps = dict(state.values["scores"]), int(state.values["steps"])
         self._mean, self._deviation = (
             {name.removeprefix(kind): value for name, value in state.tensors.items() if name.startswith(kind)}
             for kind in ("mean:", "deviation:")

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.base import Method, TaskContext
 from merganser.methods.shared.merge_records import record_merge, timed_merge
 from merganser.methods.shared.method_state import read_weights, write_weights
+from merganser.methods.shared.preference_options import PreferenceOptions
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:
@@ -23,30 +24,11 @@ if TYPE_CHECKING:
 FEATURES = "features.safetensors"
 
 
-class TunableMagMaxOptions(MethodOptions):
+class TunableMagMaxOptions(PreferenceOptions):
     """Tunable MagMax: MagMax with a preference for each task."""
 
     name: Literal["tunable_magmax"] = "tunable_magmax"
     scale: float = Field(0.5, ge=0, allow_inf_nan=False, description="factor on the merged update when it is deployed")
-    preference: list[float] | Literal["uniform", "label_overlap", "feature_similarity"] = Field(
-        "uniform",
-        description="share of the weights that each task supplies: a number per task in the order of learning, the "
-        "same for all, or by the similarity of its labels or inputs to those of the wanted tasks",
-    )
-    wanted: list[str] | None = Field(
-        None, description="tasks that the merged model is meant for (label_overlap, feature_similarity); null: all"
-    )
-
-    @model_validator(mode="after")
-    def _preferences(self) -> TunableMagMaxOptions:
-        numbers = self.preference
-        if isinstance(numbers, list) and not (
-            numbers and numbers[0] > 0 and all(math.isfinite(number) and number >= 0 for number in numbers)
-        ):
-            raise ValueError("preference: give a number per task, not negative, and the first above 0")
-        if self.wanted is not None and (not self.wanted or not isinstance(numbers, str) or numbers == "uniform"):
-            raise ValueError("wanted: name tasks, with preference label_overlap or feature_similarity")
-        return self
 
 
 class TunableMagMax(Method[TunableMagMaxOptions]):
@@ -74,14 +56,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
         self._earlier = 0
 
     def check_tasks(self, names: Sequence[str], whole: bool = False) -> str | None:
-        from merganser.methods.shared.task_preferences import check_numbers, check_wanted
-
-        remark = None
-        if isinstance(self.options.preference, list):
-            remark = check_numbers(self.options.preference, names, whole)
-        if whole:
-            check_wanted(self.options.wanted or (), names)
-        return remark
+        return self.options.check(names, whole)
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         from merganser.methods.shared.task_preferences import check_labels
@@ -117,26 +92,21 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
             start=origin if count == 1 else models[-2],
         )
 
-    def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> list[float]:
+    def _preference(self, context: TaskContext, current: Weights, origin: Weights) -> Sequence[float]:
         """Compute one number per task so far, in the order of learning."""
-        from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, mean_feature
+        from merganser.methods.shared.task_features import pretrained_feature
+        from merganser.methods.shared.task_preferences import by_label_overlap, by_similarity, wanted_tasks
 
-        preference = self.options.preference
+        preference, specs = self.options.preference, context.specs()
         if isinstance(preference, list):
             return preference[: context.index]
         if preference == "uniform":
             return [1.0] * context.index
-        specs = context.specs()
-        # Wanted tasks may be learned later; until one of them is, all learned tasks are wanted.
-        wanted = [task for task in self.options.wanted or specs if task in specs] or list(specs)
+        wanted = wanted_tasks(self.options.wanted, specs)
         if preference == "label_overlap":
             return by_label_overlap({task: spec.labels or () for task, spec in specs.items()}, wanted)
-        # The features of all tasks are computed by one model, the pretrained one.
-        trained = current.snapshot()
-        current.copy_(origin)
-        self._features = {**self._features, context.task: mean_feature(context)}
-        current.copy_(trained)
-        return by_similarity({task: self._features[task] for task in specs}, wanted)
+        self._features = {**self._features, context.task: pretrained_feature(context, current, origin)}
+        return by_similarity({task: self._features[task] for task in specs}, wanted, self.options.sharpness)
 
     def keeps_pretrained(self, lora: bool) -> bool:
         return True

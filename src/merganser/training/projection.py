@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merganser.models.base import IGNORE_INDEX, eval_mode
 from merganser.training.rehearsal import Collator, to_device
+from merganser.training.state import TaskState
 from merganser.weights import Weights
 
 
@@ -71,20 +73,28 @@ def extend_bases(
     *,
     energy: float,
     batch: int = 8,
+    examples: int | None = None,
+    seed: int = 0,
 ) -> dict[str, Tensor]:
     """Extend the bases of all trained layers by their inputs for some examples; dropout off, padding left out.
 
     Args:
         module: the model after the task.
         bases: name of the matrix -> its basis so far.
-        features: tokenised examples of the task, the sample.
+        features: tokenised examples of the task.
         collate: turns a list of them into a batch.
         energy: see :func:`extend_basis`.
         batch: examples per forward pass.
+        examples: number of examples, drawn at random; ``None``: all.
+        seed: of the draw.
 
     Returns:
         Name of the matrix -> extended basis (width x directions).
     """
+    sample = list(features)
+    if examples is not None:
+        order = np.random.default_rng(seed).permutation(len(features))
+        sample = [features[index] for index in order[:examples].tolist()]
     device = next(module.parameters()).device
     layer_inputs: dict[str, list[Tensor]] = {}
     masks: list[Tensor] = []
@@ -98,8 +108,8 @@ def extend_bases(
     hooks = [layer.register_forward_pre_hook(make_hook(name)) for name, layer in trained_layers(module).items()]
     try:
         with eval_mode(module), torch.no_grad():
-            for start in range(0, len(features), batch):
-                inputs = to_device(collate(list(features[start : start + batch])), device)
+            for start in range(0, len(sample), batch):
+                inputs = to_device(collate(sample[start : start + batch]), device)
                 masks[:] = _masks(inputs)
                 module(**inputs)
     finally:
@@ -186,3 +196,12 @@ class GradientProjection(TrainerCallback):
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         if state.global_step == self.steps:
             self.reached = self.weights.snapshot()
+
+    def task_state(self) -> TaskState:
+        """Return the weights at the end of the projection, from which training resumes."""
+        return TaskState() if self.reached is None else TaskState(tensors=dict(self.reached))
+
+    def load_task_state(self, state: TaskState) -> None:
+        """Restore what :meth:`task_state` returned."""
+        if state.tensors:
+            self.reached = self.weights.snapshot().copy_(Weights(state.tensors))

@@ -1,8 +1,9 @@
-"""Preferences between tasks: their checks, and their computation from common labels or similar inputs."""
+"""Preferences between tasks: their checks, and their computation from common labels or similar features."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from merganser.errors import InputError, nearest
@@ -10,7 +11,6 @@ from merganser.errors import InputError, nearest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from merganser.methods.base import TaskContext
     from merganser.streams.answers import AnswerSpec
 
 
@@ -64,6 +64,12 @@ def check_labels(specs: Mapping[str, AnswerSpec]) -> None:
             )
 
 
+def wanted_tasks(wanted: Sequence[str] | None, learned: Iterable[str]) -> list[str]:
+    """List the wanted tasks among those learned; all learned tasks until one of the wanted ones is."""
+    tasks = list(learned)
+    return [task for task in wanted or tasks if task in tasks] or tasks
+
+
 def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str]) -> list[float]:
     """Compute each task's fraction of the wanted tasks' labels; a label of n tasks counts 1/n for each of them.
 
@@ -79,55 +85,23 @@ def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str])
     return [sum(1 / tasks_with[label] for label in set(of_task) & target) / len(target) for of_task in labels.values()]
 
 
-def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str]) -> list[float]:
-    """Compute the cosine between each task's mean feature and the mean of the wanted tasks' features, at least zero.
+def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str], sharpness: float = 100.0) -> list[float]:
+    """Compare each task's mean feature with the mean of the wanted tasks' features by cosine.
+
+    The weight ``exp(-sharpness (1 - cosine) / 2)`` with 100 is that of the authors' program.
 
     Args:
         features: task -> mean feature (width).
         wanted: tasks that the merged model is meant for, all in ``features``.
+        sharpness: how steeply the weight falls with the distance; 0: all alike.
 
     Returns:
-        Preferences, one per task, not all zero.
+        Preferences, one per task, that sum to 1.
     """
     import torch
 
     target = torch.stack([features[task] for task in wanted]).double().mean(0)
-    cosines = [torch.cosine_similarity(row.double(), target, dim=0).clamp(min=0).item() for row in features.values()]
-    return cosines if any(cosines) else [1.0] * len(cosines)
-
-
-def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> Tensor:
-    """Compute the mean feature (width) of the first ``examples`` inputs of a task, without dropout.
-
-    The feature of an input is the mean over its tokens of the last hidden layer (of the encoder, if there is one); of
-    a matcher the vector of the text or image.
-
-    Raises:
-        InputError: the task has no examples.
-    """
-    import torch
-
-    from merganser.models.base import eval_mode
-    from merganser.training.rehearsal import to_device
-
-    module, device = context.backbone.module, context.backbone.device
-    total: Tensor | None = None
-    chosen = list(context.features[:examples])
-    if not chosen:
-        raise InputError(f"Task '{context.task}' has no examples.", "Give it some.")
-    with eval_mode(module), torch.no_grad():
-        for start in range(0, len(chosen), batch):
-            inputs = to_device(context.backbone.collate(chosen[start : start + batch]), device)
-            if context.backbone.kind == "matcher":
-                # Texts or images: everything but the labels to choose from.
-                read = {name: value for name, value in inputs.items() if name not in ("candidates", "labels")}
-                rows = module.embed(**read)  # type: ignore[operator]
-            else:
-                output = module(**inputs, output_hidden_states=True)
-                encoder = context.backbone.kind == "seq2seq"
-                hidden = output.encoder_last_hidden_state if encoder else output.hidden_states[-1]
-                tokens = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
-                rows = (hidden * tokens).sum(1) / tokens.sum(1)
-            total = rows.float().sum(0) if total is None else total + rows.float().sum(0)
-    assert total is not None
-    return (total / len(chosen)).cpu()
+    cosines = [torch.cosine_similarity(row.double(), target, dim=0).item() for row in features.values()]
+    # Their ratios alone count: with the largest taken as 1, not all can round to zero.
+    weights = [math.exp(-sharpness * (max(cosines) - cosine) / 2) for cosine in cosines]
+    return [weight / math.fsum(weights) for weight in weights]
