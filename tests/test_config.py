@@ -134,7 +134,7 @@ def test_files(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"run\.yaml: not YAML at line 3"):
         load_config(file)
     file.write_bytes(b"model: \xff\xfe")
-    with pytest.raises(InputError, match="Give a YAML file in UTF-8"):
+    with pytest.raises(InputError, match="byte 0xff is not UTF-8"):
         load_config(file)
     file.write_text("")
     with pytest.raises(InputError, match="expected sections"):

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Union
 
-import yaml
 from pydantic import (
     BaseModel,
     Field,
@@ -25,6 +25,7 @@ from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, InitErrorDetails
 
 from merganser.errors import InputError, nearest
+from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.methods import METHODS, MethodOptions
 from merganser.models.options import ModelOptions
 from merganser.options import StrictOptions, first_problem, problem_text
@@ -157,22 +158,17 @@ def load_config(path: Path) -> RunConfig:
         InputError: the file is missing, not YAML, or not a valid configuration.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        value = parse_yaml(read_text(path))
     except FileNotFoundError as error:
         raise InputError(f"There is no file '{path}'.", "Give the YAML file that describes the run.") from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"'{path}' cannot be read: {error}.", "Give a YAML file in UTF-8.") from error
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        line = f" at line {mark.line + 1}" if mark else ""
-        raise InputError(
-            f"{path}: not YAML{line}: {getattr(error, 'problem', error)}.", "Correct that line."
-        ) from error
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be read: {error.strerror}.", "Give a YAML file.") from error
+    except Malformed as error:
+        line = f" at line {error.line}" if error.line else ""
+        raise InputError(f"{path}: not YAML{line}: {error.reason}.", "Correct that line.") from error
     config = check_config(value, str(path))
     beside = path.resolve().parent / config.model.name
-    if not beside.exists():
+    if not os.path.exists(beside):
         return config
     return config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
 

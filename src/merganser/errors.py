@@ -7,8 +7,15 @@ exits with ``exit_code``; ``--debug`` prints the traceback as well.
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable
+from typing import TypeVar
+
+Value = TypeVar("Value", bound=Hashable)
+
+LONGEST_WORD, MOST_WORDS = 200, 2000
+"""Characters of words, and their number, that are compared to find the one that was meant."""
 
 
 def sentence(text: str) -> str:
@@ -54,9 +61,26 @@ class DiskFullError(RunError):
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Return ``"Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string."""
-    close = difflib.get_close_matches(word, list(known), n=1, cutoff=0.6)
+    """Return ``"Did you mean 'x'?"`` for the known word nearest to ``word``, or an empty string.
+
+    Comparing words takes time in proportion to their number and to the product of their lengths: of very many known
+    words the first are compared, and long words with none.
+    """
+    if len(word) > LONGEST_WORD:
+        return ""
+    compared = (other for other in itertools.islice(known, MOST_WORDS) if len(other) <= LONGEST_WORD)
+    close = difflib.get_close_matches(word, compared, n=1, cutoff=0.6)
     return f"Did you mean '{close[0]}'?" if close else ""
+
+
+def first_repeated(values: Iterable[Value]) -> Value | None:
+    """Return the first value that stood before, or ``None``: in linear time, for files of any length."""
+    seen: set[Value] = set()
+    for value in values:
+        if value in seen:
+            return value
+        seen.add(value)
+    return None
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import pytest
@@ -63,3 +64,24 @@ def test_the_same_comes_back_from_a_file() -> None:
     assert adapter.validate_json(adapter.dump_json(TWO)) == TWO
     with pytest.raises(ValueError, match="answer"):
         adapter.validate_python({"labels": ["a"], "answer": "rank"})
+
+
+def test_very_many_labels_are_linear_work() -> None:
+    """Quadratic work takes half a minute."""
+    started = time.process_time()
+    from merganser.streams.checks import check_task
+    from merganser.streams.task import Example, Task
+
+    labels = tuple(f"label {number}" for number in range(30_000))
+    spec = AnswerSpec(labels, {label: f"text of {label}" for label in labels})
+    train = [Example(input="x", output=label) for label in labels]
+    check_task(Task(name="many", train=train, dev=[], test=[], spec=spec))
+    with pytest.raises(InputError, match="label 29999' is in the label set twice"):
+        AnswerSpec((*labels, labels[-1]))
+    same = Task(name="many", train=train, dev=[], test=[], spec=AnswerSpec(labels, {labels[-1]: labels[0]}))
+    with pytest.raises(InputError, match="two labels have the same text 'label 0'"):
+        check_task(same)
+    unknown = Task(name="many", train=train, dev=[], test=[Example(input="x", output="label")], spec=spec)
+    with pytest.raises(InputError, match="which is not one of its labels"):
+        check_task(unknown)
+    assert time.process_time() - started < 6

@@ -5,6 +5,8 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import os
+import time
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,9 @@ def test_cells_longer_than_the_csv_module_s_limit(tmp_path: Path) -> None:
         ("x.txt", "hello", "x.txt: the ending '.txt' is not one that can be read. Use one of .json, .jsonl, .csv"),
         ("x.parquet", "not parquet", "x.parquet: is not a Parquet file"),
         ("x.json", "[" * 200_000, "x.json"),
+        ("x.json", '[{"a": 1},\n{"a": 1, "a": 2}]', "x.json: malformed JSON: the key 'a' stands twice"),
+        ("x.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "x.jsonl, line 2: malformed JSON: the key 'a' stands twice"),
+        ("x.jsonl", '{"a": ' + "1" * 5000 + "}", "x.jsonl, line 1: malformed JSON: a number has 5,000 digits"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, name: str, text: str, cause: str) -> None:
@@ -108,6 +113,80 @@ def test_malformed_files_are_named(tmp_path: Path, name: str, text: str, cause: 
         read_file(path, name)
     assert cause in str(caught.value)
     assert caught.value.remedy
+
+
+def test_a_header_of_very_many_columns_is_linear_work(tmp_path: Path) -> None:
+    """Quadratic work takes half a minute."""
+    started = time.process_time()
+    names = [f"column {number}" for number in range(50_000)]
+    path = write(tmp_path / "x.csv", ",".join(names) + "\n" + ",".join("1" * len(names)) + "\n")
+    table = read_file(path, "x.csv")
+    assert table.text(0, "column 49999") == "1"
+    with pytest.raises(InputError, match=r"the fields are 'column 0', .* and 49,980 more\.") as caught:
+        table.text(0, "input")
+    assert len(str(caught.value)) < 1000
+    with pytest.raises(InputError, match="names 'column 7' twice"):
+        read_file(write(tmp_path / "y.csv", ",".join([*names, "column 7"]) + "\n"), "y.csv")
+    assert time.process_time() - started < 6
+
+
+def parquet(path: Path, columns: dict[str, object]) -> Path:
+    import pyarrow
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(pyarrow.table(columns), path)
+    return path
+
+
+def repeated(value: str, count: int) -> object:
+    """A column that stores ``value`` once."""
+    import pyarrow
+
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0], pyarrow.int8()).take([0] * count), [value])
+
+
+def test_parquet_that_stands_for_far_more_than_its_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.streams.parquet.BATCH_BYTES", 1 << 20)
+    monkeypatch.setattr("merganser.streams.parquet.MOST_BYTES", 1 << 22)
+    path = parquet(tmp_path / "long.parquet", {"input": repeated("y" * 100_000, 10_000)})
+    assert path.stat().st_size < 20_000  # for a gigabyte
+    with pytest.raises(InputError, match="stands for more than 4,194,304 bytes"):
+        read_file(path, "long.parquet")
+    path = parquet(tmp_path / "many.parquet", {"input": repeated("y", 5_000_001)})
+    with pytest.raises(InputError, match="stands for more than 5,000,000 values"):
+        read_file(path, "many.parquet")
+    path = parquet(tmp_path / "few.parquet", {"input": repeated("y", 10_000), "output": ["x"] * 10_000})
+    assert read_file(path).rows[9_999] == {"input": "y", "output": "x"}
+
+
+@pytest.mark.parametrize(
+    ("value", "kind"), [(2**50, "timestamp('ms')"), (2**31 - 1, "date32()"), (1, "timestamp('us', 'Nowhere/City')")]
+)
+def test_parquet_times_that_python_cannot_hold(tmp_path: Path, value: int, kind: str) -> None:
+    import pyarrow
+
+    name, _, arguments = kind[:-1].partition("(")
+    arrow_type = getattr(pyarrow, name)(*(part.strip(" '") for part in arguments.split(",") if part))
+    path = parquet(tmp_path / "x.parquet", {"ok": ["a"], "when": pyarrow.array([value], arrow_type)})
+    with pytest.raises(InputError, match=r"x.parquet: column 'when' \(.*\) cannot be read: .*") as caught:
+        read_file(path, "x.parquet")
+    assert caught.value.remedy == "Write that column as text."
+
+
+def test_parquet_with_one_name_for_two_columns(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    columns = [pyarrow.array(["a"]), pyarrow.array(["b"])]
+    pyarrow.parquet.write_table(pyarrow.Table.from_arrays(columns, ["input", "input"]), tmp_path / "x.parquet")
+    with pytest.raises(InputError, match="has two columns 'input'"):
+        read_file(tmp_path / "x.parquet", "x.parquet")
+
+
+def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "x.jsonl")
+    with pytest.raises(InputError, match="cannot be read: it is a pipe, not a file"):
+        read_file(tmp_path / "x.jsonl", "x.jsonl")
 
 
 def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:

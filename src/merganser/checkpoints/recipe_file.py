@@ -7,11 +7,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import ValidationError
 
 from merganser.checkpoints.recipe import Case, Recipe
 from merganser.errors import InputError, nearest
+from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.options import first_problem, problem_text
 
 
@@ -84,10 +84,10 @@ def read_yaml_file(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, is not YAML or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path.") from error
-    except UnicodeDecodeError as error:
+    except Malformed as error:
         raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
     content = read_yaml(text, str(path))
     if not isinstance(content, dict):
@@ -102,8 +102,6 @@ def read_yaml(text: str, where: str) -> Any:
         InputError: it is not YAML.
     """
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        # Numbers of thousands of digits and impossible dates are ValueErrors.
-        reason = " ".join(str(error).split())
-        raise InputError(f"{where} is not YAML: {reason}.", "Correct it there.") from error
+        return parse_yaml(text)
+    except Malformed as error:
+        raise InputError(f"{where} is not YAML: {error}.", "Correct it there.") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
 from merganser.errors import InputError
+from merganser.files.documents import Malformed, parse_json, read_text
 from merganser.files.safetensors_file import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -302,8 +302,10 @@ def read_json(path: Path) -> dict[str, Any]:
         InputError: it cannot be read, or is something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+        content = parse_json(read_text(path))
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}.", "Check the path and its permissions.") from error
+    except Malformed as error:
         raise InputError(f"{path} cannot be read as JSON: {error}.", "Download or save it again.") from error
     if not isinstance(content, dict):
         raise InputError(f"{path} is not a JSON object.", "Download or save it again.")

@@ -12,6 +12,7 @@ from typing import Any
 
 from merganser.checkpoints.source import Checkpoint, read_json
 from merganser.errors import InputError
+from merganser.files.documents import read_bytes
 
 _FILES = ("tokenizer.json", "vocab.json", "vocab.txt")
 
@@ -100,7 +101,7 @@ def _or_none(number: int | None) -> str:
 
 def _bytes(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        return read_bytes(path)
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 

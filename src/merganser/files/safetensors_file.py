@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError
+from merganser.files.documents import open_file
 
 ITEM_SIZE: dict[str, int] = {
     "F64": 8,
@@ -90,7 +91,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
             and what is wrong with it.
     """
     try:
-        with open(path, "rb") as file:
+        with open_file(path) as file:
             length = os.fstat(file.fileno()).st_size
             first = file.read(8)
             if len(first) < 8:

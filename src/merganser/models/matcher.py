@@ -16,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from merganser.errors import InputError
+from merganser.errors import InputError, first_repeated
 from merganser.models.base import IGNORE_INDEX, Answer, Backbone, Feature, LoadedModel, eval_mode
 from merganser.models.options import Pooling
 from merganser.models.padding import attention_mask, pad
@@ -155,7 +155,8 @@ class LabelMatcher(Backbone):
         rows = self.label_rows(spec)
         position = {label: i for i, label in enumerate(labels)}
         for example in examples:
-            spec.check_output(example.output)
+            if example.output not in position:
+                spec.check_output(example.output)
         return [(rows, position[example.output]) for example in examples]
 
     def collate_labels(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
@@ -173,10 +174,10 @@ class LabelMatcher(Backbone):
         """
         labels = spec.require_labels("A matcher")
         texts = [spec.text_of(label) for label in labels]
-        if len(set(texts)) != len(texts):
-            i = next(i for i, text in enumerate(texts) if text in texts[:i])
+        if (twice := first_repeated(texts)) is not None:
+            first, second, *_ = (label for label, text in zip(labels, texts, strict=True) if text == twice)
             raise InputError(
-                f"The labels '{labels[texts.index(texts[i])]}' and '{labels[i]}' have the same text '{texts[i]}'.",
+                f"The labels '{first}' and '{second}' have the same text '{twice}'.",
                 "A matcher distinguishes labels by their texts: map each to its own under 'labels'.",
             )
         if new := [text for text in texts if text not in self._rows]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from merganser.errors import InputError, first_line
 from merganser.files.atomic import write_tensors
+from merganser.files.documents import parse_json, read_text
 from merganser.models import stacking
 from merganser.models.library_output import silence_libraries
 
@@ -82,8 +83,8 @@ def _read_adapter(folder: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         if not (folder / file).is_file():
             raise InputError(f"{folder} has no {file}.", "Give the folder of a saved adapter.")
     try:
-        return json.loads((folder / ADAPTER_CONFIG).read_text()), load_file(folder / ADAPTER_WEIGHTS)
-    except (SafetensorError, ValueError) as error:
+        return parse_json(read_text(folder / ADAPTER_CONFIG)), load_file(folder / ADAPTER_WEIGHTS)
+    except (OSError, SafetensorError, ValueError) as error:
         raise InputError(f"The adapter in {folder} is damaged: {error}.", "Restore the folder from a copy.") from error
 
 

@@ -30,6 +30,7 @@ from merganser.files.atomic import (
     write,
     write_tensors,
 )
+from merganser.files.documents import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -185,7 +186,7 @@ class CheckpointFolder:
         from safetensors import SafetensorError
 
         try:
-            described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+            described = parse_json(read_text(folder / VALUES))
             if described["format"] != FORMAT:
                 raise UnusableCheckpoint(
                     f"was written by another version (format {described['format']}; this version reads {FORMAT})"
@@ -200,7 +201,7 @@ class CheckpointFolder:
                 raise UnusableCheckpoint(
                     f"is of {count} process{'' if count == 1 else 'es'} {weights}, unlike the present ones"
                 )
-            json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+            parse_json(read_text(folder / TRAINER_STATE))
             # Every process checks the files of all others too, so that all come to the same result.
             needed = {self.rank} if sharded else {0, self.rank}
             parts = [_read_part(folder / file_of(rank), rank in needed) for rank in range(count)]

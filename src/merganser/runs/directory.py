@@ -7,11 +7,9 @@ A learned row is one folder under ``tasks/``, complete from the moment it is ren
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
-import yaml
 from pydantic import ValidationError
 
 from merganser import processes
@@ -31,11 +29,12 @@ from merganser.files.atomic import (
     write_json,
     write_yaml,
 )
+from merganser.files.documents import Malformed, parse_json, parse_yaml
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
 from merganser.runs import checkpoint
 from merganser.runs.lock import LOCK, RunLock
-from merganser.runs.reading import damaged, problem, read_text
+from merganser.runs.reading import damaged, problem, read_record, read_text
 from merganser.runs.record import FORMAT, RowFile, RunInfo, RunRecord, ScoresFile
 from merganser.runs.rows import ROW_FOLDER, Row, read_row, row_folders
 from merganser.runs.summary import score_matrix, scores_file
@@ -119,9 +118,9 @@ class RunDirectory:
         if not file.is_file():
             raise InputError(f"There is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
         try:
-            value = yaml.safe_load(read_text(file))
-        except yaml.YAMLError as error:
-            raise damaged(file, "not YAML") from error
+            value = parse_yaml(read_text(file))
+        except Malformed as error:
+            raise damaged(file, f"not YAML: {error}") from error
         if not isinstance(value, dict):
             raise damaged(file, "no mapping in it")
         written_format = value.get("format")
@@ -314,8 +313,8 @@ class RunDirectory:
         if not (ledger.is_file() and scores.is_file()):
             return False
         try:
-            written = ScoresFile.model_validate_json(scores.read_text(encoding="utf-8"))
-        except (ValidationError, UnicodeDecodeError):
+            written = read_record(scores, ScoresFile)
+        except InputError:
             return False
         return written == self.scores()
 
@@ -340,7 +339,7 @@ def _read_references(file: Path) -> dict[str, Score]:
     if not file.exists():
         return {}
     try:
-        return {name: Score.model_validate(score) for name, score in json.loads(file.read_text("utf-8")).items()}
+        return {name: Score.model_validate(score) for name, score in parse_json(read_text(file)).items()}
     except (ValueError, AttributeError) as error:
         raise damaged(file, "no scores in it") from error
 

@@ -8,6 +8,7 @@ from typing import TypeVar
 from pydantic import BaseModel, ValidationError
 
 from merganser.errors import InputError
+from merganser.files import documents
 from merganser.runs.record import RowFile
 
 RecordT = TypeVar("RecordT", bound=BaseModel)
@@ -28,13 +29,11 @@ def read_text(path: Path) -> str:
         InputError: it is missing, cannot be read, or is not UTF-8.
     """
     try:
-        # newline="": texts from other systems keep their line ends.
-        with open(path, encoding="utf-8", newline="") as stream:
-            return stream.read()
+        return documents.read_text(path)  # texts from other systems keep their line ends
     except FileNotFoundError as error:
         raise damaged(path, "it is missing") from error
-    except UnicodeDecodeError as error:
-        raise damaged(path, f"byte {error.start} is not UTF-8") from error
+    except documents.Malformed as error:
+        raise damaged(path, str(error)) from error
     except OSError as error:
         raise damaged(path, error.strerror or str(error)) from error
 
@@ -54,7 +53,9 @@ def read_record(path: Path, kind: type[RecordT]) -> RecordT:
     """
     text = read_text(path)
     try:
-        return kind.model_validate_json(text)
+        return kind.model_validate(documents.parse_json(text))
+    except documents.Malformed as error:
+        raise damaged(path, str(error)) from error
     except ValidationError as error:
         raise damaged(path, problem(error)) from error
     except InputError as error:  # labels, prompt and metric of a task check themselves
@@ -74,7 +75,9 @@ def read_lines(path: Path, kind: type[RecordT]) -> list[RecordT]:
     # Not splitlines(): texts may hold characters such as U+2028, which end no line in JSON.
     for number, line in enumerate(text.split("\n")[:-1], 1):
         try:
-            records.append(kind.model_validate_json(line))
+            records.append(kind.model_validate(documents.parse_json(line)))
+        except documents.Malformed as error:
+            raise damaged(path, f"line {number}: {error.reason}") from error
         except ValidationError as error:
             raise damaged(path, f"line {number}: {problem(error)}") from error
     return records

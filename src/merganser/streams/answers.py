@@ -8,7 +8,7 @@ from typing import Literal, get_args
 
 from pydantic import ConfigDict
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_repeated, nearest
 from merganser.streams.prompts import fill_with_text, prompt_fields
 
 AnswerMode = Literal["generate", "rank"]
@@ -68,11 +68,11 @@ class AnswerSpec:
     def _check_labels(self, labels: tuple[str, ...]) -> None:
         if not labels or any(not label.strip() for label in labels):
             raise InputError("The label set is empty or holds an empty label.", "Give every label a name.")
-        if len(set(labels)) != len(labels):
-            repeated = next(label for i, label in enumerate(labels) if label in labels[:i])
-            raise InputError(f"The label '{repeated}' is in the label set twice.", "Name every label once.")
+        if (twice := first_repeated(labels)) is not None:
+            raise InputError(f"The label '{twice}' is in the label set twice.", "Name every label once.")
+        known = set(labels)
         for label, text in self.label_texts.items():
-            if label not in labels:
+            if label not in known:
                 raise InputError(f"There is a text for '{label}', which is not a label.", nearest(label, labels))
             if not text.strip():
                 raise InputError(

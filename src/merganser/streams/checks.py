@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_repeated, nearest
 from merganser.streams.options import name_problem
 from merganser.streams.task import Example, Task
 
@@ -39,9 +39,8 @@ def check_names(names: Sequence[str]) -> None:
     Raises:
         InputError: naming the task.
     """
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"Task '{name}' occurs twice.", "Give every task of a stream its own name.")
+    if (twice := first_repeated(names)) is not None:
+        raise InputError(f"Task '{twice}' occurs twice.", "Give every task of a stream its own name.")
 
 
 def _splits(task: Task) -> tuple[tuple[str, Sequence[Example]], ...]:
@@ -49,12 +48,10 @@ def _splits(task: Task) -> tuple[tuple[str, Sequence[Example]], ...]:
 
 
 def _check_labels(where: str, task: Task, labels: tuple[str, ...]) -> None:
-    texts = [task.spec.text_of(label) for label in labels]
-    for text in texts:
-        if texts.count(text) > 1:
-            raise InputError(
-                f"{where}: two labels have the same text '{text}'.", "Make the texts differ, or no encoder can."
-            )
+    if (twice := first_repeated(map(task.spec.text_of, labels))) is not None:
+        raise InputError(
+            f"{where}: two labels have the same text '{twice}'.", "Make the texts differ, or no encoder can."
+        )
     known = set(labels)
     for split, examples in _splits(task):
         for number, example in enumerate(examples, start=1):

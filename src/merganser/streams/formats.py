@@ -10,12 +10,13 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_repeated, nearest
+from merganser.files.documents import Malformed, parse_json, read_bytes
 
 IDX_IMAGES = "images-idx3-ubyte"
 """What the names of MNIST's files of images contain."""
@@ -63,7 +64,7 @@ class Table:
         row = self.rows[index]
         if field not in row:
             raise InputError(
-                f"{self.where(index)}: there is no field '{field}'; the fields are {', '.join(map(repr, row))}.",
+                f"{self.where(index)}: there is no field '{field}'; the fields are {_listed(row)}.",
                 nearest(field, [str(key) for key in row]) or "Name the fields of the file with 'input' and 'output'.",
             )
         return row[field]
@@ -85,6 +86,12 @@ class Table:
         if not text.strip():
             raise InputError(f"{self.where(index)}: field '{field}' is empty.", "Give the row a text, or remove it.")
         return text
+
+
+def _listed(names: Iterable[str]) -> str:
+    """List at most twenty names."""
+    shown = [repr(name) for name in names]
+    return ", ".join(shown[:20]) + (f" and {len(shown) - 20:,} more" if len(shown) > 20 else "")
 
 
 def is_image_source(path: Path) -> bool:
@@ -124,7 +131,7 @@ def read_file(path: Path, shown: str | None = None) -> Table:
             f"Use one of {', '.join(ENDINGS)}, or hub:owner/name for a data set of the hub.",
         )
     try:
-        data = path.read_bytes()
+        data = read_bytes(path)
     except FileNotFoundError as error:
         raise missing_file(path, shown) from error
     except OSError as error:
@@ -203,14 +210,13 @@ _Rows = tuple[list[dict[str, Any]], Sequence[int], str]
 
 def _json(text: str, shown: str) -> _Rows:
     try:
-        rows = json.loads(text)
-    except json.JSONDecodeError as error:
+        rows = parse_json(text)
+    except Malformed as error:
         remedy = "Write a list of objects: [{...}, {...}]."
-        if error.msg == "Extra data":
+        if error.reason == "Extra data":
             remedy = "If every line is an object, end the file's name in .jsonl."
-        raise InputError(f"{shown}, line {error.lineno}: malformed JSON: {error.msg}.", remedy) from error
-    except RecursionError as error:
-        raise InputError(f"{shown}: malformed JSON: nested too deeply.", "Write a list of objects.") from error
+        where = f"{shown}, line {error.line}" if error.line else shown
+        raise InputError(f"{where}: malformed JSON: {error.reason}.", remedy) from error
     if not isinstance(rows, list):
         raise InputError(f"{shown}: holds a {type(rows).__name__}, not a list.", "Write a list of objects.")
     for number, row in enumerate(rows, start=1):
@@ -226,11 +232,10 @@ def _jsonl(text: str, shown: str) -> _Rows:
         if not line.strip():
             continue
         try:
-            row = json.loads(line)
-        except (json.JSONDecodeError, RecursionError) as error:
-            cause = error.msg if isinstance(error, json.JSONDecodeError) else "nested too deeply"
+            row = parse_json(line)
+        except Malformed as error:
             raise InputError(
-                f"{shown}, line {number}: malformed JSON: {cause}.", "Write one object per line: {...}."
+                f"{shown}, line {number}: malformed JSON: {error.reason}.", "Write one object per line: {...}."
             ) from error
         if not isinstance(row, dict):
             raise InputError(f"{shown}, line {number}: is a {type(row).__name__}.", "Make it an object: {...}.")
@@ -253,9 +258,9 @@ def _separated(text: str, shown: str, delimiter: str) -> _Rows:
                 continue
             if header is None:
                 header = [cell.strip() for cell in cells]
-                twice = {cell for cell in header if header.count(cell) > 1}
-                if twice or "" in header:
-                    problem = f"names '{min(twice)}' twice" if twice - {""} else "has a column without a name"
+                twice = first_repeated(cell for cell in header if cell)
+                if twice is not None or "" in header:
+                    problem = "has a column without a name" if twice is None else f"names '{twice}' twice"
                     raise InputError(f"{shown}: the header line {problem}.", "Give every column its own name.")
             elif len(cells) != len(header):
                 raise InputError(
@@ -287,13 +292,9 @@ _TEXT_READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv}
 
 
 def _parquet(data: bytes, shown: str) -> _Rows:
-    import pyarrow
-    import pyarrow.parquet
+    from merganser.streams.parquet import read_parquet
 
-    try:
-        rows = pyarrow.parquet.read_table(pyarrow.BufferReader(data)).to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise InputError(f"{shown}: is not a Parquet file that can be read: {error}", "Write it again.") from error
+    rows = read_parquet(data, shown)
     return rows, range(1, len(rows) + 1), "row"
 
 

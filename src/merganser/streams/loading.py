@@ -15,7 +15,7 @@ from merganser.streams.formats import HUB, Table, is_image_source, read_table
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
 from merganser.streams.prompts import fill_prompt, prompt_fields
-from merganser.streams.sampling import draw_limited, generator
+from merganser.streams.sampling import draw_limited, generator, positions_by_output
 from merganser.streams.splits import class_order, groups, hold_out
 from merganser.streams.task import Example, Stream, Task
 
@@ -103,9 +103,13 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
             "Give the whole data set, or describe your own under stream.split without a name.",
         )
     order = class_order(split, labels or (), base)
+    by_class = {part: positions_by_output(examples) for part, examples in splits.items()}
     tasks = []
     for number, chosen in enumerate(groups(order, split), start=1):
-        of_task = {part: [e for e in examples if e.output in chosen] for part, examples in splits.items()}
+        of_task = {
+            part: [splits[part][i] for i in sorted(i for label in chosen for i in positions.get(label, ()))]
+            for part, positions in by_class.items()
+        }
         task_options = split.model_copy(
             update={"labels": {label: texts.get(label, label) for label in chosen} if texts else list(chosen)}
         )

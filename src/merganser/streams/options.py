@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_repeated, nearest
 from merganser.options import StrictOptions
 from merganser.streams.answers import AnswerMode, MetricName
 from merganser.streams.builtin import BUILTIN, DEMO
@@ -113,8 +113,8 @@ class TaskSettings(Options):
                 raise ValueError("a label set needs at least two labels")
             if any(not label for label in value):
                 raise ValueError("a label is empty")
-        if isinstance(value, list) and len(set(value)) < len(value):
-            raise ValueError(f"label '{next(label for label in value if value.count(label) > 1)}' occurs twice")
+        if isinstance(value, list) and (twice := first_repeated(value)) is not None:
+            raise ValueError(f"label '{twice}' occurs twice")
         if isinstance(value, dict):
             seen: dict[str, str] = {}
             for label, text in value.items():
@@ -308,9 +308,9 @@ class StreamOptions(Options):
         if (self.split is not None or image_set) and self.overrides:
             raise ValueError("'overrides' do not apply to a split; give its settings in 'split'")
         names = self.task_names()
+        if (twice := first_repeated(names or [])) is not None:
+            raise ValueError(f"task '{twice}' occurs twice")
         for name in names or []:
-            if names is not None and names.count(name) > 1:
-                raise ValueError(f"task '{name}' occurs twice")
             if problem := name_problem(name):
                 raise ValueError(problem)
         for name in self.overrides:

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_repeated, nearest
+from merganser.files.documents import Malformed, read_text
 from merganser.streams.formats import missing_file
 from merganser.streams.options import SplitOptions
 from merganser.streams.sampling import generator as make_generator
@@ -28,7 +29,8 @@ def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> lis
             nothing left to learn.
     """
     _require(options.exclude, labels, "split.exclude")
-    kept = [label for label in _natural(options, labels) if label not in options.exclude]
+    excluded = set(options.exclude)
+    kept = [label for label in _natural(options, labels) if label not in excluded]
     if not kept:
         raise InputError("split.exclude leaves no class to learn.", "Exclude fewer.")
     if options.order is None:
@@ -38,19 +40,23 @@ def class_order(options: SplitOptions, labels: Sequence[str], base: Path) -> lis
     if isinstance(options.order, str):
         file = base / options.order
         try:
-            lines = file.read_text(encoding="utf-8").splitlines()
+            lines = read_text(file).splitlines()
         except FileNotFoundError as error:
             raise missing_file(file, options.order) from error
-        except (OSError, UnicodeDecodeError) as error:
-            raise InputError(f"{options.order}: cannot be read: {error}.", "Give one class per line, UTF-8.") from error
+        except (OSError, Malformed) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise InputError(
+                f"{options.order}: cannot be read: {reason}.", "Give one class per line, UTF-8."
+            ) from error
         order = [line.strip() for line in lines if line.strip()]
     else:
         order = list(options.order)
     _require(order, labels, "split.order")
-    order = [label for label in order if label not in options.exclude]
-    if len(set(order)) < len(order):
-        raise InputError(f"split.order: '{max(order, key=order.count)}' occurs twice.", "Name every class once.")
-    if missing := [label for label in kept if label not in order]:
+    order = [label for label in order if label not in excluded]
+    if (twice := first_repeated(order)) is not None:
+        raise InputError(f"split.order: '{twice}' occurs twice.", "Name every class once.")
+    ordered = set(order)
+    if missing := [label for label in kept if label not in ordered]:
         raise InputError(
             f"split.order lacks {len(missing)} of the classes, first '{missing[0]}'.", "Add them, or exclude them."
         )
@@ -61,12 +67,14 @@ def _natural(options: SplitOptions, labels: Sequence[str]) -> list[str]:
     """Order the classes by their numbers in IDX files, if there are any."""
     if options.classes is None:
         return list(labels)
-    return [label for label in options.classes if label in labels]
+    known = set(labels)
+    return [label for label in options.classes if label in known]
 
 
 def _require(names: Sequence[str], labels: Sequence[str], key: str) -> None:
+    known = set(labels)
     for name in names:
-        if name not in labels:
+        if name not in known:
             shown = ", ".join(labels[:20]) + (", ..." if len(labels) > 20 else "")
             raise InputError(f"{key}: there is no class '{name}' ({shown}).", nearest(name, labels) or "Correct it.")
 

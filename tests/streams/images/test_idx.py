@@ -70,3 +70,11 @@ def test_idx_of_colours(tmp_path: Path) -> None:
     image = task.train[1].image
     assert image is not None
     assert np.array_equal(np.asarray(image.decode("RGB")), array[1])
+
+
+def test_packed_files_that_stand_for_far_more_than_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.streams.images.idx.UNPACKED_BYTES", 1 << 16)
+    path = tmp_path / "x-images-idx3-ubyte.gz"
+    path.write_bytes(gzip.compress(idx(np.zeros((1000, 28, 28)))))
+    with pytest.raises(InputError, match=r"unpacks to more than .* bytes, far more than its own size"):
+        read_idx(path, path.name)

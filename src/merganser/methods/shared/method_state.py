@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from merganser.errors import InputError
 from merganser.files.atomic import write_tensors
+from merganser.files.documents import parse_json, read_text
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def read_json_state(path: Path, convert: Callable[[Any], Content]) -> Content:
         InputError: the file is missing or damaged.
     """
     try:
-        return convert(json.loads(path.read_text(encoding="utf-8")))
+        return convert(parse_json(read_text(path)))
     except (OSError, ValueError, TypeError, AttributeError, KeyError) as error:
         raise _unreadable(path, error) from error
 

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import math
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merganser.errors import InputError
+from merganser.files.documents import read_bytes
 from merganser.streams.formats import missing_file
 
 if TYPE_CHECKING:
     import numpy as np
+
+
+UNPACKED_BYTES, BYTES_PER_BYTE = 1 << 28, 200
+"""Bytes that a packed file may hold: this many, or this many per byte of the file, whichever is more."""
 
 
 def read_idx(path: Path, shown: str) -> tuple[np.ndarray, str]:
@@ -35,13 +41,14 @@ def read_idx(path: Path, shown: str) -> tuple[np.ndarray, str]:
     import numpy as np
 
     try:
-        content = path.read_bytes()
+        content = read_bytes(path)
         if content[:2] == b"\x1f\x8b":
-            content = gzip.decompress(content)
+            content = _unpacked(content, shown)
     except FileNotFoundError as error:
         raise missing_file(path, shown) from error
     except (OSError, EOFError, zlib.error) as error:
-        raise InputError(f"{shown}: cannot be unpacked or read: {error}.", "Fetch the file again.") from error
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{shown}: cannot be unpacked or read: {reason}.", "Fetch the file again.") from error
     if len(content) < 4 or content[:3] != b"\0\0\x08":
         raise InputError(f"{shown}: is not an IDX file of unsigned bytes.", "Give a file in MNIST's format.")
     start = 4 + 4 * content[3]
@@ -53,3 +60,12 @@ def read_idx(path: Path, shown: str) -> tuple[np.ndarray, str]:
         )
     array = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
     return array, hashlib.sha256(content).hexdigest()
+
+
+def _unpacked(content: bytes, shown: str) -> bytes:
+    most = max(UNPACKED_BYTES, BYTES_PER_BYTE * len(content))
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as file:
+        unpacked = file.read(most + 1)
+    if len(unpacked) > most:
+        raise InputError(f"{shown}: unpacks to more than {most:,} bytes, far more than its own size.", "Unpack it.")
+    return unpacked

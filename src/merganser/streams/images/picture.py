@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from merganser.errors import InputError
+from merganser.files.documents import open_file
 from merganser.streams.formats import missing_file
 
 if TYPE_CHECKING:
@@ -57,7 +58,7 @@ class Picture:
             return self.data
         assert self.path is not None
         try:
-            with open(self.path, "rb") as file:
+            with open_file(self.path) as file:
                 file.seek(self.offset)
                 return file.read(-1 if self.size is None else self.size)
         except FileNotFoundError as error:

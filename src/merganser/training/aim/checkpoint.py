@@ -10,7 +10,6 @@ values, which cannot hold weights or a memory of examples.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
@@ -24,6 +23,7 @@ from merganser import processes
 from merganser.control import ControllerConfig
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import write_json, write_tensors
+from merganser.files.documents import parse_json, read_text
 from merganser.training.aim.config import AimConfig
 from merganser.training.state import TaskState
 
@@ -139,7 +139,7 @@ def _read_state(folders: Sequence[Path], identity: Identity) -> TaskState:
             "was written, or it was interrupted while writing, resume from an earlier one or start over.",
         )
     try:
-        described = json.loads((folder / VALUES).read_text(encoding="utf-8"))
+        described = parse_json(read_text(folder / VALUES))
         version, step, size, values = (described[key] for key in ("format", "step", "size", "values"))
         settings = described["settings"] if version == FORMAT else {}
         written_by, read_by = described.get("processes"), processes.world_size() if identity.sharded else None
