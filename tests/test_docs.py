@@ -7,8 +7,10 @@ import os
 import re
 import runpy
 import shlex
+import shutil
 import subprocess
 import sys
+import textwrap
 import tomllib
 from collections.abc import Callable
 from pathlib import Path
@@ -21,6 +23,7 @@ from merganser.cli import main
 from merganser.config import RunConfig
 from merganser.methods import METHODS
 from merganser.metrics import ScoreMatrix, summary
+from merganser.runs import read_run
 from merganser.runs.record import MergeRecord
 from merganser.streams.options import MemoryOptions, StreamOptions
 from tests.tiny import tiny_bert
@@ -151,6 +154,10 @@ def test_the_python_page_runs(
     # six probes of 2.5 give the threshold 5, which nothing reaches by step 16.
     printed = capsys.readouterr().out.splitlines()
     assert printed[-1] == "8 due 1 0.6 8"
+    section = text.partition("## A metric of your own")[2].partition("\n## ")[0]
+    exec(textwrap.dedent("".join(re.findall(r"^(?:    .*)?\n", section, re.MULTILINE))), found)
+    # The only test text is answered "red", which is right, or "white", which has five letters.
+    assert float(capsys.readouterr().out) in (1.0, 3 / 5)
     assert re.fullmatch(r"\[Answer\(text='(positive|negative)', score=[\d.]+\)\]", printed[-2])
 
 
@@ -172,19 +179,20 @@ def run_as_printed(page: Path, wanted: Callable[[str], bool], monkeypatch: pytes
     """Run the `merganser` commands of a page that are wanted, in order; return their subcommands."""
     lines = page.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("merganser ") and wanted(line)]
-    for command in commands:
-        monkeypatch.setattr("sys.argv", command)
-        assert exit_code() == 0, command
+    run_commands(commands, monkeypatch)
     return [command[1] for command in commands]
 
 
 HUB_MODEL = "sentence-transformers/all-MiniLM-L6-v2"
 
 
-def test_the_readme_learns_its_five_rows(
+def test_the_readme_runs_in_its_order(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The files and commands as printed, with a tiny model in place of the one from the hub."""
+    """The files and commands as printed, those within the text too, with a tiny model in place of the hub's.
+
+    Where the text asks for it, a second task is learned; the question is asked again after it, about both tasks.
+    """
     monkeypatch.chdir(tmp_path)
     readme = ROOT / "README.md"
     (rows,) = blocks(readme, "csv")
@@ -193,8 +201,67 @@ def test_the_readme_learns_its_five_rows(
     tiny = f"{tiny_bert(tmp_path / 'model')}, precision: fp32"
     (tmp_path / "tickets.csv").write_text(rows, encoding="utf-8")
     (tmp_path / "first.yaml").write_text(settings.replace(HUB_MODEL, tiny), encoding="utf-8")
-    assert run_as_printed(readme, lambda line: True, monkeypatch) == ["learn", "ask"]
-    assert re.search("hardware|billing", capsys.readouterr().out.splitlines()[-1])
+    printed = re.findall(r"^(merganser .+)$|`(merganser [^`]+)`", readme.read_text(encoding="utf-8"), re.MULTILINE)
+    learn, ask, *others = [shlex.split(line or inline) for line, inline in printed]
+    (tmp_path / "next.csv").write_text(rows.replace("hardware", "urgent").replace("billing", "later"), encoding="utf-8")
+    without_config = learn[: learn.index("--config")]
+    second = [{"tickets": "next", "tickets.csv": "next.csv"}.get(word, word) for word in without_config]
+    run_commands([learn, ask], monkeypatch)
+    assert capsys.readouterr().out.splitlines()[-1] in ("hardware", "billing")
+    run_commands([second, ask], monkeypatch)
+    assert capsys.readouterr().out.splitlines()[-1] in ("hardware", "billing", "urgent", "later")
+    run_commands(others, monkeypatch)
+    assert [command[1] for command in others] == ["report", "undo", "export", "methods"]
+    assert {path.name for path in (tmp_path / "runs" / "first" / "tasks").iterdir()} == {"00-start", "01-tickets"}
+
+
+def run_commands(commands: list[list[str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    for command in commands:
+        monkeypatch.setattr("sys.argv", command)
+        assert exit_code() == 0, command
+
+
+def test_the_walk_for_researchers_runs_as_printed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Every block; of the runs that the loop would make, copies of the first stand in."""
+    monkeypatch.chdir(tmp_path)
+    page = DOCS / "walks" / "researcher.md"
+    fences = re.findall(r"^```(\w*)\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    (first, loop, report), (script,) = ([text for kind, text in fences if kind == wanted] for wanted in ("", "python"))
+    make_data, run = map(shlex.split, first.splitlines())
+    assert make_data == ["python", "examples/make_data.py"]
+    runpy.run_path(str(ROOT / "examples" / "make_data.py"), run_name="example")["main"](["--out", "examples/data"])
+    example = (ROOT / "examples" / "matcher.yaml").read_text(encoding="utf-8")
+    for old, new in (
+        (HUB_MODEL, str(tiny_bert(tmp_path / "model"))),
+        ("precision: auto", "precision: fp32"),
+        ("epochs: 3", "steps: 2"),
+    ):
+        assert old in example
+        example = example.replace(old, new)
+    (tmp_path / "examples" / "matcher.yaml").write_text(example, encoding="utf-8")
+    # Straight after it, a question to the tasks, one of which has a prompt of its own.
+    run_commands([run, ["merganser", "ask", "runs/compare/aim-0", "The printer does not switch on"]], monkeypatch)
+    assert "Answered as a text of task '" in capsys.readouterr().err
+
+    shell = ["bash", "-euc", 'merganser() { echo merganser "$@"; }\n' + loop]
+    commands = subprocess.run(shell, capture_output=True, text=True, check=True).stdout.splitlines()
+    assert len(commands) == 12
+    assert commands.count(shlex.join(run)) == 1
+    for command in map(shlex.split, commands):
+        assert command[:3] == run[:3]
+        if command != run:
+            shutil.copytree("runs/compare/aim-0", command[command.index("--out") + 1])
+    exec(script, {})
+    record = read_run("runs/compare/aim-0")
+    (op,) = [f"{metric.value:.3f}" for metric in record.scores.summary if metric.name == "OP"]
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[:2] for line in lines] == [[name, op] for name in ("sequential", "replay", "aim", "joint")]
+
+    run_commands([shlex.split(report)], monkeypatch)
+    assert {path.suffix for path in (tmp_path / "figures").iterdir()} == {".svg", ".png"}
+    assert (tmp_path / "tables" / "scores.csv").is_file()
 
 
 def test_the_walk_for_engineers_runs_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

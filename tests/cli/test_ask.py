@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import json
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from merganser import AnswerSpec, Example, Learner, Task
+from merganser.errors import InputError
 from tests.learner import toys
 from tests.learner.toys import Command, contents, read_json, values_of
 
@@ -48,6 +51,68 @@ def test_without_a_task_all_labels_are_candidates(run: Path, merganser: Command)
         # The likeliest of all is the likeliest of its own task, and four share what two shared.
         assert answer in (mood[0], topic[0])
         assert score < dict([mood, topic])[answer]
+
+
+TEXTS = ("the team won the match", "great film with a strong story", "two and two is five")
+
+
+def learned_tasks(run: Path, kind: str, specs: dict[str, AnswerSpec], method: str = "sequential") -> Learner:
+    """A learner that has learned a few texts of each task."""
+    model = {"name": str(toys.model_folder(kind)), "kind": kind}
+    values = toys.settings(model=model, method=method, training={"steps": 1})
+    del values["stream"]
+    learner = Learner.open(run, **values)
+    for name, spec in specs.items():
+        labels = spec.labels or ("a free answer",)
+        learner.learn(Task(name, [Example(f"{name} {i}", labels[i % len(labels)]) for i in range(8)], spec=spec))
+    return learner
+
+
+FEW = AnswerSpec(("good", "bad"), metric="accuracy", mode="rank")
+MANY = AnswerSpec(("sport", "business", "right", "wrong", "film"), metric="accuracy", mode="rank")
+FREE = AnswerSpec(metric="rouge_l", prompt="Say: {input}")
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "specs"),
+    [
+        ("matcher", "sequential", {"few": FEW, "many": replace(MANY, prompt="News: {input}")}),
+        ("matcher", "single", {"few": FEW, "many": MANY}),  # a model per task
+        ("seq2seq", "sequential", {"many": MANY, "free": FREE}),
+    ],
+)
+def test_tasks_that_are_asked_differently_are_all_asked_and_the_most_likely_answers(
+    kind: str, method: str, specs: dict[str, AnswerSpec], merganser: Command, tmp_path: Path
+) -> None:
+    fields = {"pairs": AnswerSpec(("same", "other"), metric="accuracy", prompt="{first} and {second}")}
+    with learned_tasks(tmp_path / "run", kind, {**specs, **fields}, method) as learner:
+        answers = learner.predict(TEXTS)
+        by_task = {name: learner.predict(TEXTS, task=name) for name in specs}
+        with pytest.raises(InputError, match="2 fields"):
+            learner.predict(TEXTS, task="pairs")
+    for number, answer in enumerate(answers):
+        # By hand: how much of the way from guessing to certainty.
+        above = {}
+        for name, spec in specs.items():
+            chance = 1 / len(spec.labels) if spec.labels else 0.0
+            above[name] = (by_task[name][number].score - chance) / (1 - chance)
+        best = max(above, key=lambda name: above[name])
+        assert (answer.text, answer.score) == (by_task[best][number].text, by_task[best][number].score)
+        assert answer.task == best
+        assert f"task='{best}')" in repr(answer)
+        assert by_task[best][number].task == ""
+    if method == "single" or kind != "matcher":
+        return  # the command is the same
+    done = merganser("ask", tmp_path / "run", "--json", *TEXTS)
+    assert [json.loads(line)["task"] for line in done.out.splitlines()] == [answer.task for answer in answers]
+    done = merganser("ask", tmp_path / "run", *TEXTS)
+    assert [line.split("\t") for line in done.out.splitlines()] == [
+        [answer.text, text, answer.task] for answer, text in zip(answers, TEXTS, strict=True)
+    ]
+    done = merganser("ask", tmp_path / "run", TEXTS[0])
+    assert done.out == f"{answers[0].text}\n"
+    assert f"Answered as a text of task '{answers[0].task}'" in done.err
+    assert "--task names another" in done.err
 
 
 def test_texts_from_standard_input(run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,9 @@ from rich.console import Console
 from merganser.cli.live import LiveView, score_table, show_result, watching
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
 from merganser.report.formatting import score, size
+from merganser.report.page import render
 from merganser.runs import read_run
+from merganser.runs.record import ScoresFile
 from tests.learner import toys
 from tests.report.conftest import TOPICS, make_run
 
@@ -76,6 +78,29 @@ def test_a_table_with_gaps() -> None:
     lines = [line.replace("│", " ").split() for line in captured.get().splitlines()]
     assert ["before", "training", "50.0", "–"] in lines
     assert ["after", "b", "25.0", "100.0"] in lines
+
+
+def test_tasks_without_a_test_file_are_not_scored() -> None:
+    """Instead of an empty list, in the lines of a run and in its result; and on the page."""
+    out = io.StringIO()
+    view = LiveView(Console(file=out, width=80), "title")
+    for event in (RowDone(()), RowDone(("a",)), RowDone(("b",), {"b": 0.5}), RowDone(("c",), {"b": 0.25})):
+        view(event)
+    assert out.getvalue().splitlines() == [
+        "before training: not scored (no test file)",
+        "after a: not scored (no test file)",
+        "after b (percent): b 50.0",
+        "after c (percent): b 25.0, c not scored (no test file)",
+    ]
+    record = make_run(["a"], steps=3)
+    rows = [row.model_copy(update={"scores": {}}) for row in record.scores.rows]
+    record = record.model_copy(update={"scores": ScoresFile(tasks=["a"], metrics={}, rows=rows)})
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        show_result(console, record)
+    assert "a: not scored (no test file)" in captured.get()
+    assert "Metrics" not in captured.get()
+    assert "not scored<br>(no test file)" in render(record)
 
 
 def test_a_result_beside_a_baseline() -> None:

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 
+import pytest
 import typer
 from typer.testing import CliRunner
 
 from merganser.cli.report import report
 from merganser.errors import InputError
+from merganser.report import files
 from merganser.runs import RunDirectory, RunRecord
 from merganser.runs.record import RowFile
 from tests.report.conftest import make_run
@@ -77,3 +80,23 @@ def test_no_run_there(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, [str(tmp_path / "absent")])
     assert isinstance(result.exception, InputError)
     assert "absent" in result.exception.cause
+
+
+def test_a_run_on_a_disk_that_is_read_only_names_the_option(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = to_disk(make_run(["a"], steps=3), tmp_path / "a run")
+    write = files.write_bytes
+
+    def read_only(path: Path, content: bytes, shared: bool = False) -> None:
+        if path.parent == run:
+            raise OSError(errno.EROFS, "Read-only file system")
+        write(path, content, shared)
+
+    monkeypatch.setattr(files, "write_bytes", read_only)
+    result = CliRunner().invoke(app, [str(run)])
+    assert isinstance(result.exception, InputError)
+    assert result.exception.cause == f"Cannot write in '{run}': Read-only file system."
+    assert f"merganser report '{run}' --out report.html" in result.exception.remedy
+    assert CliRunner().invoke(app, [str(run), "--out", str(tmp_path / "report.html")]).exit_code == 0
+    asked_for = CliRunner().invoke(app, [str(run), "--out", str(run / "other.html")])
+    assert isinstance(asked_for.exception, InputError)
+    assert asked_for.exception.remedy == "Choose a folder that can be written."

@@ -79,7 +79,9 @@ def test_kmerge_answers_each_task_by_the_model_that_holds_it(tmp_path: Path) -> 
         size = len((run / "tasks" / "03-truth" / "adapter" / "adapter_model.safetensors").read_bytes())
         assert [entry.method_bytes["weights"] for entry in learner.record.tasks] == [size, 2 * size, 2 * size]
         with pytest.raises(InputError, match="This method keeps several models"):
-            learner.predict(["great film"])
+            learner.export(tmp_path / "out")
+        (unnamed,) = learner.predict(["great film"])
+        assert unnamed.text == learner.predict(["great film"], unnamed.task)[0].text
         asked = learner.predict(["great film", "weak film"], kept)
         learner.export(tmp_path / "out", task=changed)
     with Learner.open(run, read_only=True) as again:

@@ -98,6 +98,27 @@ def test_a_clip_reads_labels_with_its_frozen_text_encoder(folders: dict[str, Pat
     assert all(".vision_model." in name for name in adapted.trainable())
 
 
+def test_classes_that_cannot_be_told_apart(folders: dict[str, Path]) -> None:
+    """Of the same images, in another order; or cut to the same text."""
+    backbone = load(folders["vit"])
+    images = [picture(90, index) for index in range(5)]
+    twins = [Example("", "grey", image=image) for image in images]
+    twins += [Example("", "ash", image=image) for image in images[::-1]]
+    spec = AnswerSpec(("light", "grey", "dark", "ash"))
+    backbone.check_labels(spec, "Task 't'")  # known once the prototypes are
+    backbone.prepare_labels([*examples(), *twins], spec)
+    with pytest.raises(
+        InputError, match="the labels 'grey' and 'ash': the encoder gives them the same vector"
+    ) as caught:
+        backbone.check_labels(spec, "Task 't'")
+    assert "Their images are the same" in caught.value.remedy
+    backbone.check_labels(SPEC, "Task 't'")
+    long = "a photo of a very very good play that was great and strong and good "
+    cut = AnswerSpec(("light", long * 3 + "one", long * 3 + "two"))
+    with pytest.raises(InputError, match=r"strong and good one' and .*: only 32 of their tokens are used,"):
+        load(folders["clip"]).check_labels(cut, "Task 't'")
+
+
 @pytest.mark.parametrize("kind", ["vit", "clip"])
 def test_a_batch_has_the_models_pixels_and_mixes_label_sets(folders: dict[str, Path], kind: str) -> None:
     backbone = load(folders[kind])

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import sys
-from typing import Annotated
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merganser.cli.options import ModelOption, RunArgument
+from merganser.events import Event, Notice
+
+if TYPE_CHECKING:
+    from merganser.models.base import Answer
 
 
 def ask(
@@ -25,7 +30,8 @@ def ask(
         str | None,
         typer.Option(
             metavar="NAME",
-            help="Use the prompt and labels of this task; without it all learned labels are candidates.",
+            help="Use the prompt and labels of this task; without it all learned labels are candidates, and where "
+            "the tasks' prompts differ, the most likely task answers.",
             show_default=False,
         ),
     ] = None,
@@ -47,13 +53,31 @@ def ask(
         texts = [line.strip() for line in sys.stdin if line.strip()]
     if not texts:
         raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
-    with Learner.open(run, read_only=True, model_path=model) as learner:
-        for question, answer in zip(texts, learner.predict(texts, task), strict=True):
-            if as_json:
-                typer.echo(
-                    json.dumps(
-                        {"text": question, "answer": answer.text, "score": round(answer.score, 6)}, ensure_ascii=False
-                    )
-                )
-            else:
-                typer.echo(answer.text if len(texts) == 1 else f"{answer.text}\t{question}")
+
+    def show(event: Event) -> None:
+        if isinstance(event, Notice):
+            typer.echo(event.text, err=True)
+
+    with Learner.open(run, read_only=True, model_path=model, listener=show) as learner:
+        answers = learner.predict(texts, task)
+        learned = learner.learned
+    for question, answer in zip(texts, answers, strict=True):
+        if as_json:
+            values = {"text": question, "answer": answer.text, "score": round(answer.score, 6)}
+            if answer.task:
+                values["task"] = answer.task
+            typer.echo(json.dumps(values, ensure_ascii=False))
+        elif len(texts) == 1:
+            typer.echo(answer.text)
+        else:
+            typer.echo("\t".join([answer.text, question, *([answer.task] if answer.task else [])]))
+    if answers[0].task:
+        typer.echo(_chosen(answers, learned), err=True)
+
+
+def _chosen(answers: Sequence[Answer], learned: Sequence[str]) -> str:
+    """Say which task was chosen, where each task has a prompt, a kind of answer or a model of its own."""
+    names = ", ".join(learned)
+    if len(answers) == 1:
+        return f"Answered as a text of task '{answers[0].task}', the most likely of {names}; --task names another."
+    return f"Each text is answered as one of the most likely task of {names}; --task names one for all."

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from merganser.runs.record import RunRecord
     from merganser.streams.task import Task
 
+NOT_SCORED = "not scored (no test file)"
+
 Row = tuple[Sequence[str], dict[str, float]]
 """Tasks learned since the row before, and a score in [0, 1] of every evaluated task."""
 
@@ -126,8 +128,10 @@ class LiveView:
         self.rows.append((event.learned, event.scores))
         self.progress.update(self.bar, visible=False)
         if self.live is None:
-            scores = ", ".join(f"{task} {score(value)}" for task, value in event.scores.items())
-            self.print(f"{row_label(event.learned, first)} (percent): {scores}")
+            scores = [f"{task} {score(value)}" for task, value in event.scores.items()]
+            missing = [f"{task} {NOT_SCORED}" for task in event.learned if task not in event.scores]
+            label = row_label(event.learned, first)
+            self.print(f"{label} (percent): {', '.join([*scores, *missing])}" if scores else f"{label}: {NOT_SCORED}")
 
 
 @contextlib.contextmanager
@@ -143,11 +147,12 @@ def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
 
 def score_table(rows: Sequence[Row]) -> Table:
     """Tabulate scores in percent: a row per evaluation, a column per task; underlined right after the task."""
-    columns = list(dict.fromkeys(task for _, scores in rows for task in scores))
+    columns = list(dict.fromkeys(task for learned, scores in rows for task in (*scores, *learned)))
     table = Table(pad_edge=False)
     table.add_column("")
     for column in columns:
-        table.add_column(column, justify="right", overflow="fold")
+        scored = any(column in scores for _, scores in rows)
+        table.add_column(column if scored else f"{column}: {NOT_SCORED}", justify="right", overflow="fold")
     for number, (learned, scores) in enumerate(rows):
         styles = ["bold underline" if task in learned else "" if task in scores else "dim" for task in columns]
         cells = [Text(score(scores.get(task)), style) for task, style in zip(columns, styles, strict=True)]
@@ -161,22 +166,28 @@ def show_result(console: Console, record: RunRecord, baseline: RunRecord | None 
     for run in records:
         console.print(Text(f"\n{method_title(run)}: scores in percent", style="bold"))
         console.print(score_table(rows_of(run)))
+    _show_metrics(console, records)
+    for run in records:
+        if line := stored(run):
+            console.print(Text(f"{method_title(run)} {line}"))
+
+
+def _show_metrics(console: Console, records: Sequence[RunRecord]) -> None:
+    """Print the metrics of the last run that any of the runs has; nothing where none was measured."""
     table = Table(pad_edge=False, title="Metrics in percent ± standard error over the test examples")
     table.add_column("")
     for run in records:
         table.add_column(method_title(run), justify="right")
     by_name = [{metric.name: metric for metric in run.scores.summary} for run in records]
-    for metric in record.scores.summary:
+    for metric in records[-1].scores.summary:
         metrics = [metrics.get(metric.name) for metrics in by_name]
         if all(other is None or finite(other.value) is None for other in metrics):
             continue
         cells = [score_with_error(other.value, other.stderr) if other else MISSING for other in metrics]
         table.add_row(metric_title(metric.name), *cells)
-    console.print()
-    console.print(table)
-    for run in records:
-        if line := stored(run):
-            console.print(Text(f"{method_title(run)} {line}"))
+    if table.row_count:
+        console.print()
+        console.print(table)
 
 
 def stored(record: RunRecord) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -42,7 +43,12 @@ def report(
 
     record = read_run(run)
     beside = read_run(baseline) if baseline is not None else None
-    written = [write_report(record, out if out is not None else run / "report.html", beside)]
+    if out is not None:
+        written = [write_report(record, out, beside)]
+    else:
+        elsewhere = f"merganser report {shlex.quote(str(run))} --out report.html"
+        remedy = f"Write the page to another folder with --out, for instance: {elsewhere}"
+        written = [write_report(record, run / "report.html", beside, remedy)]
     if figures is not None:
         written += write_figures(record, figures)
     if tables is not None:

@@ -8,6 +8,7 @@ from merganser import processes
 from merganser.errors import InputError
 from merganser.events import Notice
 from merganser.learner.session import Session
+from merganser.learner.truncation import truncated_examples, truncation_notices
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
 from merganser.streams.options import MemoryOptions
@@ -29,6 +30,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_processes(session)
     check_selection(session, tasks)
     check_names([task.name for task in tasks])
+    check_metrics(session, tasks)
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
     if session.candidates.seen_without_effect:
@@ -56,9 +58,49 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
                     "Restore the files, or use another folder for a new run.",
                 )
             continue
+        check_labels(session, task, tasks[:position])
+        note_truncation(session, task)
         if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
+
+
+def check_labels(session: Session, task: Task, earlier: Sequence[Task] = ()) -> None:
+    """Refuse a task with labels that the model cannot tell apart.
+
+    Args:
+        earlier: tasks that will be learned before it; their labels may be candidates too, as those of learned ones.
+
+    Raises:
+        InputError: naming the labels and why.
+    """
+    before = [*(known.spec for known in session.known_tasks().values()), *(other.spec for other in earlier)]
+    spec = session.candidates.spec(task.spec, before)
+    with_others = " (with the labels of the tasks before it)" if spec.labels != task.spec.labels else ""
+    session.backbone.check_labels(spec, f"Task '{task.name}'{with_others}")
+
+
+def check_metrics(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse to learn tasks if a function that scores one of them, or a learned task, is not there.
+
+    Raises:
+        InputError: naming the task and the function.
+    """
+    session.add_metrics(tasks)
+    session.require_metrics(tasks)
+    if not session.method.per_task_models:  # else learned tasks keep their scores
+        learned = session.known_tasks().values()
+        session.require_metrics(task for task in learned if task.test or session.config.training.select_best)
+
+
+def note_truncation(session: Session, task: Task) -> None:
+    """Count the texts of a task that the model reads or writes in part, and report them once."""
+    if task.name in session.truncated:
+        return
+    counts = truncated_examples(session.backbone, task)
+    session.truncated[task.name] = counts
+    for text in truncation_notices(session.backbone, task, counts):
+        session.listener(Notice(text))
 
 
 def check_selection(session: Session, tasks: Sequence[Task]) -> None:

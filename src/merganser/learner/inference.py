@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
+from merganser.events import Notice
 from merganser.files.atomic import new_folder
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.models.export import export_model
 from merganser.streams.answers import AnswerSpec
-from merganser.streams.task import Task
+from merganser.streams.prompts import prompt_fields
+from merganser.streams.task import Example, Task
 
 
 def predict(session: Session, texts: Sequence[str], task: str | None = None) -> list[Answer]:
@@ -21,50 +24,91 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
     Args:
         texts: as a person writes them; the task's prompt is applied.
         task: a learned task, whose labels and prompt are used. ``None``: all labels learned so far are candidates
-            (for tasks with labels), or free text is generated.
+            (for tasks with labels), or free text is generated. Where tasks have different prompts, where some have
+            labels and some free text, or where the method keeps several models, every task answers, and each text gets
+            the most likely answer (:func:`_most_likely`) with the name of its task.
 
     Raises:
-        InputError: nothing was learned yet, the task is not known, a text is empty, or a task must be named.
+        InputError: nothing was learned yet, the task is not known, a text is empty, or no prompt can be filled with one
+            text.
     """
     known = session.require_learned()
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise InputError(f"Text {number} is empty.", "Give a text to answer.")
-    if task is None:
-        name, spec = list(known)[-1], _common_spec(session, known)
-    elif task in known:
-        name, spec = task, known[task].spec
-    else:
+    if task is not None and task not in known:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
         raise InputError(f"There is no task '{task}'.", hint)
-    session.use_task(name)
-    spec = session.candidates.spec(spec, [learned.spec for learned in known.values()])
+    if task is not None:
+        return _answers(session, texts, task, known[task].spec)
+    spec = _common_spec(session, known)
+    return _most_likely(session, texts, known) if spec is None else _answers(session, texts, list(known)[-1], spec)
+
+
+def _answers(session: Session, texts: Sequence[str], task: str, spec: AnswerSpec) -> list[Answer]:
+    """Answer texts with the model of a task."""
+    session.use_task(task)
+    spec = _candidates(session, spec)
     prompted = [spec.prompted(text) for text in texts]
+    if cut := session.backbone.count_truncated([Example(text, "") for text in prompted], spec).inputs:
+        limit = f"{session.backbone.lengths.input} tokens (training.max_input)"
+        notice = Notice(
+            f"{cut:,} of {len(texts):,} texts are longer than {limit}, with the prompt of task '{task}', and are cut."
+        )
+        session.listener(notice)
     return session.backbone.answer(prompted, spec, session.config.evaluation.batch)
 
 
-def _common_spec(session: Session, known: Mapping[str, Task]) -> AnswerSpec:
-    """Return how a text of no named task is answered: among the labels of all tasks, or in free text."""
+def _candidates(session: Session, spec: AnswerSpec) -> AnswerSpec:
+    return session.candidates.spec(spec, [learned.spec for learned in session.known_tasks().values()])
+
+
+def _common_spec(session: Session, known: Mapping[str, Task]) -> AnswerSpec | None:
+    """Return how a text of no named task is answered: among the labels of all tasks, or in free text.
+
+    ``None`` where tasks must be asked one by one.
+    """
     specs = [task.spec for task in known.values()]
     if len(specs) == 1:
         return specs[0]
-    names = ", ".join(known)
-    if session.method.per_task_models:
-        raise InputError("This method keeps several models.", f"Name a task: {names}.")
-    if len({spec.prompt for spec in specs}) > 1:
-        raise InputError("The learned tasks have different prompts.", f"Name a task: {names}.")
-    if len({spec.labels is None for spec in specs}) > 1:
-        raise InputError("Some learned tasks have labels and some write free text.", f"Name a task: {names}.")
+    if session.method.per_task_models or len({(spec.prompt, spec.labels is None) for spec in specs}) > 1:
+        return None
     return specs[-1].with_labels_of(specs)
+
+
+def _most_likely(session: Session, texts: Sequence[str], known: Mapping[str, Task]) -> list[Answer]:
+    """Return for each text the answer that is furthest above chance, of all tasks whose prompt has one field.
+
+    Of ``n`` labels each has a chance of ``1 / n``, so probabilities ``p`` among few and among many labels are compared
+    as ``(p - 1 / n) / (1 - 1 / n)``; those of free text as they are. Of equal ones the earliest task's is taken.
+    """
+    specs = {name: task.spec for name, task in known.items()}
+    specs = {name: spec for name, spec in specs.items() if len(prompt_fields(spec.prompt)) == 1} or specs
+    answers: dict[str, list[Answer]] = {}
+    rows = session.answered_by()
+    for name in sorted(specs, key=lambda name: rows[name]):  # weights are loaded once
+        answers[name] = _answers(session, texts, name, specs[name])
+    chance = {name: 1 / len(labels) if (labels := _candidates(session, specs[name]).labels) else 0.0 for name in specs}
+    chosen = []
+    for number in range(len(texts)):
+        of_task = {name: answers[name][number] for name in specs}
+        best = max(specs, key=lambda name: _above_chance(of_task[name].score, chance[name]))
+        chosen.append(replace(of_task[best], task=best))
+    return chosen
+
+
+def _above_chance(probability: float, chance: float) -> float:
+    return (probability - chance) / (1 - chance) if chance < 1 else 0.0
 
 
 def evaluate(session: Session) -> dict[str, Score]:
     """Score the model as it is now on the test sets of all learned tasks, without changing the run.
 
     Raises:
-        InputError: nothing was learned yet, or no task has a test set.
+        InputError: nothing was learned yet, no task has a test set, or a function that scores a task is not there.
     """
     known = session.require_learned()
+    session.require_metrics(task for task in known.values() if task.test)
     if not any(task.test for task in known.values()):
         raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
     if not session.method.per_task_models:

@@ -10,12 +10,20 @@ from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
 from merganser.events import RowDone
 from merganser.files.atomic import write_json
-from merganser.learner.checks import check_processes, check_selection, sample
+from merganser.learner.checks import (
+    check_labels,
+    check_metrics,
+    check_processes,
+    check_selection,
+    note_truncation,
+    sample,
+)
 from merganser.learner.resume import checkpoints_of
 from merganser.learner.row_files import write_row_files
 from merganser.learner.row_scores import score_all_tasks, score_new_tasks, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.train_row import save_weights, train_row
+from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
 from merganser.runs.record import RowFile
 from merganser.streams.checks import check_names, check_task
@@ -45,6 +53,8 @@ class TaskRun:
         session = self.session
         for task in [*self.tasks, *session.future_tasks]:
             session.backbone.prepare_labels(task.train, task.spec)
+        if session.backbone.modality == "image":  # prototypes are there only now
+            self._check_labels()
         if not session.rows:
             self._measure_start()
         number = len(session.rows)
@@ -96,13 +106,21 @@ class TaskRun:
         session.method.check_tasks([*learned, *(task.name for task in self.tasks)])
         check_names([task.name for task in self.tasks])
         check_selection(session, self.tasks)
+        check_metrics(session, self.tasks)
         for task in self.tasks:
             check_task(task)
             session.backbone.check_examples(task.train, task.spec)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
             sample(session, task)  # a budget that keeps nothing is found now, not after training
+        self._check_labels()
+        for task in self.tasks:
+            note_truncation(session, task)
         session.method.rehearsal_batch(session.config.training, len(session.memory()))
+
+    def _check_labels(self) -> None:
+        for number, task in enumerate(self.tasks):
+            check_labels(self.session, task, self.tasks[:number])
 
     def _measure_start(self) -> None:
         """Write row 0: the weights before any training, and their scores on every task known by now."""
@@ -111,7 +129,7 @@ class TaskRun:
         folder = session.directory.begin_row(0, "start")
         try:
             scores = session.score(tasks, {})
-            metrics = {task.name: task.spec.metric for task in tasks}
+            metrics = {task.name: metric_name(task.spec.metric) for task in tasks}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
             processes.on_main(lambda: write_json(folder / "row.json", row.model_dump()))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -13,6 +13,7 @@ from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
 from merganser.learner import checks, inference, learn_task, opening, references
 from merganser.learner.session import Session
+from merganser.metrics.function import MetricFunction
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
 from merganser.models.base import Answer
@@ -46,6 +47,7 @@ class Learner:
         command: str = "python",
         read_only: bool = False,
         model_path: str | None = None,
+        metrics: Mapping[str, MetricFunction] | None = None,
         **sections: Any,
     ) -> Learner:
         """Open a run, or start one.
@@ -56,6 +58,8 @@ class Learner:
             command: written into the record of a new run.
             read_only: for inference and evaluation; does not lock the run, and :meth:`learn` is refused.
             model_path: where the pretrained model of an existing run is now, if it is not where it was.
+            metrics: of an existing run: learned task -> the function that scores it, of tasks that were learned with
+                such a metric. A run directory holds only its name.
             sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``seed``, ``stream``: options
                 objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
 
@@ -65,10 +69,14 @@ class Learner:
         """
         processes.initialize()
         path = Path(run)
+        if wrong := [name for name, metric in (metrics or {}).items() if not callable(metric)]:
+            raise InputError(f"The metric given for task '{wrong[0]}' is not a function.", "Give the function itself.")
         given = {key: opening.plain_values(value) for key, value in sections.items() if value is not None}
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(path):
-            return cls(opening.reopen(path, given, listener, read_only=read_only, model_path=model_path))
+            session = opening.reopen(path, given, listener, read_only=read_only, model_path=model_path)
+            session.metrics.update(metrics or {})
+            return cls(session)
         if read_only or "model" not in given:
             raise InputError(
                 f"There is no run in '{path}'.", "Start one with `merganser run`, or give Learner.open a model."

@@ -63,13 +63,16 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
         row = number if session.method.joint else position.get(task.name, number)
         seed = derive_seed(session.config.seed, "task", row)
         cached = cache_folder("references") / f"{_key(session, task, seed)}.json"
-        cached_score = _read_cached(cached)
+        # Two functions may have one name: what one of them scored is not kept for other runs.
+        cacheable = isinstance(task.spec.metric, str)
+        cached_score = _read_cached(cached) if cacheable else None
         if cached_score is not None:
             references[task.name] = Score.model_validate_json(cached_score)
             session.listener(Notice(f"Single-task score of '{task.name}' found in the cache."))
         else:
             references[task.name] = _train_alone(session, task, number, seed)
-            _write_cached(cached, references[task.name])
+            if cacheable:
+                _write_cached(cached, references[task.name])
         session.directory.write_references(references)
     session.restore()
     return references

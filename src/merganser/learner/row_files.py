@@ -14,6 +14,7 @@ from merganser.learner.example_store import as_line, kept_example, write_images,
 from merganser.learner.row_scores import answered_by, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.train_row import TrainedRow
+from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
 from merganser.runs.record import CostRecord, RowFile, TaskRecord
 from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
@@ -66,7 +67,7 @@ def write_row_files(
         tasks=records,
         scores=scores,
         earlier=earlier,
-        metrics={task.name: task.spec.metric for task in tasks_to_score(session, tasks)},
+        metrics={task.name: metric_name(task.spec.metric) for task in tasks_to_score(session, tasks)},
         lines={name: len(values) for name, values in lines.items()},
     )
     write_json(folder / "row.json", file.model_dump())
@@ -94,6 +95,7 @@ def _task_record(
         train_examples=len(task.train),
         dev_examples=len(task.dev),
         test_examples=len(task.test),
+        truncated=session.truncated.get(task.name, {}),
         spec=task.spec,
         source=dict(task.source),
         memory=summary,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,6 +12,7 @@ from merganser.evaluation import score_tasks
 from merganser.events import Listener
 from merganser.learner.example_store import read_prototypes, stored_examples
 from merganser.methods import make_method
+from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.metrics.score import Score
 from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
@@ -32,6 +33,8 @@ class Session:
         listener: receives events.
         candidates: decides which labels an answer is chosen from.
         future_tasks: tasks to come, which are scored before they are learned.
+        metrics: task -> the function that scores it, of tasks whose metric is a function.
+        truncated: task -> numbers of its inputs and answers that are cut, as in its record.
     """
 
     def __init__(self, directory: RunDirectory, config: RunConfig, backbone: Backbone, listener: Listener) -> None:
@@ -42,6 +45,8 @@ class Session:
         self.method = make_method(config.method)
         self.candidates = CandidatePolicy(config.model.candidates, self.method.per_task_models)
         self.future_tasks: list[Task] = []
+        self.metrics: dict[str, MetricFunction] = {}
+        self.truncated: dict[str, dict[str, int]] = {}
         self._examples: dict[str, list[tuple[str, Example]]] = {}
         self._weights_of: str | None = None  # name of the row whose weights are in the model; None: of no row
 
@@ -144,7 +149,13 @@ class Session:
             by_task.setdefault(task, []).append(example)
         records = (record for row in self.rows for record in row.file.tasks)
         return {
-            record.name: Task(record.name, train=(), test=by_task.get(record.name, ()), spec=record.spec)
+            record.name: Task(
+                record.name,
+                train=(),
+                test=by_task.get(record.name, ()),
+                spec=record.spec,
+                metric=self.metrics.get(record.name),
+            )
             for record in records
         }
 
@@ -159,12 +170,34 @@ class Session:
             raise InputError(f"Nothing was learned yet in '{self.directory.path}'.", "Learn a task first.")
         return known
 
+    def add_metrics(self, tasks: Iterable[Task]) -> None:
+        """Remember the functions that score these tasks: a run directory has only their names."""
+        self.metrics |= {task.name: task.spec.metric for task in tasks if not isinstance(task.spec.metric, str)}
+
+    def require_metrics(self, tasks: Iterable[Task]) -> None:
+        """Check that the functions which score these tasks are there.
+
+        Raises:
+            InputError: one is not.
+        """
+        for task in tasks:
+            if is_function_name(task.spec.metric):
+                name = metric_name(task.spec.metric).rpartition(":")[2].rpartition(".")[2]
+                function = name if name.isidentifier() else "function"
+                raise InputError(
+                    f"Task '{task.name}' is scored by the function '{task.spec.metric}', and a run directory holds no "
+                    "functions.",
+                    f"Give it again, in Python: Learner.open({str(self.directory.path)!r}, "
+                    f"metrics={{{task.name!r}: {function}}}).",
+                )
+
     def score(self, tasks: Sequence[Task], learned: Mapping[str, Task]) -> dict[str, Score]:
         """Score the model as it is on every task that has a test set.
 
         Args:
             learned: the tasks learned so far, whose labels may be candidates beside a task's own.
         """
+        self.require_metrics(task for task in tasks if task.test)
         specs = [task.spec for task in learned.values()]
         tasks = [replace(task, spec=self.candidates.spec(task.spec, specs)) for task in tasks]
         return score_tasks(self.backbone, tasks, self.config.evaluation.batch, self.listener)

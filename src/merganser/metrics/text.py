@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import InputError, nearest
+from merganser.metrics.function import MetricFunction, function_scores
 from merganser.metrics.score import Score
 
 Scores = NDArray[np.float64]
@@ -99,12 +100,22 @@ TEXT_SCORES: dict[str, TextScore] = {
 """Text scores by the name used in a task's ``metric``."""
 
 
-def score_answers(metric: str, answers: Sequence[str], references: Sequence[str]) -> Score:
+def score_answers(
+    metric: str | MetricFunction, answers: Sequence[str], references: Sequence[str], inputs: Sequence[str] = ()
+) -> Score:
     """Score a test set: mean of the text score ``metric`` over the examples, their number, standard error.
 
+    Args:
+        metric: a name of :data:`TEXT_SCORES`, or a :data:`~merganser.metrics.function.MetricFunction`.
+        inputs: the texts that were answered, for a function.
+
     Raises:
-        InputError: unknown metric, or lists that the score refuses.
+        InputError: unknown metric, a function that fails, or lists that the score refuses.
     """
+    if not isinstance(metric, str):
+        _pairs(answers, references)  # the same checks
+        mean, stderr = mean_and_stderr(function_scores(metric, answers, references, inputs))
+        return Score(value=mean, n=len(answers), stderr=stderr)
     if metric not in TEXT_SCORES:
         hint = nearest(metric, TEXT_SCORES) or f"Choose from {', '.join(TEXT_SCORES)}."
         raise InputError(f"Text score '{metric}' is unknown.", hint)

@@ -34,16 +34,22 @@ IGNORE_INDEX = -100
 """Label of a position that the loss ignores, as in ``torch.nn.functional.cross_entropy``."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Answer:
     """The answer to one text.
 
     ``score`` is in [0, 1]: the probability among the candidates where labels are ranked, the mean probability of the
-    generated tokens (end of text included) where text is generated.
+    generated tokens (end of text included) where text is generated. ``task`` is the learned task that was chosen for
+    the text; empty if there was nothing to choose.
     """
 
     text: str
     score: float
+    task: str = ""
+
+    def __repr__(self) -> str:
+        chosen = f", task={self.task!r}" if self.task else ""
+        return f"Answer(text={self.text!r}, score={self.score!r}{chosen})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +63,14 @@ class Lengths:
         for name in ("input", "target"):
             if getattr(self, name) < 2:
                 raise InputError(f"The {name} length is {getattr(self, name)} tokens.", "Use at least 2.")
+
+
+@dataclass(frozen=True, slots=True)
+class Truncated:
+    """Numbers of examples whose ``inputs`` and ``answers`` are longer than the model's lengths."""
+
+    inputs: int = 0
+    answers: int = 0
 
 
 @dataclass(frozen=True)
@@ -123,6 +137,24 @@ class Backbone(ABC):
                 f"The model {self.options.name} reads text, but the task has images.",
                 "Choose an image encoder (kind 'matcher': CLIP, SigLIP, ViT, DeiT, DINOv2 ...).",
             )
+
+    def check_labels(self, spec: AnswerSpec, where: str) -> None:  # noqa: B027
+        """Refuse labels that this model cannot tell apart: cut, unknown or folded into one text, or of equal vectors.
+
+        Args:
+            where: the task, as a message begins.
+
+        Raises:
+            InputError: naming the labels and why.
+        """
+
+    def unwritable_labels(self, spec: AnswerSpec) -> dict[str, str]:
+        """Return labels that generated text can never equal, cut or with unknown tokens: label -> the text instead."""
+        return {}
+
+    def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        """Count the examples whose input or answer is longer than :attr:`lengths` and is cut at its end."""
+        return Truncated()
 
     def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
         """Prepare a task's labels from its training examples, before it is first evaluated or learned.

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORE_INDEX, Feature
+from merganser.models.base import IGNORE_INDEX, Feature, Truncated
+from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
+from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
@@ -98,7 +100,11 @@ class Causal(GenerativeBackbone):
         return self.options.chat_template or self.tokenizer.decode(prompt[-1:]).endswith("\n")
 
     def answer_ids(self, answer: str, after_break: bool) -> list[int]:
-        """Return the tokens of an answer and the end of text, at most the target length.
+        """Return the tokens of an answer and the end of text, at most the target length."""
+        return [*self._answer_tokens(answer, after_break)[: self.lengths.target - 1], self.tokenizer.eos_token_id]
+
+    def _answer_tokens(self, answer: str, after_break: bool) -> list[int]:
+        """Return the tokens of a whole answer.
 
         The answer is tokenised after a fixed character, whose tokens are then removed: so tokenizers that mark the
         start of a text (SentencePiece) and those that mark spaces (byte-level) both give the tokens of a text's middle.
@@ -111,7 +117,41 @@ class Causal(GenerativeBackbone):
             ids = ids[len(before) :]
         else:  # the anchor and the answer's start are one token
             ids = self.tokenizer(text[len(anchor) :], add_special_tokens=False)["input_ids"]
-        return [*ids[: self.lengths.target - 1], self.tokenizer.eos_token_id]
+        return ids
+
+    def _label_tokens(self, labels: Sequence[str]) -> list[list[LabelTokens]]:
+        ways = (True,) if self.options.chat_template else (False, True)
+        end = self.tokenizer.eos_token_id
+        return [
+            [
+                LabelTokens(
+                    label, (*self._answer_tokens(label, after_break), end), tuple(self.answer_ids(label, after_break))
+                )
+                for label in labels
+            ]
+            for after_break in ways
+        ]
+
+    def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        prompts = self._encode([example.input for example in examples])
+        pairs = list(zip(prompts, examples, strict=True))
+        # A prompt that was cut nearly fills the length: the others need not be tokenised again.
+        half = self.lengths.input / 2
+        inputs = self._whole_sizes([example.input for prompt, example in pairs if len(prompt) >= half])
+        sizes: dict[tuple[str, bool], int] = {}
+        answers = 0
+        for prompt, example in pairs:
+            key = (example.output, self._after_break(prompt))
+            if key not in sizes:
+                sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
+            answers += sizes[key] > self.lengths.target
+        return Truncated(sum(size > self.lengths.input for size in inputs), answers)
+
+    def _whole_sizes(self, texts: Sequence[str]) -> list[int]:
+        """Return the number of tokens of whole prompts."""
+        if self.options.chat_template:
+            return [len(self._chat_ids(text)) for text in texts]
+        return token_counts(self.tokenizer, [text.rstrip(" ") for text in texts])
 
     # -- answers ---------------------------------------------------------------------------------------------------
 

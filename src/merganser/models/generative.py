@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from merganser.metrics.text import TEXT_SCORES
 from merganser.models.base import IGNORE_INDEX, Answer, Backbone, LoadedModel
+from merganser.models.distinct_labels import LabelTokens, Reading, refuse_equal_tokens
 from merganser.streams.answers import AnswerSpec
 
 RANKING_BATCH = 32
@@ -64,6 +67,28 @@ class GenerativeBackbone(Backbone):
             decoder_start_token_id=start,
             forced_bos_token_id=getattr(config, "forced_bos_token_id", None),
         )
+
+    def check_labels(self, spec: AnswerSpec, where: str) -> None:
+        remedy = "Give them other names, or use a model whose tokenizer keeps them apart."
+        reading = Reading(where, "training.max_target", self.tokenizer.unk_token_id, remedy)
+        labels = spec.labels or ()
+        for tokens in self._label_tokens(labels):
+            refuse_equal_tokens(dict(zip(labels, tokens, strict=True)), reading)
+
+    def unwritable_labels(self, spec: AnswerSpec) -> dict[str, str]:
+        if spec.labels is None or spec.mode != "generate" or spec.metric not in ("accuracy", "exact_match"):
+            return {}
+        ways = self._label_tokens(spec.labels)
+        written = {
+            label: [self.tokenizer.decode(way[i].kept, skip_special_tokens=True).strip() for way in ways]
+            for i, label in enumerate(spec.labels)
+        }
+        score = TEXT_SCORES[spec.metric]
+        return {label: texts[0] for label, texts in written.items() if not score(texts, [label] * len(texts)).any()}
+
+    @abstractmethod
+    def _label_tokens(self, labels: Sequence[str]) -> list[list[LabelTokens]]:
+        """Return the tokens of each label as an answer, for every way in which this kind of model writes answers."""
 
     def _answer_batch(self, encoded: list[list[int]], spec: AnswerSpec) -> list[Answer]:
         if spec.mode == "generate":

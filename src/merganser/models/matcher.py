@@ -17,15 +17,20 @@ from torch import nn
 from torch.nn import functional
 
 from merganser.errors import InputError, first_repeated
-from merganser.models.base import IGNORE_INDEX, Answer, Backbone, Feature, LoadedModel, eval_mode
+from merganser.models.base import IGNORE_INDEX, Answer, Backbone, Feature, LoadedModel, Truncated, eval_mode
+from merganser.models.distinct_labels import LabelTokens, Reading, refuse_equal_tokens, refuse_equal_vectors
 from merganser.models.options import Pooling
 from merganser.models.padding import attention_mask, pad
 from merganser.models.precision import autocast
 from merganser.models.stacking import disable_adapters
+from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
+
+OTHER_TEXTS = "Under 'labels', give each a text of its own in other words."
+"""Remedy for labels that an encoder cannot tell apart."""
 
 
 def pool(hidden: torch.Tensor, mask: torch.Tensor, pooling: Pooling) -> torch.Tensor:
@@ -141,6 +146,21 @@ class LabelMatcher(Backbone):
         rows = self.label_rows(spec)  # may extend the bank
         return self.module.bank[rows]
 
+    def check_labels(self, spec: AnswerSpec, where: str) -> None:
+        labels = spec.require_labels("A matcher")
+        reading = self._reading(where)
+        tokens = self._label_tokens([self.label_text(spec.text_of(label)) for label in labels])
+        refuse_equal_tokens(dict(zip(labels, tokens, strict=False)), reading)
+        refuse_equal_vectors(labels, self.label_vectors(spec), reading)
+
+    @abstractmethod
+    def _reading(self, where: str) -> Reading:
+        """Return how labels are read."""
+
+    @abstractmethod
+    def _label_tokens(self, texts: Sequence[str]) -> list[LabelTokens]:
+        """Return the tokens of label texts; none without a text encoder."""
+
     def label_text(self, text: str) -> str:
         """Return the text to embed for a label: its text inserted into ``options.label_prompt``."""
         return self.options.label_prompt.replace("{label}", text)
@@ -243,6 +263,26 @@ class Matcher(LabelMatcher):
         if not texts:
             return []
         return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
+
+    def _reading(self, where: str) -> Reading:
+        return Reading(where, "training.max_input", self.tokenizer.unk_token_id, OTHER_TEXTS)
+
+    def _label_tokens(self, texts: Sequence[str]) -> list[LabelTokens]:
+        whole = self.tokenizer(list(texts), verbose=False)["input_ids"]
+        return [
+            LabelTokens(text, tuple(ids), tuple(kept))
+            for text, ids, kept in zip(texts, whole, self._encode(texts), strict=True)
+        ]
+
+    def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        # No answer is written, but a label's text is read.
+        labels = list(spec.labels or ())
+        sizes = token_counts(self.tokenizer, [self.label_text(spec.text_of(label)) for label in labels])
+        cut = {label for label, size in zip(labels, sizes, strict=True) if size > self.lengths.input}
+        inputs = token_counts(self.tokenizer, [example.input for example in examples])
+        return Truncated(
+            sum(size > self.lengths.input for size in inputs), sum(example.output in cut for example in examples)
+        )
 
     def _text_batch(self, rows: Sequence[list[int]]) -> dict[str, torch.Tensor]:
         return {

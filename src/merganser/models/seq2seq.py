@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 import torch
 from transformers.modeling_outputs import BaseModelOutput
 
-from merganser.models.base import IGNORE_INDEX, Feature
+from merganser.models.base import IGNORE_INDEX, Feature, Truncated
+from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
+from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
@@ -43,13 +45,28 @@ class Seq2Seq(GenerativeBackbone):
             return []
         return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
 
-    def _targets(self, texts: Sequence[str]) -> list[list[int]]:
-        """Return token ids of answers, truncated to the target length, the end of text always last."""
+    def _targets(self, texts: Sequence[str], *, whole: bool = False) -> list[list[int]]:
+        """Return token ids of answers, truncated to the target length unless ``whole``, the end of text always last."""
         if not texts:
             return []
         end = self.tokenizer.eos_token_id
-        rows = self.tokenizer(text_target=list(texts), truncation=True, max_length=self.lengths.target)["input_ids"]
-        return [row if row and row[-1] == end else [*row[: self.lengths.target - 1], end] for row in rows]
+        options = {"verbose": False} if whole else {"truncation": True, "max_length": self.lengths.target}
+        rows = self.tokenizer(text_target=list(texts), **options)["input_ids"]
+        last = None if whole else self.lengths.target - 1
+        return [row if row and row[-1] == end else [*row[:last], end] for row in rows]
+
+    def _label_tokens(self, labels: Sequence[str]) -> list[list[LabelTokens]]:
+        pairs = zip(labels, self._targets(labels, whole=True), self._targets(labels), strict=True)
+        return [[LabelTokens(label, tuple(whole), tuple(kept)) for label, whole, kept in pairs]]
+
+    def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        inputs = token_counts(self.tokenizer, [example.input for example in examples])
+        outputs = list(dict.fromkeys(example.output for example in examples))
+        size = dict(zip(outputs, map(len, self._targets(outputs, whole=True)), strict=True))
+        return Truncated(
+            sum(count > self.lengths.input for count in inputs),
+            sum(size[example.output] > self.lengths.target for example in examples),
+        )
 
     def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
         return {

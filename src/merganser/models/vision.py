@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from merganser.errors import InputError
 from merganser.models.base import Feature, LoadedModel, Modality
-from merganser.models.matcher import LabelBank, LabelMatcher
+from merganser.models.distinct_labels import LabelTokens, Reading
+from merganser.models.matcher import OTHER_TEXTS, LabelBank, LabelMatcher
 from merganser.models.options import Pooling
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.images.picture import Picture
@@ -122,6 +123,27 @@ class VisionMatcher(LabelMatcher):
                 "that could embed its text.",
                 "Give it images, or remove the label.",
             )
+
+    def check_labels(self, spec: AnswerSpec, where: str) -> None:
+        # Prototypes are computed by prepare_labels, and checked when they are there.
+        if self.has_text_encoder or all(label in self._rows for label in spec.require_labels("A matcher of images")):
+            super().check_labels(spec, where)
+
+    def _reading(self, where: str) -> Reading:
+        if not self.has_text_encoder:
+            return Reading(where, "", None, "Their images are the same: give each label images of its own.")
+        tokenizer: Any = self.tokenizer.tokenizer
+        return Reading(where, "", tokenizer.unk_token_id, OTHER_TEXTS)
+
+    def _label_tokens(self, texts: Sequence[str]) -> list[LabelTokens]:
+        tokenizer: Any = self.tokenizer.tokenizer
+        if tokenizer is None:
+            return []
+        config: Any = self.model.config
+        positions = config.text_config.max_position_embeddings
+        whole = tokenizer(list(texts), verbose=False)["input_ids"]
+        kept = tokenizer(list(texts), truncation=True, max_length=positions)["input_ids"]
+        return [LabelTokens(*label) for label in zip(texts, map(tuple, whole), map(tuple, kept), strict=True)]
 
     def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
         if self.has_text_encoder:

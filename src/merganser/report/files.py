@@ -7,9 +7,15 @@ from pathlib import Path
 from merganser.errors import InputError
 from merganser.files.atomic import make_folder, write_bytes
 
+ANOTHER_FOLDER = "Choose a folder that can be written."
+"""Remedy where a file cannot be written."""
 
-def write_whole(path: Path, content: bytes) -> Path:
+
+def write_whole(path: Path, content: bytes, remedy: str = ANOTHER_FOLDER) -> Path:
     """Write a file completely or not at all, creating its folder.
+
+    Args:
+        remedy: what to do where it cannot be written.
 
     Raises:
         InputError: ``path`` is a folder, or its folder cannot be created or written.
@@ -17,11 +23,9 @@ def write_whole(path: Path, content: bytes) -> Path:
     """
     if path.is_dir():
         raise InputError(f"'{path}' is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
-    make_folder(path.parent)
+    make_folder(path.parent, remedy)
     try:
         write_bytes(path, content, shared=True)
     except OSError as error:
-        raise InputError(
-            f"Cannot write in '{path.parent}': {error.strerror}.", "Choose a folder that can be written."
-        ) from error
+        raise InputError(f"Cannot write in '{path.parent}': {error.strerror}.", remedy) from error
     return path

@@ -16,7 +16,7 @@ from markupsafe import Markup
 from merganser.errors import InputError
 from merganser.report import sections
 from merganser.report.curves import curve_images
-from merganser.report.files import write_whole
+from merganser.report.files import ANOTHER_FOLDER, write_whole
 from merganser.report.formatting import CAUSE_LETTER, cause_title
 from merganser.report.series import POINTS, chart_data
 from merganser.runs.record import RunRecord
@@ -105,7 +105,7 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
     )
 
 
-def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None) -> Path:
+def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None, remedy: str = ANOTHER_FOLDER) -> Path:
     """Write the page of ``run`` to the file ``out`` and return its path.
 
     The page holds the summary metrics with their definitions, the score matrix, training loss, forgetting and learning
@@ -116,9 +116,10 @@ def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None) -
         run: the run to show.
         out: the file to write; replaced where it exists, its folder created where absent.
         baseline: another run over the same tasks (for instance plain sequential fine-tuning) to show beside it.
+        remedy: what to do where ``out`` cannot be written, for the message.
 
     Raises:
         InputError: the baseline learned other tasks or other data, or ``out`` cannot be written.
         RunError: writing stopped half-way (a full disk).
     """
-    return write_whole(out, render(run, baseline).encode("utf-8"))
+    return write_whole(out, render(run, baseline).encode("utf-8"), remedy)

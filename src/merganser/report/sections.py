@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from merganser.metrics.function import is_function_name, metric_name
 from merganser.metrics.score import Score
 from merganser.report.formatting import (
     CAUSE_LETTER,
@@ -22,7 +23,7 @@ from merganser.report.formatting import (
     size,
 )
 from merganser.report.series import learned_before, merges_in_order, rows_learned
-from merganser.runs.record import CostRecord, RunRecord
+from merganser.runs.record import CostRecord, RunRecord, TaskRecord
 
 COST_PARTS: dict[str, tuple[str, str]] = {
     name: (field.title, field.description or "") for name, field in CostRecord.model_fields.items() if field.title
@@ -97,7 +98,7 @@ def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         extra.append({"label": "learned alone", "cells": [_cell(run.scores.references.get(c)) for c in columns]})
     counts = [max((r.scores[task].n for r in run.scores.rows if task in r.scores), default=0) for task in columns]
     heads = [
-        {"name": task, "metric": run.scores.metrics.get(task, "").replace("_", " "), "n": f"{count:,}"}
+        {"name": task, "metric": metric_label(run.scores.metrics.get(task, "")), "n": f"{count:,}"}
         for task, count in zip(columns, counts, strict=True)
     ]
     return {"heads": heads, "rows": rows, "extra": extra}
@@ -230,8 +231,9 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
         {
             "name": task.name,
             "counts": [f"{count:,}" for count in (task.train_examples, task.dev_examples, task.test_examples)],
+            "truncated": truncated(task),
             "labels": str(len(task.spec.labels)) if task.spec.labels is not None else "free text",
-            "metric": task.spec.metric.replace("_", " "),
+            "metric": metric_label(metric_name(task.spec.metric)),
             "answer": task.spec.mode,
             "seed": str(task.seed),
             "fingerprint": task.fingerprint,
@@ -239,6 +241,21 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
             "source": list(task.source.items()),
         }
         for task in run.tasks
+    ]
+
+
+def metric_label(name: str) -> str:
+    """Return the name of a text score with spaces; that of a function (``module:name``) as it is."""
+    return name if is_function_name(name) else name.replace("_", " ")
+
+
+def truncated(task: TaskRecord) -> list[str]:
+    """Describe which inputs and answers of a task were cut: ``12 of 3,000 train inputs``; empty where none were."""
+    sizes = {"train": task.train_examples, "dev": task.dev_examples, "test": task.test_examples}
+    return [
+        f"{count:,} of {sizes[split]:,} {split} {part}"
+        for name, count in task.truncated.items()
+        for split, _, part in [name.partition("_")]
     ]
 
 

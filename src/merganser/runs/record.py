@@ -143,6 +143,11 @@ class TaskRecord(Record):
     train_examples: int
     dev_examples: int = 0
     test_examples: int = 0
+    truncated: dict[str, int] = Field(
+        default_factory=dict,
+        description="inputs longer than training.max_input and answers longer than training.max_target, which are cut: "
+        "train_inputs, train_answers, dev_inputs, dev_answers, test_inputs, test_answers; zeros are omitted",
+    )
     spec: AnswerSpec = Field(description="labels, prompt, metric, and whether answers are written or ranked")
     source: dict[str, str] = Field(default_factory=dict)
     memory: MemorySummary = Field(default_factory=MemorySummary)

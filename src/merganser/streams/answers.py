@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, PlainSerializer
 
 from merganser.errors import InputError, first_repeated, nearest
+from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.streams.prompts import fill_with_text, prompt_fields
 
 AnswerMode = Literal["generate", "rank"]
 MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
+Metric = Annotated[str | MetricFunction, PlainSerializer(metric_name, return_type=str)]
+"""One of :data:`MetricName`, or a function; a record has only the function's name."""
 Candidates = Literal["task", "seen"]
 
 
@@ -24,7 +27,8 @@ class AnswerSpec:
         labels: the closed set of answers, in a fixed order, or ``None`` for free text.
         label_texts: texts that a matcher reads in place of labels; it reads all other labels themselves.
         mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
-        metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`.
+        metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`, or a function of
+            answers, references and inputs (:data:`merganser.metrics.function.MetricFunction`).
         prompt: template that was applied to the examples' inputs; later texts go through it too.
 
     Raises:
@@ -37,7 +41,7 @@ class AnswerSpec:
     labels: tuple[str, ...] | None = None
     label_texts: Mapping[str, str] = field(default_factory=dict)
     mode: AnswerMode = "generate"
-    metric: MetricName = "exact_match"
+    metric: Metric = "exact_match"
     prompt: str = "{input}"
 
     def __post_init__(self) -> None:
@@ -45,8 +49,8 @@ class AnswerSpec:
             ("answer mode", self.mode, get_args(AnswerMode)),
             ("metric", self.metric, get_args(MetricName)),
         ):
-            if value not in known:
-                hint = nearest(value, known) or f"Use one of {', '.join(known)}."
+            if value not in known and not (what == "metric" and (callable(value) or is_function_name(value))):
+                hint = nearest(str(value), known) or f"Use one of {', '.join(known)}."
                 raise InputError(f"The {what} '{value}' does not exist.", hint)
         if not prompt_fields(self.prompt):
             raise InputError(f"The prompt {self.prompt!r} has no field.", "Put {input} where the text goes.")

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from merganser.metrics.function import MetricFunction, metric_name
 from merganser.streams.answers import AnswerSpec
 
 if TYPE_CHECKING:
@@ -53,6 +54,9 @@ class Task:
         spec: labels, prompt, metric, and whether answers are written or ranked.
         source: where the data came from (file names and SHA-256 sums), for the record.
 
+    ``Task(..., metric=...)`` sets the metric of ``spec``: a name, or a function of answers, references and inputs that
+    returns one score in [0, 1] per example (:data:`merganser.metrics.function.MetricFunction`).
+
     A task made in Python is checked with :func:`merganser.streams.checks.check_task`.
     """
 
@@ -62,13 +66,18 @@ class Task:
     test: Sequence[Example] = ()
     spec: AnswerSpec = field(default_factory=AnswerSpec)
     source: Mapping[str, str] = field(default_factory=dict)
+    metric: InitVar[str | MetricFunction | None] = None
+
+    def __post_init__(self, metric: str | MetricFunction | None) -> None:
+        if metric is not None:
+            object.__setattr__(self, "spec", replace(self.spec, metric=metric))
 
     def fingerprint(self) -> str:
         """Compute the SHA-256 of everything that influences a result; it does not depend on the names of the files."""
         digest = hashlib.sha256()
         spec = self.spec
         texts = repr(sorted(spec.label_texts.items()))
-        for part in (self.name, spec.metric, spec.mode, spec.prompt, repr(spec.labels), texts):
+        for part in (self.name, metric_name(spec.metric), spec.mode, spec.prompt, repr(spec.labels), texts):
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")

@@ -1,0 +1,48 @@
+"""Inputs and answers that are longer than a run's lengths: how many of how many are cut."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from merganser.models.base import Backbone
+from merganser.streams.task import Task
+
+SPLITS = {"train": "training", "dev": "development", "test": "test"}
+
+
+def truncated_examples(backbone: Backbone, task: Task) -> dict[str, int]:
+    """Count the inputs and answers that are cut: ``train_inputs``, ``train_answers``, ``dev_inputs`` ...; no zeros."""
+    counts: dict[str, int] = {}
+    for split in SPLITS:
+        truncated = backbone.count_truncated(getattr(task, split), task.spec)
+        counts |= {f"{split}_inputs": truncated.inputs, f"{split}_answers": truncated.answers}
+    return {name: count for name, count in counts.items() if count}
+
+
+def truncation_notices(backbone: Backbone, task: Task, counts: Mapping[str, int]) -> list[str]:
+    """Describe what is cut, and the labels that can therefore never be written; empty where nothing is."""
+    notices = []
+    sizes = {split: len(getattr(task, split)) for split in SPLITS}
+    for part, option, limit in (
+        ("inputs", "max_input", backbone.lengths.input),
+        ("answers", "max_target", backbone.lengths.target),
+    ):
+        longer = [
+            f"{counts[name]:,} of {size:,} {SPLITS[split]} {part}"
+            for split, size in sizes.items()
+            if (name := f"{split}_{part}") in counts
+        ]
+        if longer:
+            if part == "answers" and backbone.kind == "matcher":
+                option, limit = "max_input", backbone.lengths.input
+            which = ", ".join(longer)
+            notices.append(
+                f"Task '{task.name}': {which} are longer than {limit} tokens (training.{option}) and are cut."
+            )
+    if unwritable := backbone.unwritable_labels(task.spec):
+        label, written = next(iter(unwritable.items()))
+        notices.append(
+            f"Task '{task.name}': the model can never write {len(unwritable)} of {len(task.spec.labels or ())} labels: "
+            f"'{label}' becomes '{written}'. Use answer: rank, a larger training.max_target, or other labels."
+        )
+    return notices

@@ -1,0 +1,80 @@
+"""A function as a metric: how it is called, and what it may return."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+
+from merganser.errors import InputError
+from merganser.metrics import score_answers
+from merganser.metrics.function import metric_name
+
+ANSWERS, REFERENCES, INPUTS = ["a", "b", "b"], ["a", "a", "b"], ["x", "xx", "xxxx"]
+
+
+def three(answers: Sequence[str], references: Sequence[str], inputs: Sequence[str]) -> list[float]:
+    return [
+        (answer == reference) / len(text) for answer, reference, text in zip(answers, references, inputs, strict=True)
+    ]
+
+
+def two(answers: Sequence[str], references: Sequence[str], *, weight: float = 0.5) -> Any:
+    return np.array([answer == reference for answer, reference in zip(answers, references, strict=True)]) * weight
+
+
+class Callable3:
+    def __call__(self, answers: Any, references: Any, inputs: Any = None) -> Any:
+        return [float(inputs is not None)] * len(answers)
+
+
+@pytest.mark.parametrize(
+    ("metric", "mean", "name"),
+    [
+        (three, (1 + 0 + 0.25) / 3, "tests.metrics.test_function:three"),
+        (two, (0.5 + 0 + 0.5) / 3, "tests.metrics.test_function:two"),
+        (functools.partial(two, weight=1.0), 2 / 3, "functools:partial"),
+        (Callable3(), 1.0, "tests.metrics.test_function:Callable3"),
+        (lambda a, r, weight=0.25: [weight] * 3, 0.25, "tests.metrics.test_function:<lambda>"),
+        (lambda *lists: [True, False, False], 1 / 3, "tests.metrics.test_function:<lambda>"),
+    ],
+)
+def test_a_function_is_called_with_what_it_takes(metric: Any, mean: float, name: str) -> None:
+    score = score_answers(metric, ANSWERS, REFERENCES, INPUTS)
+    assert (score.value, score.n) == (pytest.approx(mean), 3)
+    assert metric_name(metric) == name
+
+
+def test_the_standard_error_is_that_of_the_scores() -> None:
+    # Scores 1, 0, 1/4: mean 5/12, deviations 7/12, -5/12, -2/12; s² = 78/288, error sqrt(s² / 3).
+    assert score_answers(three, ANSWERS, REFERENCES, INPUTS).stderr == pytest.approx((78 / 288 / 3) ** 0.5)
+
+
+@pytest.mark.parametrize(
+    ("returned", "cause"),
+    [
+        ([1.0, 0.0], "returned 2 numbers for 3 answers"),
+        (0.5, "returned one number for 3 answers"),
+        ([[1.0, 0.0, 1.0]], "returned a table for 3 answers"),
+        ([1.0, 50.0, 0.0], "returned 50.0 for example 2"),
+        ([0.0, 0.0, float("nan")], "returned nan for example 3"),
+        (["high", 1.0, 1.0], "returned no numbers: could not convert string to float: 'high'"),
+        ([{}, 1.0, 1.0], "returned no numbers"),
+        (None, "for 3 answers"),
+        (ZeroDivisionError("three by nothing"), "failed: ZeroDivisionError: three by nothing"),
+    ],
+)
+def test_what_is_no_score_is_refused_by_the_name_of_the_function(returned: Any, cause: str) -> None:
+    def mine(answers: Sequence[str], references: Sequence[str], inputs: Sequence[str]) -> Any:
+        if isinstance(returned, Exception):
+            raise returned
+        return returned
+
+    with pytest.raises(InputError) as caught:
+        score_answers(mine, ANSWERS, REFERENCES, INPUTS)
+    assert "mine' " in caught.value.cause
+    assert cause in caught.value.cause
+    assert "one number from 0 to 1 per example" in caught.value.remedy
