@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import math
 import shutil
 from pathlib import Path
 from typing import Any
@@ -214,8 +215,8 @@ def test_features_of_images_decide_the_shares(model: str, home: Path, tmp_path: 
             pixels = backbone.tokenizer.pixel_values(pictures)  # type: ignore[attr-defined]
             mean = image_vectors(encoder, pixels, config.model.pooling).mean(0)
     torch.testing.assert_close(features["classes-02"], mean, rtol=1e-4, atol=1e-5)
-    likeness = max(0.0, torch.cosine_similarity(features["classes-01"], mean, dim=0).item())
-    assert share == pytest.approx(0.5 / (1 + likeness), rel=1e-4)
+    cosine = torch.cosine_similarity(features["classes-01"].double(), mean.double(), dim=0).item()
+    assert share == pytest.approx(0.5 / (1 + math.exp(-100 * (1 - cosine) / 2)), rel=1e-3)
 
 
 def test_trm_merges_image_encoders(home: Path, tmp_path: Path) -> None:
