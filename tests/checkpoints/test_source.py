@@ -156,3 +156,15 @@ def test_the_weights_are_named_before_other_pickles(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     with pytest.raises(InputError, match=r"pytorch_model\.bin is a pickle"):
         open_checkpoint(str(tmp_path))
+
+
+def test_a_folder_with_a_model_and_an_adapter_is_ambiguous(tmp_path: Path) -> None:
+    for name in ("adapter_config.json", "adapter_model.safetensors", "config.json", "label_vectors.safetensors"):
+        (tmp_path / name).write_text("{}")
+    assert locate(str(tmp_path)).path == tmp_path  # config.json and vectors beside an adapter are no model
+    (tmp_path / "model.safetensors").write_text("")
+    with pytest.raises(InputError, match="holds a model and an adapter") as error:
+        locate(str(tmp_path))
+    assert str(tmp_path / "adapter_model.safetensors") in error.value.remedy
+    for name in ("adapter_model.safetensors", "model.safetensors"):  # a file is not
+        assert locate(str(tmp_path / name)).path == tmp_path / name

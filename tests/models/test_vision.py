@@ -54,9 +54,9 @@ def test_prototypes_are_the_mean_directions_of_the_pretrained_encoder(folders: d
     backbone.prepare_labels(examples(), SPEC)
     dark = [example.image for example in examples() if example.output == "dark"]
     with torch.no_grad():
-        hidden = backbone._load_pretrained()(pixel_values=backbone.tokenizer.pixel_values(dark)).last_hidden_state.mean(
-            1
-        )
+        hidden = backbone.pretrained_from.load()(
+            pixel_values=backbone.tokenizer.pixel_values(dark)
+        ).last_hidden_state.mean(1)
     unit = hidden / hidden.norm(dim=1, keepdim=True)
     mean = unit.mean(0)
     torch.testing.assert_close(backbone.label_vectors(SPEC)[1], mean / mean.norm())
@@ -85,7 +85,7 @@ def test_all_weights_training_makes_prototypes_with_the_pretrained_ones(folders:
 
 def test_a_clip_reads_labels_with_its_frozen_text_encoder(folders: dict[str, Path]) -> None:
     backbone = load(folders["clip"], label_prompt="a photo of a {label}", lora=None)
-    clip = backbone._load_pretrained()
+    clip = backbone.pretrained_from.load()
     ids = backbone.tokenizer.tokenizer("a photo of a dark", return_tensors="pt")["input_ids"]
     with torch.no_grad():
         wanted = torch.nn.functional.normalize(clip.get_text_features(input_ids=ids).pooler_output, dim=-1)[0]

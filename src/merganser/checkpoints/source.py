@@ -110,10 +110,11 @@ def locate(label: str) -> Source:
     """Find a model: a path, or a hub id (``name``, ``owner/name``, ``owner/name@revision``), which is downloaded.
 
     Raises:
-        InputError: neither exists.
+        InputError: neither exists, or the folder holds a model and an adapter.
     """
     path = Path(label).expanduser()
     if path.exists():
+        _refuse_two_models(label, path)
         return Source(label, path)
     name, _, revision = label.partition("@")
     looks_like_path = label.startswith((".", "/", "~")) or name.count("/") > 1
@@ -132,8 +133,25 @@ def locate(label: str) -> Source:
         ) from error
     if not any(folder.glob("*.safetensors")):
         _refuse_without_weights(label, name, revision or None, folder)
+    _refuse_two_models(label, folder)
     # The hub's cache keeps every commit in a folder of its name.
     return Source(f"{name}@{folder.name}" if folder.parent.name == "snapshots" else label, folder)
+
+
+def _refuse_two_models(label: str, folder: Path) -> None:
+    """Refuse a folder that holds a model and an adapter; the file of either can be named instead."""
+    if (folder / ADAPTER_CONFIG).is_file() and holds_whole_model(folder):
+        raise InputError(
+            f"{label} holds a model and an adapter ({ADAPTER_CONFIG}): it is not clear which is meant.",
+            f"For the adapter, name its file ({folder / ADAPTER_WEIGHTS}); for the model, move {ADAPTER_CONFIG} and "
+            f"{ADAPTER_WEIGHTS} to a folder of their own.",
+        )
+
+
+def holds_whole_model(folder: Path) -> bool:
+    """Return whether a folder holds the weights of a model, in files named as transformers names them."""
+    names = (SINGLE, INDEX, "model-*-of-*.safetensors", "pytorch_model*.bin", "pytorch_model*.bin.index.json")
+    return any(path.is_file() for name in names for path in folder.glob(name))
 
 
 def _reason(error: Exception) -> str:

@@ -25,6 +25,15 @@ def export(
             show_default=False,
         ),
     ] = None,
+    dtype: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help="Number format of the weights: float32, float16 or bfloat16. Default: that of the pretrained model; "
+            "for an adapter float32.",
+            show_default=False,
+        ),
+    ] = None,
     model: ModelOption = None,
 ) -> None:
     """Export the model to a folder that transformers and PEFT load, with a model card.
@@ -34,7 +43,7 @@ def export(
     from merganser.learner import Learner
 
     with Learner.open(run, read_only=True, model_path=model) as learner:
-        learner.export(out, merged=merged, task=task)
+        learner.export(out, merged=merged, task=task, dtype=dtype)
     typer.echo(
         f"Wrote {out} ({'the whole model' if merged else 'a PEFT adapter'}); {out / 'README.md'} shows how to load it."
     )

@@ -13,6 +13,7 @@ from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.models.export import export_model
+from merganser.models.pretrained import DTYPES
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.prompts import prompt_fields
 from merganser.streams.task import Example, Task
@@ -121,20 +122,26 @@ def evaluate(session: Session) -> dict[str, Score]:
     return scores
 
 
-def export(session: Session, out: Path, *, merged: bool = False, task: str | None = None) -> None:
+def export(
+    session: Session, out: Path, *, merged: bool = False, task: str | None = None, dtype: str | None = None
+) -> None:
     """Write the model for use without Merganser: a PEFT adapter, or the whole model.
 
     Args:
         out: a folder that does not exist yet.
         merged: add the adapter to the weights of the model and write the whole.
         task: with a method that keeps several models, the one that answers this task.
+        dtype: number format of the weights: ``float32``, ``float16`` or ``bfloat16``; ``None``: that of the
+            pretrained model, for an adapter fp32.
 
     Raises:
-        InputError: ``out`` exists, nothing was learned yet, or a task must be named.
+        InputError: ``out`` exists, nothing was learned yet, a task must be named, or the weights cannot be written so.
     """
     known = session.require_learned()
     if out.exists():
         raise InputError(f"'{out}' exists.", "Choose a new folder.")
+    if dtype is not None and dtype not in DTYPES:
+        raise InputError(f"There is no type '{dtype}' to export.", f"Choose one of {', '.join(DTYPES)}.")
     if session.method.per_task_models:
         if task not in known:
             raise InputError("This method keeps several models.", f"Name a task: {', '.join(known)}.")
@@ -144,4 +151,4 @@ def export(session: Session, out: Path, *, merged: bool = False, task: str | Non
     elif task is not None:
         raise InputError(f"One model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
     with new_folder(out, shared=True) as folder:
-        export_model(session.backbone, folder, {name: task.spec for name, task in known.items()}, merged)
+        export_model(session.backbone, folder, {name: task.spec for name, task in known.items()}, merged, dtype)

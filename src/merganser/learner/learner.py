@@ -171,6 +171,8 @@ class Learner:
         """Score the model as it is now on the test sets of all learned tasks, without changing the run."""
         return inference.evaluate(self.session)
 
-    def export(self, out: str | Path, *, merged: bool = False, task: str | None = None) -> None:
+    def export(
+        self, out: str | Path, *, merged: bool = False, task: str | None = None, dtype: str | None = None
+    ) -> None:
         """Write the model for use without Merganser; see :func:`merganser.learner.inference.export`."""
-        inference.export(self.session, Path(out), merged=merged, task=task)
+        inference.export(self.session, Path(out), merged=merged, task=task, dtype=dtype)

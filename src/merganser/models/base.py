@@ -16,6 +16,7 @@ from merganser.errors import InputError
 from merganser.models import lora, stacking, weight_files
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
+from merganser.models.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from torch import nn
@@ -81,14 +82,14 @@ class LoadedModel:
         model: the pretrained model, wrapped by PEFT if ``options.lora``.
         tokenizer: the model's own; for images a :class:`merganser.models.vision.VisionProcessor`.
         options, lengths: as configured.
-        load_pretrained: loads another copy of the pretrained model; used if all weights are trained.
+        pretrained: the files and settings of the pretrained model.
     """
 
     model: nn.Module
     tokenizer: Any
     options: ModelOptions
     lengths: Lengths
-    load_pretrained: Callable[[], nn.Module]
+    pretrained: Pretrained
 
 
 class Backbone(ABC):
@@ -102,6 +103,7 @@ class Backbone(ABC):
         tokenizer: the model's own.
         options, lengths: as configured.
         precision: ``options.precision`` as resolved on this machine, ``bf16`` or ``fp32``.
+        pretrained_from: the files and settings of the pretrained model.
     """
 
     kind: Kind
@@ -113,7 +115,7 @@ class Backbone(ABC):
         self.options = loaded.options
         self.lengths = loaded.lengths
         self.precision = resolve_precision(loaded.options.precision)
-        self._load_pretrained = loaded.load_pretrained
+        self.pretrained_from = loaded.pretrained
 
     @property
     def module(self) -> nn.Module:
@@ -251,7 +253,10 @@ class Backbone(ABC):
         if self.options.lora is not None:
             weight_files.save_adapter(self.model, folder)
         else:
-            weight_files.save_model(self.model, self.tokenizer, folder)
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            settings = self.pretrained_from.settings
+            settings.save_model(self.model, Path(folder))
+            settings.save_tokenizer(self.tokenizer, Path(folder))
 
     def load_weights(self, folder: Path) -> None:
         """Read what :meth:`save_weights` wrote, bit for bit, into the existing parameters.
@@ -271,7 +276,7 @@ class Backbone(ABC):
             stacking.set_frozen_adapter(self.model, None)
             lora.initialise(self.model, seed)
         else:
-            weight_files.copy_weights(self._load_pretrained(), self.model)
+            weight_files.copy_weights(self.pretrained_from.load(), self.model)
 
     def stack_adapter(self, seed: int) -> None:
         """Freeze the adapter's factors and add new trainable ones, initialised from ``seed``.

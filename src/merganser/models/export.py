@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,55 +9,49 @@ from typing import Any
 
 from safetensors.torch import save_file
 
-from merganser.errors import RunError
 from merganser.models import weight_files
 from merganser.models.base import Backbone
 from merganser.models.causal import Causal
-from merganser.models.library_output import silence_libraries
 from merganser.models.matcher import LabelMatcher
+from merganser.models.merged import merge_adapter, stored_types
 from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
 from merganser.streams.answers import AnswerSpec
 
 CARD = "README.md"
 
 
-def export_model(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool) -> None:
+def export_model(
+    backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool, dtype: str | None = None
+) -> None:
     """Write a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
+
+    Configuration, generation settings and tokenizer are those of the pretrained model; settings of the run (dropout,
+    lengths, decoding) are in the model card's code only.
 
     Args:
         folder: created if it does not exist.
         specs: how each learned task is answered, by name; goes into the model card and ``labels.json``.
         merged: write the whole model with the LoRA update added to its weights; always so without LoRA.
+        dtype: number format of the weights, a key of :data:`merganser.models.pretrained.DTYPES`. ``None``: of a whole
+            model that of the pretrained one, of an adapter fp32.
 
     Raises:
+        InputError: a weight is too large for ``dtype``, or the model cannot be merged (:func:`merge_adapter`).
         RunError: a merged weight is not finite.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    pretrained = backbone.pretrained_from
     whole = merged or backbone.options.lora is None
     if whole:
         model = backbone.model if backbone.options.lora is None else merge_adapter(backbone.model)
-        weight_files.save_model(model, backbone.tokenizer, folder)
+        pretrained.settings.save_model(model, folder, stored_types(model, pretrained.source, dtype))
     else:
-        weight_files.save_adapter(backbone.model, folder)
-        with silence_libraries():
-            backbone.tokenizer.save_pretrained(folder)
-            if backbone.kind != "matcher":
-                backbone.model.generation_config.save_pretrained(folder)  # type: ignore[union-attr, operator]
+        weight_files.save_adapter(backbone.model, folder, dtype)
+        pretrained.settings.save_generation(folder)
+    pretrained.settings.save_tokenizer(backbone.tokenizer, folder)
     _write_labels(backbone, folder, specs)
     (folder / CARD).write_text(model_card(backbone, specs, whole), encoding="utf-8")
-
-
-def merge_adapter(model: Any) -> Any:
-    """Return a copy of the model with ``W + (alpha / r) B A`` in place of ``W``; the model itself is unchanged.
-
-    Raises:
-        RunError: a merged weight is not finite.
-    """
-    try:
-        return copy.deepcopy(model).merge_and_unload(safe_merge=True)
-    except ValueError as error:
-        raise RunError(f"The merged weights are not finite: {error}", "Undo the last task, then export.") from error
 
 
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:

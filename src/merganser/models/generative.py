@@ -38,11 +38,11 @@ class GenerativeBackbone(Backbone):
 
     def __init__(self, loaded: LoadedModel) -> None:
         super().__init__(loaded)
-        config = self._greedy_config(self.base.generation_config)
-        self.eos_ids: list[int] = config.eos_token_id
-        # Set on the model itself, so that a plain ``generate()`` of the exported model decodes in the same way.
-        self.base.generation_config = config
-        self.model.generation_config = config
+        self.decoding = self._greedy_config(self.base.generation_config)
+        self.eos_ids: list[int] = self.decoding.eos_token_id
+        # Set on the model itself: ``generate()`` would take what is not given to it from the model's own settings.
+        self.base.generation_config = self.decoding
+        self.model.generation_config = self.decoding
 
     @property
     def base(self) -> Any:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import io
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import torch
 
 from merganser.errors import InputError
 from merganser.files.cache import cache_folder, fill_once
+from merganser.files.digests import file_digest
 from merganser.models.library_output import silence_libraries
 
 
@@ -27,9 +27,7 @@ def convert_gguf(file: Path) -> Path:
     """
     if not file.is_file():
         raise InputError(f"The model {file} does not exist.", "Give a .gguf file, a folder or a hub id.")
-    with file.open("rb") as stream:
-        digest = hashlib.file_digest(stream, "sha256").hexdigest()
-    return fill_once(cache_folder("gguf") / digest, lambda folder: _convert(file, folder))
+    return fill_once(cache_folder("gguf") / file_digest(file), lambda folder: _convert(file, folder))
 
 
 def _convert(file: Path, folder: Path) -> None:

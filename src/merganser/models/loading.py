@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
+import copy
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
@@ -20,10 +20,12 @@ from merganser.models.lora import add_lora
 from merganser.models.matcher import Matcher
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import model_device
+from merganser.models.pretrained import Pretrained, PretrainedSettings, TokenizerSettings
 from merganser.models.seq2seq import Seq2Seq
+from merganser.models.source import refuse_adapter, resolve_source
 
-PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Weight files that run code when they are read."""
+if TYPE_CHECKING:
+    from merganser.models.vision import VisionProcessor
 
 DEFAULT_INPUT = 1024
 """Tokens to which AimMerging truncates inputs."""
@@ -44,12 +46,15 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
 
     Raises:
         InputError: the model does not exist, needs remote code, has weights only in pickle files, does not fit the
-            kind or the lengths, or has no layer named as a LoRA target; an image encoder, and pillow is not installed.
+            kind or the lengths, comes with an adapter, or has no layer named as a LoRA target; an image encoder, and
+            pillow is not installed.
     """
     with silence_libraries(), torch.random.fork_rng():
         torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
-        source = _resolve_source(options.name)
-        config = _load_config(source, options)
+        source = resolve_source(options)
+        location = source.location
+        config = _load_config(location, options)
+        refuse_adapter(source)
         _check_kind(config, options)
         _check_lengths(config, options, lengths)
         tokenizer: Any
@@ -57,54 +62,23 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         if architecture.is_image_encoder(config):
             from merganser.models.vision import VisionMatcher
 
-            tokenizer, backbone_class = _load_vision_processor(source, options, config), VisionMatcher
+            tokenizer, settings = _load_vision_processor(location, options, config)
+            backbone_class = VisionMatcher
         else:
-            tokenizer = _load_tokenizer(source, options)
+            tokenizer, settings = _load_tokenizer(location, options)
+        source.weight_files()
 
         def load_pretrained() -> nn.Module:
             with silence_libraries(), torch.random.fork_rng():
                 torch.manual_seed(seed)
-                return _load_model(source, options)
+                return _load_model(location, options)
 
-        model: Any = _load_model(source, options)
+        model: Any = _load_model(location, options)
+        generation = copy.deepcopy(model.generation_config) if model.can_generate() else None
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
-        return backbone_class(LoadedModel(model.to(model_device()), tokenizer, options, lengths, load_pretrained))
-
-
-def _resolve_source(name: str) -> str:
-    """Return the folder or hub id to load from; a .gguf file is converted to a folder first."""
-    path = Path(name).expanduser()
-    if name.lower().endswith(".gguf"):
-        from merganser.models.gguf_file import convert_gguf
-
-        return str(convert_gguf(path))
-    if path.is_dir():
-        if not (path / "config.json").is_file():
-            raise InputError(
-                f"The folder {name} holds no model: it has no config.json.", "Give a folder as saved by transformers."
-            )
-        _refuse_pickles(path, name)
-        return str(path)
-    looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    if path.exists() or looks_like_path:
-        problem = "is not a folder" if path.exists() else "does not exist"
-        raise InputError(
-            f"The model {name} {problem}.", "Give a folder as saved by transformers, a .gguf file or a hub id."
-        )
-    return name
-
-
-def _refuse_pickles(folder: Path, name: str) -> None:
-    if any(folder.glob("*.safetensors")):
-        return
-    pickle_files = [file for file in PICKLE_FILES if (folder / file).is_file()]
-    if pickle_files:
-        raise InputError(
-            f"The model {name} has its weights only in {pickle_files[0]}, a pickle file, which can run code when read.",
-            "Save it again as safetensors: model.save_pretrained(folder) in an environment where you trust the file.",
-        )
-    raise InputError(f"The folder {name} holds no weights (*.safetensors).", "Give a folder as saved by transformers.")
+        pretrained = Pretrained(source, PretrainedSettings(config, generation, settings), load_pretrained)
+        return backbone_class(LoadedModel(model.to(model_device()), tokenizer, options, lengths, pretrained))
 
 
 def _hub_arguments(options: ModelOptions) -> dict[str, Any]:
@@ -174,7 +148,7 @@ def resolve_lengths(options: ModelOptions, longest_input: int | None, longest_ta
     """
     if longest_input is None:
         with silence_libraries():
-            config = _load_config(_resolve_source(options.name), options)
+            config = _load_config(resolve_source(options).location, options)
         positions = architecture.max_positions(config) or DEFAULT_INPUT
         available = positions - longest_target if options.kind == "causal" else positions
         longest_input = max(2, min(DEFAULT_INPUT, available))
@@ -200,7 +174,8 @@ def _check_lengths(config: Any, options: ModelOptions, lengths: Lengths) -> None
         )
 
 
-def _load_tokenizer(source: str, options: ModelOptions) -> Any:
+def _load_tokenizer(source: str, options: ModelOptions) -> tuple[Any, TokenizerSettings]:
+    """Return the tokenizer, set up for a run, and its settings as in its files."""
     from transformers import AutoTokenizer
 
     try:
@@ -216,6 +191,7 @@ def _load_tokenizer(source: str, options: ModelOptions) -> Any:
             f"The tokenizer of {options.name} could not be read: it has no vocabulary.",
             "Save it beside the model with tokenizer.save_pretrained(folder).",
         )
+    settings = TokenizerSettings.of(tokenizer)
     if tokenizer.pad_token_id is None:
         if tokenizer.eos_token_id is None:
             raise InputError(
@@ -234,11 +210,13 @@ def _load_tokenizer(source: str, options: ModelOptions) -> Any:
         )
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
-    return tokenizer
+    return tokenizer, settings
 
 
-def _load_vision_processor(source: str, options: ModelOptions, config: Any) -> Any:
-    """Return the image processor and, if there is a text encoder, its tokenizer."""
+def _load_vision_processor(
+    source: str, options: ModelOptions, config: Any
+) -> tuple[VisionProcessor, TokenizerSettings | None]:
+    """Return the image processor and, if there is a text encoder, its tokenizer with its settings."""
     from merganser.models.vision import VisionProcessor
     from merganser.streams.images.picture import require_pillow
 
@@ -261,8 +239,9 @@ def _load_vision_processor(source: str, options: ModelOptions, config: Any) -> A
             f"The image processor of {options.name} could not be read: {first_line(error)}",
             "Save it beside the model with image_processor.save_pretrained(folder).",
         ) from error
-    tokenizer = _load_tokenizer(source, options) if has_text_encoder else None
-    return VisionProcessor(processor, tokenizer, (config.vision_config if has_text_encoder else config).num_channels)
+    tokenizer, settings = _load_tokenizer(source, options) if has_text_encoder else (None, None)
+    channels = (config.vision_config if has_text_encoder else config).num_channels
+    return VisionProcessor(processor, tokenizer, channels), settings
 
 
 def _load_model(source: str, options: ModelOptions) -> nn.Module:

@@ -218,7 +218,7 @@ class LabelMatcher(Backbone):
             model, context = self.model, disable_adapters(self.model)
         else:
             # All weights are trained, so the pretrained ones are loaded again, and freed afterwards.
-            model, context = self._load_pretrained().to(self.device), contextlib.nullcontext()
+            model, context = self.pretrained_from.load().to(self.device), contextlib.nullcontext()
         with context, eval_mode(model), torch.no_grad(), autocast(self.device, "fp32"):
             yield model
 

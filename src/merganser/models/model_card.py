@@ -7,11 +7,20 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from merganser.models.base import Backbone
+from merganser.models.generative import GenerativeBackbone
 from merganser.models.stacking import total_rank
 from merganser.streams.answers import AnswerSpec
 
 LABELS = "labels.json"
 LABEL_VECTORS = "label_vectors.safetensors"
+
+DECODING = (
+    *("max_new_tokens", "do_sample", "num_beams", "eos_token_id", "pad_token_id", "bos_token_id"),
+    *("decoder_start_token_id", "forced_bos_token_id"),
+)
+"""Generation settings that a run sets."""
+
+SIDES = ("padding_side", "truncation_side")
 
 AUTO_CLASS = {"seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM", "matcher": "AutoModel"}
 PIPELINE = {"seq2seq": "text2text-generation", "causal": "text-generation", "matcher": "text-classification"}
@@ -59,15 +68,17 @@ def _cell(text: str) -> str:
 def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
     auto = AUTO_CLASS[backbone.kind]
     base = Path(backbone.options.name)
-    if whole:
-        model = f"{auto}.from_pretrained(folder)"
-    else:
+    where = "folder"
+    if not whole:
         where = repr(backbone.options.name)
         if base.suffix.lower() == ".gguf":
             where = f"{str(base.parent)!r}, gguf_file={base.name!r}"
         elif backbone.options.revision is not None:
             where += f", revision={backbone.options.revision!r}"
-        model = f"PeftModel.from_pretrained({auto}.from_pretrained({where}), folder)"
+    load = [f"model = {auto}.from_pretrained({where})"]
+    if isinstance(backbone, GenerativeBackbone):
+        load += _decoding_code(backbone)
+    load.append("model = model.eval()" if whole else "model = PeftModel.from_pretrained(model, folder).eval()")
     return [
         "import json",
         "from pathlib import Path",
@@ -78,19 +89,39 @@ def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
         *(["from PIL import Image"] if backbone.modality == "image" else []),
         f"from transformers import {auto}, "
         + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.modality]
-        + ("" if backbone.kind == "matcher" else ", GenerationConfig"),
+        + (", GenerationConfig" if isinstance(backbone, GenerativeBackbone) else ""),
         "",
         'folder = "."  # the folder this card is in',
         *(
             ['processor = AutoImageProcessor.from_pretrained(folder, backend="pil")']
             if backbone.modality == "image"
-            else ["tokenizer = AutoTokenizer.from_pretrained(folder)"]
+            else ["tokenizer = AutoTokenizer.from_pretrained(folder)", *_tokenizer_code(backbone)]
         ),
-        f"model = {model}.eval()",
+        *load,
         f'info = json.loads((Path(folder) / "{LABELS}").read_text())',
         'files = ["an-image.png", "another.png"]'
         if backbone.modality == "image"
         else 'texts = ["A text to answer", "Another one"]',
+    ]
+
+
+def _tokenizer_code(backbone: Backbone) -> list[str]:
+    """Return the lines that set the tokenizer up as the run does, where the exported one differs."""
+    settings = backbone.pretrained_from.settings.tokenizer
+    original = {} if settings is None else settings.attributes
+    lines = [f'tokenizer.{side} = "right"' for side in SIDES if original.get(side) != "right"]
+    if original.get("pad_token") is None:
+        lines.append("tokenizer.pad_token = tokenizer.eos_token  # padding is masked")
+    return lines
+
+
+def _decoding_code(backbone: GenerativeBackbone) -> list[str]:
+    """Return the lines that make ``generate`` decode as the run does, whatever the model's own settings."""
+    settings = {key: value for key, value in backbone.decoding.to_diff_dict().items() if key in DECODING}
+    return [
+        "model.generation_config = GenerationConfig(  # greedy, with the longest answer of the run",
+        *(f"    {key}={settings[key]!r}," for key in DECODING if key in settings),
+        ")",
     ]
 
 
@@ -143,7 +174,7 @@ def _vision_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
 def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
     lines = [
         'batch = tokenizer(texts, padding=True, truncation=True, max_length=info["max_length"], return_tensors="pt")',
-        "generated = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
+        "generated = model.generate(**batch)",
         "answers = tokenizer.batch_decode(generated, skip_special_tokens=True)",
         "print(answers)",
     ]
@@ -185,7 +216,7 @@ def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
         *tokenize,
         "",
         'batch = tokenizer.pad({"input_ids": [tokenize(text) for text in texts]}, return_tensors="pt")',
-        "generated = model.generate(**batch, generation_config=GenerationConfig.from_pretrained(folder))",
+        "generated = model.generate(**batch)",
         'answers = tokenizer.batch_decode(generated[:, batch["input_ids"].shape[1] :], skip_special_tokens=True)',
         "print([answer.strip() for answer in answers])",
     ]

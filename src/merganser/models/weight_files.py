@@ -17,9 +17,8 @@ from merganser.files.atomic import write_tensors
 from merganser.files.documents import parse_json, read_text
 from merganser.models import stacking
 from merganser.models.library_output import silence_libraries
-
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
+from merganser.models.pretrained import DTYPES, cast
+from merganser.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
 
 FUNCTIONAL_KEYS = (
     "peft_type",
@@ -34,14 +33,22 @@ FUNCTIONAL_KEYS = (
 """Keys of an adapter's configuration that change the outputs of equal tensors."""
 
 
-def save_adapter(model: Any, folder: Path) -> None:
+def save_adapter(model: Any, folder: Path, dtype: str | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; frozen and trained factors as one adapter.
 
     Equal adapters give equal bytes.
+
+    Args:
+        dtype: of the factors, a key of :data:`merganser.models.pretrained.DTYPES`; ``None``: as in memory.
+
+    Raises:
+        InputError: a factor that is too large for ``dtype``.
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     factors, config = stacking.concatenate_adapters(model)
+    if dtype is not None:
+        factors = cast(factors, dict.fromkeys(factors, DTYPES[dtype]))
     write_tensors(folder / ADAPTER_WEIGHTS, factors, {"format": "pt"})
     config.inference_mode = True  # as PEFT writes it; is_trainable=True is given when loading
     # PEFT's sets have no order, and 32.0 is written as 32.
@@ -114,15 +121,6 @@ def _extra_rank(stored: dict[str, Any], current: dict[str, Any]) -> int:
     return extra if extra > 0 and same_scaling and not stored.get("use_rslora") else 0
 
 
-def save_model(model: Any, tokenizer: Any, folder: Path) -> None:
-    """Write the whole model with its configuration and tokenizer."""
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    with silence_libraries():
-        model.save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
-
-
 def load_model(model: nn.Module, folder: Path) -> None:
     """Read a whole model into the existing weights, in place; after an error nothing is changed.
 
@@ -130,8 +128,7 @@ def load_model(model: nn.Module, folder: Path) -> None:
         InputError: a missing or damaged file, or weights that do not fit this model.
     """
     folder = Path(folder)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{folder} has no config.json.", "Give the folder of a saved model.")
+    check_folder(folder, str(folder))
     try:
         with silence_libraries():
             loaded, report = type(model).from_pretrained(  # type: ignore[attr-defined]
