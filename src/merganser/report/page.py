@@ -94,6 +94,7 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
         thinned=max((task["width"] for task in data["tasks"]), default=1),
         points=POINTS,
         stride=merge_stride(run),
+        any_refused=any(merge.status == "refused" for merge in run.merges),
         path=shlex.quote(run.path),
         has_signals=any(task["x"] for task in data["tasks"]),
         # SVG elements made by this package, every text of the run escaped in them.
