@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 from typing import Any
 
@@ -276,3 +277,64 @@ def test_a_base_that_is_an_adapter_is_refused(pair: list[str], tmp_path: Path) -
     model = str(write_folder(tmp_path / "m", example(0)))
     with pytest.raises(InputError, match="factors of an adapter"):
         plan.make_plan(asked([model, model], base=pair[0]))
+
+
+def with_copy(folder: Path, values: np.ndarray, seed: int, **config: Any) -> str:
+    """An adapter of an embedding, whose file PEFT gives a copy of the base's."""
+    generator = np.random.default_rng(seed)
+    factors = {f"{P}embed.lora_embedding_A": (2, 6), f"{P}embed.lora_embedding_B": (4, 2)}
+    tensors = {name: generator.normal(size=shape).astype(np.float32) for name, shape in factors.items()}
+    return write_adapter(folder, {f"{P}embed.base_layer.weight": values, **tensors}, **config)
+
+
+def test_unchanged_copies_of_the_base_are_kept(tmp_path: Path) -> None:
+    """Rules that cannot merge whole weights without the base merge such adapters too, and the copy keeps its bytes."""
+    copy = np.random.default_rng(9).normal(size=(6, 4)).astype(np.float32)
+    made = [with_copy(tmp_path / name, copy, seed) for seed, name in enumerate("xy")]
+    without = [write_adapter(tmp_path / f"{n}2", factors_of(Path(m))) for n, m in zip("xy", made, strict=True)]
+    content = {"rule": "ties", "options": {"density": 0.5}, "rank": 2}
+    for number, models in enumerate((made, [made[0], without[1]], [without[0], made[1]], without)):
+        report = merge_adapters(asked(models, **content), tmp_path / f"out{number}")
+        stored = factors_of(tmp_path / f"out{number}")
+        if number < 3:
+            np.testing.assert_array_equal(stored.pop(f"{P}embed.base_layer.weight"), copy)
+        expected = factors_of(tmp_path / "out0")
+        for name, value in stored.items():
+            np.testing.assert_array_equal(value, expected[name])
+        assert report.bytes == (tmp_path / f"out{number}" / "adapter_model.safetensors").stat().st_size
+
+
+def factors_of(folder: Path) -> dict[str, np.ndarray]:
+    from safetensors.numpy import load_file
+
+    tensors = load_file(folder / "adapter_model.safetensors")
+    return tensors if "out" in folder.name else {k: v for k, v in tensors.items() if "base_layer" not in k}
+
+
+def test_a_copy_that_is_not_the_base_is_refused(tmp_path: Path) -> None:
+    copy = np.ones((6, 4), np.float32)
+    first, same, other = (with_copy(tmp_path / name, copy * scale, 0) for name, scale in (("x", 1), ("y", 1), ("z", 2)))
+    plan_adapters(asked([first, same]))
+    with pytest.raises(InputError, match=r"embed\.base_layer\.weight in .*x and in .*z differ.*merge the models"):
+        plan_adapters(asked([first, other]))
+    write_folder(tmp_path / "base", {"embed.weight": copy})
+    named = [with_copy(tmp_path / f"n{i}", copy * i, 0, base_model_name_or_path=str(tmp_path / "base")) for i in (1, 2)]
+    plan_adapters(asked([named[0], named[0]]))
+    with pytest.raises(InputError, match=r"in .*n2 is not that of its base"):
+        plan_adapters(asked([named[1], named[1]]))
+
+
+def test_a_pattern_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from merganser.checkpoints import patterns
+
+    names = {f"{P}{'a' * 60}.lora_{side}.weight": np.ones((2, 2), np.float32) for side in "AB"}
+    path = write_adapter(tmp_path / "a", names, alpha_pattern={"(a|aa)+b": 4})
+    monkeypatch.setattr(patterns.ModulePatterns.__init__, "__defaults__", (0.1,))
+    started = time.monotonic()
+    with pytest.raises(
+        InputError, match=r"adapter_config\.json: the pattern '\(a\|aa\)\+b' of alpha_pattern takes too"
+    ):
+        read_adapter(path)
+    assert time.monotonic() - started < 5
+    with pytest.raises(InputError, match="10001 characters"):
+        read_adapter(write_adapter(tmp_path / "b", plain(), alpha_pattern={"a" * 10_001: 4}))

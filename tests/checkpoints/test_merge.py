@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from merganser.checkpoints.dtypes import decode
+from merganser.checkpoints.estimate import estimate_seconds
 from merganser.checkpoints.merge import merge_checkpoints
-from merganser.checkpoints.plan import estimate_seconds, make_plan
+from merganser.checkpoints.plan import make_plan
 from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import open_checkpoint
 from merganser.errors import InputError

@@ -192,3 +192,22 @@ def test_filters_must_give_what_is_required_to_every_tensor(method: str, family:
         check_filters(translate(content, "c.yml")[0], locate(str(family["a"])), "c.yml")
     content["parameters"][key] = [filters[0], {"value": 0.1}]
     check_filters(translate(content, "c.yml")[0], locate(str(family["a"])), "c.yml")
+
+
+@pytest.mark.parametrize(
+    ("method", "source", "expected"),
+    [
+        ("ties", "tokenizer_source: b", "b"),
+        ("ties", "tokenizer: {source: b}", "b"),
+        ("ties", "tokenizer_source: base", None),
+        ("ties", "tokenizer_source: m", None),
+        ("linear", "tokenizer_source: a", None),
+        ("linear", "tokenizer_source: base", "m"),
+        ("linear", "base_model: m", None),
+    ],
+)
+def test_a_tokenizer_of_one_of_the_models(method: str, source: str, expected: str | None) -> None:
+    text = f"{{merge_method: {method}, base_model: m, models: [a, b], {source}}}"
+    content = yaml.safe_load(text)
+    content["models"] = [{"model": name, "parameters": {"weight": 1}} for name in (*"ab", *"m"[: method == "linear"])]
+    assert translate(content, "config.yml")[0].get("tokenizer_from") == expected

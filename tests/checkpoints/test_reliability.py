@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -120,3 +121,31 @@ def test_progress_counts_every_byte_once(folders: list[str], tmp_path: Path) -> 
     )
     assert seen[-1] == (report.bytes, report.bytes)
     assert [done for done, _ in seen] == sorted(done for done, _ in seen)
+
+
+def test_every_file_is_on_the_disk_before_the_result_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sub-folders too. The flushes are seen at the system call, the rename at its own."""
+    models = [write_folder(tmp_path / name, {"w": np.ones(4, np.float32)}, shards=1) for name in "ab"]
+    (models[0] / "additional_chat_templates").mkdir()
+    (models[0] / "additional_chat_templates" / "tool.jinja").write_text("x")
+    flushed: set[int] = set()
+    missing: list[set[str]] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noting_fsync(descriptor: int) -> None:
+        fsync(descriptor)
+        flushed.add(os.fstat(descriptor).st_ino)
+
+    def noting_replace(source: Any, target: Any) -> None:
+        if Path(target) == tmp_path / "out":
+            inside = [Path(source), *Path(source).rglob("*")]
+            missing.append({path.name for path in inside if path.stat().st_ino not in flushed})
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noting_fsync)
+    monkeypatch.setattr(os, "replace", noting_replace)
+    merge_checkpoints(recipe([str(folder) for folder in models]), tmp_path / "out")
+    assert missing == [set()]
+    assert (tmp_path / "out" / "additional_chat_templates" / "tool.jinja").is_file()

@@ -95,9 +95,11 @@ def test_older_files_of_vocabularies(tmp_path: Path) -> None:
     assert not refusal(models(tmp_path / "mixed", [{"tokenizer.json": tokenizer(AB)}, {"vocab.json": json.dumps(BA)}]))
 
 
-def test_equal_files_are_not_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "read_json", lambda path: pytest.fail("parsed"))
+def test_of_equal_files_one_is_parsed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    parsed, read_json = [], vocabulary.read_json
+    monkeypatch.setattr(vocabulary, "read_json", lambda path: parsed.append(path) or read_json(path))
     assert not refusal(models(tmp_path, [{"tokenizer.json": tokenizer(AB)}] * 2))
+    assert parsed == [tmp_path / "a" / "tokenizer.json"]
 
 
 def test_the_refusal_can_be_overruled_and_the_result_repeats_it(tmp_path: Path) -> None:

@@ -249,3 +249,24 @@ def test_the_schema_of_a_recipe_names_every_key(merganser: Command) -> None:
     schema = json.loads(merganser("schema", "--merge").out)
     assert set(schema["properties"]) == set(Recipe.model_fields)
     assert "from" in schema["$defs"]["Override"]["properties"]
+
+
+def test_options_for_models_that_are_not_quite_alike(family: dict[str, Path], tmp_path: Path) -> None:
+    (family["b"] / "config.json").write_text('{"model_type": "llama", "rope_theta": 7.0, "rms_norm_eps": 0.1}')
+    (family["b"] / "chat_template.jinja").write_text("{{ x }}")
+    arguments = [family["a"], family["b"], "--out", tmp_path / "out"]
+    assert "rope_parameters.rope_theta is 10000.0 in" in refused(*arguments)
+    allowed = ["--allow-config", "rope_theta", "--allow-config", "rms_norm_eps"]
+    result = run(*arguments, *allowed, "--dry-run")
+    assert f"settings of other models: 1: chat template of {family['b']}" in result.stdout
+    result = run(*arguments, *allowed)
+    assert f"--tokenizer-from takes those of one (1): chat template of {family['b']}" in result.stdout
+    written = yaml.safe_load((tmp_path / "out" / "merge.yaml").read_text())
+    assert written["allow_config"] == ["rope_theta", "rms_norm_eps"]
+    (tmp_path / "merge.yaml").write_text(yaml.safe_dump({**written, "allow_config": ["rope_theta"]}))
+    assert "rms_norm_eps" in refused("--config", tmp_path / "merge.yaml", "--out", tmp_path / "x")
+    more = ["--allow-config", "rms_norm_eps", "--tokenizer-from", family["b"], "--common-rows"]
+    assert run("--config", tmp_path / "merge.yaml", "--out", tmp_path / "two", *more).exit_code == 0
+    assert (tmp_path / "two" / "chat_template.jinja").is_file()
+    written = yaml.safe_load((tmp_path / "two" / "merge.yaml").read_text())
+    assert (written["tokenizer_from"], written["common_rows"]) == (str(family["b"]), True)

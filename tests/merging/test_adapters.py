@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from merganser.checkpoints.adapter_files import merge_adapters
-from merganser.checkpoints.adapter_source import read_adapter, scaling_of
+from merganser.checkpoints.adapter_source import check_alphas, read_adapter, scaling_of
 from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
 from merganser.merging.adapters import Factors, concatenate, decompose, merge_factors, merge_updates, truncate
@@ -96,10 +96,11 @@ def test_factors_may_be_merged_apart_where_they_match() -> None:
 
 def test_scaling_follows_the_patterns() -> None:
     config = {"lora_alpha": 16, "alpha_pattern": {"q_proj": 4, r"layers\.1\.v": 2}}
-    assert scaling_of(config, "layers.0.v", 8) == 2.0
-    assert scaling_of(config, "layers.0.q_proj", 8) == 0.5
-    assert scaling_of(config, "layers.1.v", 8) == 0.25
-    assert scaling_of({**config, "use_rslora": True}, "layers.0.v", 16) == 4.0
+    patterns = check_alphas(config, Path("adapter_config.json"))
+    assert scaling_of(config, "layers.0.v", 8, patterns) == 2.0
+    assert scaling_of(config, "layers.0.q_proj", 8, patterns) == 0.5
+    assert scaling_of(config, "layers.1.v", 8, patterns) == 0.25
+    assert scaling_of({**config, "use_rslora": True}, "layers.0.v", 16, patterns) == 4.0
 
 
 def write_adapter(folder: Path, tensors: dict[str, np.ndarray], **config: Any) -> str:

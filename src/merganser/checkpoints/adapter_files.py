@@ -15,13 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.adapter_source import PREFIX, Adapter, check_bases, read_adapter
+from merganser.checkpoints.base_copies import BaseCopy, common_copies
 from merganser.checkpoints.card import model_card
+from merganser.checkpoints.chat_settings import dropped_settings
 from merganser.checkpoints.dtypes import LARGEST, encode
 from merganser.checkpoints.merge import Report, check_target, existing_parent, input_paths, result_folder, write_recipe
 from merganser.checkpoints.plan import check_room
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
-from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LocatedRecipe, locate_recipe
+from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LocatedRecipe, adapter_folder, locate_recipe
 from merganser.checkpoints.streaming import write_from
 from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, create, header_bytes
@@ -56,6 +58,7 @@ class AdapterPlan:
         others: name in the file -> rule and arguments, for biases and saved modules.
         shapes: every tensor of the result, by its name in the file.
         seconds: time taken to read the adapters.
+        copies: name in the file -> unchanged tensor of the base.
     """
 
     located: LocatedRecipe
@@ -66,6 +69,7 @@ class AdapterPlan:
     ranks: dict[str, int] = field(default_factory=dict)
     others: dict[str, tuple[Rule, dict[str, Any]]] = field(default_factory=dict)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    copies: dict[str, BaseCopy] = field(default_factory=dict)
 
     @property
     def recipe(self) -> Recipe:
@@ -87,12 +91,15 @@ class AdapterPlan:
     @property
     def file_bytes(self) -> int:
         """Bytes of the weights file: tensors and header."""
-        head, _ = header_bytes(self.tensor_specs(), _METADATA)
-        return len(head) + ITEM_SIZE[self.dtype] * sum(math.prod(shape) for shape in self.shapes.values())
+        specs = self.tensor_specs()
+        return len(header_bytes(specs, _METADATA)[0]) + sum(
+            ITEM_SIZE[kind] * math.prod(size) for _, kind, size in specs
+        )
 
     def tensor_specs(self) -> list[tuple[str, str, tuple[int, ...]]]:
         """List name, type and shape of every tensor of the result, in order."""
-        return [(name, self.dtype, shape) for name, shape in self.shapes.items()]
+        copies = [(name, copy.tensor.dtype, copy.tensor.shape) for name, copy in self.copies.items()]
+        return [*((name, self.dtype, shape) for name, shape in self.shapes.items()), *copies]
 
 
 def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
@@ -137,6 +144,7 @@ def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     for module in plan.modules:
         plan.shapes.update(zip(_factor_names(plan, module), _factor_shapes(plan, module), strict=True))
     plan.shapes.update({name: adapters[0].others[name].shape for name in others})
+    plan.copies.update(common_copies([(adapter.label, adapter.config, adapter.copies) for adapter in adapters]))
     return plan
 
 
@@ -150,6 +158,9 @@ def _refuse_options(recipe: Recipe | LocatedRecipe) -> None:
         )
     if recipe.ignore_vocabulary:
         raise InputError("The option ignore_vocabulary (--ignore-vocabulary) applies only to whole models.", "Omit it.")
+    for key in ("common_rows", "allow_config"):
+        if getattr(recipe, key):
+            raise InputError(f"The option {key} (--{key.replace('_', '-')}) applies only to whole models.", "Omit it.")
     if recipe.common_only:
         raise InputError(
             "The option common_only (--common-only) applies only to whole models.",
@@ -248,7 +259,20 @@ def merge_adapters(recipe: Recipe | LocatedRecipe, out: str | Path, *, overwrite
         nonfinite=nonfinite,
         errors=errors,
         not_copied=not_copied,
+        dropped=_dropped(plan),
     )
+
+
+def _tokenizer_folder(plan: AdapterPlan) -> Path | None:
+    """Return the folder of the adapter whose tokenizer the recipe names."""
+    source = plan.located.tokenizer
+    return None if source is None else adapter_folder(source.path)
+
+
+def _dropped(plan: AdapterPlan) -> list[str]:
+    """List settings beside the weights that adapters have and the result lacks."""
+    kept = _tokenizer_folder(plan) or plan.adapters[0].folder
+    return dropped_settings(kept, [(adapter.label, adapter.folder) for adapter in plan.adapters])
 
 
 def _merge_module(plan: AdapterPlan, module: str) -> tuple[Factors, float]:
@@ -287,9 +311,12 @@ def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tenso
     placed = create(folder / ADAPTER_WEIGHTS, plan.tensor_specs(), _METADATA)
     with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
         for tensor in placed:
+            if tensor.name in plan.copies:
+                write_from(file.fileno(), plan.copies[tensor.name].raw, tensor.offset)
+                continue
             values = np.ascontiguousarray(tensors[tensor.name])
             write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), tensor.offset)
-    copy_sidecar_files(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,))
+    copy_sidecar_files(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,), _tokenizer_folder(plan))
     config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
     write_recipe(folder, plan.located)
@@ -320,6 +347,7 @@ def describe(
         "bytes to read": sum(adapter.bytes for adapter in plan.adapters),
         "bytes to write": plan.file_bytes,
         "bytes free": shutil.disk_usage(existing_parent(target)).free,
+        "settings of other models": _dropped(plan),
         "files not copied": uncopied_files(plan.adapters[0].folder, (ADAPTER_WEIGHTS,)),
         "estimated seconds": round(_estimate(plan), 1),
     }

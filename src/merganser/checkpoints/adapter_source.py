@@ -6,13 +6,15 @@ import math
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser.checkpoints.base_copies import COPY, BaseCopy
 from merganser.checkpoints.dtypes import count_nonfinite, decode
+from merganser.checkpoints.patterns import ModulePatterns
 from merganser.checkpoints.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,
@@ -23,7 +25,7 @@ from merganser.checkpoints.source import (
     refuse_pickle,
 )
 from merganser.errors import InputError
-from merganser.files.safetensors_file import FLOATING, read_header
+from merganser.files.safetensors_file import FLOATING, Tensor, read_header
 from merganser.merging.adapters import Factors
 
 if TYPE_CHECKING:
@@ -62,6 +64,7 @@ class Adapter:
         others: full tensors (biases, modules to save) by their name in the file.
         dtype: of the factors.
         bytes: of all tensors.
+        copies: unchanged tensors of the base by their name in the file.
     """
 
     label: str
@@ -73,6 +76,7 @@ class Adapter:
     others: dict[str, NDArray[Any]]
     dtype: str
     bytes: int
+    copies: dict[str, BaseCopy] = field(default_factory=dict)
 
 
 def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter:
@@ -100,9 +104,13 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
         raise InputError(f"{label} has no {ADAPTER_WEIGHTS}.", "Save the adapter again.")
     config = read_json(folder / ADAPTER_CONFIG)
     _refuse_variants(label, config)
-    check_alphas(config, folder / ADAPTER_CONFIG)
-    tensors, dtype, nbytes = _read_tensors(folder / ADAPTER_WEIGHTS, label, allow_nonfinite)
-    return _build_adapter(label, folder / ADAPTER_WEIGHTS, config, tensors, dtype, nbytes)
+    patterns = check_alphas(config, folder / ADAPTER_CONFIG)
+    header = read_header(folder / ADAPTER_WEIGHTS)[0]
+    tensors, copies = _read_tensors(folder / ADAPTER_WEIGHTS, header, label, allow_nonfinite)
+    dtype = next(tensor.dtype for tensor in header if tensor.name in tensors)
+    nbytes = sum(tensor.nbytes for tensor in header)
+    adapter = _build_adapter((label, folder / ADAPTER_WEIGHTS), config, patterns, tensors, dtype)
+    return replace(adapter, copies=copies, bytes=nbytes)
 
 
 def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
@@ -125,8 +133,8 @@ def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
         )
 
 
-def check_alphas(config: Mapping[str, Any], path: Path) -> None:
-    """Refuse scalings that cannot be read.
+def check_alphas(config: Mapping[str, Any], path: Path) -> ModulePatterns:
+    """Refuse scalings that cannot be read, and return the patterns of modules that have their own.
 
     Raises:
         InputError: ``lora_alpha`` or a value of ``alpha_pattern`` is not a finite number, or a pattern not a regular
@@ -137,22 +145,20 @@ def check_alphas(config: Mapping[str, Any], path: Path) -> None:
         raise InputError(f"{path}: alpha_pattern is {patterns!r}.", "Use a map from patterns to numbers.")
     alphas = {"lora_alpha": config.get("lora_alpha", 8)}
     for pattern, alpha in patterns.items():
-        alphas[f"alpha_pattern[{pattern!r}]"] = alpha
-        try:
-            re.compile(_module_regex(pattern))
-        except re.error as error:
-            raise InputError(
-                f"{path}: the pattern {pattern!r} of alpha_pattern is not a regular expression: {error}.", "Correct it."
-            ) from error
+        alphas[f"alpha_pattern[{pattern!r:.200}]"] = alpha
+    compiled = ModulePatterns("alpha_pattern", path, [*patterns])
     for key, alpha in alphas.items():
         if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not abs(alpha) <= sys.float_info.max:
             raise InputError(f"{path}: {key} is {alpha!r}.", "Use a finite number.")
+    return compiled
 
 
-def _read_tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[str, NDArray[Any]], str, int]:
-    """Read all tensors: name -> values, the type of the first, and the bytes of all."""
+def _read_tensors(
+    path: Path, header: Sequence[Tensor], label: str, allow_nonfinite: bool
+) -> tuple[dict[str, NDArray[Any]], dict[str, BaseCopy]]:
+    """Read all tensors: name -> values, and the copies of the base's."""
     values: dict[str, NDArray[Any]] = {}
-    header = read_header(path)[0]
+    copies: dict[str, BaseCopy] = {}
     for tensor in header:
         if tensor.dtype not in FLOATING:
             raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors must be floating-point.")
@@ -162,16 +168,24 @@ def _read_tensors(path: Path, label: str, allow_nonfinite: bool) -> tuple[dict[s
                 f"{tensor.name} of {label} holds NaN or infinity.",
                 "Such an adapter is damaged; to merge it anyway, allow non-finite weights (--allow-nonfinite).",
             )
+        if COPY.fullmatch(tensor.name):
+            copies[tensor.name] = BaseCopy(tensor, raw)
+            continue
         work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
         values[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
     if not values:
         raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
-    return values, header[0].dtype, sum(tensor.nbytes for tensor in header)
+    return values, copies
 
 
 def _build_adapter(
-    label: str, path: Path, config: dict[str, Any], tensors: Mapping[str, NDArray[Any]], dtype: str, nbytes: int
+    place: tuple[str, Path],
+    config: dict[str, Any],
+    patterns: ModulePatterns,
+    tensors: Mapping[str, NDArray[Any]],
+    dtype: str,
 ) -> Adapter:
+    label, path = place
     sides: dict[str, dict[str, NDArray[Any]]] = {}
     embeddings = set()
     others = {}
@@ -204,23 +218,19 @@ def _build_adapter(
         if a.ndim > 2:
             kernels[module] = a.shape[1:]
         a, b = a.reshape(a.shape[0], -1), b.reshape(b.shape[0], -1)
-        modules[module] = Factors(a, b, scaling_of(config, module, a.shape[0]))
-    return Adapter(label, path.parent, config, modules, kernels, frozenset(embeddings), others, dtype, nbytes)
+        modules[module] = Factors(a, b, scaling_of(config, module, a.shape[0], patterns))
+    return Adapter(label, path.parent, config, modules, kernels, frozenset(embeddings), others, dtype, 0)
 
 
-def scaling_of(config: Mapping[str, Any], module: str, rank: int) -> float:
-    """Compute ``alpha / rank``, or ``alpha / sqrt(rank)`` if rank-stabilised; a fitting pattern gives alpha."""
-    alpha = float(config.get("lora_alpha", 8))
-    for pattern, pattern_alpha in (config.get("alpha_pattern") or {}).items():
-        if re.match(_module_regex(pattern), module):
-            alpha = float(pattern_alpha)
-            break
-    return alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+def scaling_of(config: Mapping[str, Any], module: str, rank: int, patterns: ModulePatterns) -> float:
+    """Compute ``alpha / rank``, or ``alpha / sqrt(rank)`` if rank-stabilised; a fitting pattern gives alpha.
 
-
-def _module_regex(pattern: str) -> str:
-    """Expand a key of PEFT's patterns to a regular expression: it matches the end of a module's name, from a dot on."""
-    return rf"(.*\.)?({pattern})$"
+    Raises:
+        InputError: a pattern takes too long to match.
+    """
+    matched = patterns.first_match(module)
+    alpha = config.get("lora_alpha", 8) if matched is None else config["alpha_pattern"][matched]
+    return float(alpha) / (math.sqrt(rank) if config.get("use_rslora") else rank)
 
 
 def check_bases(adapters: Sequence[Adapter]) -> None:

@@ -314,7 +314,7 @@ def run_jobs(
         files.close()
     if failures:
         raise failures[0]
-    return [job.target.name for job in jobs if job.target.name in nonfinite]
+    return list(dict.fromkeys(job.target.name for job in jobs if job.target.name in nonfinite))
 
 
 class _Stopped(Exception):

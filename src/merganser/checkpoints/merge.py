@@ -18,15 +18,17 @@ from types import ModuleType
 from typing import Any
 
 from merganser.checkpoints.card import model_card
+from merganser.checkpoints.chat_settings import dropped_settings
+from merganser.checkpoints.config_file import write_config
 from merganser.checkpoints.engine import load_kernels, run_jobs
 from merganser.checkpoints.plan import Plan, check_room, make_plan
 from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
-from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, read_json
+from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import StagedChanges
-from merganser.files.safetensors_file import create
+from merganser.files.safetensors_file import Tensor, create
 
 RECIPE = "merge.yaml"
 
@@ -51,6 +53,8 @@ class Report:
         nonfinite: tensors of the result that hold NaN or infinity.
         errors: for adapters, the truncation error per module.
         not_copied: files of the reference, other than weights, that the result lacks (code above all).
+        dropped: chat templates, end-of-turn tokens and generation settings of other models that the result lacks.
+        notes: what was done to weights that the models have in part or share.
     """
 
     out: str
@@ -65,6 +69,8 @@ class Report:
     nonfinite: list[str] = field(default_factory=list)
     errors: dict[str, float] = field(default_factory=dict)
     not_copied: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def as_dict(self) -> dict[str, Any]:
         """Convert to a dict for JSON."""
@@ -99,6 +105,7 @@ def merge_checkpoints(
     """
     plan = make_plan(recipe)
     not_copied = uncopied_files(plan.reference.folder, plan.reference.shards)
+    dropped = dropped_from(plan)
     target = Path(out).expanduser().resolve()
     check_target(target, overwrite, input_paths(plan.located, plan))
     check_room(plan.file_bytes, existing_parent(target))
@@ -118,7 +125,20 @@ def merge_checkpoints(
         compiled=module is not None,
         nonfinite=nonfinite,
         not_copied=not_copied,
+        dropped=dropped,
+        notes=plan.notes,
     )
+
+
+def dropped_from(plan: Plan) -> list[str]:
+    """List settings beside the weights that models have and the result lacks; see :func:`dropped_settings`.
+
+    Files beside a single ``.safetensors`` file need not belong to it, and are not compared.
+    """
+    if not plan.tokenizer.config:
+        return []
+    checkpoints = [plan.reference, *plan.models]
+    return dropped_settings(plan.tokenizer.folder, [(c.label, c.folder) for c in checkpoints if c.config])
 
 
 def _fill(
@@ -141,9 +161,9 @@ def _fill(
 
     nonfinite = run_jobs(jobs, kernels, threads or available_cpus(), plan.recipe.allow_nonfinite, report)
     _write_index(plan, folder)
-    copy_sidecar_files(plan.reference.folder, folder, plan.reference.shards)
-    if plan.recipe.dtype is not None:
-        _write_dtype(folder / "config.json", plan.recipe.dtype)
+    tokenizer = plan.tokenizer.folder if plan.located.tokenizer is not None else None
+    copy_sidecar_files(plan.reference.folder, folder, plan.reference.shards, tokenizer)
+    write_config(plan, folder / "config.json")
     write_recipe(folder, plan.located)
     (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
     return nonfinite
@@ -160,7 +180,12 @@ def _create_shards(plan: Plan, folder: Path) -> list[Job]:
     for shard, tensors in plan.shards.items():
         for target in create(folder / shard, tensors, plan.metadata):
             targets[target.name] = target
-    return [replace(job, target=targets[job.target.name]) for job in plan.jobs]
+
+    def placed(target: Tensor) -> Tensor:
+        whole = targets[target.name]
+        return replace(target, path=whole.path, offset=whole.offset + target.offset)
+
+    return [replace(job, target=placed(job.target)) for job in plan.jobs]
 
 
 def _write_index(plan: Plan, folder: Path) -> None:
@@ -169,16 +194,6 @@ def _write_index(plan: Plan, folder: Path) -> None:
     placed = {name: shard for shard, tensors in plan.shards.items() for name, _, _ in tensors}
     index = {"metadata": {"total_size": plan.output_bytes}, "weight_map": dict(sorted(placed.items()))}
     (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _write_dtype(config: Path, dtype: str) -> None:
-    """Set the new type in a copied ``config.json``, under the keys it already has."""
-    if not config.is_file():
-        return
-    content = read_json(config)
-    keys = [key for key in ("dtype", "torch_dtype") if key in content] or ["dtype"]
-    content.update(dict.fromkeys(keys, dtype))
-    config.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def write_recipe(folder: Path, located: LocatedRecipe) -> None:
@@ -244,14 +259,14 @@ def existing_parent(path: Path) -> Path:
 def result_folder(target: Path) -> Iterator[Path]:
     """Create an empty temporary folder beside ``target``, which is renamed to it at the end of the block.
 
-    Nothing is flushed: a merge can be repeated, and flushing its shards would take longer than writing them.
+    Everything in it is flushed to the disk before: after a power cut the folder is whole or absent.
 
     Raises:
         InputError: the folder cannot be created.
         RunError: the disk failed or filled up; no file was kept.
     """
     try:
-        with StagedChanges(shared=True, flushed=False) as changes:
+        with StagedChanges(shared=True) as changes:
             yield changes.folder(target)
     except OSError as error:
         where = f" at {error.filename}" if error.filename else ""

@@ -82,9 +82,9 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
     notes: list[str] = []
     rule = get_rule(method)
     base = _model_name(content.get("base_model"), f"{where}: base_model") if content.get("base_model") else None
-    _check_tokenizer(content, base, where)
     entries, shared = _inputs(content, where)
     names = [_model_name(entry.get("model"), f"{where}: model") for entry in entries]
+    tokenizer = _tokenizer_model(content, base, names, where)
     if len(set(names)) != len(names):
         raise _inexpressible(where, "the same model twice")
     result: dict[str, Any] = {"rule": rule.name}
@@ -101,6 +101,9 @@ def translate(content: Any, where: str) -> tuple[dict[str, Any], list[str]]:
         result["base"] = base
     result["options"] = _options(method, rule, parameters, where)
     _check_unused(method, rule, [_parameters(entry, where) for entry in entries] + parameters, notes, where)
+    reference = result.get("base") or next((model["model"] for model in models), None)
+    if tokenizer not in (None, reference):
+        result["tokenizer_from"] = tokenizer
     dtype = content.get("out_dtype") or content.get("dtype")
     if dtype:
         result["dtype"] = str(dtype)
@@ -133,20 +136,23 @@ def _model_name(value: Any, where: str) -> str:
     raise _inexpressible(where, f"the model reference {value!r}")
 
 
-def _check_tokenizer(content: Mapping[str, Any], base: str | None, where: str) -> None:
-    """Refuse any tokenizer other than the base's, unchanged."""
+def _tokenizer_model(content: Mapping[str, Any], base: str | None, names: Sequence[str], where: str) -> str | None:
+    """Return the model whose tokenizer is asked for, ``None`` where none is; refuse one that is made of several."""
     source = content.get("tokenizer_source")
     tokenizer = content.get("tokenizer")
     if isinstance(tokenizer, Mapping):
         if others := sorted(map(str, set(tokenizer) - {"source"})):
             raise _inexpressible(where, f"tokenizer.{others[0]}")
         source = tokenizer.get("source")
-    if source not in (None, "base") and source != base:
-        raise _inexpressible(where, f"tokenizer source {source!r} (the base's tokenizer is always kept)")
+    if source == "base":
+        source = base
+    if source is not None and source not in (base, *names):
+        raise _inexpressible(where, f"tokenizer source {source!r} (no model of the merge)")
     if content.get("chat_template"):
         raise _inexpressible(where, "chat_template")
     if content.get("modules"):
         raise _inexpressible(where, "modules")
+    return source
 
 
 def _inputs(content: Mapping[str, Any], where: str) -> tuple[list[Mapping[str, Any]], list[Mapping[str, Any]]]:

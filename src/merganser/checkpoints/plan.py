@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from itertools import combinations
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
-import numpy as np
-
-from merganser.checkpoints.engine import Engine
+from merganser.checkpoints.common_rows import common_rows, cut, number_of_rows, rest
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.source import (
     INDEX,
@@ -25,14 +21,13 @@ from merganser.checkpoints.source import (
     locate_recipe,
     open_checkpoint,
 )
-from merganser.checkpoints.streaming import Files, Job
-from merganser.checkpoints.vocabulary import check_kind, check_vocabularies
+from merganser.checkpoints.streaming import Job
+from merganser.checkpoints.tied_names import EMBEDDING, vocabulary_names
+from merganser.checkpoints.tying import Groups, is_untied, share_fisher, share_tied
+from merganser.checkpoints.vocabulary import check_kind, check_tokenizer_size, check_vocabularies, read_vocabulary
 from merganser.errors import InputError
-from merganser.files.safetensors_file import FLOATING, ITEM_SIZE, Tensor, header_bytes
+from merganser.files.safetensors_file import FLOATING, Tensor, header_bytes
 from merganser.merging.rule import Rule
-
-_SAMPLE = 1 << 20
-"""Elements of one tensor that are merged to estimate the time."""
 
 
 @dataclass
@@ -42,22 +37,31 @@ class Plan:
     Attributes:
         located: the recipe and where its inputs are.
         reference: the base, or the first model without one; the result has its shards, types, config and tokenizer.
-        jobs: one per tensor, its target naming the shard by file name.
+        jobs: one per tensor, or one for its common rows and one for the others; the target names the shard by file
+            name, and its offset is that within the tensor.
+        models: the models that are merged.
+        tokenizer: whose tokenizer the result has, and the rows that the models do not have in common.
         shards: shard name -> its tensors ``(name, dtype, shape)`` in order.
         buffers: tensors that are not floating-point, copied from the reference.
         kept: tensors that the recipe copies from the reference.
         only_reference: with ``common_only``: tensors that not all models have in equal shape, kept from the reference.
         left_out: with ``common_only``: tensors that the reference lacks.
+        rows: with ``common_rows``: vocabulary matrix -> its number of common rows.
+        untied: whether the result has an output layer of its own although the reference's is tied.
     """
 
     located: LocatedRecipe
     reference: Checkpoint
-    jobs: list[Job]
-    shards: dict[str, list[tuple[str, str, tuple[int, ...]]]]
+    models: tuple[Checkpoint, ...]
+    tokenizer: Checkpoint
+    jobs: list[Job] = field(default_factory=list)
+    shards: dict[str, list[tuple[str, str, tuple[int, ...]]]] = field(default_factory=dict)
     buffers: list[str] = field(default_factory=list)
     kept: list[str] = field(default_factory=list)
     only_reference: list[str] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
+    rows: dict[str, int] = field(default_factory=dict)
+    untied: bool = False
 
     @property
     def recipe(self) -> Recipe:
@@ -68,6 +72,18 @@ class Plan:
     def metadata(self) -> dict[str, str]:
         """Metadata of every shard written."""
         return {"format": "pt", **self.reference.metadata}
+
+    @property
+    def notes(self) -> list[str]:
+        """Describe what is done to weights that the models have in part or share."""
+        described = [
+            f"{name}: the first {rows} rows merged, the other "
+            f"{number_of_rows(self.tokenizer.tensors[name]) - rows} from {self.tokenizer.label}"
+            for name, rows in self.rows.items()
+        ]
+        if self.untied:
+            described.append("output layer and embedding differ in a model: the result is not tied")
+        return described
 
     @property
     def output_bytes(self) -> int:
@@ -106,42 +122,117 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
     _refuse_adapter_options(recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe)
     located = locate_recipe(recipe)
     recipe = located.recipe
-    models = [_open(source) for source in located.models]
-    fishers = [_open(source) for source in located.fishers]
-    base = None if located.base is None else _open(located.base)
+    models, base, fishers, groups = _open_all(located)
     reference = base or models[0]
     checkpoints = [*models, *([] if base is None else [base])]
-    only_reference, left_out = _differences(reference, checkpoints, recipe.common_only)
-    plan = Plan(located, reference, [], {}, only_reference=only_reference, left_out=left_out)
+    _refuse_other_kinds(reference, checkpoints, recipe)
+    plan = Plan(located, reference, tuple(models), _tokenizer_model(located, models, base))
+    plan.untied = is_untied(reference, groups)
+    if recipe.common_rows:
+        plan.rows = common_rows(reference, checkpoints)
+        reference, base, *models = (cut(part, plan.rows) for part in (reference, base or reference, *models))
+        fishers = [cut(fisher, plan.rows) for fisher in fishers]
+        base = None if located.base is None else base
+    inputs = (models, fishers, base)
+    _plan_tensors(plan, reference, inputs, groups)
+    _refuse_other_tokens(plan, checkpoints)
+    return plan
+
+
+def _open_all(located: LocatedRecipe) -> tuple[list[Checkpoint], Checkpoint | None, list[Checkpoint], Groups]:
+    """Open the models, the base and the Fishers, with all names of their tied weights."""
+    models = [_open(source) for source in located.models]
+    base = None if located.base is None else _open(located.base)
+    fishers = [_open(source) for source in located.fishers]
+    if base is None:
+        models, groups = share_tied(models)
+    else:
+        (base, *models), groups = share_tied([base, *models])
+    return models, base, [share_fisher(fisher, groups) for fisher in fishers], groups
+
+
+def _tokenizer_model(located: LocatedRecipe, models: Sequence[Checkpoint], base: Checkpoint | None) -> Checkpoint:
+    """Return the model that the result's tokenizer and its rows beyond the common ones come from."""
+    inputs = dict(zip((source.name for source in located.models), models, strict=True))
+    if located.base is not None and base is not None:
+        inputs[located.base.name] = base
+    if located.tokenizer is None:
+        return base or models[0]
+    chosen = inputs[located.tokenizer.name]
+    if not chosen.config:
+        raise InputError(
+            f"{chosen.label} has no config.json beside its weights, so its tokenizer is unknown (--tokenizer-from).",
+            "Name a model that is a folder.",
+        )
+    return chosen
+
+
+def _plan_tensors(
+    plan: Plan,
+    reference: Checkpoint,
+    inputs: tuple[Sequence[Checkpoint], Sequence[Checkpoint], Checkpoint | None],
+    groups: Groups,
+) -> None:
+    """Add a job for every tensor of the reference, and one for its rows beyond the common ones.
+
+    Args:
+        plan: gets the jobs and shards.
+        reference: cut to the common rows.
+        inputs: models, Fishers and base, likewise.
+        groups: see :func:`merganser.checkpoints.tying.share_tied`.
+    """
+    recipe, base = plan.recipe, inputs[2]
+    checkpoints = [*inputs[0], *([] if base is None else [base])]
+    plan.only_reference, plan.left_out = _differences(reference, checkpoints, recipe, groups)
     plan.shards = {shard: [] for shard in map(_result_name(reference), reference.shards)}
-    reference_only = set(only_reference)
-    layer_positions = positions(list(reference.tensors))
+    reference_only = set(plan.only_reference)
+    layer_positions = positions(list(reference.tensors), groups)
     for name, tensor in reference.tensors.items():
         rule, arguments = recipe.resolve(layer_positions[name])
-        job = _job(tensor, rule, arguments, name in reference_only, plan, models, fishers, base)
-        plan.shards[job.target.path.name].append((name, job.target.dtype, tensor.shape))
+        job = _job(tensor, (rule, arguments), name in reference_only, plan, inputs)
         plan.jobs.append(job)
-    refuse_unmatched(recipe, list(reference.tensors))
+        shape = tensor.shape
+        if name in plan.rows:
+            shape = plan.tokenizer.tensors[name].shape
+            if (others := rest(plan.tokenizer.tensors[name], plan.rows[name])) is not None:
+                target = replace(job.target, shape=others.shape, offset=job.target.nbytes)
+                plan.jobs.append(Job(target, (others,), (plan.tokenizer.label,)))
+        plan.shards[job.target.path.name].append((name, job.target.dtype, shape))
+    refuse_unmatched(recipe, [*reference.tensors, *groups])
     plan.shards = {shard: tensors for shard, tensors in plan.shards.items() if tensors}
     if not plan.rules and not plan.kept:
         raise InputError(
             f"There is nothing to merge: the models have no floating-point tensor in common with {reference.label}.",
             "Check the models.",
         )
-    _refuse_other_kinds(plan, checkpoints)
-    return plan
 
 
-def _refuse_other_kinds(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:
-    """Refuse models of equal shapes but of another architecture or vocabulary."""
+def _refuse_other_kinds(reference: Checkpoint, checkpoints: Sequence[Checkpoint], recipe: Recipe) -> None:
+    """Refuse models of equal shapes but of another architecture or another function of the weights."""
+    others = [checkpoint for checkpoint in checkpoints if checkpoint is not reference]
+    for first, second in combinations([reference, *others], 2):
+        check_kind(first, second, recipe.allow_config, recipe.common_only)
+
+
+def _refuse_other_tokens(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:
+    """Refuse models of another vocabulary, and a tokenizer with more tokens than the result has rows."""
+    if plan.recipe.ignore_vocabulary:
+        return
+    read = cache(read_vocabulary)
     size = plan.reference.config.get("vocab_size")
-    by_token = any(job.rule is not None and (size is None or size in job.target.shape) for job in plan.jobs)
-    all_checkpoints = [plan.reference, *(checkpoint for checkpoint in checkpoints if checkpoint is not plan.reference)]
-    if not plan.recipe.common_only:
-        for first, second in combinations(all_checkpoints, 2):
-            check_kind(first, second)
-    if by_token and not plan.recipe.ignore_vocabulary:
-        check_vocabularies(all_checkpoints)
+    by_token = any(
+        job.rule is not None and (size is None or size in job.target.shape or job.target.name in plan.rows)
+        for job in plan.jobs
+    )
+    if by_token:
+        others = [checkpoint for checkpoint in checkpoints if checkpoint is not plan.reference]
+        check_vocabularies([plan.reference, *others], read, min(plan.rows.values(), default=None))
+    tensors = plan.tokenizer.tensors if plan.rows else plan.reference.tensors
+    rows = [number_of_rows(tensors[name]) for name in vocabulary_names(tensors) if EMBEDDING.search(name)]
+    if not rows and isinstance(size, int):
+        rows = [size]
+    if rows:
+        check_tokenizer_size(plan.tokenizer, read, max(rows))
 
 
 def _open(source: Source) -> Checkpoint:
@@ -177,15 +268,13 @@ def _result_name(reference: Checkpoint) -> Any:
 
 def _job(
     tensor: Tensor,
-    rule: Rule | None,
-    arguments: dict[str, Any],
+    resolved: tuple[Rule | None, dict[str, Any]],
     reference_only: bool,
     plan: Plan,
-    models: Sequence[Checkpoint],
-    fishers: Sequence[Checkpoint],
-    base: Checkpoint | None,
+    inputs: tuple[Sequence[Checkpoint], Sequence[Checkpoint], Checkpoint | None],
 ) -> Job:
     name = tensor.name
+    (rule, arguments), (models, fishers, base) = resolved, inputs
     if rule is None and base is None:
         raise InputError(f"An override copies {name} from the base, but there is no base.", "Name it: --base.")
     shard = Path(_result_name(plan.reference)(tensor.path.name))
@@ -250,7 +339,7 @@ def _extra(extra: Checkpoint, tensor: Tensor, what: str) -> Tensor:
 
 
 def _differences(
-    reference: Checkpoint, checkpoints: Sequence[Checkpoint], common_only: bool
+    reference: Checkpoint, checkpoints: Sequence[Checkpoint], recipe: Recipe, groups: Groups
 ) -> tuple[list[str], list[str]]:
     """List tensors that not all models have in the reference's shape, and tensors that the reference lacks.
 
@@ -270,19 +359,25 @@ def _differences(
                     f"{name} is {list(tensor.shape)} in {reference.label}, {list(other.shape)} in {checkpoint.label}",
                 )
         for name in checkpoint.tensors:
-            if name not in reference.tensors:
+            if name not in reference.tensors and name not in groups:
                 lacking.setdefault(name, f"{name} is in {checkpoint.label}, not in {reference.label}")
     differences = [*only.values(), *lacking.values()]
-    if differences and not common_only:
+    if differences and not recipe.common_only:
         listed = "; ".join(differences[:6]) + (f"; and {len(differences) - 6} more" if len(differences) > 6 else "")
         raise InputError(
             f"The models differ: {listed}.",
             "Models of one architecture and vocabulary can be merged; to merge what they have in common and keep the "
-            "rest of the first (or the base), use --common-only.",
+            f"rest of the first (or the base), use --common-only{_rows_hint(reference, [*only, *lacking])}.",
         )
     if len(only) == len(reference.tensors):
         raise InputError(f"{reference.label} has no tensor in common with the others.", "Check the models.")
     return sorted(only), sorted(lacking)
+
+
+def _rows_hint(reference: Checkpoint, names: Sequence[str]) -> str:
+    """Return the hint to merge common rows, where only vocabularies differ."""
+    fits = set(names) <= set(vocabulary_names(reference.tensors))
+    return ", or for the common rows of vocabularies of different sizes, --common-rows" if fits else ""
 
 
 def check_room(needed: int, folder: Path) -> None:
@@ -296,57 +391,3 @@ def check_room(needed: int, folder: Path) -> None:
         raise InputError(
             f"The result needs {needed:,} bytes; {folder} has {free:,} free.", "Make room, or choose another disk."
         )
-
-
-def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> float:
-    """Estimate the seconds of the merge by merging a sample of the largest tensor of each rule."""
-    largest: dict[str, Job] = {}
-    total: dict[str, int] = {}
-    for job in plan.jobs:
-        key = job.rule.name if job.rule is not None else ""
-        total[key] = total.get(key, 0) + job.target.size
-        if key not in largest or job.target.size > largest[key].target.size:
-            largest[key] = job
-    files = Files()
-    seconds = 0.0
-    try:
-        engine = Engine(files, kernels, True, lambda nbytes: None)
-        with files.use(Path(os.devnull), os.O_WRONLY) as nothing:
-            for key, job in largest.items():
-                sample = _sample(job)
-                engine.run(sample, nothing)
-                started = time.perf_counter()
-                engine.run(sample, nothing)
-                seconds += (time.perf_counter() - started) * total[key] / max(sample.target.size, 1)
-    finally:
-        files.close()
-    return seconds / max(1, min(threads, len(plan.jobs)))
-
-
-def _sample(job: Job) -> Job:
-    """Shorten a job to the first rows of its tensor."""
-    shape = job.target.shape
-    row = int(np.prod(shape[1:])) if len(shape) > 1 else 1
-    if not shape or job.target.size <= _SAMPLE:
-        return job
-    cut = (max(1, _SAMPLE // max(row, 1)), *shape[1:])
-
-    def shortened(tensor: Tensor) -> Tensor:
-        return replace(tensor, shape=cut)
-
-    return replace(
-        job,
-        target=shortened(job.target),
-        sources=tuple(shortened(source) for source in job.sources),
-        base=None if job.base is None else shortened(job.base),
-    )
-
-
-def largest_whole_tensor(plan: Plan) -> int:
-    """Return the bytes needed by the largest tensor that its rule cannot merge in slices; 0 if all can be."""
-    needs = [
-        sum(tensor.size * (ITEM_SIZE[tensor.dtype] + 4) for tensor in job.inputs)
-        for job in plan.jobs
-        if job.rule is not None and job.rule.prepare is None
-    ]
-    return max(needs, default=0)

@@ -25,10 +25,22 @@ _LAYER = re.compile(r"(?:^|\.)(?:layers?|h|blocks?|layer_module)\.(\d+)\.")
 
 @dataclass(frozen=True)
 class LayerPosition:
-    """A tensor's name and its position among the layers (0 first, 1 last; 0 outside of the layers)."""
+    """A tensor's name and its position among the layers (0 first, 1 last; 0 outside of the layers).
+
+    Attributes:
+        name: its name; of a tied parameter, the first of its names.
+        position: among the layers.
+        aliases: the other names of a tied parameter; patterns apply to a parameter by any of its names.
+    """
 
     name: str
     position: float
+    aliases: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All its names."""
+        return (self.name, *self.aliases)
 
 
 class Gradient(StrictOptions):
@@ -65,7 +77,7 @@ class Cases(StrictOptions):
     def at(self, tensor: LayerPosition) -> Value | None:
         """Return the value of the first case that fits, or ``None``."""
         for case in self.cases:
-            if case.contains is None or case.contains in tensor.name:
+            if case.contains is None or any(case.contains in name for name in tensor.names):
                 return case.value.at(tensor) if isinstance(case.value, Gradient) else case.value
         return None
 
@@ -144,6 +156,15 @@ class Recipe(StrictOptions):
     )
     seed: int = Field(0, description="seed of the random masks")
     common_only: StrictBool = Field(False, description="merge what all models have in equal shape, and list the rest")
+    common_rows: StrictBool = Field(
+        False, description="merge the rows that vocabularies of different sizes have in common, and keep the others"
+    )
+    allow_config: list[str] = Field(
+        default_factory=list, description="keys of the models' config.json that may differ, such as rope_theta"
+    )
+    tokenizer_from: str | None = Field(
+        None, min_length=1, description="model whose tokenizer, chat template and generation settings the result has"
+    )
     ignore_vocabulary: StrictBool = Field(False, description="merge although the tokenizers' vocabularies differ")
     allow_nonfinite: StrictBool = Field(False, description="accept NaN and infinity")
     space: Literal["update", "factors"] = Field(
@@ -249,7 +270,10 @@ class Recipe(StrictOptions):
             )
             for entry in self.models
         ]
-        return self.model_copy(update={"models": entries, "base": None if self.base is None else names[self.base]})
+        update = {
+            key: None if (name := getattr(self, key)) is None else names[name] for key in ("base", "tokenizer_from")
+        }
+        return self.model_copy(update={"models": entries, **update})
 
     def resolve(self, tensor: LayerPosition) -> tuple[Rule | None, dict[str, Any]]:
         """Find the rule of a tensor (``None``: keep the base's) and the arguments of its function.
@@ -284,7 +308,9 @@ class Recipe(StrictOptions):
         """Resolve a tensor's rule name, whether the base's tensor is kept, and its settings."""
         keys = dict.fromkeys(key for entry in self.models for key in entry.settings)
         per_model = {key: [entry.settings.get(key) for entry in self.models] for key in keys}
-        fitting = [override for override in self.overrides if fnmatchcase(tensor.name, override.match)]
+        fitting = [
+            override for override in self.overrides if any(fnmatchcase(name, override.match) for name in tensor.names)
+        ]
         settings: dict[str, Any] = {}
         for scope in (self.options, per_model, *(override.settings for override in fitting)):
             for key, setting in scope.items():
@@ -331,13 +357,23 @@ def _override(old: Any, new: Any, count: int) -> Any:
     return [b if n is None else n for b, n in zip(before, new, strict=True)]
 
 
-def positions(names: Sequence[str]) -> dict[str, LayerPosition]:
-    """Compute the position of every tensor from the layer numbers in the names."""
+def positions(names: Sequence[str], tied: Mapping[str, tuple[str, ...]] | None = None) -> dict[str, LayerPosition]:
+    """Compute the position of every tensor from the layer numbers in the names.
+
+    Args:
+        names: of all tensors.
+        tied: name -> all names of its parameter; these have one position, that of the first.
+    """
+    groups = tied or {}
     layers = _layers(names)
     last = max(layers.values(), default=0)
     # A single layer counts as the last, as in mergekit.
     fraction = {name: layer / last if last else 1.0 for name, layer in layers.items()}
-    return {name: LayerPosition(name, fraction.get(name, 0.0)) for name in names}
+    parameters = {name: groups.get(name, (name,)) for name in names}
+    return {
+        name: LayerPosition(first, fraction.get(first, 0.0), tuple(others))
+        for name, (first, *others) in parameters.items()
+    }
 
 
 def layer_count(names: Iterable[str]) -> int:

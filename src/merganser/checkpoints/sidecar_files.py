@@ -8,9 +8,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.chat_settings import TEMPLATES
 from merganser.checkpoints.source import ADAPTER_CONFIG, PICKLES, SIDECAR_FILES, read_json
 
-_TEMPLATES = "additional_chat_templates"
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
 _NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
 """Not copied: training states describe one model only; a matcher's labels need their vectors beside them."""
@@ -19,7 +19,7 @@ _REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_mergin
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 
 
-def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str]) -> None:
+def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str], tokenizer: Path | None = None) -> None:
     """Copy config, tokenizer and generation settings; nothing that holds weights or code.
 
     Args:
@@ -27,17 +27,24 @@ def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str]) -> Non
             file need not belong to it.
         folder: destination.
         shards: names of the model's safetensors files.
+        tokenizer: folder whose tokenizer and generation settings are copied instead of those of ``source``.
     """
-    if not _has_config(source):
-        return
-    for path in sorted(source.iterdir()):
-        if path.is_file() and _is_sidecar(path, shards):
-            shutil.copyfile(path, folder / path.name)
-    templates = sorted((source / _TEMPLATES).glob("*.jinja"))
+    texts = source if tokenizer is None else tokenizer
+    for origin in dict.fromkeys((source, texts)):
+        for path in sorted(origin.iterdir()) if _has_config(origin) else ():
+            wanted = tokenizer is None or origin == (source if _is_config(path) else tokenizer)
+            if path.is_file() and _is_sidecar(path, shards if origin == source else ()) and wanted:
+                shutil.copyfile(path, folder / path.name)
+    templates = sorted((texts / TEMPLATES).glob("*.jinja")) if _has_config(texts) else []
     if templates:
-        (folder / _TEMPLATES).mkdir()
+        (folder / TEMPLATES).mkdir()
     for path in templates:
-        shutil.copyfile(path, folder / _TEMPLATES / path.name)
+        shutil.copyfile(path, folder / TEMPLATES / path.name)
+
+
+def _is_config(path: Path) -> bool:
+    """Return whether a sidecar file describes the model, not its tokenizer or how it generates."""
+    return path.name == "config.json" or path.name.endswith("processor_config.json")
 
 
 def _has_config(source: Path) -> bool:

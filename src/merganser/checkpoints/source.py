@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
+from merganser.checkpoints.tied_names import tie_setting, tied_to
 from merganser.errors import InputError
 from merganser.files.documents import Malformed, parse_json, read_text
 from merganser.files.safetensors_file import Tensor, read_header
@@ -70,12 +71,14 @@ class LocatedRecipe:
     Attributes:
         recipe: with the names of the sources.
         models, fishers, base: where they are.
+        tokenizer: the model or base whose tokenizer the result has; ``None``: that of the reference.
     """
 
     recipe: Recipe
     models: tuple[Source, ...]
     fishers: tuple[Source, ...]
     base: Source | None
+    tokenizer: Source | None = None
 
     @property
     def sources(self) -> tuple[Source, ...]:
@@ -98,11 +101,28 @@ def locate_recipe(recipe: Recipe | LocatedRecipe) -> LocatedRecipe:
         return recipe
     names = [*recipe.names, *recipe.fishers, *([] if recipe.base is None else [recipe.base])]
     sources = {name: locate(name) for name in dict.fromkeys(names)}
+    tokenizer = None if recipe.tokenizer_from is None else _input_named(recipe.tokenizer_from, recipe, sources)
+    if tokenizer is not None:
+        recipe = recipe.model_copy(update={"tokenizer_from": tokenizer})
     return LocatedRecipe(
         recipe.renamed({name: source.name for name, source in sources.items()}),
         tuple(sources[name] for name in recipe.names),
         tuple(sources[name] for name in recipe.fishers),
         None if recipe.base is None else sources[recipe.base],
+        None if tokenizer is None else sources[tokenizer],
+    )
+
+
+def _input_named(name: str, recipe: Recipe, sources: Mapping[str, Source]) -> str:
+    """Return the model or base that a name stands for: its own, or a path of the same folder."""
+    inputs = [*recipe.names, *([] if recipe.base is None else [recipe.base])]
+    path = Path(name).expanduser()
+    for known in inputs:
+        if name == known or (path.exists() and path.resolve() == sources[known].path.resolve()):
+            return known
+    raise InputError(
+        f"The tokenizer is to be taken from {name} (--tokenizer-from), which is not merged.",
+        f"Name one of the models: {', '.join(dict.fromkeys(inputs))}.",
     )
 
 
@@ -266,6 +286,10 @@ def _open_sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoin
                 )
             tensors[tensor.name] = tensor
     absent = sorted(set(placed) - set(tensors))
+    if absent:
+        # Some writers list all names of tied weights and store one of them; transformers ties the others to it.
+        tied = tie_setting(config) is True
+        absent = [name for name in absent if not tied_to(name, tensors, tied)]
     if absent:
         raise InputError(
             f"The shards of {label} lack tensors of the index: {_shorten(absent)}.", "Download them again."

@@ -130,7 +130,7 @@ class FileInputs:
     """:class:`merganser.merging.tensors.Inputs` over files."""
 
     def __init__(self, job: Job, files: Files, workspace: Workspace, kernels: ModuleType | None) -> None:
-        self.name = job.target.name
+        self.name = (job.arguments or {}).get("name", job.target.name)  # masks depend on it: of a tied parameter, one
         self.shape = job.target.shape
         self.size = job.target.size
         self.models = len(job.sources)

@@ -10,6 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+from merganser.checkpoints.model_config import check_configs
 from merganser.checkpoints.source import Checkpoint, read_json
 from merganser.errors import InputError
 from merganser.files.documents import read_bytes
@@ -31,42 +32,59 @@ class Vocabulary:
     added: dict[str, int]
 
 
-def check_kind(reference: Checkpoint, other: Checkpoint) -> None:
-    """Refuse models of two architectures, if both configs name theirs.
+def check_kind(
+    reference: Checkpoint, other: Checkpoint, allowed: Sequence[str] = (), common_only: bool = False
+) -> None:
+    """Refuse models of two architectures, or of one whose configurations give equal weights another function.
+
+    Args:
+        allowed: keys of the configurations that may differ.
+        common_only: merge only common tensors, whatever the architectures.
 
     Raises:
-        InputError: the two ``model_type`` differ.
+        InputError: the two ``model_type`` differ, or see :func:`merganser.checkpoints.model_config.check_configs`.
     """
     kinds = [checkpoint.config.get("model_type") for checkpoint in (reference, other)]
     if None not in kinds and kinds[0] != kinds[1]:
+        if common_only or "model_type" in allowed:
+            return
         raise InputError(
             f"{reference.label} is of model_type {kinds[0]!r:.60}, {other.label} of {kinds[1]!r:.60}.",
             "Models of one architecture can be merged; to merge what has equal names and shapes anyway, use "
             "--common-only.",
         )
+    check_configs((reference.label, reference.config), (other.label, other.config), allowed, common_only)
 
 
-def check_vocabularies(checkpoints: Sequence[Checkpoint]) -> None:
+Read = Callable[[Path], Vocabulary | None]
+"""Reads a file of a vocabulary; ``None`` where its format is unknown."""
+
+
+def check_vocabularies(checkpoints: Sequence[Checkpoint], read: Read, rows: int | None = None) -> None:
     """Refuse models whose tokenizers give one id to two tokens.
 
     All pairs are compared: two models may each agree with the base and conflict with each other. The first of
     ``tokenizer.json``, ``vocab.json`` and ``vocab.txt`` that both folders have is compared; files of equal bytes are
     not parsed, others once. Without such files the vocabularies are unknown, and nothing is refused.
 
+    Args:
+        checkpoints: models whose rows are merged.
+        read: :func:`read_vocabulary`, which reads a file once.
+        rows: how many rows are merged, the first ones; by default all.
+
     Raises:
         InputError: two vocabularies differ; gives the first tokens that do, and both sizes.
     """
     digest = cache(lambda path: hashlib.sha256(_bytes(path)).digest())
-    read = cache(_read)
     for first, second in combinations(checkpoints, 2):
-        _compare(first, second, digest, read)
+        _compare(first, second, digest, lambda path: _first_tokens(read(path), rows))
 
 
 def _compare(
     reference: Checkpoint,
     other: Checkpoint,
     digest: Callable[[Path], bytes],
-    read: Callable[[Path], Vocabulary | None],
+    read: Read,
 ) -> None:
     if not reference.config or not other.config or reference.folder == other.folder:
         # Files beside a single .safetensors file need not belong to it.
@@ -95,6 +113,49 @@ def _compare(
         return
 
 
+def check_tokenizer_size(checkpoint: Checkpoint, read: Read, rows: int) -> None:
+    """Refuse a tokenizer with ids that the embedding has no rows for.
+
+    Args:
+        checkpoint: whose tokenizer the result has.
+        read: as for :func:`check_vocabularies`.
+        rows: of the result's embedding, without those of a second one (``additional_vocab_size``).
+
+    Raises:
+        InputError: there are such ids; names one and its token.
+    """
+    if not checkpoint.config:
+        return
+    more = checkpoint.config.get("additional_vocab_size")
+    rows += more if isinstance(more, int) else 0
+    path = next((checkpoint.folder / name for name in _FILES if (checkpoint.folder / name).is_file()), None)
+    vocabulary = None if path is None else read(path)
+    ids = {} if vocabulary is None else {**vocabulary.tokens, **vocabulary.added}
+    settings = checkpoint.folder / "tokenizer_config.json"
+    listed = read_json(settings).get("added_tokens_decoder") if settings.is_file() else None
+    for number, entry in (listed if isinstance(listed, Mapping) else {}).items():
+        if isinstance(entry, Mapping) and str(number).isascii() and str(number).isdigit() and len(str(number)) < 19:
+            ids[str(entry.get("content"))] = int(number)
+    beyond = sorted((number, token) for token, number in ids.items() if number >= rows)
+    if beyond:
+        number, token = beyond[0]
+        raise InputError(
+            f"The tokenizer of {checkpoint.label} has ids beyond the {rows} rows of the result's embedding: "
+            f"{token!r:.60} is {number}{f', and {len(beyond) - 1} more' if len(beyond) > 1 else ''}.",
+            "A text with such a token would fail. Take the tokenizer of another model (--tokenizer-from), or give the "
+            "model a row for every token (resize_token_embeddings of transformers); to merge anyway, use "
+            "--ignore-vocabulary.",
+        )
+
+
+def _first_tokens(vocabulary: Vocabulary | None, rows: int | None) -> Vocabulary | None:
+    """Keep the tokens of the first rows."""
+    if vocabulary is None or rows is None:
+        return vocabulary
+    parts = vocabulary.tokens, vocabulary.added
+    return Vocabulary(*({token: number for token, number in part.items() if number < rows} for part in parts))
+
+
 def _or_none(number: int | None) -> str:
     return "missing" if number is None else str(number)
 
@@ -106,7 +167,7 @@ def _bytes(path: Path) -> bytes:
         raise InputError(f"{path} cannot be read: {error.strerror}.", "Check its permissions.") from error
 
 
-def _read(path: Path) -> Vocabulary | None:
+def read_vocabulary(path: Path) -> Vocabulary | None:
     """Read the vocabulary in a file; ``None`` where its format is unknown."""
     if path.suffix == ".txt":
         lines = _bytes(path).decode("utf-8", errors="replace").split("\n")

@@ -60,6 +60,21 @@ def merge(
     common_only: Annotated[
         bool, typer.Option("--common-only", help="Merge only the tensors that all models have in equal shape.")
     ] = False,
+    common_rows: Annotated[
+        bool,
+        typer.Option("--common-rows", help="Merge the rows that vocabularies of different sizes have in common."),
+    ] = False,
+    allow_config: Annotated[
+        list[str] | None,
+        typer.Option(help="Merge although the models' config.json differ in this key. May be repeated."),
+    ] = None,
+    tokenizer_from: Annotated[
+        str | None,
+        typer.Option(
+            help="Take tokenizer, chat template and generation settings from this model.",
+            show_default="base or first model",
+        ),
+    ] = None,
     ignore_vocabulary: Annotated[
         bool, typer.Option("--ignore-vocabulary", help="Merge although the tokenizers' vocabularies differ.")
     ] = False,
@@ -96,6 +111,7 @@ def merge(
         raise InputError("There is no --out.", "Name the folder to create.")
     changes = {
         **{"base": base, "dtype": dtype, "seed": seed, "rank": rank},
+        **{"common_rows": common_rows or None, "allow_config": allow_config, "tokenizer_from": tokenizer_from},
         **{"common_only": common_only or None, "ignore_vocabulary": ignore_vocabulary or None},
         **{"allow_nonfinite": allow_nonfinite or None, "allow_different_bases": allow_different_bases or None},
     }
@@ -140,7 +156,8 @@ def _refuse_both(models: list[str], typed: list[str], config: Path | None, merge
     if models or typed:
         raise InputError(
             f"A file describes the merge, but the command line also gives {', '.join([*models, *typed])}.",
-            "Write it into the file; --dtype, --seed, --rank, --base and the switches may be given with a file.",
+            "Write it into the file; --dtype, --seed, --rank, --base, --tokenizer-from, --allow-config and the "
+            "switches may be given with a file.",
         )
 
 
@@ -151,7 +168,7 @@ def _changed(recipe: Recipe, changes: dict[str, Any]) -> LocatedRecipe:
 
     with explained("command line"):
         for key, value in changes.items():
-            setattr(recipe, key, value)
+            setattr(recipe, key, [*recipe.allow_config, *value] if key == "allow_config" else value)
     return locate_recipe(recipe)
 
 
@@ -263,8 +280,9 @@ def _dry_run(located: LocatedRecipe, out: Path | None, compute: _Compute, as_jso
     import shutil
 
     from merganser.checkpoints.engine import load_kernels
-    from merganser.checkpoints.merge import available_cpus, check_target, existing_parent, input_paths
-    from merganser.checkpoints.plan import estimate_seconds, make_plan
+    from merganser.checkpoints.estimate import estimate_seconds
+    from merganser.checkpoints.merge import available_cpus, check_target, dropped_from, existing_parent, input_paths
+    from merganser.checkpoints.plan import make_plan
     from merganser.checkpoints.sidecar_files import uncopied_files
 
     plan = make_plan(located)
@@ -280,10 +298,12 @@ def _dry_run(located: LocatedRecipe, out: Path | None, compute: _Compute, as_jso
             "kept from the base": plan.kept,
             "not common, kept": plan.only_reference,
             "not common, omitted": plan.left_out,
+            "notes": plan.notes,
             "bytes to read": plan.input_bytes,
             "bytes to write": plan.file_bytes,
             "bytes free": shutil.disk_usage(existing_parent(target)).free,
             "files not copied": uncopied_files(plan.reference.folder, plan.reference.shards),
+            "settings of other models": dropped_from(plan),
             "shards": {name: len(tensors) for name, tensors in plan.shards.items()},
             "estimated seconds": round(seconds, 1),
             "kernels": "numpy" if module is None else "numba",
@@ -294,7 +314,7 @@ def _dry_run(located: LocatedRecipe, out: Path | None, compute: _Compute, as_jso
 
 
 def _warn_memory(plan: Plan) -> None:
-    from merganser.checkpoints.plan import largest_whole_tensor
+    from merganser.checkpoints.estimate import largest_whole_tensor
 
     needed = largest_whole_tensor(plan)
     if needed:

@@ -74,6 +74,8 @@ def print_report(report: Report, as_json: bool) -> None:
         ("Not common to all, kept", report.only_reference),
         ("Not common to all, omitted", report.left_out),
         ("Files not copied", report.not_copied),
+        ("Settings of other models that the result lacks; --tokenizer-from takes those of one", report.dropped),
+        ("Notes", report.notes),
     ):
         if names:
             typer.echo(f"{what} ({len(names)}): {_first_ten(names)}")
