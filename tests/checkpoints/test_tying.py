@@ -15,7 +15,7 @@ from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import open_checkpoint
 from merganser.errors import InputError
 from merganser.merging.dare import dare
-from tests.checkpoints.conftest import write_folder
+from tests.checkpoints.conftest import write_file, write_folder
 from tests.checkpoints.test_merge import load
 
 EMBED, HEAD, NORM = "model.embed_tokens.weight", "lm_head.weight", "model.norm.weight"
@@ -165,3 +165,44 @@ def test_an_index_may_list_a_tied_name_that_no_shard_holds(tied: Any, message: s
     full = model(tmp_path / "b", 2, copy=True)
     result = merged([full, str(folder)], tmp_path / "out")
     np.testing.assert_array_equal(result[HEAD], result[EMBED])
+
+
+def test_files_without_a_configuration_are_tied_by_their_copies(tmp_path: Path) -> None:
+    """A file that lacks a name which every other file has as a copy means the same matrix."""
+    for name, seed, copy in (("a", 1, True), ("b", 2, False)):
+        (Path(model(tmp_path / name, seed, copy=copy)) / "config.json").unlink()
+    names = [str(tmp_path / name / "model.safetensors") for name in "ab"]
+    expected = (load(tmp_path / "a")[EMBED] + load(tmp_path / "b")[EMBED]) / 2
+    for order, models in (("ab", names), ("ba", names[::-1])):
+        result = merged(models, tmp_path / f"out-{order}", common_only=True)
+        np.testing.assert_allclose(result[EMBED], expected, rtol=1e-6)
+        np.testing.assert_array_equal(result.get(HEAD, result[EMBED]), result[EMBED])
+    model(tmp_path / "c", 3, head=4)
+    with pytest.raises(InputError, match=r"lm_head\.weight is missing in"):
+        make_plan(parse({"rule": "linear", "models": [str(tmp_path / "c" / "model.safetensors"), names[1]]}, "test"))
+
+
+def test_equal_biases_of_different_layers_are_no_tied_ones(tmp_path: Path) -> None:
+    """Both are zero at first; the two names of one layer's bias are tied."""
+    head, same, other = "cls.predictions.bias", "cls.predictions.decoder.bias", "lm_head.bias"
+    folders = []
+    for seed, name in enumerate("mab"):
+        folders.append(Path(model(tmp_path / name, seed)))
+        tensors = {**load(folders[-1]), **dict.fromkeys((head, same, other), np.full(12, seed, np.float32))}
+        write_file(folders[-1] / "new", tensors).rename(folders[-1] / "model.safetensors")
+    options = {"rule": "dare_linear", "options": {"density": 0.5}}
+    result = merged([str(f) for f in folders[1:]], tmp_path / "out", base=str(folders[0]), **options)
+    np.testing.assert_array_equal(result[head], result[same])
+    assert not np.array_equal(result[head], result[other])
+
+
+@pytest.mark.parametrize("both", [True, False])
+def test_tied_matrices_with_other_numbers_of_rows(both: bool, tmp_path: Path) -> None:
+    folders = [Path(model(tmp_path / name, seed, copy=both or seed == 1)) for seed, name in ((1, "a"), (2, "b"))]
+    cut = {name: value[:9] if name in (EMBED, HEAD) else value for name, value in load(folders[1]).items()}
+    write_file(folders[1] / "new", cut).rename(folders[1] / "model.safetensors")
+    result = merged([str(folder) for folder in folders], tmp_path / "out", common_rows=True)
+    a = load(folders[0])[EMBED]
+    np.testing.assert_allclose(result[EMBED][:9], (a[:9] + cut[EMBED]) / 2, rtol=1e-6)
+    np.testing.assert_array_equal(result[EMBED][9:], a[9:])
+    np.testing.assert_array_equal(result[EMBED], result[HEAD])

@@ -385,7 +385,9 @@ def _config(adapters: Sequence[Adapter], merged: Mapping[str, Factors]) -> dict[
         "inference_mode": True,
     }
     same_targets = all(adapter.config.get("target_modules") == config.get("target_modules") for adapter in adapters)
-    if not same_targets or any(set(adapter.modules) != set(merged) for adapter in adapters):
+    # A regular expression is not copied: whoever loads the result would match it without a limit of time.
+    named = not isinstance(config.get("target_modules"), str)
+    if not (same_targets and named) or any(set(adapter.modules) != set(merged) for adapter in adapters):
         config |= {"target_modules": sorted(merged), "exclude_modules": None}
         config |= {"layers_to_transform": None, "layers_pattern": None}
     return config

@@ -18,7 +18,8 @@ _NEUTRAL = re.compile(
     r"_.*|name_or_path|architectures|auto_map|.*version|.*unsloth.*|model_type|model_name|tokenizer_class"
     # Types, memory, outputs, and how it is computed.
     r"|dtype|torch_dtype|.*_dtype|use_bfloat16|use_cache|gradient_checkpointing|torchscript|return_dict|output_(attentions|hidden_states|router_logits|past|scores|retentions)"
-    r"|chunk_size_feed_forward|pretraining_tp|attn_implementation|.*flash.*|use_mems_.*|vocab_size|additional_vocab_size"
+    r"|chunk_size_feed_forward|pretraining_tp|attn_implementation|.*flash.*|use_mems_.*|cache_implementation"
+    r"|(num_)?logits_to_keep|use_.*_kernels?|fused?_.*|vocab_size|additional_vocab_size"
     # Training: dropout, initialisation, losses, masking.
     r"|.*dropout.*|.*_pdrop|.*layerdrop|.*drop_path.*|initializer_.*|init_(std|method|range|scale)|.*_init|rescale_prenorm_.*"
     r"|.*loss.*|.*jitter_noise|label_smoothing|max_window_layers|problem_type|apply_spec_augment|mask_(time|feature)_.*"

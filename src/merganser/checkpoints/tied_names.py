@@ -50,6 +50,14 @@ def one_embedding(first: str, second: str) -> bool:
     return all(_STACKS.search(name) or _SHARED.search(name) for name in names)
 
 
+def may_be_one(first: str, second: str) -> bool:
+    """Return whether two names can be those of one parameter: two matrices, or the two names of one layer's bias."""
+    biases = [BIAS.search(name) is not None for name in (first, second)]
+    if any(biases):
+        return all(biases) and first.replace(".decoder.bias", ".bias") == second.replace(".decoder.bias", ".bias")
+    return True
+
+
 def tied_to(name: str, tensors: Mapping[str, Tensor], tied: bool) -> list[str]:
     """List the tensors that a missing name shares its parameter with; more than one where they should be equal.
 
@@ -58,11 +66,10 @@ def tied_to(name: str, tensors: Mapping[str, Tensor], tied: bool) -> list[str]:
         tensors: of one checkpoint.
         tied: whether its configuration ties the output layer.
     """
-    names = [
-        other for other in vocabulary_names(tensors) if (BIAS.search(other) is None) == (BIAS.search(name) is None)
-    ]
-    known = any(pattern.search(name) for pattern in (EMBEDDING, OUTPUT, BIAS))
-    return [other for other in names if known and (tied or one_embedding(name, other))]
+    if not any(pattern.search(name) for pattern in (EMBEDDING, OUTPUT, BIAS)):
+        return []
+    names = [other for other in vocabulary_names(tensors) if may_be_one(name, other)]
+    return [other for other in names if tied or one_embedding(name, other)]
 
 
 def tie_setting(config: Mapping[str, Any]) -> bool | None:

@@ -16,7 +16,7 @@ from merganser.checkpoints.source import Checkpoint
 from merganser.checkpoints.tied_names import (
     EMBEDDING,
     OUTPUT,
-    one_embedding,
+    may_be_one,
     tie_setting,
     tied_to,
     vocabulary_names,
@@ -50,8 +50,7 @@ def share_tied(checkpoints: Sequence[Checkpoint]) -> tuple[list[Checkpoint], Gro
     known = next((setting for setting in settings if setting is not None), None)
     ties = [known if setting is None else setting for setting in settings]
     whole = [
-        _with_aliases(checkpoint, names, checkpoints, bool(tied))
-        for checkpoint, tied in zip(checkpoints, ties, strict=True)
+        _with_aliases(checkpoint, names, checkpoints, tied) for checkpoint, tied in zip(checkpoints, ties, strict=True)
     ]
     groups = _groups([name for name in names if name in whole[0].tensors], whole, ties)
     in_file = checkpoints[0].tensors
@@ -84,15 +83,21 @@ def is_untied(reference: Checkpoint, groups: Groups) -> bool:
 
 
 def _with_aliases(
-    checkpoint: Checkpoint, names: Iterable[str], holders: Sequence[Checkpoint], tied: bool
+    checkpoint: Checkpoint, names: Iterable[str], holders: Sequence[Checkpoint], tied: bool | None
 ) -> Checkpoint:
-    """Add the names that the checkpoint lacks, another one holds and tying defines."""
+    """Add the names that the checkpoint lacks, another one holds and tying defines.
+
+    Without a configuration a name is tied if all files that hold it have a copy under it.
+    """
     tensors = dict(checkpoint.tensors)
     for name in names:
         holder = next((other for other in holders if name in other.tensors), None)
         if name in tensors or holder is None:
             continue
-        sources = tied_to(name, checkpoint.tensors, tied)
+        sources = tied_to(name, checkpoint.tensors, tied is not False)
+        if tied is None:
+            having = [other.tensors for other in holders if name in other.tensors]
+            sources = [s for s in sources if all(s in other and _equal(other[name], other[s]) for other in having)]
         sources = [s for s in sources if len(checkpoint.tensors[s].shape) == len(holder.tensors[name].shape)]
         first = sources[0] if sources else None
         if first is not None and all(_equal(checkpoint.tensors[first], checkpoint.tensors[s]) for s in sources[1:]):
@@ -119,8 +124,10 @@ def _rank(name: str) -> tuple[Any, ...]:
 
 
 def _one_parameter(tensors: Mapping[str, Tensor], first: str, second: str, tied: bool | None) -> bool:
-    if first not in tensors or second not in tensors or (tied is False and not one_embedding(first, second)):
+    if first not in tensors or second not in tensors or not may_be_one(first, second):
         return False
+    if tied is False and not (EMBEDDING.search(first) and EMBEDDING.search(second)):
+        return False  # equal by chance, as at the start of a training
     return _equal(tensors[first], tensors[second])
 
 
