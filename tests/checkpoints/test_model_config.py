@@ -18,6 +18,13 @@ from tests.checkpoints.conftest import example, write_folder
 
 LLAMA = {"model_type": "llama", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
 QWEN = {"model_type": "qwen2", "hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 2}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 32,
+}
 T5 = {"model_type": "t5", "d_model": 32, "num_heads": 4}
 GEMMA = {"model_type": "gemma3", "text_config": {"model_type": "gemma3_text", "hidden_size": 32, "rope_theta": 1e6}}
 OTHER = {"model_type": "unheard-of", "hidden_size": 32, "num_attention_heads": 4, "rope_theta": 1e4}
@@ -56,6 +63,11 @@ def refusal(first: dict[str, Any], second: dict[str, Any], *allowed: str, common
         (OTHER, {"rope_theta": 1e6}, "rope_theta"),
         (OTHER, {"gate": "x"}, "gate is not set in A, 'x' in B"),
         ({**LLAMA, "id2label": {"0": "yes", "1": "no"}}, {"id2label": {"0": "no", "1": "yes"}}, "id2label"),
+        (
+            LLAMA | {"rope_scaling": LLAMA3},
+            {"rope_scaling": {**LLAMA3, "original_max_position_embeddings": 64}},
+            "original_max_position_embeddings is 32 in A, 64 in B",
+        ),
         (LLAMA | {"rope_scaling": {"type": "dynamic", "factor": 2.0}}, {"max_position_embeddings": 99}, "max_position"),
     ],
 )
@@ -91,6 +103,7 @@ def test_a_setting_that_changes_the_function_is_refused(config: Any, changes: An
         ),
         (QWEN, {"use_sliding_window": False, "sliding_window": 9, "max_window_layers": 1}),
         (GEMMA, {"text_config": {**GEMMA["text_config"], "dtype": "float32", "rms_norm_eps": 1e-6}}),
+        ({"model_type": "phi3"}, {"original_max_position_embeddings": 7}),
         (OTHER, {"rope_theta": None, "rope_parameters": {"rope_theta": 1e4, "rope_type": "default"}, "head_dim": 8}),
         (LLAMA, {"id2label": {"0": "LABEL_0", "1": "LABEL_1"}}),
         ({}, LLAMA),

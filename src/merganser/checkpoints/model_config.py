@@ -19,7 +19,8 @@ _NEUTRAL = re.compile(
     # Types, memory, outputs, and how it is computed.
     r"|dtype|torch_dtype|.*_dtype|use_bfloat16|use_cache|gradient_checkpointing|torchscript|return_dict|output_(attentions|hidden_states|router_logits|past|scores|retentions)"
     r"|chunk_size_feed_forward|pretraining_tp|attn_implementation|.*flash.*|use_mems_.*|cache_implementation"
-    r"|(num_)?logits_to_keep|use_.*_kernels?|fused?_.*|vocab_size|additional_vocab_size"
+    r"|(num_)?logits_to_keep|use_.*_kernels?|fused?_.*|slow_but_exact"
+    r"|reorder_and_upcast_attn|vocab_size|additional_vocab_size"
     # Training: dropout, initialisation, losses, masking.
     r"|.*dropout.*|.*_pdrop|.*layerdrop|.*drop_path.*|initializer_.*|init_(std|method|range|scale)|.*_init|rescale_prenorm_.*"
     r"|.*loss.*|.*jitter_noise|label_smoothing|max_window_layers|problem_type|apply_spec_augment|mask_(time|feature)_.*"
@@ -35,7 +36,8 @@ _NEUTRAL = re.compile(
 """Keys that do not change what equal weights compute."""
 
 _POSITIONS = re.compile(
-    r"max_position_embeddings|n_positions|seq_length|max_seq_len|max_sequence_length|model_max_length"
+    r"(.*\.)?((original_)?max_position_embeddings|n_positions|seq_length|max_seq_len|max_sequence_length"
+    r"|model_max_length)"
 )
 """Longest inputs: learned positions have a shape, and rotary ones depend on them only in :data:`_BY_LENGTH`."""
 
@@ -140,7 +142,9 @@ def _comparable(config: Mapping[str, Any]) -> dict[str, Any]:
     settings = dict(_flatten(_in_one_form(config)))
     scaled = any(value in _BY_LENGTH for key, value in settings.items() if key.endswith("rope_type"))
     if not scaled:
-        settings = {key: value for key, value in settings.items() if not _POSITIONS.fullmatch(key.rpartition(".")[2])}
+        settings = {
+            key: value for key, value in settings.items() if "rope_parameters." in key or not _POSITIONS.fullmatch(key)
+        }
     if config.get("model_type") in _PADDED_POSITIONS and config.get("pad_token_id") is not None:
         settings["pad_token_id"] = config["pad_token_id"]
     labels = config.get("id2label")
