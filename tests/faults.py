@@ -21,14 +21,16 @@ from typing import Any
 
 import safetensors.torch
 
+from merganser.runs.checksums import is_intact
+
 LIMIT = 300
 """Seconds after which a forked process is ended."""
 
 CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-TIMES = re.compile(rb'"(\w*seconds|finished)": [^,\n}]+|created: .+')
-"""What differs between two equal runs."""
+TIMES = re.compile(rb'"(\w*seconds|finished|checksum|run_sha256)": [^,\n}]+|created: .+')
+"""What differs between two equal runs: times, and checksums of files with times in them."""
 
 
 def forked(work: Callable[[], None]) -> None:
@@ -252,7 +254,14 @@ def check_same(content: dict[str, bytes | None], expected: dict[str, bytes | Non
 def content_of(folder: Path) -> dict[str, bytes | None]:
     """Every file of a folder with its bytes, every folder with ``None``; without locks and without times."""
     return {
-        str(path.relative_to(folder)): TIMES.sub(b"", path.read_bytes()) if path.is_file() else None
+        str(path.relative_to(folder)): without_times(path.read_bytes()) if path.is_file() else None
         for path in sorted(folder.rglob("*"))
-        if path.name != ".lock"
+        if not path.name.endswith(".lock")
     }
+
+
+def without_times(content: bytes) -> bytes:
+    """The content of a file without what differs between two equal runs; whether its own checksum holds stays."""
+    checksum = re.search(rb'"checksum": "([0-9a-f]{64})"\s*}\s*$', content)
+    mark = b"" if checksum is None else b"intact" if is_intact(content, checksum[1].decode()) else b"damaged"
+    return TIMES.sub(b"", content) + mark

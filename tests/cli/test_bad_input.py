@@ -210,7 +210,11 @@ def test_a_fault_of_the_program_says_so(run: Path, merganser: Command, monkeypat
         ("tasks/01-mood/memory.jsonl", lambda text: text.replace('"input"', '"in"', 1), "damaged: line 1: "),
         ("tasks/02-topic/test.jsonl", lambda text: "nonsense\n" + text, "test.jsonl' is damaged: line 1: "),
         ("tasks/01-mood", None, "are numbered [0, 2]; one is missing."),
-        ("tasks/02-topic/adapter/adapter_model.safetensors", None, "has no adapter_model.safetensors."),
+        (
+            "tasks/02-topic/adapter/adapter_model.safetensors",
+            None,
+            "adapter_model.safetensors' is damaged: it is missing.",
+        ),
         ("run.yaml", lambda text: text[: len(text) // 2] + "\n}{", "run.yaml' is damaged: not YAML: "),
         ("tasks", None, "tasks' is damaged: it is missing."),
     ],

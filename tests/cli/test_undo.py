@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tests.learner.toys import Command, contents, results, write_stream
+import pytest
+
+from tests.learner.toys import Command, contents, flip_bit, results, without_checksums, write_stream
 
 
 def test_undo_takes_back_the_last_task_and_it_can_be_learned_again(merganser: Command, tmp_path: Path) -> None:
@@ -26,6 +28,34 @@ def test_undo_takes_back_the_last_task_and_it_can_be_learned_again(merganser: Co
 
     assert merganser("run", stream, "--out", run).code == 0
     assert results(run) == learned
+
+
+@pytest.mark.parametrize("damaged", ["row.json", "merges.jsonl", "adapter/adapter_model.safetensors"])
+def test_a_damaged_last_task_can_be_taken_back(damaged: str, run: Path, merganser: Command) -> None:
+    flip_bit(run / "tasks" / "02-topic" / damaged, 0.3)
+    assert merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json").code == 2
+    done = merganser("undo", run)
+    assert done.code == 0, done.err
+    name = "topic" if damaged.startswith("adapter") else "02-topic"
+    assert done.out.strip() == f"Removed '{name}'. Learned tasks: mood."
+    assert (run / "model" / "ROW").read_text() == "01-mood\n"
+    assert merganser("verify", run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("damaged", "recorded"),
+    [("row.json", True), ("test.jsonl", True), ("test.jsonl", False), ("adapter/adapter_model.safetensors", False)],
+)
+def test_the_row_to_go_back_to_is_checked_first(damaged: str, recorded: bool, run: Path, merganser: Command) -> None:
+    if not recorded:
+        without_checksums(run)
+    file = run / "tasks" / "01-mood" / damaged
+    file.write_bytes(file.read_bytes()[:-5])
+    before = contents(run)
+    done = merganser("undo", run)
+    assert done.code == 2
+    assert f"'{file}' is damaged: " in done.error or f"{file} is not a whole safetensors file" in done.error
+    assert contents(run) == before
 
 
 def test_there_must_be_something_to_take_back(merganser: Command, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from merganser.errors import InputError, RunError
 from merganser.files import atomic
+from merganser.files.temporary_names import unique_temporary_path
 
 
 def contents(folder: Path) -> dict[str, bytes | None]:
@@ -166,15 +167,88 @@ def test_a_folder_that_cannot_take_its_place_leaves_the_old_one(
     assert contents(tmp_path) == {"out": None, "out/old": b"old"}
 
 
-def test_writers_of_one_target_do_not_meet(tmp_path: Path) -> None:
-    with atomic.new_folder(tmp_path / "out", shared=True) as first:
+def test_a_folder_has_one_writer_at_a_time(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with atomic.new_folder(out, shared=True) as first:
         (first / "a").write_text("1")
-        with atomic.new_folder(tmp_path / "out", shared=True) as second:
-            assert first != second
-            (second / "a").write_text("2")
-        assert (first / "a").is_file()
-        atomic.sweep_folder(tmp_path)  # spares what is being written
-    assert contents(tmp_path) == {"out": None, "out/a": b"1"}
+        with (
+            pytest.raises(InputError, match=r"out' is being written by another process\. Wait until"),
+            atomic.new_folder(out, shared=True),
+        ):
+            raise AssertionError
+        atomic.sweep_all([out])  # spares what is being written
+        with atomic.new_folder(tmp_path / "other", shared=True):
+            pass
+    assert contents(tmp_path) == {"other": None, "out": None, "out/a": b"1"}
+    with atomic.new_folder(out, shared=True):
+        pass
+    assert contents(tmp_path) == {"other": None, "out": None}
+
+
+def test_names_like_temporary_ones_belong_to_the_person(tmp_path: Path) -> None:
+    """A folder called ``OUT.partial`` beside OUT, and one like a unique name without a process in it."""
+    for name in ("out.partial", ".out.mine.partial"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "thesis").write_text("t")
+    with atomic.new_folder(tmp_path / "out", shared=True) as folder:
+        (folder / "a").write_text("1")
+    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.partial", ".out.mine.partial"}
+    assert (tmp_path / "out.partial" / "thesis").read_text() == "t"
+    assert (tmp_path / ".out.mine.partial" / "thesis").read_text() == "t"
+
+
+@pytest.mark.parametrize("taken", ["folder", "file", "link", "empty folder"])
+def test_what_appears_at_a_new_folder_in_the_meantime_stays(taken: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def write() -> None:
+        with atomic.new_folder(out, shared=True, replace=False) as folder:
+            (folder / "a").write_text("1")
+            if taken == "file":
+                out.write_text("mine")
+            elif taken == "link":
+                out.symlink_to(tmp_path)
+            else:
+                out.mkdir()
+                if taken == "folder":
+                    (out / "thesis").write_text("mine")
+
+    if taken == "empty folder":
+        write()
+        assert contents(tmp_path) == {"out": None, "out/a": b"1"}
+        return
+    with pytest.raises(InputError, match="has appeared in the meantime"):
+        write()
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    assert out.is_symlink() or "mine" in {*(path.read_text() for path in out.glob("*")), out.is_file() and "mine"}
+
+
+def test_links_in_the_place_of_targets_and_temporary_names_are_not_followed(tmp_path: Path) -> None:
+    elsewhere, run = tmp_path / "elsewhere", tmp_path / "run"
+    elsewhere.mkdir()
+    run.mkdir()
+    (elsewhere / "file").write_text("mine")
+    for name in ("file", "file.partial"):
+        (run / name).symlink_to(elsewhere / "file")
+    for name in ("folder", "folder.partial", "folder.old.partial"):
+        (run / name).symlink_to(elsewhere)
+    with atomic.StagedChanges() as changes:
+        changes.write(run / "file", b"ours")
+        (changes.folder(run / "folder") / "a").write_text("a")
+    assert contents(elsewhere) == {"file": b"mine"}
+    assert contents(run) == {"file": b"ours", "folder": None, "folder/a": b"a"}
+    assert not any(path.is_symlink() for path in run.rglob("*"))
+
+
+def test_the_names_of_new_folders_are_flushed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr(atomic, "flush", flushed.append)
+    atomic.make_folder(tmp_path / "a" / "b" / "c")
+    assert flushed == [tmp_path / "a" / "b", tmp_path / "a", tmp_path]
+    flushed.clear()
+    atomic.make_folder(tmp_path / "a" / "b")
+    atomic.make_folder(tmp_path / "a" / "d.partial")
+    assert flushed == []
 
 
 def test_an_old_folder_that_cannot_be_removed_is_left_to_the_next_writer(
@@ -200,7 +274,7 @@ def test_an_old_folder_that_cannot_be_removed_is_left_to_the_next_writer(
 def test_what_killed_writers_left_is_removed_or_gets_its_name_back(name: str, tmp_path: Path) -> None:
     with subprocess.Popen([sys.executable, "-c", ""]) as dead:
         dead.wait()
-    host = atomic.unique_temporary_path(tmp_path / name).name.split(".")[2].split("-")[0]
+    host = unique_temporary_path(tmp_path / name).name.split(".")[2].split("-")[0]
     mine, living, elsewhere = f"{host}-{os.getpid()}-77", f"{host}-{os.getppid()}-0", f"other-host-{dead.pid}-0"
     for writer in (f"{host}-{dead.pid}-0", mine, living, elsewhere):
         (tmp_path / f".{name}.{writer}.partial").mkdir()
@@ -211,8 +285,10 @@ def test_what_killed_writers_left_is_removed_or_gets_its_name_back(name: str, tm
     left = {f".{name}.{living}.partial", f".{name}.{elsewhere}.partial", f".{name}.b.{host}-{dead.pid}-0.partial", name}
     assert {path.name for path in tmp_path.iterdir()} == left
     assert (tmp_path / name / "complete").is_file()
-    atomic.sweep_folder(tmp_path)
-    assert {path.name for path in tmp_path.iterdir()} == {f".{name}.{living}.partial", name}
+    for ours in (f"{name}.partial", f"{name}.old.partial"):
+        (tmp_path / ours).mkdir()
+    atomic.sweep_all([tmp_path / name])
+    assert {path.name for path in tmp_path.iterdir()} == left
 
 
 def test_tensors(tmp_path: Path) -> None:

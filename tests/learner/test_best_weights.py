@@ -65,7 +65,7 @@ def test_the_best_of_all_seen_tasks_is_deployed(tmp_path: Path, monkeypatch: pyt
         assert all(bool((deployed[name] == value).all()) for name, value in weights[3].items())
         assert any(bool((deployed[name] != value).any()) for name, value in weights[5].items())
         assert [len(learner.session.known_tasks("dev")[name].test) for name in ("mood", "topic")] == [6, 6]
-        assert learner.session.directory.undo_row().tasks[0].name == "topic"
+        assert learner.session.directory.undo_row() == ["topic"]
 
 
 def test_once_per_epoch_by_default_and_training_is_the_same(tmp_path: Path) -> None:

@@ -190,3 +190,20 @@ def copy_of_trained(target: Path) -> Path:
     """A copy of the finished run with its stream: ``target/run`` and ``target/stream.yaml``. Returns the run."""
     shutil.copytree(_trained(), target, dirs_exist_ok=True)
     return target / "run"
+
+
+def without_checksums(run: Path) -> Path:
+    """Make a run one in which no checksums were recorded; its files can then be changed. Returns it."""
+    for file in run.glob("tasks/*/row.json"):
+        content = read_json(file)
+        for key in ("sha256", "run_sha256", "checksum"):
+            del content[key]
+        file.write_text(json.dumps(content), encoding="utf-8")
+    return run
+
+
+def flip_bit(file: Path, position: float = 0.5) -> None:
+    """Change the lowest bit of one byte of a file; ``position`` is a share of its length."""
+    content = bytearray(file.read_bytes() or b"\n")
+    content[int(position * (len(content) - 1))] ^= 1
+    file.write_bytes(content)

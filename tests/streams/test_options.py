@@ -21,6 +21,8 @@ TASK = {"name": "t", "train": "t.json"}
         ({"name": "../up"}, "cannot name a folder"),
         ({"name": ".."}, "cannot name a folder"),
         ({"name": "a/b"}, "cannot name a folder"),
+        ({"name": "a.partial"}, "ends with '.partial', as the names of unfinished folders in a run do"),
+        ({"name": "a.old.Partial"}, "ends with '.partial'"),
         ({"name": "x" * 101}, "longer than 100 bytes"),
         ({"labels": "all"}, "is not a list"),
         ({"labels": ["only"]}, "at least two"),

@@ -26,6 +26,7 @@ from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
 from merganser.cli.undo import undo
+from merganser.cli.verify import verify
 from merganser.errors import InputError, MerganserError, sentence
 
 HELP = (
@@ -99,7 +100,7 @@ BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 SEVERAL = (run, learn, evaluate)
 """Commands that run on several processes."""
 
-for command in (demo, run, learn, undo, ask, evaluate, report, replay, export, merge, methods, streams, schema):
+for command in (demo, run, learn, undo, verify, ask, evaluate, report, replay, export, merge, methods, streams, schema):
     app.command()(_guarded(command))
 
 

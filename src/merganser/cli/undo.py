@@ -19,11 +19,11 @@ def undo(run: RunArgument) -> None:
 
     directory = RunDirectory.open(run)
     with directory.lock:
-        for note in directory.repair():
+        for note in directory.tidy():
             typer.echo(note)
-        row = directory.undo_row()
+        removed = directory.undo_row()
         record = directory.record()
         write_report(record, run / "report.html")
-    names = ", ".join(f"'{task.name}'" for task in row.tasks)
+    names = ", ".join(f"'{name}'" for name in removed)
     left = ", ".join(task.name for task in record.tasks)
     typer.echo(f"Removed {names}. {f'Learned tasks: {left}.' if left else 'No task is left.'}")

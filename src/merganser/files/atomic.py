@@ -10,12 +10,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
-import itertools
 import json
 import os
-import re
 import shutil
-import socket
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,23 +22,18 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merganser.errors import DiskFullError, InputError
+from merganser.files.target_lock import target_lock
+from merganser.files.temporary_names import PARTIAL, path_of_old, temporary_path, unique_temporary_path, writer_of
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-PARTIAL = ".partial"
-"""Ending of temporary names; what a dead process left under such a name may be deleted."""
-
-OLD = ".old"
-"""Before :data:`PARTIAL`: a complete folder that was moved aside while another takes its place."""
-
 FULL = (errno.ENOSPC, errno.EDQUOT)
 """Error numbers of a full disk and of a full quota."""
 
-_WRITER = re.compile(r"\.(?P<target>.+)\.(?P<host>[^.]+)-(?P<process>\d{1,9})-\d+(?P<old>\.old)?\.partial")
-"""Unique temporary names, see :func:`unique_temporary_path`."""
+TAKEN = (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR)
+"""Error numbers of renaming a folder to a name that a file, a link or a folder with content has."""
 
-_NUMBERS = itertools.count()
 _IN_USE: set[Path] = set()
 """Temporary names of this process that are being written."""
 
@@ -93,7 +85,8 @@ def rename(source: Path, target: Path) -> None:
 def remove(path: Path) -> None:
     """Delete a file or folder if it exists; a folder is renamed first, so that a part of it never has its name."""
     if path.is_symlink() or not path.is_dir():
-        path.unlink(missing_ok=True)
+        if os.path.lexists(path):
+            path.unlink(missing_ok=True)
         return
     if not path.name.endswith(PARTIAL):
         renamed = temporary_path(path)
@@ -103,8 +96,20 @@ def remove(path: Path) -> None:
     shutil.rmtree(path)
 
 
+@contextlib.contextmanager
+def _creating(shown: Path, remedy: str) -> Iterator[None]:
+    """Turn the refusal of a folder into an :class:`InputError` that names ``shown``."""
+    with full_disk_is_an_error(shown):
+        try:
+            yield
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            raise InputError(f"Cannot create '{shown}': {error.strerror}.", remedy) from error
+
+
 def make_folder(folder: Path, remedy: str = "Choose a folder that can be written.", shown: Path | None = None) -> Path:
-    """Create a folder and its parents where absent.
+    """Create a folder and its parents where absent, and flush their names.
 
     Args:
         shown: the folder to name in an error, if it is another one.
@@ -113,36 +118,16 @@ def make_folder(folder: Path, remedy: str = "Choose a folder that can be written
         InputError: it or one of its parents is a file, or may not be created.
         RunError: the disk is full.
     """
-    with full_disk_is_an_error(folder):
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            if error.errno in FULL:
-                raise
-            raise InputError(f"Cannot create '{shown or folder}': {error.strerror}.", remedy) from error
+    with _creating(shown or folder, remedy):
+        absent = [path for path in (folder, *folder.parents) if not os.path.lexists(path)]
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in absent:
+            if not path.name.endswith(PARTIAL):  # the name of a temporary folder need not survive
+                flush(path.parent)
     return folder
 
 
-# Temporary names -----------------------------------------------------------------------------------------------------
-
-
-def _host() -> str:
-    return socket.gethostname().replace(".", "_")  # full stops separate the parts of a temporary name
-
-
-def temporary_path(target: Path) -> Path:
-    """The temporary name for a target that one process writes at a time, for instance under a lock."""
-    return target.with_name(target.name + PARTIAL)
-
-
-def unique_temporary_path(target: Path) -> Path:
-    """A temporary name with this host, this process and a counter, for a target that several may write at once."""
-    writer = f"{_host()}-{os.getpid()}-{next(_NUMBERS)}"
-    return target.with_name(f".{target.name}.{writer}{PARTIAL}")
-
-
-def _path_of_old(temporary: Path) -> Path:
-    return temporary.with_name(temporary.name.removesuffix(PARTIAL) + OLD + PARTIAL)
+# Sweeping ------------------------------------------------------------------------------------------------------------
 
 
 def sweep(target: Path) -> None:
@@ -151,34 +136,33 @@ def sweep(target: Path) -> None:
     A complete folder that was moved aside gets its name back if nothing took its place.
     """
     for path in sorted(target.parent.glob(f".{glob.escape(target.name)}.*{PARTIAL}")):
-        writer = _WRITER.fullmatch(path.name)
-        if writer is None or (writer["target"], writer["host"]) != (target.name, _host()):
+        writer = writer_of(path)
+        if writer is None or writer.target != target.name or not writer.is_here or _is_being_written(path):
             continue
-        if _is_being_written(path):
-            continue
-        if writer["old"] and not target.exists():
+        if writer.old and not target.exists():
             rename(path, target)
         else:
             remove(path)
 
 
-def sweep_folder(folder: Path) -> None:
-    """Remove everything in a folder that has a temporary name and is not being written on this host."""
-    for path in sorted(folder.glob(f"*{PARTIAL}")):
-        if not _is_being_written(path):
-            remove(path)
+def sweep_all(targets: Iterable[Path]) -> None:
+    """Remove what writers of these targets left under any temporary name, except those that are being written."""
+    for target in targets:
+        temporary = temporary_path(target)
+        remove(temporary)
+        remove(path_of_old(temporary))
+        sweep(target)
 
 
 def _is_being_written(path: Path) -> bool:
     """Whether a process of this host that is alive chose this unique temporary name."""
-    writer = _WRITER.fullmatch(path.name)
-    if writer is None or writer["host"] != _host():
+    writer = writer_of(path)
+    if writer is None or not writer.is_here:
         return False
-    process = int(writer["process"])
-    if process == os.getpid():
+    if writer.process == os.getpid():
         return path in _IN_USE  # else left by an earlier process that had the same number
     try:
-        os.kill(process, 0)
+        os.kill(writer.process, 0)
     except ProcessLookupError:
         return False
     except PermissionError:
@@ -194,6 +178,7 @@ class _Rename:
     source: Path
     target: Path
     is_folder: bool
+    replace: bool = True
 
 
 class StagedChanges:
@@ -204,13 +189,13 @@ class StagedChanges:
     target as it was.
 
     Args:
-        shared: other processes may write the same targets at the same time: temporary names are unique, and what
-            killed writers left is removed.
+        shared: other processes may write the same targets at the same time: temporary names are unique, what killed
+            writers left is removed, and a folder has one writer at a time.
         flushed: flush the content to the disk before it is renamed. False for large results that can be computed
             again, where flushing would take longer than writing: they are complete after a kill, not after a power cut.
 
     Raises:
-        InputError: a folder cannot be created.
+        InputError: a folder cannot be created, or another process is writing it.
         DiskFullError: the disk is full; no target has changed.
     """
 
@@ -220,6 +205,7 @@ class StagedChanges:
         self._renames: list[_Rename] = []
         self._temporary: list[Path] = []
         self._removed: list[Path] = []
+        self._locks = contextlib.ExitStack()
 
     def __enter__(self) -> StagedChanges:
         return self
@@ -236,20 +222,26 @@ class StagedChanges:
                 for path in self._removed:
                     remove(path)
         finally:
-            for path in self._temporary:
-                _IN_USE.difference_update((path, _path_of_old(path)))
-                remove(path)
+            with self._locks:
+                for path in self._temporary:
+                    _IN_USE.difference_update((path, path_of_old(path)))
+                    remove(path)
 
     def file(self, target: Path) -> Path:
         """Return a temporary path to write a file to, which replaces the one at ``target``."""
         return self._new(target, is_folder=False)
 
-    def folder(self, target: Path) -> Path:
-        """Create an empty temporary folder, which replaces the one at ``target``."""
+    def folder(self, target: Path, replace: bool = True) -> Path:
+        """Create an empty temporary folder, which replaces the one at ``target``.
+
+        Args:
+            replace: False: what has appeared at ``target`` in the meantime stays, and is an :class:`InputError`.
+        """
         make_folder(target.parent, shown=target)
-        temporary = self._new(target, is_folder=True)
-        remove(temporary)
-        return make_folder(temporary, shown=target)
+        if self._shared:
+            with _creating(target, "Choose a folder that can be written."):
+                self._locks.enter_context(target_lock(target))
+        return make_folder(self._new(target, is_folder=True, replace=replace), shown=target)
 
     def write(self, target: Path, content: bytes) -> None:
         """Write a file that replaces the one at ``target``."""
@@ -265,13 +257,14 @@ class StagedChanges:
         self.rename_folder(target, temporary_path(target))
         self._removed.append(temporary_path(target))
 
-    def _new(self, target: Path, is_folder: bool) -> Path:
+    def _new(self, target: Path, is_folder: bool, replace: bool = True) -> Path:
         if self._shared:
             sweep(target)
         temporary = unique_temporary_path(target) if self._shared else temporary_path(target)
-        _IN_USE.update((temporary, _path_of_old(temporary)))
+        remove(temporary)  # a link of that name would be followed
+        _IN_USE.update((temporary, path_of_old(temporary)))
         self._temporary.append(temporary)
-        self._renames.append(_Rename(temporary, target, is_folder))
+        self._renames.append(_Rename(temporary, target, is_folder, replace))
         return temporary
 
     def _flush(self) -> None:
@@ -281,19 +274,26 @@ class StagedChanges:
                     flush_tree(change.source) if change.is_folder else flush(change.source)
 
     def _put_in_place(self, change: _Rename) -> None:
-        """Rename the complete content; a folder that is there is moved aside first and removed last."""
+        """Rename the complete content; a folder that is there is moved aside first and removed last.
+
+        Of a link to a folder only the link is removed.
+        """
         old = None
-        if change.is_folder and change.target.is_dir():
-            old = _path_of_old(change.source)
+        if change.replace and change.is_folder and (change.target.is_symlink() or change.target.is_dir()):
+            old = path_of_old(change.source)
             remove(old)
             rename(change.target, old)
         try:
             rename(change.source, change.target)
-        except BaseException:
+        except BaseException as error:
             if old is not None and not change.target.exists():
                 rename(old, change.target)
+            if not change.replace and getattr(error, "errno", None) in TAKEN:
+                raise InputError(f"'{change.target}' has appeared in the meantime.", "Choose a new folder.") from error
             raise
-        if old is not None:
+        if old is not None and old.is_symlink():
+            old.unlink()
+        elif old is not None:
             # Whoever writes a shared target next removes what cannot be removed now.
             shutil.rmtree(old, ignore_errors=self._shared)
 
@@ -313,18 +313,19 @@ def new_file(target: Path, shared: bool = False) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def new_folder(target: Path, shared: bool = False) -> Iterator[Path]:
+def new_folder(target: Path, shared: bool = False, replace: bool = True) -> Iterator[Path]:
     """An empty temporary folder, which is flushed and renamed to ``target`` at the end of the block.
 
     Args:
         shared: as for :class:`StagedChanges`.
+        replace: as for :meth:`StagedChanges.folder`.
 
     Raises:
         InputError: the folder cannot be created.
         DiskFullError: the disk is full; ``target`` is as it was before.
     """
     with full_disk_is_an_error(target), StagedChanges(shared) as changes:
-        yield changes.folder(target)
+        yield changes.folder(target, replace)
 
 
 def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
@@ -382,13 +383,3 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with new_file(path) as temporary:
         save_file(whole, temporary, metadata=None if metadata is None else dict(metadata))
-
-
-def copy_folder(source: Path, target: Path) -> None:
-    """Copy the files of a folder into an existing folder.
-
-    Raises:
-        DiskFullError: the disk is full.
-    """
-    with full_disk_is_an_error(target):
-        shutil.copytree(source, target, dirs_exist_ok=True)

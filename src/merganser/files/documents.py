@@ -13,8 +13,9 @@ import os
 import re
 import stat
 from collections.abc import Iterator
+from io import BufferedReader
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import yaml
 
@@ -46,7 +47,7 @@ class Malformed(ValueError):
         super().__init__(f"{reason} at line {line}" if line else reason)
 
 
-def open_file(path: Path) -> BinaryIO:
+def open_file(path: Path) -> BufferedReader:
     """Open an ordinary file to read it; a pipe or a device, which might never end, is refused.
 
     Raises:

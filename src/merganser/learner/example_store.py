@@ -62,7 +62,7 @@ def stored_examples(row: Row, name: str) -> list[tuple[str, Example]]:
         if line.image:
             from merganser.streams.images.picture_file import read_pictures
 
-            pictures = read_pictures(row.folder / IMAGES) if pictures is None else pictures
+            pictures = read_pictures(row.checked(IMAGES)) if pictures is None else pictures
             if line.image not in pictures:
                 raise damaged(row.folder / IMAGES, f"the image {line.image[:12]}... is not in it")
             image = pictures[line.image]
@@ -80,8 +80,8 @@ def write_prototypes(folder: Path, prototypes: Mapping[str, Tensor]) -> None:
         write_tensors(folder / PROTOTYPES, prototypes)
 
 
-def read_prototypes(folder: Path) -> dict[str, Tensor]:
-    """Read what :func:`write_prototypes` wrote.
+def read_prototypes(row: Row) -> dict[str, Tensor]:
+    """Read what :func:`write_prototypes` wrote into a row's folder.
 
     Raises:
         InputError: the file is damaged.
@@ -89,9 +89,10 @@ def read_prototypes(folder: Path) -> dict[str, Tensor]:
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    if not (folder / PROTOTYPES).is_file():
+    path = row.checked(PROTOTYPES)
+    if not path.is_file():
         return {}
     try:
-        return load_file(folder / PROTOTYPES)
+        return load_file(path)
     except SafetensorError as error:
-        raise damaged(folder / PROTOTYPES, str(error)) from error
+        raise damaged(path, str(error)) from error

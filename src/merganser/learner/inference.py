@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -135,10 +136,11 @@ def export(
             pretrained model, for an adapter fp32.
 
     Raises:
-        InputError: ``out`` exists, nothing was learned yet, a task must be named, or the weights cannot be written so.
+        InputError: ``out`` exists or is being written by another process, nothing was learned yet, a task must be
+            named, or the weights cannot be written so.
     """
     known = session.require_learned()
-    if out.exists():
+    if os.path.lexists(out):
         raise InputError(f"'{out}' exists.", "Choose a new folder.")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no type '{dtype}' to export.", f"Choose one of {', '.join(DTYPES)}.")
@@ -150,5 +152,5 @@ def export(
         session.use_task(task)
     elif task is not None:
         raise InputError(f"One model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
-    with new_folder(out, shared=True) as folder:
+    with new_folder(out, shared=True, replace=False) as folder:
         export_model(session.backbone, folder, {name: task.spec for name, task in known.items()}, merged, dtype)

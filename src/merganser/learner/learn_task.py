@@ -9,7 +9,6 @@ from pathlib import Path
 from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
 from merganser.events import RowDone
-from merganser.files.atomic import write_json
 from merganser.learner.checks import (
     check_labels,
     check_metrics,
@@ -26,6 +25,7 @@ from merganser.learner.train_row import save_weights, train_row
 from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
 from merganser.runs.record import RowFile
+from merganser.runs.rows import row_checksums, write_row_record
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.task import Task
 
@@ -132,9 +132,14 @@ class TaskRun:
             metrics = {task.name: metric_name(task.spec.metric) for task in tasks}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
-            processes.on_main(lambda: write_json(folder / "row.json", row.model_dump()))
+            processes.on_main(lambda: _write_start(folder, row))
             session.commit(folder)
         except BaseException:
             session.directory.abandon_row(folder)
             raise
         session.listener(RowDone((), {task: score.value for task, score in scores.items()}))
+
+
+def _write_start(folder: Path, row: RowFile) -> None:
+    sha256, run_sha256 = row_checksums(folder)
+    write_row_record(folder, row.model_copy(update={"sha256": sha256, "run_sha256": run_sha256}))

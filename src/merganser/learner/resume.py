@@ -72,7 +72,7 @@ def resume(
         return None
     folder = checkpoints_of(session, tasks, records.index)
     notes = processes.on_main(lambda: folder.latest()[1])
-    checkpoint, _ = folder.latest()  # the other processes read what process 0 left
+    checkpoint, _ = folder.latest(compare=False)  # the other processes read what process 0 left
     for note in notes:
         session.listener(Notice(note))
     if checkpoint is not None:

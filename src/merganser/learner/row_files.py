@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
-from merganser.files.atomic import write_json, write_json_lines
+from merganser.files.atomic import write_json_lines
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.checks import memory_options, sample
 from merganser.learner.example_store import as_line, kept_example, write_images, write_prototypes
@@ -17,6 +17,7 @@ from merganser.learner.train_row import TrainedRow
 from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
 from merganser.runs.record import CostRecord, RowFile, TaskRecord
+from merganser.runs.rows import row_checksums, write_row_record
 from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
@@ -55,6 +56,7 @@ def write_row_files(
         write_json_lines(folder / f"{name}.jsonl", values)
     write_images(folder, [example for pairs in examples.values() for _, example in pairs])
     method_bytes = _method_bytes(session, tasks, folder, examples["memory"])
+    sha256, run_sha256 = row_checksums(folder)
     trained.cost.seconds = time.perf_counter() - began
     records: list[TaskRecord] = []
     for task in tasks:
@@ -69,8 +71,10 @@ def write_row_files(
         earlier=earlier,
         metrics={task.name: metric_name(task.spec.metric) for task in tasks_to_score(session, tasks)},
         lines={name: len(values) for name, values in lines.items()},
+        sha256=sha256,
+        run_sha256=run_sha256,
     )
-    write_json(folder / "row.json", file.model_dump())
+    write_row_record(folder, file)
 
 
 def _task_record(

@@ -61,11 +61,11 @@ class Session:
         self._examples.clear()
         self.method = make_method(self.config.method)  # without the records of a task that was interrupted
         for row in self.rows:
-            self.backbone.load_prototypes(read_prototypes(row.folder))
+            self.backbone.load_prototypes(read_prototypes(row))
         if self.rows:
             self.use(self.rows[-1])
-            if (self.rows[-1].folder / "method").is_dir():
-                self.method.load(self.rows[-1].folder / "method")
+            if (method := self.rows[-1].checked("method")).is_dir():
+                self.method.load(method)
 
     def commit(self, folder: Path) -> None:
         """Make a row count whose weights are in the model."""
@@ -80,7 +80,7 @@ class Session:
         """Put the weights of a row into the model."""
         if self._weights_of != row.folder.name:
             self.weights_changed()
-            self.backbone.load_weights(row.folder / "adapter")
+            self.backbone.load_weights(row.checked("adapter"))
             self._weights_of = row.folder.name
 
     def use_task(self, name: str) -> None:
@@ -93,14 +93,14 @@ class Session:
 
     def deployed(self, row: int) -> Weights:
         """Read the trainable weights deployed after a row, in memory of their own; the model stays as it is."""
-        return self._read(self.rows[row].folder / "adapter")
+        return self._read(self.rows[row].checked("adapter"))
 
     def trained(self, row: int) -> Weights:
         """Read the weights of a row's task before any merge, likewise; kept for methods that start from them.
 
         Of row 0, before any task: the pretrained ones.
         """
-        return self.deployed(0) if row == 0 else self._read(self.rows[row].folder / "trained")
+        return self.deployed(0) if row == 0 else self._read(self.rows[row].checked("trained"))
 
     def _read(self, folder: Path) -> Weights:
         current = Weights.of(self.backbone.module)

@@ -81,8 +81,8 @@ def _load_start(session: Session) -> None:
     last = session.rows[-1]
     if session.method.start == "pretrained":
         session.use(session.rows[0])
-    elif session.method.start == "trained" and (last.folder / "trained").is_dir():
-        session.backbone.load_weights(last.folder / "trained")
+    elif session.method.start == "trained" and (trained := last.checked("trained")).is_dir():
+        session.backbone.load_weights(trained)
     else:
         session.use(last)
 

@@ -19,6 +19,7 @@ from merganser.report.curves import curve_images
 from merganser.report.files import ANOTHER_FOLDER, write_whole
 from merganser.report.formatting import CAUSE_LETTER, cause_title
 from merganser.report.series import POINTS, chart_data
+from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord
 
 
@@ -122,4 +123,4 @@ def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None, r
         InputError: the baseline learned other tasks or other data, or ``out`` cannot be written.
         RunError: writing stopped half-way (a full disk).
     """
-    return write_whole(out, render(run, baseline).encode("utf-8"), remedy)
+    return write_whole(out, sealed_text(render(run, baseline).encode("utf-8")), remedy)

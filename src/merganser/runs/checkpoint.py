@@ -2,7 +2,8 @@
 
 ``checkpoint/NN-step-SSSSSS/`` in a run directory (``NN``: the row that is being learned) holds
 
-``checkpoint.json``      :data:`FORMAT`, the identity of the task, and all values that are not tensors
+``checkpoint.json``      :data:`FORMAT`, the identity of the task, all values that are not tensors, and the SHA-256 of
+                         the other files; sealed
 ``tensors.safetensors``  weights, optimizer moments, state of the method, states of random generators
 ``process-N.safetensors``  the same of process N, where several train together: what differs from process 0, or its
                          shards of everything
@@ -21,16 +22,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from merganser.files.atomic import (
-    StagedChanges,
-    full_disk_is_an_error,
-    make_folder,
-    remove,
-    temporary_path,
-    write,
-    write_tensors,
-)
-from merganser.files.documents import parse_json, read_text
+from merganser.files.atomic import StagedChanges, full_disk_is_an_error, make_folder, remove, write, write_tensors
+from merganser.files.documents import parse_json, read_bytes, read_text
+from merganser.files.temporary_names import PARTIAL, temporary_path
+from merganser.runs.checksums import CHANGED, MISSING, checksums, is_intact, problem_of, sealed
+from merganser.runs.links import CHECKPOINTS as FOLDER
+from merganser.runs.links import refuse_links
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,9 +41,6 @@ KEPT = 2
 VALUES, TENSORS, TRAINER_STATE = "checkpoint.json", "tensors.safetensors", "trainer_state.json"
 PROCESS_VALUES = "values"
 """Key in the metadata of a file of tensors: the values of one process that are not tensors, as JSON."""
-
-FOLDER = "checkpoint"
-"""Folder of the checkpoints in a run directory."""
 
 NAME = re.compile(r"(\d{2,})-step-(\d{6,})")
 
@@ -114,16 +108,17 @@ class CheckpointFolder:
         except BaseException:
             if self.rank == 0:
                 remove(self._unfinished(step))
-                if self.path.is_dir() and not any(self.path.iterdir()):
-                    self.path.rmdir()
+                _remove_if_empty(self.path)
             raise
 
     def begin(self, step: int) -> None:
         """Create the temporary folder of a checkpoint.
 
         Raises:
+            InputError: the folder of the checkpoints is a link out of the run.
             RunError: the disk is full.
         """
+        refuse_links(self.run, (FOLDER,))
         remove(self._unfinished(step))
         make_folder(self._unfinished(step))
 
@@ -156,13 +151,17 @@ class CheckpointFolder:
         described |= {"processes": self.processes, "sharded": self.sharded}
         with full_disk_is_an_error(target), StagedChanges() as changes:
             write(unfinished / TRAINER_STATE, trainer_state.encode())
-            write(unfinished / VALUES, json.dumps(described, allow_nan=False).encode())
+            described["sha256"] = checksums(unfinished)
+            write(unfinished / VALUES, sealed(described, indent=None))
             changes.rename_folder(unfinished, target)
         for old in list_checkpoints(self.run)[:-KEPT]:
             remove(old)
 
-    def latest(self) -> tuple[Checkpoint | None, list[str]]:
+    def latest(self, compare: bool = True) -> tuple[Checkpoint | None, list[str]]:
         """Read the newest checkpoint of this task that can be used, and delete those that cannot.
+
+        Args:
+            compare: compare the files with their checksums; False where this was done just before.
 
         Returns:
             The checkpoint, or ``None`` if the task must start over, and a sentence per checkpoint that was deleted.
@@ -171,7 +170,7 @@ class CheckpointFolder:
         checkpoint = None
         for folder in reversed(list_checkpoints(self.run)):
             try:
-                checkpoint = self._read(folder)
+                checkpoint = self._read(folder, compare)
                 break
             except UnusableCheckpoint as reason:
                 notes.append(f"the checkpoint '{folder.name}' {reason}; it was discarded.")
@@ -182,7 +181,7 @@ class CheckpointFolder:
                 notes.append("No other checkpoint can be used: the task starts over.")
         return checkpoint, [note[0].upper() + note[1:] for note in notes]
 
-    def _read(self, folder: Path) -> Checkpoint:
+    def _read(self, folder: Path, compare: bool) -> Checkpoint:
         from safetensors import SafetensorError
 
         try:
@@ -191,6 +190,8 @@ class CheckpointFolder:
                 raise UnusableCheckpoint(
                     f"was written by another version (format {described['format']}; this version reads {FORMAT})"
                 )
+            if compare and (damage := damage_of(folder)):
+                raise UnusableCheckpoint(f"is damaged ({damage})")
             identity, step, values = described["identity"], int(described["step"]), described["values"]
             if identity != self.identity:
                 names = " + ".join(identity["tasks"])
@@ -235,8 +236,29 @@ def _read_part(file: Path, tensors_needed: bool) -> tuple[dict[str, Any], dict[s
         return values, {name: opened.get_tensor(name) for name in names}
 
 
+def damage_of(folder: Path, again: bool = False) -> str:
+    """Return which file of a checkpoint is not as recorded, and what is wrong with it; empty: none.
+
+    Args:
+        again: as for :func:`merganser.runs.checksums.sha256_of`.
+
+    Raises:
+        OSError, ValueError: ``checkpoint.json`` cannot be read.
+    """
+    content = read_bytes(folder / VALUES)
+    described = json.loads(content)
+    if not {"checksum", "sha256"} & described.keys():
+        return ""  # none were recorded
+    if not is_intact(content, str(described.get("checksum"))):
+        return f"{VALUES}: {CHANGED}"
+    for name, expected in described["sha256"].items():
+        if problem := problem_of(folder / name, expected, again):
+            return f"{name} is missing" if problem == MISSING else f"{name}: {problem}"
+    return ""
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """Return the complete checkpoints of a run, oldest first."""
+    """Return the complete checkpoints of a run, oldest first; anything else in their folder is left alone."""
     if not (run / FOLDER).is_dir():
         return []
     matches = ((NAME.fullmatch(folder.name), folder) for folder in (run / FOLDER).iterdir())
@@ -244,21 +266,43 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def sweep(run: Path, row: int) -> bool:
-    """Delete unfinished checkpoints and those of other rows than this; whether a checkpoint remains."""
-    path = run / FOLDER
-    if not path.is_dir():
-        return False
-    for folder in list(path.iterdir()):
-        match = NAME.fullmatch(folder.name)
-        if match is None or int(match[1]) != row:
+    """Delete unfinished checkpoints and those of other rows than this; whether a checkpoint remains.
+
+    Raises:
+        InputError: the folder of the checkpoints is a link out of the run.
+    """
+    refuse_links(run, (FOLDER,))
+    remaining = []
+    for folder in list_checkpoints(run):
+        if int(folder.name.partition("-")[0]) == row:
+            remaining.append(folder)
+        else:
             remove(folder)
-    if not any(path.iterdir()):
-        path.rmdir()
-    return path.is_dir()
+    _clean(run / FOLDER)
+    return bool(remaining)
 
 
 def clear(run: Path) -> None:
-    """Delete all checkpoints of a run."""
+    """Delete all checkpoints of a run.
+
+    Raises:
+        InputError: the folder of the checkpoints is a link out of the run.
+    """
+    refuse_links(run, (FOLDER,))
     for folder in list_checkpoints(run):
         remove(folder)
-    remove(run / FOLDER)
+    _clean(run / FOLDER)
+
+
+def _clean(path: Path) -> None:
+    """Delete unfinished checkpoints, and the folder of the checkpoints if nothing is left in it."""
+    if path.is_dir():
+        for folder in path.glob(f"*{PARTIAL}"):
+            if NAME.fullmatch(folder.name.removesuffix(PARTIAL)):
+                remove(folder)
+        _remove_if_empty(path)
+
+
+def _remove_if_empty(path: Path) -> None:
+    if path.is_dir() and not any(path.iterdir()):
+        path.rmdir()

@@ -15,35 +15,32 @@ from pydantic import ValidationError
 from merganser import processes
 from merganser.errors import InputError
 from merganser.files.atomic import (
-    PARTIAL,
     StagedChanges,
-    copy_folder,
     full_disk_is_an_error,
-    json_bytes,
-    json_lines_bytes,
     make_folder,
     remove,
-    sweep_folder,
-    temporary_path,
-    write,
-    write_json,
+    sweep_all,
     write_yaml,
 )
-from merganser.files.documents import Malformed, parse_json, parse_yaml
+from merganser.files.documents import Malformed, parse_yaml
+from merganser.files.temporary_names import PARTIAL, temporary_path
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
 from merganser.runs import checkpoint
-from merganser.runs.lock import LOCK, RunLock
-from merganser.runs.reading import damaged, problem, read_record, read_text
-from merganser.runs.record import FORMAT, RowFile, RunInfo, RunRecord, ScoresFile
-from merganser.runs.rows import ROW_FOLDER, Row, read_row, row_folders
+from merganser.runs.checksums import CHANGED, is_clutter, sha256_of
+from merganser.runs.derived import LEDGER, MODEL, SCORES, derived_problems, stage_derived
+from merganser.runs.links import LOCK, TASKS, refuse_links
+from merganser.runs.lock import RunLock
+from merganser.runs.reading import damaged, problem, read_text
+from merganser.runs.record import FORMAT, RunInfo, RunRecord, ScoresFile
+from merganser.runs.references import REFERENCES, read_references, write_references
+from merganser.runs.rows import ROW_FOLDER, Row, read_row, row_folders, unfinished_rows
 from merganser.runs.summary import score_matrix, scores_file
 
-DERIVED = ("scores.json", "ledger.jsonl", "model", "references.json")
-"""What a run has beside ``tasks/`` and ``run.yaml``."""
+RUN = "run.yaml"
 
-ROW_MARK = "ROW"
-"""File in ``model/`` with the name of the row whose weights they are."""
+BESIDE = (SCORES, LEDGER, MODEL, REFERENCES, "report.html", RUN)
+"""What a run has beside ``tasks/``."""
 
 
 class RunDirectory:
@@ -65,7 +62,7 @@ class RunDirectory:
     @staticmethod
     def exists(path: Path) -> bool:
         """Whether there is a run at ``path``."""
-        return (path / "run.yaml").is_file()
+        return (path / RUN).is_file()
 
     @classmethod
     def create(cls, path: Path, info: RunInfo) -> RunDirectory:
@@ -77,13 +74,14 @@ class RunDirectory:
         directory = cls(path, info)
         directory._make_folders()
         directory.lock.acquire()
-        processes.on_main(lambda: write_yaml(path / "run.yaml", info.model_dump()))
+        processes.on_main(lambda: write_yaml(path / RUN, info.model_dump()))
         return directory
 
     @processes.main_only
     def _make_folders(self) -> None:
         self.check_new(self.path)
-        make_folder(self.path / "tasks")
+        refuse_links(self.path)
+        make_folder(self.path / TASKS)
 
     @staticmethod
     @processes.main_only
@@ -97,9 +95,10 @@ class RunDirectory:
             return
         foreign = [] if path.is_dir() else [path]
         if path.is_dir():
-            beginnings = {LOCK, "tasks", temporary_path(path / "run.yaml").name}
-            foreign = [file for file in path.iterdir() if file.name not in beginnings]
-        if any(ROW_FOLDER.fullmatch(folder.name) for folder in path.glob("tasks/*")) and not RunDirectory.exists(path):
+            beginnings = {LOCK, "tasks", temporary_path(path / RUN).name}
+            foreign = [file for file in path.iterdir() if file.name not in beginnings and not is_clutter(file.name)]
+        rows = (ROW_FOLDER.fullmatch(folder.name) for folder in path.glob("tasks/*") if folder.is_dir())
+        if any(rows) and not RunDirectory.exists(path):
             raise InputError(
                 f"'{path}' is a damaged run: it has tasks and no run.yaml.",
                 "Restore run.yaml from a copy, or choose a new folder.",
@@ -114,7 +113,7 @@ class RunDirectory:
         Raises:
             InputError: there is no run, it is damaged, or a newer version wrote it.
         """
-        file = path / "run.yaml"
+        file = path / RUN
         if not file.is_file():
             raise InputError(f"There is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
         try:
@@ -145,20 +144,28 @@ class RunDirectory:
         return cls(path, info)
 
     def discard(self) -> None:
-        """Delete the run and release its lock, which the caller holds."""
+        """Delete the run and release its lock, which the caller holds.
+
+        Raises:
+            InputError: a link leads out of the run.
+        """
+        refuse_links(self.path)
+        tasks = self.path / TASKS
         # Interrupted, it leaves a run with fewer rows, or the beginnings of one.
-        for row in sorted((self.path / "tasks").iterdir(), reverse=True):
+        for row in sorted([*row_folders(tasks), *unfinished_rows(tasks)], reverse=True):
             remove(row)
-        for name in (checkpoint.FOLDER, *DERIVED, "report.html", "run.yaml", LOCK):
+        checkpoint.clear(self.path)
+        for name in (*BESIDE, LOCK):
             remove(self.path / name)
-        (self.path / "tasks").rmdir()
         self.lock.release()
-        if not any(self.path.iterdir()):
-            self.path.rmdir()
+        # What is not of the run stays, in its folder.
+        for folder in (tasks, self.path):
+            if not folder.is_symlink() and not any(folder.iterdir()):
+                folder.rmdir()
 
     def discard_if_empty(self) -> None:
         """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
-        if processes.is_main() and not row_folders(self.path / "tasks"):
+        if processes.is_main() and not row_folders(self.path / TASKS):
             self.discard()
 
     # -- rows -------------------------------------------------------------------------------------------------------
@@ -171,7 +178,11 @@ class RunDirectory:
             InputError: a row is damaged, is there twice, or one between two others is missing.
         """
         if self._rows is None:
-            self._rows = [read_row(folder) for folder in row_folders(self.path / "tasks")]
+            rows = [read_row(folder) for folder in row_folders(self.path / TASKS)]
+            recorded = rows[-1].file.run_sha256 if rows else ""
+            if recorded and sha256_of(self.path / RUN) != recorded:
+                raise damaged(self.path / RUN, CHANGED)
+            self._rows = rows
         return self._rows
 
     def reload(self) -> None:
@@ -180,8 +191,14 @@ class RunDirectory:
 
     @processes.main_only
     def begin_row(self, row: int, name: str) -> Path:
-        """Create an empty folder to write a row into; it counts only after :meth:`commit_row`."""
-        folder = temporary_path(self.path / "tasks" / f"{row:02d}-{name}")
+        """Create an empty folder to write a row into; it counts only after :meth:`commit_row`.
+
+        Raises:
+            InputError: something that no run has written has the folder's temporary name.
+        """
+        folder = temporary_path(self.path / TASKS / f"{row:02d}-{name}")
+        if folder.is_symlink() or folder.is_file():
+            raise InputError(f"'{folder}' is not of this run, and in its way.", "Move it elsewhere.")
         remove(folder)
         return make_folder(folder)
 
@@ -204,32 +221,39 @@ class RunDirectory:
         target = row.folder.with_name(row.folder.name.removesuffix(PARTIAL))
         with full_disk_is_an_error(target), StagedChanges() as changes:
             changes.rename_folder(row.folder, target)
-            self._stage_derived(changes, [*rows, row])
+            stage_derived(changes, self.path, [*rows, row], self.references())
         checkpoint.clear(self.path)
         return target
 
-    def undo_row(self) -> RowFile:
+    def undo_row(self) -> list[str]:
         """Take back the last row: its weights, memory, scores and merges; the caller holds the lock.
 
         Interrupted, it is either not done or done: the row counts until it is renamed away. Checkpoints of a task that
-        was being learned after it are deleted, too.
+        was being learned after it are deleted, too. The row before it is checked first; the one that goes may be
+        damaged.
 
         Returns:
-            ``row.json`` of the row that was taken back.
+            The names of the tasks that were taken back; of a damaged row the name of its folder.
 
         Raises:
-            InputError: no task was learned.
+            InputError: no task was learned, or the row before the last is damaged; nothing was taken back.
             RunError: the disk is full; nothing was taken back.
         """
-        if len(self.rows) < 2:
+        folders = row_folders(self.path / TASKS)
+        if len(folders) < 2:
             raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to undo.")
-        *remaining, last = self.rows
-        with full_disk_is_an_error(last.folder), StagedChanges() as changes:
-            changes.remove_folder(last.folder)
-            self._stage_derived(changes, remaining)
+        remaining = [read_row(folder) for folder in folders[:-1]]
+        remaining[-1].check()
+        try:
+            names = [task.name for task in read_row(folders[-1]).file.tasks]
+        except InputError:
+            names = [folders[-1].name]
+        with full_disk_is_an_error(folders[-1]), StagedChanges() as changes:
+            changes.remove_folder(folders[-1])
+            stage_derived(changes, self.path, remaining, self.references())
         self._rows = remaining
         checkpoint.clear(self.path)
-        return last.file
+        return names
 
     def abandon_row(self, folder: Path) -> None:
         """Delete a row that was not committed. Waits for no other process: the one that failed may be alone in it."""
@@ -253,7 +277,7 @@ class RunDirectory:
             InputError: ``references.json`` is damaged.
         """
         if self._references is None:
-            self._references = _read_references(self.path / "references.json")
+            self._references = read_references(self.path / REFERENCES)
         return dict(self._references)
 
     def write_references(self, references: dict[str, Score]) -> None:
@@ -262,25 +286,15 @@ class RunDirectory:
         self._references = dict(references)
 
     def _write_references(self, references: dict[str, Score]) -> None:
-        write_json(self.path / "references.json", {name: score.model_dump() for name, score in references.items()})
+        write_references(self.path / REFERENCES, references)
         self._references = dict(references)
         self.refresh()
 
     def refresh(self) -> None:
         """Write ``scores.json``, ``ledger.jsonl`` and ``model/`` from the rows."""
         if self.rows:
-            with full_disk_is_an_error(self.path / "model"), StagedChanges() as changes:
-                self._stage_derived(changes, self.rows)
-
-    def _stage_derived(self, changes: StagedChanges, rows: list[Row]) -> None:
-        """Prepare the files beside these rows; ``model/`` last, whose mark records that all of them are up to date."""
-        scores = scores_file([row.file for row in rows], self.references())
-        changes.write(self.path / "scores.json", json_bytes(scores.model_dump()))
-        merges = (merge.model_dump() for row in rows for merge in row.merges)
-        changes.write(self.path / "ledger.jsonl", json_lines_bytes(merges))
-        model = changes.folder(self.path / "model")
-        copy_folder(rows[-1].folder / "adapter", model)
-        write(model / ROW_MARK, (rows[-1].folder.name.removesuffix(PARTIAL) + "\n").encode())
+            with full_disk_is_an_error(self.path / MODEL), StagedChanges() as changes:
+                stage_derived(changes, self.path, self.rows, self.references())
 
     @processes.main_only
     def repair(self) -> list[str]:
@@ -288,35 +302,37 @@ class RunDirectory:
 
         Returns:
             One sentence per repair.
+
+        Raises:
+            InputError: a link leads out of the run, or a file of the run is damaged that cannot be made again.
         """
+        return [*self.tidy(), *self._bring_up_to_date()]
+
+    def tidy(self) -> list[str]:
+        """Delete what was not finished; one sentence per task.
+
+        Raises:
+            InputError: a link leads out of the run.
+        """
+        refuse_links(self.path)
         notes = []
         self.reload()
-        sweep_folder(self.path)
-        resumes = checkpoint.sweep(self.path, row=len(row_folders(self.path / "tasks")))
-        for folder in sorted((self.path / "tasks").glob(f"*{PARTIAL}")):
-            match = ROW_FOLDER.fullmatch(folder.name.removesuffix(PARTIAL))
-            name = match[2] if match else folder.name
+        sweep_all(self.path / name for name in (*BESIDE, checkpoint.FOLDER))
+        resumes = checkpoint.sweep(self.path, row=len(row_folders(self.path / TASKS)))
+        for folder in unfinished_rows(self.path / TASKS):
             remove(folder)
             # Whether a checkpoint can be used is only known, and reported, when the task begins.
             then = "" if resumes else "; it starts again from the task before it"
-            notes.append(f"'{name}' had been interrupted{then}.")
-        if self.rows and not self._is_up_to_date():
-            self.refresh()
-            notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
+            notes.append(f"'{folder.name.removesuffix(PARTIAL).split('-', 1)[1]}' had been interrupted{then}.")
         return notes
 
-    def _is_up_to_date(self) -> bool:
-        marker = self.path / "model" / ROW_MARK
-        if not marker.is_file() or marker.read_text(encoding="utf-8").strip() != self.rows[-1].folder.name:
-            return False
-        ledger, scores = self.path / "ledger.jsonl", self.path / "scores.json"
-        if not (ledger.is_file() and scores.is_file()):
-            return False
-        try:
-            written = read_record(scores, ScoresFile)
-        except InputError:
-            return False
-        return written == self.scores()
+    def _bring_up_to_date(self) -> list[str]:
+        problems = derived_problems(self.path, self.rows, self.references()) if self.rows else {}
+        if not problems:
+            return []
+        self.refresh()
+        changed = [f"'{name}' was made again: {problem}." for name, problem in problems.items() if name != MODEL]
+        return changed or ["Scores, ledger and model were brought up to date with the tasks learned."]
 
     def record(self) -> RunRecord:
         """Return everything a report needs.
@@ -333,15 +349,6 @@ class RunDirectory:
             merges=[merge for row in self.rows for merge in row.merges],
             signals={row.file.tasks[0].name: row.signals() for row in self.rows if row.file.tasks},
         )
-
-
-def _read_references(file: Path) -> dict[str, Score]:
-    if not file.exists():
-        return {}
-    try:
-        return {name: Score.model_validate(score) for name, score in parse_json(read_text(file)).items()}
-    except (ValueError, AttributeError) as error:
-        raise damaged(file, "no scores in it") from error
 
 
 def read_run(path: Path | str) -> RunRecord:

@@ -11,8 +11,7 @@ from filelock import FileLock, Timeout
 from merganser import processes
 from merganser.errors import InputError
 from merganser.files.atomic import FULL, full_disk_is_an_error
-
-LOCK = ".lock"
+from merganser.runs.links import LOCK, refuse_links
 
 
 class RunLock:
@@ -21,7 +20,8 @@ class RunLock:
     Of several processes that train together, process 0 holds it for all.
 
     Raises:
-        InputError: another process holds it (its number is given where known), or the folder cannot be written.
+        InputError: another process holds it (its number is given where known), the folder cannot be written, or a link
+            in it leads out of the run.
         RunError: the disk is full.
     """
 
@@ -44,6 +44,7 @@ class RunLock:
         with full_disk_is_an_error(self._path):
             try:
                 self._path.parent.stat()  # filelock would create the folder
+                refuse_links(self._path.parent)
                 self._lock.acquire()
             except Timeout as error:
                 holder = self._path.read_text(encoding="utf-8", errors="replace").strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,7 +19,8 @@ def damaged(path: Path, why: str) -> InputError:
     """Return the error for a file of a run that cannot be read."""
     remedy = "Restore it from a copy"
     if any(folder.name == "tasks" for folder in list(path.parents)[1:3]):  # a row's
-        remedy += "; or delete its folder under tasks/, if it is the last, to go back to the row before"
+        run = shlex.quote(str(next(folder.parent for folder in path.parents if folder.name == "tasks")))
+        remedy += f" of the run; `merganser verify {run}` checks every file, and makes again what can be made again"
     return InputError(f"'{path}' is damaged: {why}.", f"{remedy}.")
 
 

@@ -1,7 +1,8 @@
 """What a run directory says, as typed records: the files of a run are these records in JSON.
 
 ``run.yaml``                     :class:`RunInfo`
-``tasks/NN-name/row.json``       :class:`RowFile`: the tasks learned in this row of the matrix, and its scores
+``tasks/NN-name/row.json``       :class:`RowFile`: the tasks learned in this row of the matrix, its scores, and the
+                                 SHA-256 of its other files
 ``tasks/NN-name/signals.jsonl``  one :class:`SignalRecord` per optimizer step
 ``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
 ``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
@@ -186,6 +187,11 @@ class RowFile(Record):
     lines: dict[str, int] = Field(
         default_factory=dict, description="lines of each .jsonl file beside it, so that one cut short is found"
     )
+    sha256: dict[str, str] = Field(
+        default_factory=dict, description="SHA-256 of every other file of the row, by path; empty: none was recorded"
+    )
+    run_sha256: str = Field("", description="SHA-256 of run.yaml; empty: none was recorded")
+    checksum: str = Field("", description="SHA-256 of this file with this value left empty; empty: none was recorded")
 
 
 class ScoresFile(Record):

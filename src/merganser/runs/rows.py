@@ -7,12 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merganser.errors import InputError
-from merganser.files.atomic import PARTIAL
-from merganser.runs.reading import read_counted_lines, read_record
+from merganser.files.atomic import write_bytes
+from merganser.files.documents import read_bytes
+from merganser.files.safetensors_file import read_header
+from merganser.files.temporary_names import PARTIAL
+from merganser.runs.checksums import CHANGED, checksums, files_of, first_problem, is_intact, sealed, sha256_of
+from merganser.runs.reading import damaged, read_counted_lines, read_record
 from merganser.runs.record import KeptExample, MergeRecord, RowFile, SignalRecord
 
 ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 """Names of the folders: the number of the row, and what was learned in it."""
+
+RECORD = "row.json"
+"""Name of the record of a row."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,11 @@ class Row:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return [] if self.is_start else read_counted_lines(self.folder, name, KeptExample, self.file)
+        if self.is_start:
+            return []
+        examples = read_counted_lines(self.folder, name, KeptExample, self.file)
+        self.checked(f"{name}.jsonl")
+        return examples
 
     def signals(self) -> list[SignalRecord]:
         """Read ``signals.jsonl``; the row before training has none.
@@ -48,7 +59,63 @@ class Row:
         Raises:
             InputError: the file is missing or damaged.
         """
-        return [] if self.is_start else read_counted_lines(self.folder, "signals", SignalRecord, self.file)
+        if self.is_start:
+            return []
+        signals = read_counted_lines(self.folder, "signals", SignalRecord, self.file)
+        self.checked("signals.jsonl")
+        return signals
+
+    def checked(self, part: str) -> Path:
+        """Return the path of a file or folder of the row, whose content is as recorded.
+
+        Nothing is compared where no checksums were recorded.
+
+        Raises:
+            InputError: a file is missing or has changed.
+        """
+        recorded = {
+            name: checksum for name, checksum in self.file.sha256.items() if name == part or name.startswith(f"{part}/")
+        }
+        if problem := first_problem(self.folder, recorded):
+            raise damaged(*problem)
+        return self.folder / part
+
+    def check(self) -> None:
+        """Check every file of the row: by its checksum, or where none was recorded by reading it.
+
+        Raises:
+            InputError: a file is missing or damaged.
+        """
+        if self.file.sha256:
+            if problem := first_problem(self.folder, self.file.sha256):
+                raise damaged(*problem)
+            return
+        for name in self.file.lines:
+            if name in ("memory", "test", "dev"):
+                self.examples(name)
+        self.signals()
+        for name in files_of(self.folder):
+            if name.endswith(".safetensors"):
+                read_header(self.folder / name)
+
+
+def row_checksums(folder: Path) -> tuple[dict[str, str], str]:
+    """Return what a row's record has of the files beside it, once they are complete: ``sha256`` and ``run_sha256``.
+
+    Args:
+        folder: of the row.
+    """
+    run = folder.parent.parent / "run.yaml"
+    return checksums(folder, without=(RECORD,)), sha256_of(run)
+
+
+def write_row_record(folder: Path, file: RowFile) -> None:
+    """Write ``row.json``, sealed; the last file of a row.
+
+    Raises:
+        RunError: the disk is full.
+    """
+    write_bytes(folder / RECORD, sealed(file.model_dump()))
 
 
 def read_row(folder: Path) -> Row:
@@ -57,13 +124,28 @@ def read_row(folder: Path) -> Row:
     Raises:
         InputError: ``row.json`` or ``merges.jsonl`` is missing or damaged.
     """
-    file = read_record(folder / "row.json", RowFile)
+    file = read_row_record(folder)
     merges = [] if file.row == 0 else read_counted_lines(folder, "merges", MergeRecord, file)
-    return Row(folder, file, merges)
+    row = Row(folder, file, merges)
+    row.checked("merges.jsonl")
+    return row
+
+
+def read_row_record(folder: Path) -> RowFile:
+    """Read a row's ``row.json``.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
+    path = folder / RECORD
+    file = read_record(path, RowFile)
+    if (file.checksum or file.sha256) and not is_intact(read_bytes(path), file.checksum):
+        raise damaged(path, CHANGED)
+    return file
 
 
 def row_folders(tasks: Path) -> list[Path]:
-    """Return the folders of the complete rows in order.
+    """Return the folders of the complete rows in order; anything else in ``tasks/`` is left alone.
 
     Args:
         tasks: the folder ``tasks/`` of a run.
@@ -74,7 +156,7 @@ def row_folders(tasks: Path) -> list[Path]:
     folders: dict[int, Path] = {}
     for folder in sorted(tasks.iterdir()):
         match = ROW_FOLDER.fullmatch(folder.name)
-        if not match or folder.name.endswith(PARTIAL):
+        if not match or folder.name.endswith(PARTIAL) or not folder.is_dir():
             continue
         if other := folders.get(int(match[1])):
             raise InputError(
@@ -88,3 +170,19 @@ def row_folders(tasks: Path) -> list[Path]:
             "Restore it, or delete the rows after the gap.",
         )
     return [folders[number] for number in sorted(folders)]
+
+
+def unfinished_rows(tasks: Path) -> list[Path]:
+    """Return the folders of rows that were not completed; a file or a link is none, whatever its name.
+
+    Args:
+        tasks: the folder ``tasks/`` of a run.
+    """
+    return [
+        folder
+        for folder in sorted(tasks.iterdir())
+        if folder.name.endswith(PARTIAL)
+        and ROW_FOLDER.fullmatch(folder.name.removesuffix(PARTIAL))
+        and folder.is_dir()
+        and not folder.is_symlink()
+    ]

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
 from merganser.errors import InputError, first_repeated, nearest
+from merganser.files.temporary_names import PARTIAL
 from merganser.options import StrictOptions
 from merganser.streams.answers import AnswerMode, MetricName
 from merganser.streams.builtin import BUILTIN, DEMO
@@ -31,6 +32,8 @@ def name_problem(name: str) -> str:
             f"task name '{name}' cannot name a folder: use letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
+    if name.casefold().endswith(PARTIAL):
+        return f"task name '{name}' ends with '{PARTIAL}', as the names of unfinished folders in a run do"
     if len(name.encode()) > NAME_BYTES:
         return f"task name '{name[:20]}...' is longer than {NAME_BYTES} bytes"
     return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import math
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from merganser import processes
 from merganser.errors import RunError
+from merganser.files.temporary_folder import temporary_folder
 from merganser.models.library_output import silence_libraries
 from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
@@ -279,7 +279,7 @@ def train_task(
     with (
         isolated_random(seed),
         silence_libraries(),
-        tempfile.TemporaryDirectory(prefix="merganser-") as folder,
+        temporary_folder() as folder,
         sharded_as_launched(model.module) as trained,
         without_cache(trained),
     ):
@@ -287,7 +287,7 @@ def train_task(
         kind = TaskTrainer if restored is None else functools.partial(ResumedTrainer, restored=restored)
         trainer = kind(
             model=trained,
-            args=training_arguments(options, folder=folder, precision=model.precision, seed=seed),
+            args=training_arguments(options, folder=str(folder), precision=model.precision, seed=seed),
             train_dataset=FeatureList(features),
             data_collator=model.collate,
             callbacks=[*hooks.callbacks, *(callback for callback in (restored, checkpoints) if callback is not None)],

@@ -1,0 +1,284 @@
+"""Check every file of a run, make again what can be made again, and name a remedy for the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import shlex
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from merganser.errors import InputError
+from merganser.files.atomic import json_lines_bytes, make_folder, new_file, write
+from merganser.files.safetensors_file import read_header
+from merganser.runs import checkpoint
+from merganser.runs.checksums import CHANGED, THREADS, files_of, problem_of, sha256_of
+from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems
+from merganser.runs.directory import RUN, RunDirectory
+from merganser.runs.links import TASKS, refuse_links
+from merganser.runs.reading import read_lines
+from merganser.runs.record import MergeRecord, RowFile
+from merganser.runs.references import REFERENCES
+from merganser.runs.rows import RECORD, read_row, read_row_record, row_folders
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A file that is not as it was written.
+
+    Attributes:
+        file: its path in the run.
+        problem: what is wrong with it.
+        remedy: what a person can do; empty if it was made again.
+    """
+
+    file: str
+    problem: str
+    remedy: str = ""
+
+
+@dataclass
+class Verification:
+    """What :func:`verify` found.
+
+    Attributes:
+        files, bytes: how many are as they were written.
+        damaged: files that are not.
+        made_again: files that were not, and are again.
+        notes: sentences on what is no damage.
+    """
+
+    files: int = 0
+    bytes: int = 0
+    damaged: list[Finding] = field(default_factory=list)
+    made_again: list[Finding] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
+    """Compare every file of a run with its checksum.
+
+    What can be made again is: ``model/`` from the last row and a row's weights from ``model/``, ``ledger.jsonl`` from
+    the rows and a row's merges from ``ledger.jsonl``, and ``scores.json``.
+
+    Args:
+        directory: whose lock the caller holds, unless ``repair`` is False.
+        repair: False: only report; nothing is written.
+
+    Raises:
+        InputError: a row is missing or there twice, or a link leads out of the run.
+        RunError: the disk is full.
+    """
+    if repair:
+        refuse_links(directory.path)
+    verifier = _Verifier(directory, repair)
+    verifier.check_rows()
+    verifier.check_run_file()
+    verifier.check_checkpoints()
+    verifier.check_references()
+    verifier.check_derived()
+    return verifier.found
+
+
+class _Verifier:
+    def __init__(self, directory: RunDirectory, repair: bool) -> None:
+        self.directory = directory
+        self.path = directory.path
+        self.repair = repair
+        self.found = Verification()
+        self.folders = row_folders(self.path / TASKS)
+        self.records: dict[int, RowFile] = {}
+        self._again = f"merganser verify {shlex.quote(str(self.path))}"
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    def check_rows(self) -> None:
+        """Check the records, then every file that they name."""
+        for number, folder in enumerate(self.folders):
+            try:
+                self.records[number] = read_row_record(folder)
+            except InputError as error:
+                self._damaged(folder / RECORD, _problem(error), self._remedy(number))
+        recorded = [(number, *each) for number, record in self.records.items() for each in record.sha256.items()]
+        with ThreadPoolExecutor(THREADS) as pool:
+            problems = pool.map(lambda each: problem_of(self.folders[each[0]] / each[1], each[2], again=True), recorded)
+            for (number, name, expected), problem in zip(recorded, problems, strict=True):
+                self._note_file(number, name, expected, problem)
+        for number, record in self.records.items():
+            self._check_others(number, record)
+
+    def _note_file(self, number: int, name: str, expected: str, problem: str) -> None:
+        path = self.folders[number] / name
+        if not problem:
+            self._intact(path)
+            return
+        replacement = self._replacement(number, name, expected)
+        if replacement is None:
+            self._damaged(path, problem, self._remedy(number))
+        elif not self.repair:
+            self._damaged(path, problem, f"It can be made again: {self._again}.")
+        else:
+            make_folder(path.parent)
+            with new_file(path) as temporary:
+                if isinstance(replacement, Path):
+                    shutil.copyfile(replacement, temporary)
+                else:
+                    write(temporary, replacement)
+            self.found.made_again.append(Finding(self._name(path), problem))
+
+    def _replacement(self, number: int, name: str, expected: str) -> Path | bytes | None:
+        """Return the content of a file of a row, from what was made of it; ``None`` if that is not as recorded."""
+        above = (self.folders[number] / name).parent
+        if not above.resolve().is_relative_to(self.path.resolve()):
+            return None  # a link leads out of the run
+        if name.startswith("adapter/"):
+            copy = self.path / MODEL / name.removeprefix("adapter/")
+            return None if problem_of(copy, expected, again=True) else copy
+        if name == "merges.jsonl":
+            merges = self._merges(self.records[number])
+            return merges if hashlib.sha256(merges).hexdigest() == expected else None
+        return None
+
+    def _merges(self, record: RowFile) -> bytes:
+        """Return the lines of ``ledger.jsonl`` that are of a row's tasks; none if it cannot be read."""
+        names = {task.name for task in record.tasks}
+        try:
+            merges = read_lines(self.path / LEDGER, MergeRecord)
+        except InputError:
+            return b""
+        return json_lines_bytes(merge.model_dump() for merge in merges if merge.task in names)
+
+    def _check_others(self, number: int, record: RowFile) -> None:
+        """Check the record itself, files without checksums, and name what is not of the run."""
+        folder = self.folders[number]
+        if record.sha256:
+            self._intact(folder / RECORD)
+            unknown = [name for name in files_of(folder) if name not in record.sha256 and name != RECORD]
+            self.found.notes += [f"{self._name(folder / name)} is not of this run; left alone." for name in unknown]
+            return
+        self.found.notes.append(f"{self._name(folder)} has no checksums recorded; its files were read instead.")
+        for path, problem in _unreadable(folder):
+            self._damaged(path, problem, self._remedy(number))
+
+    def _remedy(self, number: int) -> str:
+        copy = "Restore it from a copy of the run, or"
+        if number == 0:
+            return f"{copy} learn its tasks again in a new folder."
+        count = len(self.folders) - number
+        times = "" if count == 1 else f" ({count} times)"
+        before = self.folders[number - 1].name
+        return f"{copy} go back to '{before}': merganser undo {shlex.quote(str(self.path))}{times}."
+
+    # -- what is beside the rows ------------------------------------------------------------------------------------
+
+    def check_run_file(self) -> None:
+        """Check ``run.yaml``, whose checksum every row has."""
+        recorded = {record.run_sha256 for record in self.records.values() if record.run_sha256}
+        if recorded and recorded != {sha256_of(self.path / RUN, again=True)}:
+            self._damaged(self.path / RUN, CHANGED, "Restore it from a copy of the run.")
+        elif recorded:
+            self._intact(self.path / RUN)
+
+    def check_checkpoints(self) -> None:
+        """Check the checkpoints of a task that was interrupted."""
+        for folder in checkpoint.list_checkpoints(self.path):
+            try:
+                problem = checkpoint.damage_of(folder, again=True)
+            except (OSError, ValueError) as error:
+                problem = f"{checkpoint.VALUES} cannot be read ({error})"
+            if problem:
+                remedy = "Nothing needs to be done: the task resumes from the checkpoint before it, or starts over."
+                self._damaged(folder, problem, remedy)
+                continue
+            for name in files_of(folder):
+                self._intact(folder / name)
+
+    def check_references(self) -> None:
+        """Check ``references.json``."""
+        path = self.path / REFERENCES
+        try:
+            self.directory.references()
+        except InputError as error:
+            out = shlex.quote(str(self.path))
+            remedy = f"merganser run STREAM.yaml --out {out} --fwt"
+            self._damaged(
+                path, _problem(error), f"Restore it from a copy of the run, or delete it and measure again: {remedy}."
+            )
+            return
+        if path.is_file():
+            self._intact(path)
+
+    def check_derived(self) -> None:
+        """Compare the files beside the rows with them, and make them again, where all rows can be read."""
+        self.directory.reload()
+        try:
+            rows, references = self.directory.rows, self.directory.references()
+        except InputError:
+            self.found.notes.append(f"{SCORES}, {LEDGER} and {MODEL}/ were not checked: they are made from the rows.")
+            return
+        problems = derived_problems(self.path, rows, references) if rows else {}
+        for name in (SCORES, LEDGER, *(f"{MODEL}/{name}" for name in files_of(self.path / MODEL))):
+            if rows and not (name in problems or MODEL in problems):
+                self._intact(self.path / name)
+        if not problems:
+            return
+        remedy = f"It can be made again: {self._again}."
+        if self.repair:
+            try:
+                self.directory.refresh()
+            except InputError:
+                remedy = f"It can be made again when the weights in {self._name(rows[-1].folder)} are restored."
+            else:
+                self._note_made_again(problems)
+                return
+        self.found.damaged += [Finding(name, problem, remedy) for name, problem in problems.items()]
+
+    def _note_made_again(self, problems: dict[str, str]) -> None:
+        if problems.get(MODEL) == OUTDATED:  # as an interruption leaves it
+            self.found.notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
+        else:
+            self.found.made_again += [Finding(name, problem) for name, problem in problems.items()]
+
+    # -- reporting --------------------------------------------------------------------------------------------------
+
+    def _name(self, path: Path) -> str:
+        return path.relative_to(self.path).as_posix()
+
+    def _intact(self, path: Path) -> None:
+        self.found.files += 1
+        self.found.bytes += path.stat().st_size
+
+    def _damaged(self, path: Path, problem: str, remedy: str) -> None:
+        self.found.damaged.append(Finding(self._name(path), problem, remedy))
+
+
+def _problem(error: InputError) -> str:
+    """Return what a message says of a damaged file, without the file's name."""
+    return (error.cause.partition("' is damaged: ")[2] or error.cause).rstrip(".")
+
+
+def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:
+    """Yield the files of a row without checksums that cannot be read, with the reasons."""
+    try:
+        row = read_row(folder)
+    except InputError as error:
+        yield folder / "merges.jsonl", _problem(error)
+        return
+    names = [] if row.is_start else ["memory", "test", *(["dev"] if "dev" in row.file.lines else [])]
+    for name in names:
+        try:
+            row.examples(name)
+        except InputError as error:
+            yield folder / f"{name}.jsonl", _problem(error)
+    try:
+        row.signals()
+    except InputError as error:
+        yield folder / "signals.jsonl", _problem(error)
+    for name in files_of(folder):
+        if name.endswith(".safetensors"):
+            try:
+                read_header(folder / name)
+            except InputError as error:
+                yield folder / name, _problem(error)

@@ -1,0 +1,81 @@
+"""The folder of an export: one writer at a time, nothing of a person's is replaced, all of it is flushed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from merganser.files import atomic
+from merganser.files.target_lock import target_lock
+from tests.learner.toys import Command, contents
+
+
+def test_one_export_at_a_time(run: Path, merganser: Command) -> None:
+    out = run.parent / "out"
+    with target_lock(out):
+        done = merganser("export", run, out)
+    assert done.code == 2
+    assert done.error == (
+        f"'{out}' is being written by another process. Wait until it has finished, or choose another folder."
+    )
+    assert not out.exists()
+    assert merganser("export", run, out).code == 0
+    assert not list(run.parent.glob(".out*"))
+
+
+def test_an_export_that_another_overtakes_changes_nothing(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on file systems without locks: the other one finishes between the check and the rename."""
+    out = run.parent / "out"
+    rename = atomic.rename
+
+    def overtaken(source: Path, target: Path) -> None:
+        if target == out:
+            out.mkdir()
+            (out / "adapter_model.safetensors").write_text("of the other")
+        rename(source, target)
+
+    monkeypatch.setattr(atomic, "rename", overtaken)
+    done = merganser("export", run, out)
+    assert (done.code, done.error) == (2, f"'{out}' has appeared in the meantime. Choose a new folder.")
+    assert contents(out) == {"adapter_model.safetensors": b"of the other"}
+    assert not list(run.parent.glob(".out*"))
+
+
+def test_what_is_a_persons_stays(run: Path, merganser: Command) -> None:
+    out, partial = run.parent / "out", run.parent / "out.partial"
+    partial.mkdir()
+    (partial / "thesis").write_text("mine")
+    out.symlink_to(run.parent / "nowhere")
+    assert merganser("export", run, out).error == f"'{out}' exists. Choose a new folder."
+    out.unlink()
+    assert merganser("export", run, out).code == 0
+    assert contents(partial) == {"thesis": b"mine"}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_all_of_it_is_flushed_before_it_is_renamed(
+    merged: bool, run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = run.parent / "deep" / "out"
+    flushed: set[str] = set()
+    flush, rename = atomic.flush, atomic.rename
+
+    def noting_flush(path: Path) -> None:
+        flushed.add(path.name)
+        flush(path)
+
+    def noting_rename(source: Path, target: Path) -> None:
+        if target == out:
+            assert flushed >= {path.name for path in source.rglob("*")} | {source.name}
+            assert run.parent.name in flushed  # for the name of the folder above
+            flushed.clear()
+        rename(source, target)
+
+    monkeypatch.setattr(atomic, "flush", noting_flush)
+    monkeypatch.setattr(atomic, "rename", noting_rename)
+    assert merganser("export", run, out, *(["--merged"] if merged else [])).code == 0
+    assert flushed == {"deep"}  # the new name
+    assert any(path.suffix == ".safetensors" for path in out.iterdir())
