@@ -191,17 +191,14 @@ class StagedChanges:
     Args:
         shared: other processes may write the same targets at the same time: temporary names are unique, what killed
             writers left is removed, and a folder has one writer at a time.
-        flushed: flush the content to the disk before it is renamed. False for large results that can be computed
-            again, where flushing would take longer than writing: they are complete after a kill, not after a power cut.
 
     Raises:
         InputError: a folder cannot be created, or another process is writing it.
         DiskFullError: the disk is full; no target has changed.
     """
 
-    def __init__(self, shared: bool = False, flushed: bool = True) -> None:
+    def __init__(self, shared: bool = False) -> None:
         self._shared = shared
-        self._flushed = flushed
         self._renames: list[_Rename] = []
         self._temporary: list[Path] = []
         self._removed: list[Path] = []
@@ -215,8 +212,7 @@ class StagedChanges:
     ) -> None:
         try:
             if error is None:
-                if self._flushed:
-                    self._flush()
+                self._flush()
                 for change in self._renames:
                     self._put_in_place(change)
                 for path in self._removed:
