@@ -17,6 +17,9 @@ Value = TypeVar("Value", bound=Hashable)
 LONGEST_WORD, MOST_WORDS = 200, 2000
 """Characters of words, and their number, that are compared to find the one that was meant."""
 
+LONGEST_CAUSE = 2000
+"""Characters of a cause that are shown."""
+
 
 def sentence(text: str) -> str:
     """Return ``text`` with a capital at its start and a full stop at its end.
@@ -26,6 +29,11 @@ def sentence(text: str) -> str:
     if re.match(r"[a-z]+[ ,]", text):
         text = text[0].upper() + text[1:]
     return f"{text}." if text and text[-1] not in ".?!:" else text
+
+
+def _cut(text: str) -> str:
+    """Leave out the middle of a text that would fill a screen: a name in a file may be of any length."""
+    return text if len(text) <= LONGEST_CAUSE else f"{text[: LONGEST_CAUSE // 2]} ... {text[-LONGEST_CAUSE // 2 :]}"
 
 
 class MerganserError(Exception):
@@ -41,7 +49,7 @@ class MerganserError(Exception):
     """With several processes: another process reports the same error."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
-        self.cause = sentence(cause)
+        self.cause = sentence(_cut(cause))
         self.remedy = sentence(remedy)
         super().__init__(f"{self.cause} {self.remedy}".strip())
 
@@ -81,6 +89,12 @@ def first_repeated(values: Iterable[Value]) -> Value | None:
             return value
         seen.add(value)
     return None
+
+
+def short(value: object) -> str:
+    """Return a value as it is written in Python, at most 200 characters of it: a value in a file may fill a screen."""
+    text = repr(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."
 
 
 def first_line(error: BaseException) -> str:

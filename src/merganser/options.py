@@ -9,34 +9,40 @@ from typing import Annotated, Any, Literal, Union
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, WrapValidator, model_validator
 from pydantic_core import ErrorDetails, InitErrorDetails
 
+from merganser.errors import short
 from merganser.settings import Settings, alternatives, described, expected
+
+LARGEST = 1 << 63
+"""Whole numbers are smaller: larger ones are no count of anything, and overflow where they become other types."""
 
 
 class StrictOptions(BaseModel):
-    """Refuse unknown keys, and booleans where no boolean is expected: pydantic would read them as 1 and 0."""
+    """Refuse unknown keys, numbers beyond :data:`LARGEST`, and booleans where no boolean is expected: pydantic would
+    read them as 1 and 0."""
 
     model_config = ConfigDict(extra="forbid")
 
     @model_validator(mode="before")
     @classmethod
-    def _refuse_unexpected_booleans(cls, values: Any) -> Any:
+    def _refuse_unexpected_numbers(cls, values: Any) -> Any:
         given = values.items() if isinstance(values, Mapping) else ()
         known = {key: field.annotation for key, field in cls.model_fields.items()}
         wrong = [
-            InitErrorDetails(
-                type="value_error",
-                loc=(key,),
-                input=value,
-                ctx={
-                    "error": ValueError("true is not allowed here" if value else "false is not allowed here; zero is 0")
-                },
-            )
+            InitErrorDetails(type="value_error", loc=(key,), input=value, ctx={"error": ValueError(problem)})
             for key, value in given
-            if isinstance(value, bool) and key in known and not _allows_boolean(known[key])
+            if key in known and (problem := _number_problem(value, known[key]))
         ]
         if wrong:
             raise ValidationError.from_exception_data(cls.__name__, wrong)
         return values
+
+
+def _number_problem(value: Any, annotation: Any) -> str:
+    """Return why a value is no number for a key, or an empty string; its bounds are checked by pydantic."""
+    if isinstance(value, bool):
+        problem = "true is not allowed here" if value else "false is not allowed here; zero is 0"
+        return "" if _allows_boolean(annotation) else problem
+    return "the number is too large" if isinstance(value, int) and abs(value) >= LARGEST else ""
 
 
 def _allows_boolean(annotation: Any) -> bool:
@@ -56,7 +62,9 @@ def first_problem(error: ValidationError) -> ErrorDetails:
 def problem_text(problem: ErrorDetails) -> str:
     """Return the message of a problem with the wrong value, without a full stop."""
     message, value = problem["msg"].removeprefix("Value error, ").rstrip("."), problem["input"]
-    return f"{message} (got {value!r})" if isinstance(value, str | int | float | bool) or value is None else message
+    return (
+        f"{message} (got {short(value)})" if isinstance(value, str | int | float | bool) or value is None else message
+    )
 
 
 def yaml_text(value: Any) -> str:

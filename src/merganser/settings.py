@@ -109,7 +109,10 @@ def _checked(name: str, annotation: Any, bounds: Mapping[str, float], value: Any
             if isinstance(value, kind):
                 return value
         elif isinstance(value, numbers.Integral if kind is int else numbers.Real) and not isinstance(value, bool):
-            number = kind(value)  # a number of numpy becomes a plain one
+            try:
+                number = kind(value)  # a number of numpy becomes a plain one
+            except OverflowError:
+                continue  # a whole number beyond all floats
             if math.isfinite(number) and _within(number, bounds):
                 return number
     raise ValueError(f"{name} is {value!r}; give {expected(annotation, bounds)}")

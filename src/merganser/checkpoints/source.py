@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -133,7 +135,7 @@ def locate(label: str) -> Source:
         InputError: neither exists, or the folder holds a model and an adapter.
     """
     path = Path(label).expanduser()
-    if path.exists():
+    if os.path.exists(path):
         _refuse_two_models(label, path)
         return Source(label, path)
     name, _, revision = label.partition("@")
@@ -270,7 +272,7 @@ def _open_sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoin
     for shard in shards:
         if Path(shard).name != shard:
             raise InputError(f"{folder / INDEX} names a shard outside its folder: {shard}.", "Use shards beside it.")
-    missing = [shard for shard in shards if not (folder / shard).is_file()]
+    missing = [shard for shard in shards if not os.path.isfile(folder / shard)]
     if missing:
         raise InputError(f"{label} lacks {len(missing)} of its shards: {_shorten(missing)}.", "Download them again.")
     tensors: dict[str, Tensor] = {}
@@ -327,14 +329,16 @@ def refuse_pickle(path: Path) -> None:
 def _conversion_command(path: Path) -> str:
     """Return the command that converts a pickle to safetensors."""
     if path.name.startswith("pytorch_model"):
-        return (
-            f'python -c "from transformers import AutoModelForCausalLM as M; '
-            f"M.from_pretrained('{path.parent}').save_pretrained('{path.parent}-safetensors')\""
+        code = (
+            "import sys; from transformers import AutoModelForCausalLM as M; "
+            "M.from_pretrained(sys.argv[1]).save_pretrained(sys.argv[2])"
         )
-    return (
-        f'python -c "import torch; from safetensors.torch import save_file; '
-        f"save_file(torch.load('{path}', weights_only=True), '{path.with_suffix('.safetensors')}')\""
+        return shlex.join(["python", "-c", code, str(path.parent), f"{path.parent}-safetensors"])
+    code = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        "save_file(torch.load(sys.argv[1], weights_only=True), sys.argv[2])"
     )
+    return shlex.join(["python", "-c", code, str(path), str(path.with_suffix(".safetensors"))])
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 from merganser import processes
+from merganser.cli import failures
 from merganser.cli.ask import ask
 from merganser.cli.demo import demo
 from merganser.cli.evaluate import evaluate
@@ -109,6 +110,8 @@ def main() -> None:
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    failures.prepare_output()
+    failures.require_working_folder()
     aside = processes.launched_rank() > 0
     if aside:  # rank 0 is the only process that prints
         sys.stdout = sys.stderr = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115
@@ -127,7 +130,7 @@ def main() -> None:
             sys.stderr = sys.__stderr__
         if debug:
             traceback.print_exc()
-        print(f"error: {error}", file=sys.stderr)
+        failures.report(error)
         raise SystemExit(error.exit_code) from None
     except (_Stopped, KeyboardInterrupt):
         if debug:
@@ -144,7 +147,10 @@ def main() -> None:
             traceback.print_exc()
         if processes.is_peer_lost(error):
             message = "Another process of this run has ended. The same command resumes from the last checkpoint."
+            failures.report(message)
+        elif explained := failures.explain(error):
+            failures.report(explained)
+            raise SystemExit(explained.exit_code) from None
         else:
-            message = f"{sentence(f'{type(error).__name__}: {error}')} {BUG}"
-        print(f"error: {message}", file=sys.stderr)
+            failures.report(f"{sentence(f'{type(error).__name__}: {error}')} {BUG}")
         raise SystemExit(1) from None

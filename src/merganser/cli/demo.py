@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -33,7 +34,8 @@ def demo(
     config = demo_config(method, seed, quick)
     tasks = demo_tasks(seed, quick)
     beside = BaselineRun(out / "sequential", seed, quick) if baseline and method != "sequential" else None
-    command = f"merganser demo --out {out} --seed {seed} --method {method}" + (" --quick" if quick else "")
+    command = shlex.join(["merganser", "demo", "--out", str(out), "--seed", str(seed), "--method", method])
+    command += " --quick" if quick else ""
     console = OutputConsole()
     if beside is not None:
         with beside:
@@ -47,7 +49,8 @@ def demo(
     page = write_report(record, out / "report.html", other)
     console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)
     console.print(
-        f"Try inference: merganser ask {out / method} 'Oil prices rose sharply after the announcement'",
+        f"Try inference: merganser ask {shlex.quote(str(out / method))} "
+        "'Oil prices rose sharply after the announcement'",
         highlight=False,
         soft_wrap=True,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -79,6 +80,5 @@ def learn(
     options.update(name=task, train=train, input=input_field, output=output_field)
     checked = explain_options(TaskOptions, options, "the task")
     learned = processes.run_collectively(lambda: load_task(checked, Path.cwd()))
-    learn_one(
-        run, learned, None if config is None else load_config(config), model, f"merganser learn {run} --task {task}"
-    )
+    command = shlex.join(["merganser", "learn", str(run), "--task", task])
+    learn_one(run, learned, None if config is None else load_config(config), model, command)

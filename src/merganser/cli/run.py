@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -46,8 +47,8 @@ def run(
 
     changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
     config, tasks = processes.run_collectively(lambda: _read(stream, changes))
-    command = f"merganser run {stream} --out {out}"
-    command += "".join(f" --{key} {value}" for key, value in changes.items()) + (" --fwt" if fwt else "")
+    options = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
+    command = shlex.join(["merganser", "run", str(stream), "--out", str(out), *options]) + (" --fwt" if fwt else "")
     learn_stream(out, config, tasks, command=command, fwt=fwt)
 
 

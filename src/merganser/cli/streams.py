@@ -69,4 +69,5 @@ def streams(
         "In a configuration: [bold]stream: {name: long-sequence-1, folder: data}[/bold], where the folder has train/, "
         "dev/ and test/ with a file NAME_T5.json for each task.",
         highlight=False,
+        markup=True,
     )

@@ -50,6 +50,11 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
                 f"The disk is full while writing {path.name} in '{path.parent}'.",
                 "Free some space and start again: what was complete before is untouched.",
             ) from error
+        if getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error):
+            raise DiskFullError(
+                f"{path.name} in '{path.parent}' would be larger than a file may be.",
+                "Raise the limit on the size of files (ulimit -f), or write to another file system.",
+            ) from error
         raise
 
 

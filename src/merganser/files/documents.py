@@ -168,6 +168,12 @@ def parse_yaml(text: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """The safe loader, whose errors have a line: impossible dates and numbers raise whatever Python raises."""
 
+    def fetch_flow_collection_start(self, TokenClass: type[yaml.Token]) -> None:
+        # The scanner looks ahead, in time that grows with the square of the depth.
+        if self.flow_level >= DEEPEST:
+            raise yaml.scanner.ScannerError(None, None, f"nested more than {DEEPEST} deep", self.get_mark())
+        super().fetch_flow_collection_start(TokenClass)
+
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         kind = node.tag.rpartition(":")[2]
         if not isinstance(node, yaml.ScalarNode):
