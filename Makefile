@@ -44,7 +44,7 @@ types: $(VENV)/.installed
 
 pytest: $(VENV)/.installed $(VENV)/.demo-assets
 	@HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1 OMP_WAIT_POLICY=PASSIVE GOMP_SPINCOUNT=0 \
-		$(BIN)/pytest --numprocesses 2 --dist loadfile --durations 15
+		$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder --durations 15
 
 docs: $(VENV)/.installed ## the documentation site
 	@NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -28,6 +28,17 @@ settings.register_profile("ci", deadline=None, derandomize=True)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file in one worker, and begin with the longest group: all files that use the spawner.
+
+    It takes long to start, so only one worker starts it.
+    """
+    spawning = {item.path for item in items if "spawner" in getattr(item, "fixturenames", ())}
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group("spawner" if item.path in spawning else str(item.path)))
+    items.sort(key=lambda item: item.path not in spawning)
+
+
 @pytest.fixture(scope="session")
 def spawner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Spawner]:
     """Start processes without the imports."""
