@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
@@ -37,6 +38,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         item.add_marker(pytest.mark.xdist_group("spawner" if item.path in spawning else str(item.path)))
     items.sort(key=lambda item: item.path not in spawning)
+
+
+def pytest_collection_finish() -> None:
+    """Take what the test files imported out of the garbage collection that every training ends with."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

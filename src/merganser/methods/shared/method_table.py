@@ -10,7 +10,9 @@ Nothing of it is imported before its name is asked for.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator, Mapping
+from functools import cache
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
@@ -34,7 +36,7 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
         self.built_in = built_in
 
     def __getitem__(self, name: str) -> type[Method[Any]]:
-        offers = [point for point in entry_points(group=GROUP) if point.name == name]
+        offers = [point for point in _offered(tuple(sys.path)) if point.name == name]
         if name in self.built_in and not offers:
             return self.built_in[name]
         if not offers:
@@ -48,13 +50,19 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
         return _load_method(offers[0])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.built_in, *sorted(point.name for point in entry_points(group=GROUP))]))
+        return iter(dict.fromkeys([*self.built_in, *sorted(point.name for point in _offered(tuple(sys.path)))]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or any(point.name == name for point in entry_points(group=GROUP))
+        return name in self.built_in or any(point.name == name for point in _offered(tuple(sys.path)))
+
+
+@cache
+def _offered(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return the entry points of the packages on a search path; finding them reads every package's metadata."""
+    return tuple(entry_points(group=GROUP))
 
 
 def _package(point: EntryPoint) -> str:
