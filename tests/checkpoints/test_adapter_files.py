@@ -104,6 +104,9 @@ def test_adapters_of_different_bases_are_refused(tmp_path: Path) -> None:
         ("owner/M", "other/m", True),
         ("owner/M", "owner/N", False),
         (".", str(Path.cwd()), True),
+        ("~nobody/M", "N", False),
+        ("nul\0", "N", False),
+        ("\ud800", "N", False),
     ],
 )
 def test_bases_are_compared_by_what_they_may_mean(one: str, other: str, same: bool) -> None:

@@ -112,7 +112,7 @@ def test_ids_of_a_slow_tokenizer_are_found_too(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="'<x>' is 9"):
         make_plan(parse({"rule": "linear", "models": names}, "test"))
     make_plan(parse({"rule": "linear", "models": names, "tokenizer_from": names[1]}, "test"))
-    config = {"model_type": "llama", "vocab_size": 4, "additional_vocab_size": 6}
+    config = {"model_type": "llama", "vocab_size": 4, "additional_vocab_size": 6, "tie_word_embeddings": False}
     for name in "ab":
         (tmp_path / name / "config.json").write_text(json.dumps(config))
     make_plan(parse({"rule": "linear", "models": names}, "test"))

@@ -114,6 +114,13 @@ def test_what_does_not_change_the_function_may_differ(config: Any, changes: Any)
     assert refusal({**config, **changes}, config) == ""
 
 
+def test_a_configuration_that_is_nested_too_deeply_is_refused() -> None:
+    nested: dict[str, Any] = {}
+    for _ in range(60):
+        nested = {"text_config": nested}
+    assert "nested more than 50 deep" in refusal(LLAMA, {**LLAMA, **nested})
+
+
 @pytest.mark.parametrize("key", ["rope_theta", "rope_parameters", "rope_parameters.rope_theta"])
 def test_a_key_may_be_allowed_by_its_path_or_a_part_of_it(key: str) -> None:
     other = {**LLAMA, "rope_theta": 1e6}

@@ -60,6 +60,7 @@ AB, BA = {"a": 0, "b": 1}, {"b": 0, "a": 1}
         (tokenizer({**AB, "<x>": 2}), tokenizer(AB, {"<x>": 2}), ""),
         (tokenizer(AB), tokenizer(AB, truncation=None), ""),
         (tokenizer(AB), json.dumps({"model": {"type": "unheard of"}}), ""),
+        (tokenizer(AB), json.dumps({"model": {"vocab": AB}, "added_tokens": [{"content": {}, "id": 9}]}), ""),
     ],
 )
 def test_tokenizers(first: str, second: str, message: str, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -259,4 +260,7 @@ def same_base(first: str, second: str) -> bool:
     )
     if first.rpartition("/")[2].lower() == second.rpartition("/")[2].lower():  # the hub ignores case, too
         return True
-    return Path(first).expanduser().resolve() == Path(second).expanduser().resolve()
+    try:
+        return os.path.realpath(os.path.expanduser(first)) == os.path.realpath(os.path.expanduser(second))
+    except ValueError:  # a NUL or half a character: no path
+        return False

@@ -6,6 +6,7 @@ merged adapter keeps it.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.dtypes import decode, encode
-from merganser.checkpoints.source import INDEX, SINGLE, open_checkpoint
+from merganser.checkpoints.source import INDEX, SINGLE, Source, open_checkpoint
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor
 
@@ -63,12 +64,17 @@ def _changed(what: str) -> InputError:
 
 
 def _compare_with_base(label: str, config: Mapping[str, Any], copies: Mapping[str, BaseCopy]) -> None:
-    """Compare copies with the base model, where it is a folder on this machine and has a tensor of the same shape."""
+    """Compare copies with the base model, where it is a folder on this machine that can be read and has them."""
     base = config.get("base_model_name_or_path")
-    folder = Path(base).expanduser() if isinstance(base, str) and base else None
-    if not copies or folder is None or not any((folder / name).is_file() for name in (INDEX, SINGLE)):
+    if not copies or not isinstance(base, str) or not base:
         return
-    tensors = open_checkpoint(str(folder)).tensors
+    folder = Path(os.path.expanduser(base))
+    if not any((folder / name).is_file() for name in (INDEX, SINGLE)):
+        return
+    try:
+        tensors = open_checkpoint(Source(base, folder)).tensors
+    except InputError:
+        return  # quantised, for instance: then the copies are compared with each other only
     for name, copy in copies.items():
         matched = COPY.fullmatch(name)
         whole = "" if matched is None else f"{matched['module']}.{matched['kind']}"

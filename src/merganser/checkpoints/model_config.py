@@ -65,6 +65,8 @@ _ACTIVATIONS = {
 }
 """Further names of one activation function, but for rounding."""
 
+_DEEPEST = 50
+
 _DEFAULT_LABEL = re.compile(r"LABEL_\d+")
 
 
@@ -165,10 +167,16 @@ def _flatten(config: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str,
             yield f"{prefix}{key}", list(value) if isinstance(value, tuple) else value
 
 
-def _in_one_form(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a configuration, nested ones included, with one form for each setting that has several."""
+def _in_one_form(config: Mapping[str, Any], depth: int = 0) -> dict[str, Any]:
+    """Return a configuration, nested ones included, with one form for each setting that has several.
+
+    Raises:
+        InputError: it is nested more than :data:`_DEEPEST` deep.
+    """
+    if depth > _DEEPEST:
+        raise InputError(f"A config.json is nested more than {_DEEPEST} deep.", "Download or save the model again.")
     content = {
-        key: _in_one_form(value) if isinstance(value, Mapping) and not key.startswith("rope_") else value
+        key: _in_one_form(value, depth + 1) if isinstance(value, Mapping) and not key.startswith("rope_") else value
         for key, value in ((str(key), value) for key, value in config.items())
     }
     heads, width = content.get("num_attention_heads"), content.get("hidden_size")

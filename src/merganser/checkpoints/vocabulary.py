@@ -180,7 +180,8 @@ def read_vocabulary(path: Path) -> Vocabulary | None:
     if tokens is None:
         return None
     listed = added if isinstance(added, list) else []
-    pairs = {entry.get("content"): entry.get("id") for entry in listed if isinstance(entry, Mapping)}
+    entries = [entry for entry in listed if isinstance(entry, Mapping) and isinstance(entry.get("content"), str)]
+    pairs = {entry["content"]: entry.get("id") for entry in entries}
     return Vocabulary(tokens, _token_ids(pairs) or {})
 
 
