@@ -151,3 +151,8 @@ def test_refused_merges_count_as_the_others() -> None:
     merges = [made(4, 4, 2.0, status="refused", reason="x"), made(8, 4, 3.0, 2)]
     found = replay_task(MergeController(interval=4, watch_forgetting=False), signals, merges)
     assert found.same
+
+
+def test_a_value_that_repeats_itself_without_bound(run: Path, merganser: Command) -> None:
+    done = merganser("replay", run, "--set", "window=[&a [x], *a, {b: 1, b: 2}]")
+    assert (done.code, "is not a value" in done.error) == (2, True)

@@ -60,9 +60,8 @@ def replay(
 
 
 def _parsed(changes: list[str]) -> dict[str, Any]:
-    import yaml
-
     from merganser.errors import InputError
+    from merganser.files.documents import Malformed, parse_yaml
 
     result: dict[str, Any] = {}
     for change in changes:
@@ -70,8 +69,8 @@ def _parsed(changes: list[str]) -> dict[str, Any]:
         if not equals or not key.strip():
             raise InputError(f"--set '{change}' is not KEY=VALUE.", "For instance --set threshold_factor=1.5.")
         try:
-            result[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
+            result[key.strip()] = parse_yaml(value)
+        except Malformed as error:
             raise InputError(
                 f"--set {key.strip()}: '{value}' is not a value.", "Give a number, true, false or null."
             ) from error

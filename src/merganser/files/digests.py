@@ -14,6 +14,7 @@ from typing import Any
 from merganser.errors import MerganserError
 from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
+from merganser.files.documents import open_file
 from merganser.files.safetensors_file import read_header
 
 PIECE = 1 << 24
@@ -28,7 +29,7 @@ def file_digest(path: Path) -> str:
     """Return the SHA-256 of a file's bytes, in hexadecimal."""
 
     def compute() -> dict[str, str]:
-        with path.open("rb") as stream:
+        with open_file(path) as stream:
             return {"": hashlib.file_digest(stream, "sha256").hexdigest()}
 
     return _remembered(path, "file", compute)[""]
@@ -52,7 +53,7 @@ def _hash_tensors(path: Path) -> dict[str, str]:
         for tensor in tensors
         for start in range(0, tensor.nbytes, PIECE)
     ]
-    with path.open("rb") as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
+    with open_file(path) as stream, ThreadPoolExecutor(os.cpu_count()) as pool:
         descriptor = stream.fileno()
         # hashlib releases the interpreter's lock, and pread has no position that threads would share.
         digests = pool.map(lambda piece: hashlib.sha256(os.pread(descriptor, piece[1], piece[0])).digest(), pieces)

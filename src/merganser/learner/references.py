@@ -10,12 +10,14 @@ import hashlib
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from merganser import processes
 from merganser.errors import InputError
 from merganser.events import Notice, StepDone, TaskStarted
 from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
+from merganser.files.documents import parse_json, read_text
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
@@ -67,7 +69,7 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
         cacheable = isinstance(task.spec.metric, str)
         cached_score = _read_cached(cached) if cacheable else None
         if cached_score is not None:
-            references[task.name] = Score.model_validate_json(cached_score)
+            references[task.name] = Score.model_validate(cached_score)
             session.listener(Notice(f"Single-task score of '{task.name}' found in the cache."))
         else:
             references[task.name] = _train_alone(session, task, number, seed)
@@ -79,8 +81,12 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
 
 
 @processes.main_only
-def _read_cached(file: Path) -> str | None:
-    return file.read_text(encoding="utf-8") if file.is_file() else None
+def _read_cached(file: Path) -> dict[str, Any] | None:
+    """Return the score in the cache; ``None`` where there is none, or none that is whole: it can be measured again."""
+    try:
+        return Score.model_validate(parse_json(read_text(file))).model_dump()
+    except (OSError, ValueError):  # pydantic's errors are ValueErrors
+        return None
 
 
 @processes.main_only

@@ -231,7 +231,7 @@ def _read_part(file: Path, tensors_needed: bool) -> tuple[dict[str, Any], dict[s
     from safetensors import safe_open
 
     with safe_open(file, framework="pt") as opened:
-        values: dict[str, Any] = json.loads(opened.metadata()[PROCESS_VALUES])
+        values: dict[str, Any] = parse_json(opened.metadata()[PROCESS_VALUES])
         names = opened.keys() if tensors_needed else ()
         return values, {name: opened.get_tensor(name) for name in names}
 
@@ -246,7 +246,9 @@ def damage_of(folder: Path, again: bool = False) -> str:
         OSError, ValueError: ``checkpoint.json`` cannot be read.
     """
     content = read_bytes(folder / VALUES)
-    described = json.loads(content)
+    described = parse_json(content.decode("utf-8"))
+    if not isinstance(described, dict) or not isinstance(described.get("sha256", {}), dict):
+        raise ValueError("no values in it")
     if not {"checksum", "sha256"} & described.keys():
         return ""  # none were recorded
     if not is_intact(content, str(described.get("checksum"))):
