@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -145,8 +146,16 @@ def test_a_link_in_the_place_of_the_model_is_replaced(run: Path, tmp_path: Path,
     whole = contents(run / "model")
     os.rename(run / "model", tmp_path / "elsewhere")
     (run / "model").symlink_to(tmp_path / "elsewhere")
+    done = merganser("verify", run)
+    assert (done.code, done.err) == (0, "")
+    assert "model was made again: it was a link, and what it points to is left alone." in done.out
+    assert contents(run / "model") == contents(tmp_path / "elsewhere") == whole
+    assert not (run / "model").is_symlink()
+    shutil.rmtree(run / "model")
+    (run / "model").symlink_to(tmp_path / "elsewhere")
     done = merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json")
     assert done.code == 0, done.err
+    assert "'model' was made again: it was a link" in done.err
     assert not (run / "model").is_symlink()
     assert contents(tmp_path / "elsewhere") == whole
 

@@ -11,6 +11,7 @@ from merganser import processes
 from merganser.config import RunConfig, check_config
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
+from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, inference, learn_task, opening, references
 from merganser.learner.session import Session
 from merganser.metrics.function import MetricFunction
@@ -68,6 +69,8 @@ class Learner:
                 use, or of a newer version.
         """
         processes.initialize()
+        if not read_only:
+            sweep_temporary_folders()
         path = Path(run)
         if wrong := [name for name, metric in (metrics or {}).items() if not callable(metric)]:
             raise InputError(f"The metric given for task '{wrong[0]}' is not a function.", "Give the function itself.")
@@ -92,6 +95,7 @@ class Learner:
         A run that was started with other options is refused, unless it has learned nothing yet: then it starts over.
         """
         processes.initialize()
+        sweep_temporary_folders()
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
             requested = config.model_dump(mode="json", exclude={"stream"})

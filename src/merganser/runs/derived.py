@@ -23,6 +23,9 @@ OUTDATED = "it is not that of the last task"
 """As an interruption leaves it, between the last task and what is made from it."""
 
 
+LINKED = "it was a link, and what it points to is left alone"
+
+
 def stage_derived(changes: StagedChanges, run: Path, rows: Sequence[Row], references: Mapping[str, Score]) -> None:
     """Prepare the files beside these rows; ``model/`` last, whose mark records that all of them are up to date.
 
@@ -46,7 +49,7 @@ def derived_problems(run: Path, rows: Sequence[Row], references: Mapping[str, Sc
     """
     model, last = run / MODEL, rows[-1]
     if model.is_symlink():
-        return {MODEL: "it is a link; what it points to is left alone"}
+        return {MODEL: LINKED}
     mark = model / ROW_MARK
     if not mark.is_file() or mark.read_bytes() in [_mark(row) for row in rows[:-1]]:
         return {MODEL: OUTDATED}

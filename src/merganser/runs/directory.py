@@ -28,7 +28,7 @@ from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
 from merganser.runs import checkpoint
 from merganser.runs.checksums import CHANGED, is_clutter, sha256_of
-from merganser.runs.derived import LEDGER, MODEL, SCORES, derived_problems, stage_derived
+from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems, stage_derived
 from merganser.runs.links import LOCK, TASKS, refuse_links
 from merganser.runs.lock import RunLock
 from merganser.runs.reading import damaged, problem, read_text
@@ -331,7 +331,7 @@ class RunDirectory:
         if not problems:
             return []
         self.refresh()
-        changed = [f"'{name}' was made again: {problem}." for name, problem in problems.items() if name != MODEL]
+        changed = [f"'{name}' was made again: {problem}." for name, problem in problems.items() if problem != OUTDATED]
         return changed or ["Scores, ledger and model were brought up to date with the tasks learned."]
 
     def record(self) -> RunRecord:

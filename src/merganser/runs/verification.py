@@ -238,6 +238,8 @@ class _Verifier:
     def _note_made_again(self, problems: dict[str, str]) -> None:
         if problems.get(MODEL) == OUTDATED:  # as an interruption leaves it
             self.found.notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
+        elif MODEL in problems:
+            self.found.notes.append(f"{MODEL} was made again: {problems[MODEL]}.")
         else:
             self.found.made_again += [Finding(name, problem) for name, problem in problems.items()]
 
