@@ -49,6 +49,26 @@ def test_tokenizers_are_copied_and_the_rest_is_named(tmp_path: Path) -> None:
     assert not any((tmp_path / "out" / name).exists() for name in (*report.not_copied, *training))
 
 
+def test_links_out_of_the_folder_are_not_copied(tmp_path: Path) -> None:
+    (tmp_path / "secret.json").write_text('{"token": "hf_secret"}')
+    first = write_folder(tmp_path / "a", example(0))
+    (first / "additional_chat_templates").mkdir()
+    for name in ("notes.json", "chat_template.jinja", "additional_chat_templates/tool.jinja"):
+        (first / name).symlink_to(tmp_path / "secret.json")
+    (first / "vocab.json").write_text("x")
+    (first / "same.json").symlink_to("vocab.json")  # stays within
+    blob = tmp_path / "models--own--a" / "blobs" / "5e6f"
+    blob.parent.mkdir(parents=True)
+    blob.write_text("y")
+    (first / "merges.txt").symlink_to(blob)  # as the folders of the hub's cache are made
+    recipe = parse({"rule": "linear", "models": [str(first), str(write_folder(tmp_path / "b", example(1)))]}, "test")
+    report = merge_checkpoints(recipe, tmp_path / "out")
+    assert report.not_copied == ["chat_template.jinja", "notes.json"]
+    texts = {path.name: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    assert (texts["same.json"], texts["merges.txt"]) == (b"x", b"y")
+    assert not any(b"hf_secret" in text for text in texts.values())
+
+
 def test_code_that_a_config_asks_for_is_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "a", example(0))
     mapped = {"AutoModel": "modeling_x.Model", "AutoConfig": "own/y--configuration_y.Config"}

@@ -92,13 +92,26 @@ def test_merged_weights_are_the_formula(load: Loader, tmp_path: Path) -> None:
 def test_the_card_and_the_labels(load: Loader, tmp_path: Path) -> None:
     export_model(load("causal"), tmp_path, SPECS, False)
     card = (tmp_path / "README.md").read_text()
-    assert 'library_name: "peft"' in card
+    assert "library_name: peft" in card
     assert "base_model:" not in card  # a folder's path means nothing elsewhere
     assert "| mood | likeliest label | positive, negative, business world |" in card
     assert "| free\\|text | generation | free text |" in card
     facts = json.loads((tmp_path / "labels.json").read_text())
     assert facts["tasks"]["mood"]["labels"] == list(RANK.labels or ())
     assert facts["tasks"]["free|text"] == {"mode": "generate"}
+
+
+def test_names_and_labels_are_text_in_the_card(load: Loader, tmp_path: Path) -> None:
+    import yaml
+
+    spec = AnswerSpec(("<img src=x>", "a|b\n```\n# title", "[x](javascript:y)"), mode="rank")
+    export_model(load("causal"), tmp_path, {"t\n---\nlicense: mit | `": spec}, False)
+    card = (tmp_path / "README.md").read_text()
+    labels = "&lt;img src=x&gt;, a\\|b \\`\\`\\` # title, \\[x\\](javascript:y)"
+    assert f"| t --- license: mit \\| \\` | likeliest label | {labels} |" in card.splitlines()
+    head = yaml.safe_load(card.split("---\n")[1])
+    assert head["tags"] == ["merganser", "continual-learning"]
+    assert card.count("\n```") == 2  # the fence of the code, opened and closed
 
 
 def test_weights_that_are_not_finite_are_not_merged(load: Loader, tmp_path: Path) -> None:

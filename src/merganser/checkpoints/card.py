@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
+from merganser.files.markdown import code_block, code_span
 from merganser.merging.rules import get_rule
 
 
@@ -27,8 +28,8 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
     from_hub = [name.partition("@")[0] for name in parents if not Path(name).expanduser().exists()]
     if from_hub:
         head["base_model"] = list(dict.fromkeys(from_hub))
-    rows = "\n".join(f"| {index} | `{name}` |" for index, name in enumerate(recipe.names, start=1))
-    base = f"\n| base | `{recipe.base}` |" if recipe.base else ""
+    rows = "\n".join(f"| {index} | {code_span(name)} |" for index, name in enumerate(recipe.names, start=1))
+    base = f"\n| base | {code_span(recipe.base)} |" if recipe.base else ""
     content = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
@@ -38,5 +39,5 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
         f"| model | path or hub id |\n| --- | --- |\n{rows}{base}\n\n"
         f"Arithmetic in float32, rounded once. The same merge again:\n\n"
         f"```sh\nmerganser merge --config merge.yaml --out FOLDER\n```\n\n"
-        f"```yaml\n{content}```\n"
+        f"{code_block(content, 'yaml')}"
     )

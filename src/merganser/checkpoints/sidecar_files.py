@@ -10,6 +10,7 @@ from typing import Any
 
 from merganser.checkpoints.chat_settings import TEMPLATES
 from merganser.checkpoints.source import ADAPTER_CONFIG, PICKLES, SIDECAR_FILES, read_json
+from merganser.files.links import leads_outside
 
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
 _NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
@@ -20,7 +21,7 @@ _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json",
 
 
 def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str], tokenizer: Path | None = None) -> None:
-    """Copy config, tokenizer and generation settings; nothing that holds weights or code.
+    """Copy config, tokenizer and generation settings; nothing that holds weights or code, or is a link to elsewhere.
 
     Args:
         source: folder of a model or an adapter. Without a config nothing is copied: files beside a single .safetensors
@@ -39,6 +40,8 @@ def copy_sidecar_files(source: Path, folder: Path, shards: Sequence[str], tokeni
     if templates:
         (folder / TEMPLATES).mkdir()
     for path in templates:
+        if leads_outside(path, texts):
+            continue
         shutil.copyfile(path, folder / TEMPLATES / path.name)
 
 
@@ -53,7 +56,8 @@ def _has_config(source: Path) -> bool:
 
 def _is_sidecar(path: Path, shards: Sequence[str]) -> bool:
     known = any(fnmatchcase(path.name, pattern) for pattern in SIDECAR_FILES)
-    return known and not path.name.endswith(_NOT_COPIED) and path.name not in shards
+    copied = known and not path.name.endswith(_NOT_COPIED) and path.name not in shards
+    return copied and not leads_outside(path, path.parent)
 
 
 def uncopied_files(source: Path, shards: Sequence[str]) -> list[str]:

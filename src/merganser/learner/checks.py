@@ -45,6 +45,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     for position, task in enumerate(tasks):
         check_task(task)
         session.backbone.check_examples(task.train, task.spec)
+        check_tokens(session, task)
         if position < len(records):
             record = records[position]
             if record.name != task.name:
@@ -63,6 +64,16 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
+
+
+def check_tokens(session: Session, task: Task) -> None:
+    """Refuse a task with texts that hold a token for which the model has no embedding.
+
+    Raises:
+        InputError: naming the token and the text.
+    """
+    for examples in (task.train, task.dev, task.test):
+        session.backbone.check_tokens(text for e in examples or () for text in (e.input, e.output))
 
 
 def check_labels(session: Session, task: Task, earlier: Sequence[Task] = ()) -> None:

@@ -14,6 +14,7 @@ from merganser.learner.checks import (
     check_metrics,
     check_processes,
     check_selection,
+    check_tokens,
     note_truncation,
     sample,
 )
@@ -110,6 +111,7 @@ class TaskRun:
         for task in self.tasks:
             check_task(task)
             session.backbone.check_examples(task.train, task.spec)
+            check_tokens(session, task)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
             sample(session, task)  # a budget that keeps nothing is found now, not after training

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,7 @@ from merganser.models import lora, stacking, weight_files
 from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
 from merganser.models.pretrained import Pretrained
+from merganser.models.vocabulary import refuse_unreadable
 
 if TYPE_CHECKING:
     from torch import nn
@@ -158,6 +159,14 @@ class Backbone(ABC):
         """Count the examples whose input or answer is longer than :attr:`lengths` and is cut at its end."""
         return Truncated()
 
+    def check_tokens(self, texts: Iterable[str]) -> None:
+        """Refuse texts that hold a token of the tokenizer for which the model has no embedding.
+
+        Raises:
+            InputError: naming the token and the text.
+        """
+        refuse_unreadable(self.pretrained_from.unreadable, texts, self.options.name)
+
     def prepare_labels(self, examples: Sequence[Example], spec: AnswerSpec) -> None:  # noqa: B027
         """Prepare a task's labels from its training examples, before it is first evaluated or learned.
 
@@ -224,6 +233,7 @@ class Backbone(ABC):
         rank, world_size = (processes.rank(), processes.world_size()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
+        self.check_tokens(text for text in texts if isinstance(text, str))
         with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.

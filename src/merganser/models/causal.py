@@ -10,6 +10,7 @@ import torch
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX, Feature, Truncated
+from merganser.models.chat_template import chat_prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
@@ -91,8 +92,7 @@ class Causal(GenerativeBackbone):
         return ids
 
     def _chat_ids(self, text: str) -> list[int]:
-        message = [{"role": "user", "content": text}]
-        rendered = self.tokenizer.apply_chat_template(message, add_generation_prompt=True, tokenize=False)
+        rendered = chat_prompt(self.tokenizer, self.options.name, text)
         return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
 
     def _after_break(self, prompt: list[int]) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from merganser.errors import InputError, first_line
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
+from merganser.models.chat_template import TEMPLATES, chat_prompt
 from merganser.models.library_output import silence_libraries
 from merganser.models.lora import add_lora
 from merganser.models.matcher import Matcher
@@ -23,6 +23,7 @@ from merganser.models.precision import model_device
 from merganser.models.pretrained import Pretrained, PretrainedSettings, TokenizerSettings
 from merganser.models.seq2seq import Seq2Seq
 from merganser.models.source import refuse_adapter, resolve_source
+from merganser.models.vocabulary import refuse_unreadable, unreadable_tokens
 
 if TYPE_CHECKING:
     from merganser.models.vision import VisionProcessor
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 DEFAULT_INPUT = 1024
 """Tokens to which AimMerging truncates inputs."""
 
-BACKBONES: dict[Kind, Callable[[LoadedModel], Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
+BACKBONES: dict[Kind, type[Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "matcher": Matcher}
 
 
 def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbone:
@@ -51,6 +52,8 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
     """
     with silence_libraries(), torch.random.fork_rng():
         torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
+        if options.chat_template:
+            TEMPLATES.start()  # ready when it is needed
         source = resolve_source(options)
         location = source.location
         config = _load_config(location, options)
@@ -67,6 +70,11 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         else:
             tokenizer, settings = _load_tokenizer(location, options)
         source.weight_files()
+        of_texts = tokenizer.tokenizer if backbone_class.modality == "image" else tokenizer
+        unreadable = () if of_texts is None else unreadable_tokens(of_texts, config, options.name)
+        if options.chat_template:
+            # Now: a template that cannot be used is refused before any work.
+            refuse_unreadable(unreadable, [chat_prompt(tokenizer, options.name, "a message")], options.name)
 
         def load_pretrained() -> nn.Module:
             with silence_libraries(), torch.random.fork_rng():
@@ -77,7 +85,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         generation = copy.deepcopy(model.generation_config) if model.can_generate() else None
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
-        pretrained = Pretrained(source, PretrainedSettings(config, generation, settings), load_pretrained)
+        pretrained = Pretrained(source, PretrainedSettings(config, generation, settings), load_pretrained, unreadable)
         return backbone_class(LoadedModel(model.to(model_device()), tokenizer, options, lengths, pretrained))
 
 

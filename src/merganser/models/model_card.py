@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import yaml
+
+from merganser.files.markdown import code_block, escaped
 from merganser.models.base import Backbone
 from merganser.models.generative import GenerativeBackbone
 from merganser.models.stacking import total_rank
@@ -30,12 +33,12 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
     """Return Markdown with the header that the Hugging Face hub reads: the model, its tasks, and code that uses it."""
     options = backbone.options
     pipeline = "image-classification" if backbone.modality == "image" else PIPELINE[backbone.kind]
-    head = {"library_name": "transformers" if whole else "peft", "pipeline_tag": pipeline}
+    head: dict[str, Any] = {"library_name": "transformers" if whole else "peft", "pipeline_tag": pipeline}
     if not Path(options.name).expanduser().exists():  # a hub id; a folder's path means nothing elsewhere
         head["base_model"] = options.name
-    lines = ["---", *(f"{key}: {json.dumps(value)}" for key, value in head.items())]
-    lines += ["tags:", "- merganser", "- continual-learning", "---", ""]
-    lines += [f"# {Path(options.name).name}, continually fine-tuned", ""]
+    head["tags"] = ["merganser", "continual-learning"]
+    lines = ["---", *yaml.safe_dump(head, sort_keys=False).splitlines(), "---", ""]
+    lines += [f"# {escaped(Path(options.name).name)}, continually fine-tuned", ""]
     if options.lora is None:
         title = "All weights of the model, fine-tuned"
     else:
@@ -52,17 +55,17 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
         else:
             how = "likeliest label" if spec.mode == "rank" else "generation"
         labels = ", ".join(spec.labels) if spec.labels is not None else "free text"
-        lines.append(f"| {_cell(name)} | {how} | {_cell(labels)} |")
+        lines.append(f"| {escaped(name)} | {how} | {escaped(labels)} |")
     code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
     if backbone.modality == "image":
         code = _vision_code
-    lines += ["", "## Use", "", "```python", *_loading_code(backbone, whole), *code(backbone, specs), "```", ""]
+    lines += [
+        "",
+        "## Use",
+        "",
+        code_block("\n".join([*_loading_code(backbone, whole), *code(backbone, specs)]), "python"),
+    ]
     return "\n".join(lines)
-
-
-def _cell(text: str) -> str:
-    """Return text as a cell of a Markdown table."""
-    return " ".join(text.replace("|", "\\|").split())
 
 
 def _loading_code(backbone: Backbone, whole: bool) -> list[str]:

@@ -130,11 +130,13 @@ class Pretrained:
         source: the files of the pretrained model.
         settings: what it brought along beside its weights.
         load: loads another copy of it; used if all weights are trained.
+        unreadable: tokens of its tokenizer that it has no embedding for.
     """
 
     source: ModelSource
     settings: PretrainedSettings
     load: Callable[[], nn.Module]
+    unreadable: tuple[str, ...] = ()
 
 
 def cast(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from merganser.checkpoints.source import holds_whole_model, read_json
 from merganser.errors import InputError, first_line
+from merganser.files.links import leads_outside
 from merganser.models.options import ModelOptions
 
 CONFIG = "config.json"
@@ -197,19 +198,10 @@ def _refuse_links(folder: Path, name: str) -> None:
 
     Weights hold numbers only and may be anywhere.
     """
-    inside = folder.resolve()
     templates = folder / "additional_chat_templates"
     for path in [*folder.iterdir(), *(templates.iterdir() if templates.is_dir() else ())]:
-        if path.suffix not in TEXT_FILES or not path.is_file():
-            continue
-        target = path.resolve()
-        if not target.is_relative_to(inside) and not _is_in_hub_cache(target):
+        if path.suffix in TEXT_FILES and path.is_file() and leads_outside(path, folder):
             raise InputError(
-                f"{path.name} of the model {name} is a link to {target}, outside its folder.",
+                f"{path.name} of the model {name} is a link to {path.resolve()}, outside its folder.",
                 "If you trust it, put a copy of the file in place of the link.",
             )
-
-
-def _is_in_hub_cache(path: Path) -> bool:
-    """Return whether a file is one that the hub's cache stores; its model folders are links to these."""
-    return path.parent.name == "blobs" and path.parent.parent.name.startswith("models--")
