@@ -18,6 +18,7 @@ from merganser.models.options import LoraOptions, ModelOptions
 from merganser.models.pretrained import cast
 from merganser.streams.answers import AnswerSpec
 from tests.models.conftest import LORA, disturb
+from tests.models.test_export import TEXTS, used_as_the_card_says
 
 SPECS = {"mood": AnswerSpec(("positive", "negative"), mode="rank")}
 GENERATION = {"do_sample": True, "temperature": 0.6, "repetition_penalty": 1.3, "max_new_tokens": 200}
@@ -103,6 +104,22 @@ def test_the_default_type_of_each_tensor_is_that_of_the_pretrained_model(base: P
     for dtype, expected in ((None, torch.float32), ("bfloat16", torch.bfloat16)):
         export_model(backbone, tmp_path / f"adapter {dtype}", SPECS, False, dtype)
         assert set(types(tmp_path / f"adapter {dtype}", "adapter_model.safetensors").values()) == {expected}
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_the_card_computes_in_fp32_as_the_run_does(folders: dict[str, Path], tmp_path: Path, merged: bool) -> None:
+    base = Path(shutil.copytree(folders["matcher"], tmp_path / "base"))
+    half = {name: tensor.to(torch.bfloat16) for name, tensor in load_file(base / "model.safetensors").items()}
+    save_file(half, base / "model.safetensors", {"format": "pt"})
+    config = json.loads((base / "config.json").read_text())
+    (base / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    options = ModelOptions(name=str(base), kind="matcher", precision="fp32", lora=LORA)
+    backbone = load_backbone(options, Lengths(48, 8), 0)
+    disturb(backbone)
+    expected = [answer.text for answer in backbone.answer(TEXTS, SPECS["mood"])]
+    export_model(backbone, tmp_path / "out", SPECS, merged)
+    answers = used_as_the_card_says(tmp_path / "out", tmp_path)[0]
+    assert answers == expected if not merged else set(answers) <= set(SPECS["mood"].labels or ())
 
 
 def test_a_cast_keeps_what_is_shared_and_refuses_what_does_not_fit() -> None:

@@ -78,7 +78,7 @@ def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
             where = f"{str(base.parent)!r}, gguf_file={base.name!r}"
         elif backbone.options.revision is not None:
             where += f", revision={backbone.options.revision!r}"
-    load = [f"model = {auto}.from_pretrained({where})"]
+    load = [f"model = {auto}.from_pretrained({where}, dtype=torch.float32)"]  # the run's weights are fp32
     if isinstance(backbone, GenerativeBackbone):
         load += _decoding_code(backbone)
     load.append("model = model.eval()" if whole else "model = PeftModel.from_pretrained(model, folder).eval()")
