@@ -256,6 +256,12 @@ def test_a_run_that_learned_nothing_starts_over(merganser: Command, tmp_path: Pa
     out = tmp_path / "run"
     assert merganser("run", str(bad), "--out", str(out)).code == 1
     good = write_stream(tmp_path)
+    (out / "thesis").write_text("mine")
+    before = contents(out)
+    refused = merganser("run", str(good), "--out", str(out))
+    assert (refused.code, "but thesis in it is not of the run" in refused.error) == (2, True)
+    assert contents(out) == before
+    (out / "thesis").unlink()
     done = merganser("run", str(good), "--out", str(out))
     assert done.code == 0
     assert "had learned nothing yet; it starts over" in done.err

@@ -92,7 +92,6 @@ def test_a_run_without_checksums(run: Path, merganser: Command) -> None:
     done = merganser("verify", run)
     assert done.code == 0
     assert done.out.count("has no checksums recorded") == 3
-    assert merganser("ask", run, "a great film").code == 0
     assert merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json").code == 0
     assert merganser("verify", run).out.count("has no checksums recorded") == 3  # the new task has its own
     assert RunDirectory.open(run).rows[3].file.sha256
@@ -167,8 +166,6 @@ def test_files_that_are_not_of_a_run_are_left_alone(run: Path, merganser: Comman
     for command in (
         ("learn", run, "--task", "truth", "--train", run.parent / "truth.json"),
         ("undo", run),
-        ("run", run.parent / "stream.yaml", "--out", run),
-        ("verify", run),
     ):
         done = merganser(*command)
         assert done.code == 0, done.err
@@ -182,11 +179,3 @@ def test_a_file_in_the_way_of_a_task_is_named(run: Path, merganser: Command) -> 
     done = merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json")
     assert (done.code, done.error) == (2, f"'{way}' is not of this run, and in its way. Move it elsewhere.")
     assert way.read_text() == "mine"
-
-
-def test_a_folder_with_clutter_becomes_a_run(run: Path, tmp_path: Path, merganser: Command) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / ".DS_Store").write_text("mine")
-    stream = run.parent / "stream.yaml"
-    assert merganser("run", stream, "--out", tmp_path / "new").code == 0
-    assert (tmp_path / "new" / ".DS_Store").read_text() == "mine"

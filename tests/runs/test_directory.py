@@ -189,11 +189,27 @@ def test_new_folders_only(tmp_path: Path) -> None:
     (tmp_path / "begun" / "tasks").mkdir(parents=True)
     (tmp_path / "begun" / ".lock").write_text("1\n")
     (tmp_path / "begun" / "run.yaml.partial").write_text("for")
+    (tmp_path / "begun" / ".DS_Store").write_text("of a file manager")
     RunDirectory.create(tmp_path / "begun", INFO).lock.release()
     assert RunDirectory.open(tmp_path / "begun").info == INFO
     assert not (tmp_path / "begun" / "run.yaml.partial").exists()
+    assert (tmp_path / "begun" / ".DS_Store").exists()
     with pytest.raises(InputError, match="Nothing was measured yet"):
         read_run(tmp_path / "begun")
+
+
+def test_a_run_is_discarded_without_what_is_not_of_it(tmp_path: Path) -> None:
+    (tmp_path / "real").mkdir()
+    (tmp_path / "run").symlink_to(tmp_path / "real")  # the folder of a run may be a link
+    directory = RunDirectory.create(tmp_path / "run", INFO)
+    directory.commit_row(write_row(directory, 0, None, {"a": 0.5}))
+    (directory.path / "scores.json.partial").write_text("for")
+    assert directory.foreign_files() == []
+    for name in ("thesis", "tasks/thesis", "tasks/.DS_Store"):
+        (directory.path / name).write_text("mine")
+    assert directory.foreign_files() == ["thesis"]
+    directory.discard()
+    assert set(contents(tmp_path / "real")) == {"tasks", "tasks/.DS_Store", "tasks/thesis", "thesis"}
 
 
 def test_a_run_with_a_row_is_not_discarded(directory: RunDirectory) -> None:

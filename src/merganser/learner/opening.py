@@ -54,6 +54,12 @@ def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
     directory = processes.run_collectively(lambda: RunDirectory.open(path))
     if len(row_folders(path / "tasks")) > 1 or not differences(_stored_config(directory).sections(), config.sections()):
         return False
+    if foreign := directory.foreign_files():
+        raise InputError(
+            f"'{path}' has learned nothing yet and would start over with the new configuration, but "
+            f"{', '.join(foreign[:5])} in it {'is' if len(foreign) == 1 else 'are'} not of the run.",
+            "Move them elsewhere, or choose a new folder.",
+        )
     directory.lock.acquire()
     processes.on_main(directory.discard)
     listener(Notice(f"'{path}' had learned nothing yet; it starts over with the new configuration."))

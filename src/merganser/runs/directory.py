@@ -150,6 +150,7 @@ class RunDirectory:
             InputError: a link leads out of the run.
         """
         refuse_links(self.path)
+        self._sweep()
         tasks = self.path / TASKS
         # Interrupted, it leaves a run with fewer rows, or the beginnings of one.
         for row in sorted([*row_folders(tasks), *unfinished_rows(tasks)], reverse=True):
@@ -162,6 +163,12 @@ class RunDirectory:
         for folder in (tasks, self.path):
             if not folder.is_symlink() and not any(folder.iterdir()):
                 folder.rmdir()
+
+    def foreign_files(self) -> list[str]:
+        """Return the names of files and folders beside ``tasks/`` that are not of the run."""
+        known = {TASKS, LOCK, checkpoint.FOLDER, *BESIDE}
+        names = [path.name for path in sorted(self.path.iterdir())]
+        return [n for n in names if not (n in known or is_clutter(n) or n.removesuffix(PARTIAL) in known)]
 
     def discard_if_empty(self) -> None:
         """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
@@ -317,7 +324,7 @@ class RunDirectory:
         refuse_links(self.path)
         notes = []
         self.reload()
-        sweep_all(self.path / name for name in (*BESIDE, checkpoint.FOLDER))
+        self._sweep()
         resumes = checkpoint.sweep(self.path, row=len(row_folders(self.path / TASKS)))
         for folder in unfinished_rows(self.path / TASKS):
             remove(folder)
@@ -325,6 +332,10 @@ class RunDirectory:
             then = "" if resumes else "; it starts again from the task before it"
             notes.append(f"'{folder.name.removesuffix(PARTIAL).split('-', 1)[1]}' had been interrupted{then}.")
         return notes
+
+    def _sweep(self) -> None:
+        """Delete unfinished files and folders beside ``tasks/``."""
+        sweep_all(self.path / name for name in (*BESIDE, checkpoint.FOLDER))
 
     def _bring_up_to_date(self) -> list[str]:
         problems = derived_problems(self.path, self.rows, self.references()) if self.rows else {}
