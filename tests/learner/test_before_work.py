@@ -91,10 +91,9 @@ def test_what_is_cut_is_counted_reported_and_recorded(tmp_path: Path) -> None:
         learner.predict(["the film", LONG, LONG], task="free")
     notices = [event.text for event in events if isinstance(event, Notice)]
     assert notices == [
-        "Task 'free': 2 of 4 training inputs, 1 of 2 test inputs are longer than 16 tokens (training.max_input) and "
-        "are cut.",
-        "Task 'free': 2 of 4 training answers are longer than 8 tokens (training.max_target) and are cut.",
-        "2 of 3 texts are longer than 16 tokens (training.max_input), with the prompt of task 'free', and are cut.",
+        "Task 'free': 2 of 4 training inputs, 1 of 2 test inputs are cut after 16 tokens (training.max_input).",
+        "Task 'free': 2 of 4 training answers are cut after 8 tokens (training.max_target).",
+        "2 of 3 texts are cut after 16 tokens (training.max_input), with the prompt of task 'free'.",
     ]
     assert isinstance(events[0], Notice)  # before anything is measured or learned
     assert [entry.truncated for entry in record.tasks] == [

@@ -80,4 +80,4 @@ def _chosen(answers: Sequence[Answer], learned: Sequence[str]) -> str:
     names = ", ".join(learned)
     if len(answers) == 1:
         return f"Answered as a text of task '{answers[0].task}', the most likely of {names}; --task names another."
-    return f"Each text is answered as one of the most likely task of {names}; --task names one for all."
+    return f"Each answer is that of the most likely task of {names}, named with it; --task names one for all texts."

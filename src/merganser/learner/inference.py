@@ -54,10 +54,8 @@ def _answers(session: Session, texts: Sequence[str], task: str, spec: AnswerSpec
     prompted = [spec.prompted(text) for text in texts]
     if cut := session.backbone.count_truncated([Example(text, "") for text in prompted], spec).inputs:
         limit = f"{session.backbone.lengths.input} tokens (training.max_input)"
-        notice = Notice(
-            f"{cut:,} of {len(texts):,} texts are longer than {limit}, with the prompt of task '{task}', and are cut."
-        )
-        session.listener(notice)
+        notice = f"{cut:,} of {len(texts):,} texts are cut after {limit}, with the prompt of task '{task}'."
+        session.listener(Notice(notice))
     return session.backbone.answer(prompted, spec, session.config.evaluation.batch)
 
 

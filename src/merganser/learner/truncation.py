@@ -36,9 +36,7 @@ def truncation_notices(backbone: Backbone, task: Task, counts: Mapping[str, int]
             if part == "answers" and backbone.kind == "matcher":
                 option, limit = "max_input", backbone.lengths.input
             which = ", ".join(longer)
-            notices.append(
-                f"Task '{task.name}': {which} are longer than {limit} tokens (training.{option}) and are cut."
-            )
+            notices.append(f"Task '{task.name}': {which} are cut after {limit} tokens (training.{option}).")
     if unwritable := backbone.unwritable_labels(task.spec):
         label, written = next(iter(unwritable.items()))
         notices.append(
