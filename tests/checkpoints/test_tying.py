@@ -206,3 +206,18 @@ def test_tied_matrices_with_other_numbers_of_rows(both: bool, tmp_path: Path) ->
     np.testing.assert_allclose(result[EMBED][:9], (a[:9] + cut[EMBED]) / 2, rtol=1e-6)
     np.testing.assert_array_equal(result[EMBED][9:], a[9:])
     np.testing.assert_array_equal(result[EMBED], result[HEAD])
+
+
+def test_a_gradient_has_one_value_for_the_names_of_a_matrix(tmp_path: Path) -> None:
+    """A copy of the embedding within a layer, as models that predict several tokens have, has the embedding's place."""
+    inner, first = "model.layers.1.embed_tokens.weight", "model.layers.0.mlp.weight"
+    folders = []
+    for seed, name in enumerate("ab"):
+        folders.append(model(tmp_path / name, seed))
+        tensors = load(Path(folders[-1]))
+        tensors |= {inner: tensors[EMBED], first: tensors[NORM]}
+        write_file(Path(folders[-1]) / "new", tensors).rename(Path(folders[-1]) / "model.safetensors")
+    entries = [{"model": folders[0], "weight": 1.0}, {"model": folders[1], "weight": {"layers": [0.0, 1.0]}}]
+    result = merged(entries, tmp_path / "out", options={"normalize": False})
+    np.testing.assert_array_equal(result[EMBED], load(Path(folders[0]))[EMBED])
+    np.testing.assert_array_equal(result[inner], result[EMBED])

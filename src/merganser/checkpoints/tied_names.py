@@ -21,7 +21,10 @@ OUTPUT = re.compile(
 )
 """Output layers, one row per token."""
 
-BIAS = re.compile(r"(^|\.)(lm_head|predictions)(\.decoder)?\.bias$|(^|\.)(embed_out|final_logits)(\.|_)bias$")
+BIAS = re.compile(
+    r"(^|\.)(lm_head|predictions|lm_head\.decoder|predictions\.decoder|decoder|generator_lm_head|vocab_projector|lm_loss"
+    r"|pred_layer\.proj|proj_out|embed_out|output_projection)\.bias$|(^|\.)final_logits_bias$"
+)
 """Biases of output layers, one entry per token."""
 
 _STACKS = re.compile(r"(^|\.)(encoder|decoder)\.embed_tokens\.weight$")
