@@ -7,16 +7,15 @@ from typing import Annotated
 
 import typer
 
-from merganser.streams.builtin import BUILTIN, DEMO
-from merganser.streams.images.image_sets import IMAGE_SETS
-
 
 def streams(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """List the built-in streams: their tasks in order and how they are scored."""
-    # Here and not above: it needs numpy, which the other commands' --help does not.
+    # Here and not above: they need numpy, which the other commands' --help does not.
+    from merganser.streams.builtin import BUILTIN, DEMO
     from merganser.streams.demo import DEMO_TASKS
+    from merganser.streams.images.image_sets import IMAGE_SETS
 
     rows: list[dict[str, object]] = [
         {

@@ -32,5 +32,7 @@ def target_lock(target: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        path.unlink(missing_ok=True)  # while it is held: who waits for it sees that it has no name any more
-        lock.release()
+        try:
+            path.unlink(missing_ok=True)  # while it is held: who waits for it sees that it has no name any more
+        finally:
+            lock.release()
