@@ -24,8 +24,10 @@ LONGEST_CAUSE = 2000
 def sentence(text: str) -> str:
     """Return ``text`` with a capital at its start and a full stop at its end.
 
-    A path, an option or a quotation at the start (``method.batch is 5``, ``'runs/x' exists``) stays as it is.
+    A path, an option or a quotation at the start (``method.batch is 5``, ``'runs/x' exists``) stays as it is. Half a
+    character, which cannot be printed, becomes its escape.
     """
+    text = text.encode(errors="backslashreplace").decode()
     if re.match(r"[a-z]+[ ,]", text):
         text = text[0].upper() + text[1:]
     return f"{text}." if text and text[-1] not in ".?!:" else text

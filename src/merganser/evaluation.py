@@ -36,7 +36,8 @@ def score_task(
     answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress, shared=True)
     references = [example.output for example in task.test]
     inputs = [example.input for example in task.test]
-    return score_answers(task.spec.metric, [answer.text for answer in answers], references, inputs)
+    counted = [task.spec.counts_as(answer.text) for answer in answers]
+    return score_answers(task.spec.metric, counted, references, inputs)
 
 
 def score_tasks(backbone: Backbone, tasks: Sequence[Task], batch: int, listener: Listener = silent) -> dict[str, Score]:

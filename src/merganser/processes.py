@@ -236,7 +236,8 @@ def _encode(value: Any) -> dict[str, Any]:
 
 def _describe(error: Exception) -> dict[str, Any]:
     if isinstance(error, MerganserError):
-        return {"error": type(error).__name__, "cause": error.cause, "remedy": error.remedy}
+        kind = "InputError" if isinstance(error, InputError) else type(error).__name__
+        return {"error": kind, "cause": error.cause, "remedy": error.remedy}
     return {"error": "RunError", "cause": f"Process {rank()} failed: {type(error).__name__}: {error}.", "remedy": ""}
 
 

@@ -128,6 +128,33 @@ def test_texts_from_standard_input(run: Path, merganser: Command, monkeypatch: p
     )
 
 
+def test_texts_that_are_no_valid_unicode(run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Arguments have lone surrogates in place of bytes that are not UTF-8; standard input is read as bytes."""
+    before = contents(run)
+    byte = "is no valid Unicode: it holds the byte 0xff, which is not UTF-8"
+    for command, message in (
+        (("ask", run, "--task", "topic", "fine", "\udcff"), f"Text 2 {byte}"),
+        (("ask", run, "a text", "--task", "t\udcff"), "There is no task 't"),
+        (("learn", run, "--task", "t\udcff", "--train", "x.json"), "cannot name a folder"),
+        (("learn", run, "--task", "t", "--train", run.parent / "truth.json", "--prompt", "{input}\udcff"), "prompt"),
+        (("learn", run, "--task", "t", "--train", run.parent / "truth.json", "--labels", "a,\udcff"), "labels"),
+        (("learn", run, "--task", "t", "--train", "\udcff.json"), "train"),
+    ):
+        done = merganser(*command)
+        assert (done.code, message in done.error, "This is a bug" in done.error) == (2, True, False), done.error
+    for data, message in (
+        (b"the team\ncaf\xe9\n", "Standard input, line 2: it holds the byte 0xe9, which is not UTF-8."),
+        ("the team".encode("utf-16")[:-1], "Standard input: byte 17 is not UTF-16"),
+    ):
+        monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(data)))
+        done = merganser("ask", run, "--task", "topic")
+        assert (done.code, message in done.error) == (2, True), done.error
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO("the café\n\nteam\r\n".encode("utf-16")), "ascii"))
+    done = merganser("ask", run, "--task", "topic")
+    assert [line.split("\t")[1] for line in done.out.splitlines()] == ["the café", "team"]
+    assert contents(run) == before
+
+
 def test_nothing_learned_yet(merganser: Command, tmp_path: Path) -> None:
     """A task diverged: row 0 is there, nothing else."""
     stream = toys.write_stream(tmp_path / "in", training={"learning_rate": 1e39, "warmup": 0, "steps": 1})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import json
 import shutil
 from pathlib import Path
@@ -68,6 +69,35 @@ def test_a_task_without_test_texts(run: Path, merganser: Command) -> None:
     assert all("truth" not in row for row in values_of(run))
     assert read_json(run / "scores.json")["rows"][-1]["learned"] == ["truth"]
     assert merganser("ask", run, "--task", "truth", "two and two is four").out.strip() in ("right", "wrong")
+
+
+def test_skipped_rows_and_one_file_as_both_are_printed_recorded_and_shown(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(run.parent)
+    lines = [f"{row['input']};{row['output']}" for row in toys.rows("truth", 12)]
+    lines[3:3] = ["two and two;", "one;cell;too many", "two;"]
+    Path("claims.csv").write_text("input;output\n" + "\n".join(lines) + "\n")
+    command = ("learn", run, "--task", "claims", "--train", "claims.csv", "--test", "claims.csv")
+    refused = merganser(*command)
+    kinds = (
+        "2 × field 'output' is empty (first: line 5); "
+        "1 × not as many cells as the 2 column names (first: line 6, 3 cells)"
+    )
+    assert (refused.code, f"claims.csv: 3 of 15 lines cannot be used: {kinds}" in refused.error) == (2, True)
+    done = merganser(*command, "--on-bad-rows", "skip")
+    assert done.code == 0, done.err
+    remarks = [
+        f"claims.csv: 3 of 15 lines skipped: {kinds}",
+        "train and test are the same file: its test score says how well it was memorised, "
+        "not how it does on anything new",
+    ]
+    printed = " ".join((done.out + done.err).split())
+    assert [printed.count(f"Task 'claims': {remark}.") for remark in remarks] == [1, 1]
+    assert read_json(run / "tasks" / "03-claims" / "row.json")["tasks"][0]["remarks"] == remarks
+    assert merganser("report", run, "--out", "page.html").code == 0
+    page = html.unescape(Path("page.html").read_text())
+    assert [page.count(f"claims: {remark}.") for remark in remarks] == [1, 1]
 
 
 def test_fields_prompt_and_labels(run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:

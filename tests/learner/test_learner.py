@@ -188,8 +188,8 @@ def test_what_learn_refuses(tmp_path: Path) -> None:
             ((task("truth"), task("mood")), "AimMerging learns one task at a time, and 2 were given"),
             ((task("mood"),), "Task 'mood' was learned already"),
             ((task("truth", train=[]),), "has no training texts"),
-            ((task("truth", train=[Example(" ", "right", "")]),), "the input of train text 1 is empty"),
-            ((task("truth", labels=("right",)),), "which is not one of its labels"),
+            ((task("truth", train=[Example(" ", "right", "")]),), "train text 1: the input is empty"),
+            ((task("truth", labels=("right",)),), "the answer is not one of the labels (right)"),
         ):
             with pytest.raises(InputError) as raised:
                 learner.learn(*given)

@@ -6,6 +6,7 @@ import csv
 import hashlib
 import json
 import os
+import subprocess
 import time
 from pathlib import Path
 
@@ -90,21 +91,14 @@ def test_cells_longer_than_the_csv_module_s_limit(tmp_path: Path) -> None:
         ("x.csv", "input,output\n", "x.csv: the file has no rows"),
         ("x.json", '[{"a": 1},\n{"a" 2}]', "x.json, line 2: malformed JSON"),
         ("x.json", '{"a": []}', "x.json: holds a dict, not a list"),
-        ("x.json", '[{"a": 1}, 7]', "x.json, row 2: is a int"),
         ("x.json", '{"a": 1}\n{"a": 2}\n', "end the file's name in .jsonl"),
-        ("x.jsonl", '{"a": 1}\n{"a": \n', "x.jsonl, line 2: malformed JSON"),
-        ("x.jsonl", '{"a": 1}\n[2]\n', "x.jsonl, line 2: is a list"),
-        ("x.csv", "a,b\n1,2\n1,2,3\n", "x.csv, line 3: 3 cells under 2 column names"),
         ("x.csv", "a,a\n1,2\n", "x.csv: the header line names 'a' twice"),
         ("x.csv", "a,\n1,2\n", "x.csv: the header line has a column without a name"),
-        ("x.tsv", 'a\tb\n1\t"two" words\n', "x.tsv, line 2"),
-        ("x.tsv", 'a\tb\n1\t"open\n2\tb\n', "x.tsv, line 3: unexpected end of data"),
+        ("x.tsv", 'a\tb\n1\t"open\n2\tb\n', "x.tsv, line 3: unexpected end of data (in the row that begins in line 2)"),
         ("x.txt", "hello", "x.txt: the ending '.txt' is not one that can be read. Use one of .json, .jsonl, .csv"),
         ("x.parquet", "not parquet", "x.parquet: is not a Parquet file"),
         ("x.json", "[" * 200_000, "x.json"),
         ("x.json", '[{"a": 1},\n{"a": 1, "a": 2}]', "x.json: malformed JSON: the key 'a' stands twice"),
-        ("x.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "x.jsonl, line 2: malformed JSON: the key 'a' stands twice"),
-        ("x.jsonl", '{"a": ' + "1" * 5000 + "}", "x.jsonl, line 1: malformed JSON: a number has 5,000 digits"),
     ],
 )
 def test_malformed_files_are_named(tmp_path: Path, name: str, text: str, cause: str) -> None:
@@ -189,11 +183,111 @@ def test_a_pipe_is_not_opened(tmp_path: Path) -> None:
         read_file(tmp_path / "x.jsonl", "x.jsonl")
 
 
-def test_not_utf8_names_line_and_byte(tmp_path: Path) -> None:
-    path = tmp_path / "latin.csv"
+@pytest.mark.parametrize(
+    ("name", "text", "bad"),
+    [
+        ("x.json", '[{"a": 1}, 7]', "x.json, row 2: is a int"),
+        ("x.json", '[{"a": 1}, 7, {"a": 2}, [], 8]', "3 of 5 rows"),
+        ("x.jsonl", '{"a": 1}\n{"a": \n', "x.jsonl, line 2: malformed JSON"),
+        ("x.jsonl", '{"a": 1}\n[2]\n', "x.jsonl, line 2: is a list"),
+        ("x.jsonl", '{"a": 1}\n{"a": 1, "a": 2}\n', "x.jsonl, line 2: malformed JSON: the key 'a' stands twice"),
+        ("x.jsonl", '{"b": 1}\n{"a": ' + "1" * 5000 + "}", "line 2: malformed JSON: a number has 5,000 digits"),
+        ("x.csv", "a,b\n1,2\n1,2,3\n", "x.csv, line 3: not as many cells as the 2 column names: 3 cells"),
+        ("x.tsv", 'a\tb\n1\t"two" words\n1\t2\n', "x.tsv, line 2: '\t' expected after '\"'"),
+        ("x.csv", 'a,b\n1,2\n1,"open', "x.csv, line 3: unexpected end of data"),
+    ],
+)
+def test_rows_that_cannot_be_read_leave_the_others(tmp_path: Path, name: str, text: str, bad: str) -> None:
+    table = read_file(write(tmp_path / name, text), name)
+    table.bad.good = len(table.rows)
+    assert bad in table.bad.describe()
+    assert len(table.rows) == len(table.places) > 0
+
+
+def test_bytes_that_are_not_utf8_name_line_and_byte(tmp_path: Path) -> None:
+    path = tmp_path / "my latin.csv"
     path.write_bytes("input,output\nok,a\ncafé,b\n".encode("latin-1"))
-    with pytest.raises(InputError, match=r"latin\.csv, line 3: byte 0xe9 is not UTF-8"):
+    table = read_file(path, "latin.csv")
+    assert [row["input"] for row in table.rows] == ["ok"]
+    assert table.bad.describe() == "latin.csv, line 3: is not UTF-8: byte 0xe9"
+    (remedy,) = table.bad.remedies()
+    subprocess.run(remedy.split("`")[1], shell=True, check=True)
+    converted = read_file(tmp_path / "my latin-utf8.csv")
+    assert [row["input"] for row in converted.rows] == ["ok", "café"]
+    path.write_bytes("café,output\nok,a\n".encode("latin-1"))
+    with pytest.raises(InputError, match=r"latin\.csv, line 1: is not UTF-8: byte 0xe9"):
         read_file(path, "latin.csv")
+    rows = path.with_name("rows.json")
+    rows.write_bytes(b'[{"a": "ok"}, {"a": "caf\xe9"}]')
+    assert read_file(rows, "rows.json").bad.describe() == "rows.json, row 2: is not UTF-8: byte 0xe9"
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+@pytest.mark.parametrize("ending", [".json", ".jsonl", ".csv", ".tsv"])
+def test_a_byte_order_mark_names_the_encoding(tmp_path: Path, ending: str, encoding: str) -> None:
+    path = write_rows(tmp_path, ending)
+    mark = "" if encoding in ("utf-16", "utf-32") else "\ufeff"
+    path.write_bytes((mark + path.read_bytes().decode()).encode(encoding))
+    assert [dict(row) for row in read_file(path).rows] == ROWS
+
+
+def test_utf16_without_a_mark_or_cut_short_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_bytes("input,output\none,two\n".encode("utf-16-le"))
+    with pytest.raises(InputError, match="UTF-16 without a byte-order mark") as caught:
+        read_file(path)
+    subprocess.run(caught.value.remedy.split("`")[1], shell=True, check=True)
+    assert [dict(row) for row in read_file(tmp_path / "x-utf8.csv").rows] == [{"input": "one", "output": "two"}]
+    path.write_bytes("input,output\none,two\n".encode("utf-16")[:-1])
+    with pytest.raises(InputError, match="byte 43 is not UTF-16, which its byte-order mark announces"):
+        read_file(path)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "input;output\none, or two;a\n",
+        '"input";"output"\n"one, or two";a\n',
+        "input\toutput\none, or two\ta\n",
+        'input,output\n"one, or two",a\n',
+        'input,output,"a;b"\n"one, or two",a,c\n',
+    ],
+)
+def test_the_header_of_a_csv_file_tells_its_separator(tmp_path: Path, text: str) -> None:
+    (row,) = read_file(write(tmp_path / "x.csv", text)).rows
+    assert (row["input"], row["output"]) == ("one, or two", "a")
+
+
+def test_class_names_of_a_parquet_file(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    # As datasets 4 writes it; labels of -1 are withheld, 2 has no name.
+    features = {"label": {"names": ["negative", "positive"], "_type": "ClassLabel"}, "n": {"_type": "Value"}}
+    table = pyarrow.table({"text": list("abcde"), "label": [0, 1, -1, 2, None], "n": [0, 1, 0, 1, 0]})
+    path = tmp_path / "x.parquet"
+    described = json.dumps({"info": {"features": features}})
+    pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": described}), path)
+    read = read_file(path, "x.parquet")
+    assert [row["label"] for row in read.rows] == ["negative", "positive", None, None]
+    assert [row["n"] for row in read.rows] == [0, 1, 0, 0]
+    assert read.places == [1, 2, 3, 5]
+    assert "row 4: field 'label' has a class number beyond the 2 names of the file: 2" in read.bad.describe()
+    for other in ("{", "[]", '{"info": {"features": {"label": {"_type": "ClassLabel"}}}}', '{"info": 3}'):
+        pyarrow.parquet.write_table(table.replace_schema_metadata({"huggingface": other}), path)
+        assert [row["label"] for row in read_file(path).rows] == [0, 1, -1, 2, None]
+
+
+def test_text_in_a_parquet_file_that_is_not_utf8(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = pyarrow.array([b"one", b"caf\xe9", None, b"two"]).view(pyarrow.string())
+    pyarrow.parquet.write_table(pyarrow.table({"a": texts}), tmp_path / "x.parquet")
+    table = read_file(tmp_path / "x.parquet", "x.parquet")
+    assert [table.text(0, "a"), table.value(2, "a"), table.text(3, "a")] == ["one", None, "two"]
+    with pytest.raises(InputError, match=r"x\.parquet, row 2: field 'a' is no valid Unicode: it holds the byte 0xe9"):
+        table.text(1, "a")
 
 
 def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
@@ -216,10 +310,12 @@ def test_cells_become_texts_or_are_refused(tmp_path: Path) -> None:
         ("l", "field 'l' is a list, not a text"),
         ("m", "field 'm' is missing"),
         ("nan", "field 'nan' is missing"),
-        ("nam", r"no field 'nam'; the fields are 'n', 'b', .*Did you mean 'nan'\?"),
+        ("nam", "no field 'nam': the fields are 'n', 'b', "),
     ):
         with pytest.raises(InputError, match=f"x.json, row 1: .*{cause}"):
             table.text(0, name)
+    with pytest.raises(InputError, match=r"row 1: there is no field 'nam'; .*Did you mean 'nan'\?"):
+        table.require(["s", "nam"])
 
 
 @settings(max_examples=30, deadline=None)

@@ -91,10 +91,25 @@ def test_fields_and_prompts(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("train", "test", "more", "cause"),
     [
-        (TRAIN, rows(("meh", "neutral")), {}, "test text 1 has the answer 'neutral', which is not one of its labels"),
+        (
+            TRAIN,
+            rows(("meh", "neutral")),
+            {},
+            "test.json, row 1: the answer is not one of the labels (neg, pos): 'neutral'",
+        ),
         (TRAIN, rows(("meh", "pso")), {}, "Did you mean 'pos'?"),
-        (TRAIN, rows(("m", "mid")), {"labels": ["pos", "neg", "mid"]}, "label 'mid', which no training text has"),
-        (TRAIN, TEST, {"labels": ["pos", "bad"]}, "train text 2 has the answer 'neg', which is not one of its labels"),
+        (
+            TRAIN,
+            rows(("m", "mid")),
+            {"labels": ["pos", "neg", "mid"]},
+            "test.json, row 1: the answer is a label that no training text has: 'mid'",
+        ),
+        (
+            TRAIN,
+            TEST,
+            {"labels": ["pos", "bad"]},
+            "train.json: 2 of 4 rows cannot be used: 2 × the answer is not one of the labels (pos, bad) (first",
+        ),
         (rows(("a", "x"), ("b", "y")), TEST, {"answer": "rank"}, "answer mode 'rank' needs a label set"),
         (rows(("a", "x"), ("b", "y")), TEST, {"metric": "accuracy"}, "metric 'accuracy' needs a label set"),
         (TRAIN, TEST, {"input": "text"}, "train.json, row 1: there is no field 'text'; the fields are 'id', 'input'"),
@@ -130,7 +145,7 @@ def test_limits_are_drawn_with_their_own_seed(tmp_path: Path) -> None:
 
 
 def test_a_limit_below_the_number_of_labels(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"which no training text has.*raise the limit"):
+    with pytest.raises(InputError, match=r"a label that no training text has.*raise the limit"):
         task(tmp_path, limit=1)
 
 
@@ -212,14 +227,20 @@ GOOD = Task(name="t", train=[Example("a", "x"), Example("b", "y")], spec=AnswerS
     ("change", "cause"),
     [
         ({"name": "a/b"}, "cannot name a folder"),
+        (
+            {"train": [Example("a", "x"), Example("\ud83d", "y")]},
+            "train text 2: the input is no valid Unicode: it holds",
+        ),
+        ({"test": [Example("a", "x", "\udce9")]}, "test text 1: the id is no valid Unicode: it holds the byte 0xe9"),
+        ({"test": [Example(3, "x"), Example("b", "")]}, "1 × the input is a int, not a text (first: test text 1); 1 ×"),
         ({"train": []}, "has no training texts"),
-        ({"train": [Example("a", " ")]}, "the output of train text 1 is empty"),
-        ({"dev": [Example("", "x")]}, "the input of dev text 1 is empty"),
+        ({"train": [Example("a", " ")]}, "train text 1: the output is empty"),
+        ({"dev": [Example("", "x")]}, "dev text 1: the input is empty"),
         ({"spec": AnswerSpec(("x", "y"), {"x": "y"})}, "two labels have the same text 'y'"),
-        ({"spec": AnswerSpec(("x",))}, "train text 2 has the answer 'y', which is not one of its labels"),
+        ({"spec": AnswerSpec(("x",))}, "train text 2: the answer is not one of the labels (x): 'y'"),
         (
             {"spec": AnswerSpec(("x", "y", "z")), "dev": [Example("c", "z")]},
-            "dev text 1 has the label 'z', which no training",
+            "dev text 1: the answer is a label that no training text has: 'z'",
         ),
     ],
 )
@@ -243,6 +264,7 @@ def test_the_fingerprint_sees_what_influences_a_result() -> None:
         {"spec": replace(GOOD.spec, prompt="{input}!")},
         {"spec": replace(GOOD.spec, label_texts={"x": "ex"})},
         {"spec": replace(GOOD.spec, mode="rank")},
+        {"spec": replace(GOOD.spec, synonyms={"ex": "x"})},
         {"spec": replace(GOOD.spec, metric="exact_match")},
         {"train": [Example("b", "y"), Example("a", "x")]},
         {"dev": [Example("a", "x")]},

@@ -50,7 +50,8 @@ def ask(
     else:
         if sys.stdin.isatty():
             typer.echo("Reading texts from standard input, one per line; end with Ctrl-D.", err=True)
-        texts = [line.strip() for line in sys.stdin if line.strip()]
+        raw = getattr(sys.stdin, "buffer", None)  # as bytes: the locale may name another encoding than the text's
+        texts = _lines(raw.read() if raw is not None else sys.stdin.read().encode("utf-8", "surrogatepass"))
     if not texts:
         raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
 
@@ -81,3 +82,20 @@ def _chosen(answers: Sequence[Answer], learned: Sequence[str]) -> str:
     if len(answers) == 1:
         return f"Answered as a text of task '{answers[0].task}', the most likely of {names}; --task names another."
     return f"Each answer is that of the most likely task of {names}, named with it; --task names one for all texts."
+
+
+def _lines(data: bytes) -> list[str]:
+    """Return the lines of standard input that hold a text.
+
+    Raises:
+        InputError: bytes that are neither UTF-8 nor UTF-16 with a byte-order mark.
+    """
+    from merganser.errors import InputError
+    from merganser.streams.decoding import decode_text, likely_encoding, unicode_problem
+
+    lines = decode_text(data, "Standard input").split("\n")
+    for number, line in enumerate(lines, start=1):
+        if problem := unicode_problem(line):
+            remedy = f"Convert it to UTF-8 with `iconv -f {likely_encoding(data)} -t UTF-8`."
+            raise InputError(f"Standard input, line {number}: {problem}.", remedy)
+    return [line.strip() for line in lines if line.strip()]

@@ -49,6 +49,12 @@ def learn(
     answer: Annotated[
         str | None, typer.Option(help="'generate' text, or 'rank' the labels.", show_default=False)
     ] = None,
+    on_bad_rows: Annotated[
+        str | None,
+        typer.Option(
+            help="Rows that cannot be used: 'refuse' them all at once (default), or 'skip' them.", show_default=False
+        ),
+    ] = None,
     model: ModelOption = None,
     config: Annotated[
         Path | None,
@@ -72,6 +78,7 @@ def learn(
     from merganser.streams.options import TaskOptions
 
     given = {"image": image_field, "prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
+    given["on_bad_rows"] = on_bad_rows
     options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
     if labels is not None:
         options["labels"] = (

@@ -12,6 +12,7 @@ from merganser.learner.truncation import truncated_examples, truncation_notices
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
 from merganser.streams.options import MemoryOptions
+from merganser.streams.overlap import overlap_remarks
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes, layers_to_wrap
@@ -64,6 +65,8 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
         kept += len(sample(session, task))
+    for task in tasks[len(records) :]:
+        announce_remarks(session, task)
 
 
 def check_tokens(session: Session, task: Task) -> None:
@@ -112,6 +115,19 @@ def note_truncation(session: Session, task: Task) -> None:
     session.truncated[task.name] = counts
     for text in truncation_notices(session.backbone, task, counts):
         session.listener(Notice(text))
+
+
+def remarks(task: Task) -> list[str]:
+    """Return what to know about the data of a task before it is learned."""
+    return [*task.remarks, *overlap_remarks(task)]
+
+
+def announce_remarks(session: Session, task: Task) -> None:
+    """Tell the listener the remarks on a task, once per session."""
+    if task.name not in session.announced:
+        session.announced.add(task.name)
+        for remark in remarks(task):
+            session.listener(Notice(f"Task '{task.name}': {remark}."))
 
 
 def check_selection(session: Session, tasks: Sequence[Task]) -> None:

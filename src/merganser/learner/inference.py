@@ -16,6 +16,7 @@ from merganser.models.base import Answer
 from merganser.models.export import export_model
 from merganser.models.pretrained import DTYPES
 from merganser.streams.answers import AnswerSpec
+from merganser.streams.decoding import unicode_problem
 from merganser.streams.prompts import prompt_fields
 from merganser.streams.task import Example, Task
 
@@ -31,13 +32,15 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
             the most likely answer (:func:`_most_likely`) with the name of its task.
 
     Raises:
-        InputError: nothing was learned yet, the task is not known, a text is empty, or no prompt can be filled with one
-            text.
+        InputError: nothing was learned yet, the task is not known, a text is empty or no valid Unicode, or no prompt
+            can be filled with one text.
     """
     known = session.require_learned()
     for number, text in enumerate(texts, 1):
         if not text.strip():
             raise InputError(f"Text {number} is empty.", "Give a text to answer.")
+        if problem := unicode_problem(text):
+            raise InputError(f"Text {number} is no valid Unicode: {problem}.", "Write it as UTF-8.")
     if task is not None and task not in known:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
         raise InputError(f"There is no task '{task}'.", hint)

@@ -10,6 +10,7 @@ from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
 from merganser.events import RowDone
 from merganser.learner.checks import (
+    announce_remarks,
     check_labels,
     check_metrics,
     check_processes,
@@ -118,6 +119,7 @@ class TaskRun:
         self._check_labels()
         for task in self.tasks:
             note_truncation(session, task)
+            announce_remarks(session, task)
         session.method.rehearsal_batch(session.config.training, len(session.memory()))
 
     def _check_labels(self) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from merganser.files.atomic import write_json_lines
 from merganser.learner.best_weights import BestWeights
-from merganser.learner.checks import memory_options, sample
+from merganser.learner.checks import memory_options, remarks, sample
 from merganser.learner.example_store import as_line, kept_example, write_images, write_prototypes
 from merganser.learner.row_scores import answered_by, tasks_to_score
 from merganser.learner.session import Session
@@ -102,6 +102,7 @@ def _task_record(
         truncated=session.truncated.get(task.name, {}),
         spec=task.spec,
         source=dict(task.source),
+        remarks=remarks(task),
         memory=summary,
         cost=cost,
         selected_step=selector.step if selector else None,

@@ -239,6 +239,7 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
             "fingerprint": task.fingerprint,
             "finished": task.finished,
             "source": list(task.source.items()),
+            "remarks": task.remarks,
         }
         for task in run.tasks
     ]

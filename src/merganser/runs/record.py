@@ -151,6 +151,10 @@ class TaskRecord(Record):
     )
     spec: AnswerSpec = Field(description="labels, prompt, metric, and whether answers are written or ranked")
     source: dict[str, str] = Field(default_factory=dict)
+    remarks: list[str] = Field(
+        default_factory=list,
+        description="what to know about the data: rows skipped, of which kind, and test texts that are training texts",
+    )
     memory: MemorySummary = Field(default_factory=MemorySummary)
     cost: CostRecord = Field(default_factory=CostRecord)
     selected_step: int | None = Field(None, description="training.select_best: step whose weights were deployed")

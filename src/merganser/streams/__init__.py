@@ -3,11 +3,15 @@
 ``task``     what a task and a stream are
 ``answers``  how a task is answered and scored, and which labels are candidates
 ``options``  how they are asked for (the ``stream`` and ``memory`` sections of a configuration)
-``formats``  one file or hub data set -> rows
+``formats``  one file or hub data set -> rows; its parts are ``text_files``, ``parquet``, ``class_names``, ``decoding``
 ``images/``  images in place of texts; built-in sets of images
 ``splits``   the classes of one data set -> tasks
 ``prompts``  rows -> texts
+``examples`` rows -> examples and bad rows
+``bad_rows`` rows that cannot be used: named all at once, or skipped and counted
+``label_sets`` the closed set of answers
 ``checks``   what makes a task fit to be learned
+``overlap``  test examples that are training examples
 ``loading``  options -> tasks
 ``builtin``  the orders of the published benchmarks
 ``demo``     five real tasks from the texts of an installed package

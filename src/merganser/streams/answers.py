@@ -10,6 +10,7 @@ from pydantic import ConfigDict, PlainSerializer
 
 from merganser.errors import InputError, first_repeated, nearest
 from merganser.metrics.function import MetricFunction, is_function_name, metric_name
+from merganser.streams.decoding import unicode_problem
 from merganser.streams.prompts import fill_with_text, prompt_fields
 
 AnswerMode = Literal["generate", "rank"]
@@ -30,10 +31,12 @@ class AnswerSpec:
         metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`, or a function of
             answers, references and inputs (:data:`merganser.metrics.function.MetricFunction`).
         prompt: template that was applied to the examples' inputs; later texts go through it too.
+        synonyms: other ways to write an answer -> what it counts as when answers are scored.
 
     Raises:
         InputError: a mode or metric that does not exist, a prompt without a field, an empty or repeated label, ranking
-            or ``accuracy`` without labels, a text that is empty or for a label that does not exist.
+            or ``accuracy`` without labels, a text that is empty or for a label that does not exist, text that is no
+            valid Unicode.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -43,6 +46,7 @@ class AnswerSpec:
     mode: AnswerMode = "generate"
     metric: Metric = "exact_match"
     prompt: str = "{input}"
+    synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         for what, value, known in (
@@ -54,10 +58,21 @@ class AnswerSpec:
                 raise InputError(f"The {what} '{value}' does not exist.", hint)
         if not prompt_fields(self.prompt):
             raise InputError(f"The prompt {self.prompt!r} has no field.", "Put {input} where the text goes.")
+        self._check_unicode()
         if self.labels is None:
             self._check_free_text()
         else:
             self._check_labels(self.labels)
+
+    def _check_unicode(self) -> None:
+        for what, texts in (
+            ("prompt", [self.prompt]),
+            ("label", self.labels or ()),
+            ("text of a label", self.label_texts.values()),
+        ):
+            for text in texts:
+                if problem := unicode_problem(text):
+                    raise InputError(f"The {what} {text!r} is no valid Unicode: {problem}.", "Correct it.")
 
     def _check_free_text(self) -> None:
         if self.mode == "rank" or self.metric == "accuracy":
@@ -83,6 +98,16 @@ class AnswerSpec:
                     f"The text for the label '{label}' is empty.", "Describe the label in a few words, or leave it out."
                 )
 
+    def counts_as(self, answer: str) -> str:
+        """Return the answer that an answer counts as when it is scored: itself, or that of which it is a synonym.
+
+        Letter case and surrounding white space do not count, except with the metric ``accuracy``.
+        """
+        if not self.synonyms:
+            return answer
+        fold = str.strip if self.metric == "accuracy" else lambda text: text.strip().casefold()
+        return next((other for synonym, other in self.synonyms.items() if fold(synonym) == fold(answer)), answer)
+
     def text_of(self, label: str) -> str:
         """Return the text that a matcher reads for ``label``."""
         return self.label_texts.get(label, label)
@@ -105,7 +130,10 @@ class AnswerSpec:
             InputError: the task is answered in free text.
         """
         if self.labels is None:
-            raise InputError(f"{what} needs a label set.", "Give the task labels, or use kind 'seq2seq' or 'causal'.")
+            raise InputError(
+                f"{what} needs a label set.",
+                "Give the task labels ('train': all its answers), or use kind 'seq2seq' or 'causal'.",
+            )
         return self.labels
 
     def check_output(self, output: str) -> None:

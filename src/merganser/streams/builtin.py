@@ -9,12 +9,24 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from merganser.streams.bad_rows import EMPTY, UNLABELLED
+
 Kind = Literal["classification", "generation"]
 DEMO = "demo"
 """Name of the stream that :mod:`merganser.streams.demo` makes from an installed package."""
 
 LABELLED_SUPERNI = frozenset({"task363", "task875", "task1687"})
 """The SuperNI tasks whose outputs are labels: scored by exact match, the other twelve by ROUGE-L."""
+
+
+KNOWN_IRREGULARITIES = frozenset({EMPTY, UNLABELLED})
+"""Kinds of bad rows in the published files: task511 has empty answers; of ``NO_LABEL`` below."""
+
+NO_LABEL = {"mnli": "-"}
+"""Task -> the answer that marks a text on which the annotators did not agree."""
+
+SYNONYMS = {"task363": {"POS": "P", "NEG": "N"}}
+"""Task -> other ways to write an answer that AimMerging's scoring accepts."""
 
 
 @dataclass(frozen=True)

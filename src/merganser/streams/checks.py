@@ -2,20 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from merganser.errors import InputError, first_repeated, nearest
+from merganser.streams.bad_rows import BadRows, BadRowsError, Problem
+from merganser.streams.decoding import unicode_problem
 from merganser.streams.options import name_problem
 from merganser.streams.task import Example, Task
+
+_SHOWN_LABELS, _SHOWN_CHARACTERS = 20, 60
+"""How many labels, and how much of each, a message shows."""
+_COMPARED_LABELS = 2000
+"""How many labels are searched for the one nearest to a wrong answer: the search is slow."""
 
 
 def check_task(task: Task) -> None:
     """Refuse a task that cannot be learned or scored.
 
     Raises:
-        InputError: a name unfit for a folder, no training texts, texts beside images, an empty text, an answer outside
-            the label set, a label in dev or test that no training text has, two labels with the same text. What is
-            wrong with labels, prompt or metric alone is refused by :class:`~merganser.streams.answers.AnswerSpec`.
+        InputError: a name unfit for a folder, no training texts, texts beside images, two labels with the same text.
+            What is wrong with labels, prompt or metric alone is refused by
+            :class:`~merganser.streams.answers.AnswerSpec`.
+        BadRowsError: all examples with an empty text, text that is no valid Unicode, an answer outside the label set,
+            a label in dev or test that no training text has.
     """
     if problem := name_problem(task.name):
         raise InputError(f"{problem[0].upper()}{problem[1:]}.", "Rename the task.")
@@ -24,13 +33,25 @@ def check_task(task: Task) -> None:
         raise InputError(f"{where} has no training texts.", "Give it at least one.")
     if len({example.image is None for _, examples in _splits(task) for example in examples}) > 1:
         raise InputError(f"{where} has both texts and images.", "Make two tasks of it.")
+    labels = task.spec.labels
+    if labels is not None:
+        _check_label_texts(where, task, labels)
+    known = None if labels is None else frozenset(labels)
+    learned = None if labels is None else frozenset(example.output for example in task.train)
+    sources = []
     for split, examples in _splits(task):
+        bad = BadRows(where, f"{split} text", good=len(examples))
         for number, example in enumerate(examples, start=1):
-            if not example.input.strip() or not example.output.strip():
-                part = "output" if example.input.strip() else "input"
-                raise InputError(f"{where}: the {part} of {split} text {number} is empty.", "Fill it, or remove it.")
-    if task.spec.labels is not None:
-        _check_labels(where, task, task.spec.labels)
+            wrong = text_problem(example)
+            if wrong is None and labels is not None and known is not None and learned is not None:
+                wrong = label_problem(example.output, known, labels) or unlearned_problem(example.output, learned)
+            if wrong is not None:
+                bad.add(number, wrong)
+                bad.good -= 1
+        if len(bad):
+            sources.append(bad)
+    if sources:
+        raise BadRowsError(sources, can_skip=False)
 
 
 def check_names(names: Sequence[str]) -> None:
@@ -43,29 +64,55 @@ def check_names(names: Sequence[str]) -> None:
         raise InputError(f"Task '{twice}' occurs twice.", "Give every task of a stream its own name.")
 
 
+def text_problem(example: Example) -> Problem | None:
+    """Return what is wrong with an example's texts alone."""
+    for part, text in (("input", example.input), ("output", example.output), ("id", example.id)):
+        if not isinstance(text, str):
+            return Problem(f"the {part} is a {type(text).__name__}, not a text", "Give the example a text.")
+        if part != "id" and not text.strip():
+            return Problem(f"the {part} is empty", "Fill it, or remove it.")
+        if problem := unicode_problem(text):
+            return Problem(f"the {part} is no valid Unicode", "Replace these characters, or remove it.", problem)
+    return None
+
+
+def label_problem(answer: str, known: Collection[str], labels: Sequence[str]) -> Problem | None:
+    """Return what is wrong with an answer that is not a label.
+
+    Args:
+        answer: the answer of an example.
+        known: the labels, for fast look-up.
+        labels: the labels, in order.
+    """
+    if answer in known:
+        return None
+
+    def remedy() -> str:
+        hint = nearest(answer, labels[:_COMPARED_LABELS])
+        return hint or "Correct it, add it to 'labels', or use 'labels: none'."
+
+    shown = ", ".join(map(_shortened, labels[:_SHOWN_LABELS])) + (", ..." if len(labels) > _SHOWN_LABELS else "")
+    return Problem(f"the answer is not one of the labels ({shown})", remedy, f"'{_shortened(answer)}'")
+
+
+def unlearned_problem(answer: str, learned: Collection[str]) -> Problem | None:
+    """Return what is wrong with a label in dev or test that no training text has."""
+    if answer in learned:
+        return None
+    remedy = "Add training texts with that label, or remove it; with a limit, raise the limit."
+    return Problem("the answer is a label that no training text has", remedy, f"'{_shortened(answer)}'")
+
+
+def _shortened(text: str) -> str:
+    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[: _SHOWN_CHARACTERS - 3]}..."
+
+
 def _splits(task: Task) -> tuple[tuple[str, Sequence[Example]], ...]:
     return ("train", task.train), ("dev", task.dev), ("test", task.test)
 
 
-def _check_labels(where: str, task: Task, labels: tuple[str, ...]) -> None:
+def _check_label_texts(where: str, task: Task, labels: Sequence[str]) -> None:
     if (twice := first_repeated(map(task.spec.text_of, labels))) is not None:
         raise InputError(
             f"{where}: two labels have the same text '{twice}'.", "Make the texts differ, or no encoder can."
         )
-    known = set(labels)
-    for split, examples in _splits(task):
-        for number, example in enumerate(examples, start=1):
-            if example.output not in known:
-                raise InputError(
-                    f"{where}: {split} text {number} has the answer '{example.output}', which is not one of its labels"
-                    f" ({', '.join(labels[:20])}{', ...' if len(labels) > 20 else ''}).",
-                    nearest(example.output, labels) or "Correct it, add it to 'labels', or use 'labels: none'.",
-                )
-    learned = {example.output for example in task.train}
-    for split, examples in _splits(task)[1:]:
-        for number, example in enumerate(examples, start=1):
-            if example.output not in learned:
-                raise InputError(
-                    f"{where}: {split} text {number} has the label '{example.output}', which no training text has.",
-                    "Add training texts with that label, or remove it; with a limit, raise the limit.",
-                )

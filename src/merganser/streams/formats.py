@@ -5,22 +5,26 @@ Files are read whole: a task is a few thousand texts, and the sum over its bytes
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
+import itertools
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, first_repeated, nearest
-from merganser.files.documents import Malformed, parse_json, read_bytes
+from merganser.errors import InputError, nearest
+from merganser.files.documents import read_bytes
+from merganser.streams.bad_rows import EMPTY, BadCell, BadRows, Problem
+from merganser.streams.class_names import class_name
+from merganser.streams.decoding import UNICODE_REMEDY, unicode_problem
+from merganser.streams.parquet import read_parquet
+from merganser.streams.text_files import READERS, UNITS, read_text
 
 IDX_IMAGES = "images-idx3-ubyte"
 """What the names of MNIST's files of images contain."""
-ENDINGS = (".json", ".jsonl", ".csv", ".tsv", ".parquet")
+ENDINGS = (*READERS, ".parquet")
 HUB = "hub:"
 _SPLIT_NAMES = {"train", "validation", "valid", "val", "dev", "test"}
 _HUB_FORM = re.compile(
@@ -41,6 +45,7 @@ class Table:
         unit: ``line`` or ``row``: what ``places`` counts.
         sha256: of the file's bytes; of the rows as JSON for a hub data set.
         folder: that paths in the cells start from.
+        bad: rows that could not be read, such as a malformed line.
     """
 
     shown: str
@@ -50,48 +55,74 @@ class Table:
     unit: str
     sha256: str
     folder: Path = Path()
+    bad: BadRows = field(default_factory=lambda: BadRows("", "row"))
 
     def where(self, index: int) -> str:
         """Return the place of row ``index`` (0-based) for messages, as ``file, line 7``."""
         return f"{self.shown}, {self.unit} {self.places[index]}"
 
+    def require(self, fields: Sequence[str]) -> None:
+        """Refuse a table of which no row has one of the fields: its name is wrong, not its rows.
+
+        Raises:
+            InputError: naming the fields that the rows have.
+        """
+        missing = dict.fromkeys(fields)
+        known: dict[str, None] = {}
+        for row in self.rows:
+            missing = {name: None for name in missing if name not in row}
+            if not missing:
+                return
+            known.update(dict.fromkeys(map(str, row)))
+        if known:
+            name = next(iter(missing))
+            raise InputError(
+                f"{self.where(0)}: there is no field '{name}'; the fields are {_listed(known)}.",
+                nearest(name, known) or "Name the fields of the file with 'input' and 'output'.",
+            )
+
     def value(self, index: int, field: str) -> Any:
         """Return the content of one cell.
 
         Raises:
-            InputError: no such field in this row.
+            BadCell: no such field in this row.
         """
         row = self.rows[index]
         if field not in row:
-            raise InputError(
-                f"{self.where(index)}: there is no field '{field}'; the fields are {_listed(row)}.",
-                nearest(field, [str(key) for key in row]) or "Name the fields of the file with 'input' and 'output'.",
-            )
+
+            def remedy() -> str:
+                return nearest(field, map(str, row)) or f"Give the row the field '{field}', or remove it."
+
+            problem = Problem(f"there is no field '{field}'", remedy, f"the fields are {_listed(row)}")
+            raise BadCell(self.where(index), problem)
         return row[field]
 
     def text(self, index: int, field: str) -> str:
         """Return one cell as text; numbers and booleans are written as in JSON.
 
         Raises:
-            InputError: no such field in this row, a value that is not text, an empty text.
+            BadCell: no such field in this row, a value that is not text, an empty text, text that is no valid Unicode.
         """
         value = self.value(index, field)
+        where, remedy = self.where(index), "Give the row a text, or remove it."
         if isinstance(value, str):
             text = value
         elif isinstance(value, bool | int | float) and value == value:  # NaN, which is not equal to itself, is no text
             text = json.dumps(value)
         else:
             kind = "missing" if value is None or value != value else f"a {type(value).__name__}, not a text"
-            raise InputError(f"{self.where(index)}: field '{field}' is {kind}.", "Give the row a text, or remove it.")
+            raise BadCell(where, Problem(f"field '{field}' is {kind}", remedy))
         if not text.strip():
-            raise InputError(f"{self.where(index)}: field '{field}' is empty.", "Give the row a text, or remove it.")
+            raise BadCell(where, Problem(f"field '{field}' is empty", remedy, code=EMPTY))
+        if problem := unicode_problem(text):
+            raise BadCell(where, Problem(f"field '{field}' is no valid Unicode", UNICODE_REMEDY, problem))
         return text
 
 
-def _listed(names: Iterable[str]) -> str:
+def _listed(names: Collection[Any]) -> str:
     """List at most twenty names."""
-    shown = [repr(name) for name in names]
-    return ", ".join(shown[:20]) + (f" and {len(shown) - 20:,} more" if len(shown) > 20 else "")
+    more = f" and {len(names) - 20:,} more" if len(names) > 20 else ""
+    return ", ".join(map(repr, itertools.islice(names, 20))) + more
 
 
 def is_image_source(path: Path) -> bool:
@@ -116,7 +147,8 @@ def read_table(source: str, base: Path, default_split: str = "train") -> Table:
 def read_file(path: Path, shown: str | None = None) -> Table:
     """Read one ``.json`` (a list of objects), ``.jsonl``, ``.csv``, ``.tsv`` (with a header line) or ``.parquet`` file.
 
-    Text files are UTF-8, with or without a byte-order mark.
+    Text files are UTF-8, or UTF-16 with a byte-order mark. Columns of a ``.csv`` file are separated by commas, or by
+    semicolons or tabs where its header line has no comma. Rows that cannot be read are in ``bad`` of the table.
 
     Raises:
         InputError: see :func:`read_table`.
@@ -140,13 +172,12 @@ def read_file(path: Path, shown: str | None = None) -> Table:
         ) from error
     if not data.strip():
         raise InputError(f"{shown}: the file is empty.", "Give it at least one row.")
-    if ending == ".parquet":
-        rows, places, unit = _parquet(data, shown)
-    else:
-        rows, places, unit = _TEXT_READERS[ending](_decode(data, shown), shown)
-    if not rows:
+    unit = UNITS.get(ending, "row")
+    bad = BadRows(shown, unit)
+    rows, places = read_parquet(data, bad) if ending == ".parquet" else read_text(data, path, bad)
+    if not rows and not bad:
         raise InputError(f"{shown}: the file has no rows.", "Give it at least one row.")
-    return Table(shown, path.name, rows, places, unit, hashlib.sha256(data).hexdigest(), path.parent)
+    return Table(shown, path.name, rows, places, unit, hashlib.sha256(data).hexdigest(), path.parent, bad)
 
 
 def parse_hub(source: str, default_split: str) -> tuple[str, str | None, str]:
@@ -196,117 +227,13 @@ def read_hub(source: str, default_split: str) -> Table:
     rows = []
     for row in data:
         for key, classes in names.items():
-            # -1 marks rows whose label is withheld (the test sets of GLUE): no label rather than the last class.
-            row[key] = classes[row[key]] if row[key] is not None and row[key] >= 0 else None
+            row[key] = class_name(row[key], classes)
         digest.update(json.dumps(row, sort_keys=True, default=str).encode() + b"\n")
         rows.append(row)
     if not rows:
         raise InputError(f"{source}: split '{split}' has no rows.", "Choose another split.")
-    return Table(source, source, rows, range(1, len(rows) + 1), "row", digest.hexdigest())
-
-
-_Rows = tuple[list[dict[str, Any]], Sequence[int], str]
-
-
-def _json(text: str, shown: str) -> _Rows:
-    try:
-        rows = parse_json(text)
-    except Malformed as error:
-        remedy = "Write a list of objects: [{...}, {...}]."
-        if error.reason == "Extra data":
-            remedy = "If every line is an object, end the file's name in .jsonl."
-        where = f"{shown}, line {error.line}" if error.line else shown
-        raise InputError(f"{where}: malformed JSON: {error.reason}.", remedy) from error
-    if not isinstance(rows, list):
-        raise InputError(f"{shown}: holds a {type(rows).__name__}, not a list.", "Write a list of objects.")
-    for number, row in enumerate(rows, start=1):
-        if not isinstance(row, dict):
-            raise InputError(f"{shown}, row {number}: is a {type(row).__name__}.", "Make it an object: {...}.")
-    return rows, range(1, len(rows) + 1), "row"
-
-
-def _jsonl(text: str, shown: str) -> _Rows:
-    rows, places = [], []
-    # Not splitlines(): texts may hold characters such as U+2028, which end no line in JSON.
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = parse_json(line)
-        except Malformed as error:
-            raise InputError(
-                f"{shown}, line {number}: malformed JSON: {error.reason}.", "Write one object per line: {...}."
-            ) from error
-        if not isinstance(row, dict):
-            raise InputError(f"{shown}, line {number}: is a {type(row).__name__}.", "Make it an object: {...}.")
-        rows.append(row)
-        places.append(number)
-    return rows, places, "line"
-
-
-def _separated(text: str, shown: str, delimiter: str) -> _Rows:
-    rows: list[dict[str, Any]] = []
-    places: list[int] = []
-    header: list[str] | None = None
-    # The limit is a setting of the whole process: 131,072 characters unless raised, less than one long document.
-    before = csv.field_size_limit(max(len(text), 1))
-    # strict: a stray quotation mark would otherwise swallow the rows after it without a word.
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    try:
-        for cells in reader:
-            if not cells:
-                continue
-            if header is None:
-                header = [cell.strip() for cell in cells]
-                twice = first_repeated(cell for cell in header if cell)
-                if twice is not None or "" in header:
-                    problem = "has a column without a name" if twice is None else f"names '{twice}' twice"
-                    raise InputError(f"{shown}: the header line {problem}.", "Give every column its own name.")
-            elif len(cells) != len(header):
-                raise InputError(
-                    f"{shown}, line {reader.line_num}: {len(cells)} cells under {len(header)} column names.",
-                    "Quote cells that hold the separator or a line break, and double the quotes inside them.",
-                )
-            else:
-                rows.append(dict(zip(header, cells, strict=True)))
-                places.append(reader.line_num)
-    except csv.Error as error:
-        raise InputError(
-            f"{shown}, line {reader.line_num}: {error}.",
-            "Put cells with quotation marks in quotes, and double the quotes inside them.",
-        ) from error
-    finally:
-        csv.field_size_limit(before)
-    return rows, places, "line"
-
-
-def _csv(text: str, shown: str) -> _Rows:
-    return _separated(text, shown, ",")
-
-
-def _tsv(text: str, shown: str) -> _Rows:
-    return _separated(text, shown, "\t")
-
-
-_TEXT_READERS = {".json": _json, ".jsonl": _jsonl, ".csv": _csv, ".tsv": _tsv}
-
-
-def _parquet(data: bytes, shown: str) -> _Rows:
-    from merganser.streams.parquet import read_parquet
-
-    rows = read_parquet(data, shown)
-    return rows, range(1, len(rows) + 1), "row"
-
-
-def _decode(data: bytes, shown: str) -> str:
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        line = data.count(b"\n", 0, error.start) + 1
-        raise InputError(
-            f"{shown}, line {line}: byte 0x{data[error.start]:02x} is not UTF-8.",
-            "Save the file as UTF-8 (iconv -t utf-8).",
-        ) from error
+    bad = BadRows(source, "row")
+    return Table(source, source, rows, range(1, len(rows) + 1), "row", digest.hexdigest(), bad=bad)
 
 
 def missing_file(path: Path, shown: str) -> InputError:

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
 from merganser.streams.answers import AnswerSpec, MetricName
-from merganser.streams.builtin import BUILTIN, DEMO, task_kind
+from merganser.streams.bad_rows import BadRows, BadRowsError, settle
+from merganser.streams.builtin import BUILTIN, DEMO, KNOWN_IRREGULARITIES, NO_LABEL, SYNONYMS, task_kind
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.formats import HUB, Table, is_image_source, read_table
+from merganser.streams.examples import SPLITS, Part, drop_outsiders, drop_unlabelled, read_parts, stripped_answers
 from merganser.streams.images.image_sets import IMAGE_SETS
+from merganser.streams.label_sets import LabelSetChoice, choose_labels
 from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
-from merganser.streams.prompts import fill_prompt, prompt_fields
 from merganser.streams.sampling import draw_limited, generator, positions_by_output
 from merganser.streams.splits import class_order, groups, hold_out
 from merganser.streams.task import Example, Stream, Task
@@ -25,7 +25,8 @@ SUFFIX = "_T5.json"
 DEMO_TEXTS = 300
 """Training and test texts per task of ``name: demo`` when no limit is given."""
 
-_HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
+_STREAM_DEFAULTS = ("limit", "limit_dev", "limit_test", "limit_seed", "on_bad_rows")
+"""Settings of a task that have their default in the stream."""
 
 
 def load_task(options: TaskOptions, base: Path) -> Task:
@@ -39,8 +40,7 @@ def load_task(options: TaskOptions, base: Path) -> Task:
         InputError: anything wrong with the files (:mod:`~merganser.streams.formats`), their fields, or the task
             (:func:`~merganser.streams.checks.check_task`), before any training.
     """
-    splits, record = _read_splits(options, base)
-    return _finish(options.name, options, splits, record, labelled_metric="accuracy")
+    return _load(options, base, in_layout=False)
 
 
 def load_stream(options: StreamOptions, base: Path) -> Stream:
@@ -66,19 +66,25 @@ def load_stream(options: StreamOptions, base: Path) -> Stream:
     if options.split is not None or options.name in IMAGE_SETS:
         return _split_stream(options, base)
     if options.tasks is not None:
-        metric: MetricName = "accuracy"
         listed = list(options.tasks)
         title = options.name or "tasks"
     else:
-        metric = "exact_match"
         names = options.task_names() or []
         folder = base / (options.folder or "")
         listed = _folder_tasks(folder, options.folder or "", names, options.name)
         title = options.name or folder.resolve().name
     check_names([task.name for task in listed])
-    resolved = [_resolve(task, options) for task in listed]
-    read = ((task, *_read_splits(task, base)) for task in resolved)
-    return Stream(title, tuple(_finish(task.name, task, splits, record, metric) for task, splits, record in read))
+    tasks: list[Task] = []
+    refused: list[BadRowsError] = []
+    for resolved in [_resolve(task, options) for task in listed]:
+        try:
+            tasks.append(_load(resolved, base, in_layout=options.tasks is None))
+        except BadRowsError as error:
+            refused.append(error)  # to name those of all tasks at once
+    if refused:
+        sources = [source for error in refused for source in error.sources]
+        raise BadRowsError(sources, can_skip=all(error.can_skip for error in refused))
+    return Stream(title, tuple(tasks))
 
 
 def _split_stream(options: StreamOptions, base: Path) -> Stream:
@@ -86,23 +92,28 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
     values = {} if options.split is None else {k: getattr(options.split, k) for k in options.split.model_fields_set}
     if options.name in IMAGE_SETS:
         values = _over(IMAGE_SETS[options.name].split(options.folder), values)
-    for name in ("limit", "limit_dev", "limit_test", "limit_seed"):
+    for name in _STREAM_DEFAULTS:
         values[name] = values.get(name) if values.get(name) is not None else getattr(options, name)
     split = SplitOptions.model_validate(values)
-    splits, record = _read_splits(split, base)
+    parts = read_parts(split, base)
+    choice = _choose_labels(split, parts)
+    labels, texts = choice.labels or (), choice.texts
+    if options.name in IMAGE_SETS and len(labels) != IMAGE_SETS[options.name].classes:
+        raise InputError(
+            f"{options.name} is a stream of {IMAGE_SETS[options.name].classes} classes, and {split.train} has "
+            f"{len(labels)}.",
+            "Give the whole data set, or describe your own under stream.split without a name.",
+        )
+    drop_outsiders(parts, choice.labels)
+    remarks = (*settle(_bad(parts), split.on_bad_rows), *stripped_answers(parts))
+    splits = _examples(parts)
+    record = {part: read.source for part, read in parts.items()}
     seed = split.limit_seed or 0
     for part, share in (("test", split.test_share), ("dev", split.dev_share)):
         if share is not None:
             splits["train"], splits[part] = hold_out(splits["train"], share, generator(seed, "held out", part))
             record[part] = f"{share:g} of each class of train, drawn with seed {seed}"
-    labels, texts = _label_set("train" if split.labels == "auto" else split.labels, splits["train"])
-    if options.name in IMAGE_SETS and len(labels or ()) != IMAGE_SETS[options.name].classes:
-        raise InputError(
-            f"{options.name} is a stream of {IMAGE_SETS[options.name].classes} classes, and {split.train} has "
-            f"{len(labels or ())}.",
-            "Give the whole data set, or describe your own under stream.split without a name.",
-        )
-    order = class_order(split, labels or (), base)
+    order = class_order(split, labels, base)
     by_class = {part: positions_by_output(examples) for part, examples in splits.items()}
     tasks = []
     for number, chosen in enumerate(groups(order, split), start=1):
@@ -110,10 +121,13 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
             part: [splits[part][i] for i in sorted(i for label in chosen for i in positions.get(label, ()))]
             for part, positions in by_class.items()
         }
-        task_options = split.model_copy(
-            update={"labels": {label: texts.get(label, label) for label in chosen} if texts else list(chosen)}
-        )
-        tasks.append(_finish(f"{split.prefix}-{number:02d}", task_options, of_task, dict(record), "accuracy"))
+        name = f"{split.prefix}-{number:02d}"
+        labels_of_task = LabelSetChoice(chosen, {label: texts[label] for label in chosen} if texts else {})
+        spec = _answer_spec(name, split, labels_of_task, "accuracy", {})
+        # Of the whole data set: said once, with the first task.
+        of_whole = remarks if number == 1 else ()
+        train, dev, test = (of_task[part] for part in SPLITS)
+        tasks.append(_limited(Task(name, train, dev, test, spec, dict(record), remarks=of_whole), split))
     return Stream(options.name or split.prefix, tuple(tasks))
 
 
@@ -131,7 +145,7 @@ def _resolve(task: TaskOptions, stream: StreamOptions) -> TaskOptions:
     values = {name: getattr(task, name) for name in task.model_fields_set}
     if override := stream.overrides.get(task.name):
         values |= {name: getattr(override, name) for name in override.model_fields_set}
-    for name in ("limit", "limit_dev", "limit_test", "limit_seed"):
+    for name in _STREAM_DEFAULTS:
         if values.get(name) is None:
             values[name] = getattr(stream, name)
     return _validated(values)
@@ -180,103 +194,81 @@ def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
     return TaskOptions.model_validate(values)
 
 
-def _read_splits(options: TaskOptions | SplitOptions, base: Path) -> tuple[dict[str, list[Example]], dict[str, str]]:
-    """Read the examples of train, dev and test, and return what each was read from."""
-    sources = {"train": options.train, "dev": options.dev, "test": options.test}
-    splits: dict[str, list[Example]] = {"train": [], "dev": [], "test": []}
-    record: dict[str, str] = {}
-    for split, source in sources.items():
-        if source is None:
-            continue
-        if not source.startswith(HUB) and is_image_source(base / source):
-            from merganser.streams.images.sources import IMAGE_FIELD, LABEL_FIELD, image_examples, read_images
+def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
+    """Read one task.
 
-            table = read_images(base / source, source, options.classes)
-            splits[split] = image_examples(table, IMAGE_FIELD, LABEL_FIELD)
-        elif options.classes is not None:
-            raise InputError(f"{source}: 'classes' names the classes of IDX files, and this is none.", "Remove it.")
-        else:
-            table = read_table(source, base, _HUB_SPLITS[split])
-            if options.image is None:
-                splits[split] = _examples(table, options)
-            else:
-                from merganser.streams.images.sources import image_examples
+    Args:
+        in_layout: whether it comes from a folder in AimMerging's layout.
+    """
+    published = in_layout and task_kind(options.name) is not None
+    parts = read_parts(options, base)
+    if published and options.name in NO_LABEL:
+        drop_unlabelled(parts, NO_LABEL[options.name])
+    tolerated = KNOWN_IRREGULARITIES if published else frozenset()
+    choice = _choose_labels(options, parts, tolerated)
+    drop_outsiders(parts, choice.labels)
+    remarks = (*settle(_bad(parts), options.on_bad_rows, tolerated), *stripped_answers(parts))
+    if choice.remark:
+        remarks = (*remarks, choice.remark)
+    metric: MetricName = "exact_match" if in_layout else "accuracy"
+    synonyms = SYNONYMS.get(options.name, {}) if published else {}
+    if not set(synonyms.values()) <= set(choice.labels or ()):
+        synonyms = {}  # the labels are others than those of the benchmark
+    spec = _answer_spec(options.name, options, choice, metric, synonyms)
+    record = {split: part.source for split, part in parts.items()}
+    splits = _examples(parts)
+    train, dev, test = (splits[split] for split in SPLITS)
+    return _limited(Task(options.name, train, dev, test, spec, record, remarks=remarks), options)
 
-                splits[split] = image_examples(table, options.image, options.output)
-        record[split] = f"{table.name} sha256:{table.sha256}"
-    return splits, record
 
-
-def _finish(
-    name: str,
-    options: TaskSettings,
-    splits: dict[str, list[Example]],
-    record: dict[str, str],
-    labelled_metric: MetricName,
-) -> Task:
-    """Create a task from its examples: collect the labels, check everything, draw the limited examples."""
+def _choose_labels(options: TaskSettings, parts: dict[str, Part], tolerated: Collection[str] = ()) -> LabelSetChoice:
+    """Choose the labels of a task or a split, of which a part without usable rows is refused first."""
+    emptied = [bad for bad in _bad(parts) if not bad.good]
+    if emptied:
+        settle(_bad(parts), options.on_bad_rows, tolerated)
+    train = parts["train"].examples
     label_set = options.labels
-    if label_set == "auto" and any(example.image is not None for example in splits["train"]):
-        label_set = "train"  # images have no free-text answers
-    labels, texts = _label_set(label_set, splits["train"])
-    metric = options.metric or ("rouge_l" if labels is None else labelled_metric)
+    # Images have no free-text answers, and neither has a split, which is cut by its labels.
+    always = isinstance(options, SplitOptions) or any(example.image is not None for example in train)
+    if label_set == "auto" and always:
+        label_set = "train"
+    return choose_labels(label_set, train, needed=options.answer == "rank" or options.metric == "accuracy")
+
+
+def _bad(parts: dict[str, Part]) -> list[BadRows]:
+    return [part.bad for part in parts.values()]
+
+
+def _examples(parts: dict[str, Part]) -> dict[str, list[Example]]:
+    return {split: parts[split].examples if split in parts else [] for split in SPLITS}
+
+
+def _answer_spec(
+    name: str, options: TaskSettings, choice: LabelSetChoice, labelled_metric: MetricName, synonyms: dict[str, str]
+) -> AnswerSpec:
+    metric = options.metric or ("rouge_l" if choice.labels is None else labelled_metric)
     try:
-        spec = AnswerSpec(labels, texts, options.answer, metric, options.prompt)
+        return AnswerSpec(choice.labels, choice.texts, options.answer, metric, options.prompt, synonyms)
     except InputError as error:
         raise InputError(f"Task '{name}': {error.cause[0].lower()}{error.cause[1:]}", error.remedy) from error
-    task = Task(
-        name=name,
-        train=splits["train"],
-        dev=splits["dev"],
-        test=splits["test"],
-        spec=spec,
-    )
+
+
+def _limited(task: Task, options: TaskSettings) -> Task:
+    """Check a task, and draw its limited examples."""
     # The whole files are checked first, so that a mistake in row 900 is reported at any limit.
     check_task(task)
+    splits: dict[str, Sequence[Example]] = {"train": task.train, "dev": task.dev, "test": task.test}
+    record = dict(task.source)
     limits = {"train": options.limit, "dev": options.limit_dev, "test": options.limit_test}
     for split, limit in limits.items():
         whole = splits[split]
         if limit is None or limit >= len(whole):
             continue
         seed = options.limit_seed or 0
-        rng = generator(seed, name, split)
-        splits[split] = draw_limited(whole, limit, rng, every_label=split == "train" and labels is not None)
+        rng = generator(seed, task.name, split)
+        every_label = split == "train" and task.labels is not None
+        splits[split] = draw_limited(whole, limit, rng, every_label=every_label)
         record[f"{split}_limit"] = f"{limit} of {len(whole)} texts, drawn with seed {seed}"
     limited = replace(task, train=splits["train"], dev=splits["dev"], test=splits["test"], source=record)
     check_task(limited)
     return limited
-
-
-def _examples(table: Table, options: TaskSettings) -> list[Example]:
-    names = [options.input] if isinstance(options.input, str) else options.input
-    fields = prompt_fields(options.prompt)
-    # A column called "input" needs no special case: unless 'input' says otherwise, {input} is that column.
-    plain = [name for name in fields if name != "input"]
-    examples = []
-    for index, row in enumerate(table.rows):
-        values = {name: table.text(index, name) for name in plain}
-        if "input" in fields:
-            values["input"] = "\n".join(table.text(index, name) for name in names)
-        identity = row.get("id")
-        examples.append(
-            Example(
-                input=fill_prompt(options.prompt, values),
-                output=table.text(index, options.output).strip(),
-                id="" if identity is None else str(identity),
-            )
-        )
-    return examples
-
-
-def _label_set(options: LabelSet, train: Sequence[Example]) -> tuple[tuple[str, ...] | None, dict[str, str]]:
-    """Return the labels in a fixed order (as listed, or sorted when collected) and the texts for a matcher."""
-    if options is None:
-        return None, {}
-    if isinstance(options, dict):
-        return tuple(options), dict(options)
-    if isinstance(options, list):
-        return tuple(options), {}
-    counts = Counter(example.output for example in train)
-    if options == "auto" and min(counts.values()) < 2:
-        return None, {}
-    return tuple(sorted(counts)), {}

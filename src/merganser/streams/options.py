@@ -12,6 +12,7 @@ from merganser.errors import InputError, first_repeated, nearest
 from merganser.files.temporary_names import PARTIAL
 from merganser.options import StrictOptions
 from merganser.streams.answers import AnswerMode, MetricName
+from merganser.streams.bad_rows import STREAM_CHOICE, TASK_CHOICE, OnBadRows
 from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.prompts import prompt_fields
@@ -29,7 +30,7 @@ def name_problem(name: str) -> str:
     """Return why ``name`` cannot name a task (and a folder of the run), or an empty string."""
     if not _NAME.fullmatch(name):
         return (
-            f"task name '{name}' cannot name a folder: use letters, digits, '.', '_' and '-', "
+            f"task name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
             "beginning with a letter or digit"
         )
     if name.casefold().endswith(PARTIAL):
@@ -72,7 +73,7 @@ class TaskSettings(Options):
         default="auto",
         description="the closed set of answers: a list; or a mapping label -> text that an encoder reads instead; "
         "'train': all outputs of the training file; 'auto' (default): the same if each of them occurs at least "
-        "twice, else free text; null or 'none': free text",
+        "twice and they are not sentences with few examples each, else free text; null or 'none': free text",
     )
     prompt: str = Field(
         default="{input}",
@@ -94,6 +95,7 @@ class TaskSettings(Options):
     )
     limit_test: Count | None = Field(default=None, description="at most this many test examples, sampled at random")
     limit_seed: Seed | None = Field(default=None, description="seed of these samples; default 0")
+    on_bad_rows: OnBadRows | None = Field(default=None, description=TASK_CHOICE)
 
     @field_validator("labels", mode="before")
     @classmethod
@@ -105,7 +107,7 @@ class TaskSettings(Options):
         if isinstance(value, list | tuple):
             return [_label(label) for label in value]
         if isinstance(value, str) and value not in ("auto", "train"):
-            raise ValueError(f"labels '{value}' is not a list, a mapping, 'auto', 'train' or 'none'")
+            raise ValueError(f"labels {value!r} is not a list, a mapping, 'auto', 'train' or 'none'")
         return value
 
     @field_validator("labels")
@@ -117,14 +119,14 @@ class TaskSettings(Options):
             if any(not label for label in value):
                 raise ValueError("a label is empty")
         if isinstance(value, list) and (twice := first_repeated(value)) is not None:
-            raise ValueError(f"label '{twice}' occurs twice")
+            raise ValueError(f"label {twice!r} occurs twice")
         if isinstance(value, dict):
             seen: dict[str, str] = {}
             for label, text in value.items():
                 if not text:
-                    raise ValueError(f"the text of label '{label}' is empty")
+                    raise ValueError(f"the text of label {label!r} is empty")
                 if text in seen:
-                    raise ValueError(f"labels '{seen[text]}' and '{label}' have the same text '{text}'")
+                    raise ValueError(f"labels {seen[text]!r} and {label!r} have the same text {text!r}")
                 seen[text] = label
         return value
 
@@ -147,7 +149,7 @@ class TaskSettings(Options):
             raise ValueError("the prompt has no {input} and no other field: all texts would be the same")
         inputs = [self.input] if isinstance(self.input, str) else self.input
         if self.output in fields or ("input" in fields and self.output in inputs):
-            raise ValueError(f"the prompt shows the answer (field '{self.output}')")
+            raise ValueError(f"the prompt shows the answer (field {self.output!r})")
         if self.answer == "rank" and self.labels is None:
             raise ValueError("answer 'rank' needs labels")
         if self.metric == "accuracy" and self.labels is None:
@@ -274,6 +276,7 @@ class StreamOptions(Options):
     limit_dev: Count | None = Field(default=None, description="default of every task's limit_dev")
     limit_test: Count | None = Field(default=None, description="default of every task's limit_test")
     limit_seed: Seed | None = Field(default=None, description="default of every task's limit_seed")
+    on_bad_rows: OnBadRows | None = Field(default=None, description=STREAM_CHOICE)
     overrides: dict[str, TaskOverrides] = Field(
         default_factory=dict, description="task name -> settings of that task, such as the texts of its labels"
     )
@@ -297,7 +300,7 @@ class StreamOptions(Options):
         if not sources:
             if self.name is not None:
                 hint = nearest(self.name, [*BUILTIN, DEMO, *IMAGE_SETS])
-                raise ValueError(f"'{self.name}' is not a built-in stream. {hint or 'Known: ' + ', '.join(BUILTIN)}")
+                raise ValueError(f"{self.name!r} is not a built-in stream. {hint or 'Known: ' + ', '.join(BUILTIN)}")
             raise ValueError("names no tasks: give 'tasks', 'split', 'folder' and 'order', or a built-in 'name'")
         if self.split is not None and not image_set and self.split.train is None:
             raise ValueError("'split' needs 'train': the examples whose classes are split")
@@ -312,13 +315,13 @@ class StreamOptions(Options):
             raise ValueError("'overrides' do not apply to a split; give its settings in 'split'")
         names = self.task_names()
         if (twice := first_repeated(names or [])) is not None:
-            raise ValueError(f"task '{twice}' occurs twice")
+            raise ValueError(f"task {twice!r} occurs twice")
         for name in names or []:
             if problem := name_problem(name):
                 raise ValueError(problem)
         for name in self.overrides:
             if names is not None and name not in names:
-                raise ValueError(f"overrides: '{name}' is not a task of the stream. {nearest(name, names)}".strip())
+                raise ValueError(f"overrides: {name!r} is not a task of the stream. {nearest(name, names)}".strip())
         return self
 
     def task_names(self) -> list[str] | None:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from merganser.errors import InputError, first_line, first_repeated
+from merganser.streams.bad_rows import BadRows
+from merganser.streams.class_names import class_names, name_classes
 
 if TYPE_CHECKING:
     import pyarrow
@@ -21,12 +24,15 @@ BATCH_BYTES, BATCH_ROWS = 1 << 28, (16, 4096)
 _REMEDY = "Write it again with fewer or shorter values, or as .jsonl."
 
 
-def read_parquet(data: bytes, shown: str) -> list[dict[str, Any]]:
-    """Read the rows of a file.
+def read_parquet(data: bytes, bad: BadRows) -> tuple[list[dict[str, Any]], Sequence[int]]:
+    """Read the rows of a file; class numbers become class names where its metadata has them.
 
     Args:
         data: its bytes.
-        shown: its name in messages.
+        bad: has its name in messages, and receives the rows that cannot be read.
+
+    Returns:
+        Field name -> value for each row, and the 1-based number of each row.
 
     Raises:
         InputError: not a Parquet file, damaged, a column twice, values that Python cannot hold (a time of nanoseconds),
@@ -35,6 +41,7 @@ def read_parquet(data: bytes, shown: str) -> list[dict[str, Any]]:
     import pyarrow
     import pyarrow.parquet
 
+    shown = bad.shown
     rows: list[dict[str, Any]] = []
     try:
         file = pyarrow.parquet.ParquetFile(pyarrow.BufferReader(data))
@@ -51,7 +58,8 @@ def read_parquet(data: bytes, shown: str) -> list[dict[str, Any]]:
     except (pyarrow.ArrowException, OSError, ValueError, RecursionError) as error:
         reason = first_line(error).rstrip(".")
         raise InputError(f"{shown}: is not a Parquet file that can be read: {reason}.", "Write it again.") from error
-    return rows
+    classes = class_names(file.schema_arrow.metadata)
+    return name_classes(rows, classes, bad) if classes else (rows, range(1, len(rows) + 1))
 
 
 def _batch_size(metadata: pyarrow.parquet.FileMetaData, length: int, shown: str) -> int:
@@ -82,11 +90,25 @@ def _decoded(array: pyarrow.Array) -> pyarrow.Array:
 
 
 def _values(column: pyarrow.Array, name: str, shown: str) -> list[Any]:
+    import pyarrow
+
     try:
         return list(column.to_pylist())
+    except UnicodeDecodeError as error:
+        if not (pyarrow.types.is_string(column.type) or pyarrow.types.is_large_string(column.type)):
+            raise _unreadable(column, name, shown, error) from error
+        # As in text files: the bytes become lone surrogates, by which the rows are found.
+        return [
+            value.as_buffer().to_pybytes().decode("utf-8", errors="surrogateescape") if value.is_valid else None
+            for value in column
+        ]
     except (ValueError, OverflowError, LookupError, RecursionError) as error:
-        # Nanoseconds, years beyond 9999, unknown time zones, bytes that are no UTF-8.
-        reason = first_line(error).rstrip(".")
-        raise InputError(
-            f"{shown}: column '{name}' ({column.type}) cannot be read: {reason}.", "Write that column as text."
-        ) from error
+        raise _unreadable(column, name, shown, error) from error
+
+
+def _unreadable(column: pyarrow.Array, name: str, shown: str, error: Exception) -> InputError:
+    # Nanoseconds, years beyond 9999, unknown time zones, bytes that are no UTF-8.
+    reason = first_line(error).rstrip(".")
+    return InputError(
+        f"{shown}: column '{name}' ({column.type}) cannot be read: {reason}.", "Write that column as text."
+    )

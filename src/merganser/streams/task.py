@@ -53,6 +53,7 @@ class Task:
         train, dev, test: examples; dev and test may be empty.
         spec: labels, prompt, metric, and whether answers are written or ranked.
         source: where the data came from (file names and SHA-256 sums), for the record.
+        remarks: what a person should know about the data before learning, such as rows that were skipped.
 
     ``Task(..., metric=...)`` sets the metric of ``spec``: a name, or a function of answers, references and inputs that
     returns one score in [0, 1] per example (:data:`merganser.metrics.function.MetricFunction`).
@@ -67,17 +68,24 @@ class Task:
     spec: AnswerSpec = field(default_factory=AnswerSpec)
     source: Mapping[str, str] = field(default_factory=dict)
     metric: InitVar[str | MetricFunction | None] = None
+    remarks: Sequence[str] = ()
 
     def __post_init__(self, metric: str | MetricFunction | None) -> None:
         if metric is not None:
             object.__setattr__(self, "spec", replace(self.spec, metric=metric))
+
+    @property
+    def labels(self) -> tuple[str, ...] | None:
+        """Return the closed set of answers, in a fixed order; ``None`` for free text."""
+        return self.spec.labels
 
     def fingerprint(self) -> str:
         """Compute the SHA-256 of everything that influences a result; it does not depend on the names of the files."""
         digest = hashlib.sha256()
         spec = self.spec
         texts = repr(sorted(spec.label_texts.items()))
-        for part in (self.name, metric_name(spec.metric), spec.mode, spec.prompt, repr(spec.labels), texts):
+        synonyms = [repr(sorted(spec.synonyms.items()))] if spec.synonyms else []
+        for part in (self.name, metric_name(spec.metric), spec.mode, spec.prompt, repr(spec.labels), texts, *synonyms):
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError
+from merganser.streams.bad_rows import BadCell, BadRows, Problem
 from merganser.streams.formats import IDX_IMAGES, Table
 from merganser.streams.images.idx import read_idx
 from merganser.streams.images.picture import Picture, require_pillow
@@ -43,23 +44,28 @@ def read_images(path: Path, shown: str, classes: Sequence[str] | None = None) ->
     return _folder_table(path, shown)
 
 
-def image_examples(table: Table, image: str, output: str) -> list[Example]:
-    """Return the rows of a table as examples.
+def image_example(table: Table, index: int, image: str, output: str) -> Example:
+    """Return a row of a table as an example.
 
     Args:
         table: what :func:`read_images` returned, or a file or hub data set.
+        index: 0-based row.
         image, output: fields that hold the image and the label.
 
     Raises:
-        InputError: a row has no such field or no image, or pillow is not installed.
+        BadCell: the row has no such field, no image that can be read, or no label.
     """
-    require_pillow()
-    examples = []
-    for index in range(len(table.rows)):
-        where = f"{table.where(index)}, field '{image}'"
-        picture = _picture_of_cell(table.value(index, image), where, table.folder)
-        examples.append(Example(input=picture.name, output=table.text(index, output).strip(), image=picture))
-    return examples
+    where = f"{table.where(index)}, field '{image}'"
+    cell = table.value(index, image)
+    try:
+        picture = _picture_of_cell(cell, where, table.folder)
+    except InputError as error:
+        raise BadCell(table.where(index), _no_image(error)) from error
+    return Example(input=picture.name, output=table.text(index, output), image=picture)
+
+
+def _no_image(error: InputError) -> Problem:
+    return Problem("there is no image that can be read", error.remedy, error.cause.removesuffix("."))
 
 
 def _picture_of_cell(value: Any, where: str, folder: Path) -> Picture:
@@ -81,6 +87,8 @@ def _picture_of_cell(value: Any, where: str, folder: Path) -> Picture:
 
 def _folder_table(folder: Path, shown: str) -> Table:
     rows: list[dict[str, Any]] = []
+    places: list[int] = []
+    bad = BadRows(f"{shown.rstrip('/')}/", "image")
     digest = hashlib.sha256()
     labels = sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not labels:
@@ -94,11 +102,17 @@ def _folder_table(folder: Path, shown: str) -> Table:
                 f"Put images in ({', '.join(IMAGE_ENDINGS)}), or remove the folder.",
             )
         for file in files:
+            place = len(rows) + len(bad) + 1
             picture = Picture(str(Path(shown) / file.relative_to(folder)), path=file)
-            picture.check()
+            try:
+                picture.check()
+            except InputError as error:
+                bad.add(place, _no_image(error))
+                continue
+            places.append(place)
             digest.update(f"{label}\0{picture.sha256}\n".encode())
             rows.append({IMAGE_FIELD: picture, LABEL_FIELD: label})
-    return Table(shown, folder.resolve().name, rows, range(1, len(rows) + 1), "image", digest.hexdigest())
+    return Table(shown, folder.resolve().name, rows, places, "image", digest.hexdigest(), bad=bad)
 
 
 def _idx_table(path: Path, shown: str, classes: Sequence[str] | None) -> Table:
@@ -128,4 +142,5 @@ def _idx_table(path: Path, shown: str, classes: Sequence[str] | None) -> Table:
         for i, (image, label) in enumerate(zip(images, labels, strict=True), start=1)
     ]
     digest = hashlib.sha256(f"{images_sha256} {labels_sha256}".encode()).hexdigest()
-    return Table(shown, path.name, rows, range(1, len(rows) + 1), "image", digest)
+    places = range(1, len(rows) + 1)
+    return Table(shown, path.name, rows, places, "image", digest, bad=BadRows(shown, "image"))
