@@ -232,6 +232,8 @@ def test_links_in_the_place_of_targets_and_temporary_names_are_not_followed(tmp_
         (run / name).symlink_to(elsewhere / "file")
     for name in ("folder", "folder.partial", "folder.old.partial"):
         (run / name).symlink_to(elsewhere)
+    with pytest.raises(OSError, match="symbolic links"):
+        atomic.write(run / "file.partial", b"ours")
     with atomic.StagedChanges() as changes:
         changes.write(run / "file", b"ours")
         (changes.folder(run / "folder") / "a").write_text("a")

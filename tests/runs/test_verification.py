@@ -126,6 +126,10 @@ def test_what_an_interruption_leaves_is_no_damage(run: Path) -> None:
     found = checked(run)
     assert (found.damaged, found.made_again) == ([], [])
     assert found.notes == ["Scores, ledger and model were brought up to date with the tasks learned."]
+    (run / "tasks" / "03-truth.partial").mkdir()
+    assert checked(run).notes == [
+        "tasks/03-truth.partial was not finished; the next command that changes the run removes it."
+    ]
 
 
 def test_a_run_without_checksums_is_read(run: Path) -> None:

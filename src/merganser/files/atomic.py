@@ -76,9 +76,11 @@ def flush_tree(folder: Path) -> None:
 
 
 def write(path: Path, content: bytes) -> None:
-    """Write a file in place: one with a temporary name, or in a folder that has one."""
+    """Write a file in place: one with a temporary name, or in a folder that has one. A link is not followed."""
     with full_disk_is_an_error(path):
-        path.write_bytes(content)
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o666)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
 
 
 def rename(source: Path, target: Path) -> None:

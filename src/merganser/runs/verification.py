@@ -21,7 +21,7 @@ from merganser.runs.links import TASKS, refuse_links
 from merganser.runs.reading import read_lines
 from merganser.runs.record import MergeRecord, RowFile
 from merganser.runs.references import REFERENCES
-from merganser.runs.rows import RECORD, read_row, read_row_record, row_folders
+from merganser.runs.rows import RECORD, read_row, read_row_record, row_folders, unfinished_rows
 
 
 @dataclass(frozen=True)
@@ -108,6 +108,9 @@ class _Verifier:
                 self._note_file(number, name, expected, problem)
         for number, record in self.records.items():
             self._check_others(number, record)
+        for folder in unfinished_rows(self.path / TASKS):
+            name = self._name(folder)
+            self.found.notes.append(f"{name} was not finished; the next command that changes the run removes it.")
 
     def _note_file(self, number: int, name: str, expected: str, problem: str) -> None:
         path = self.folders[number] / name
