@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -25,8 +26,6 @@ def permuted(weight: torch.Tensor, heads: int) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def file(folders: dict[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny Llama as a GGUF file in fp32, with its byte-level tokenizer."""
-    import json
-
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folders["causal"])
@@ -94,6 +93,8 @@ def test_a_gguf_file_is_the_model_it_was_made_from(
     capfd: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
+    beside = {"base_model_name_or_path": "nowhere/at-all", "peft_type": "LORA"}
+    (file.parent / "adapter_config.json").write_text(json.dumps(beside))  # no part of the file
     lengths, spec = Lengths(32, 4), AnswerSpec(("positive", "negative"), mode="rank")
     from_file = load_backbone(ModelOptions(name=str(file), kind="causal", precision="fp32"), lengths, 0)
     assert capfd.readouterr() == ("", "")

@@ -58,6 +58,7 @@ SPOILED: dict[str, tuple[Callable[[Path], None], str]] = {
     "outside": (lambda folder: index(folder, "../m.safetensors"), "outside its folder: '../m.safetensors'"),
     "absolute": (lambda folder: index(folder, "/m.safetensors"), "outside its folder: '/m.safetensors'"),
     "no name": (lambda folder: index(folder, 3), "outside its folder: 3"),
+    "list": (lambda folder: index(folder, ["b.safetensors"]), r"outside its folder: \['b"),
     "missing": (lambda folder: index(folder, "b.safetensors"), r"lacks 1 of its weight files, first b\.safetensors"),
     "named pickle": (lambda folder: config(folder, transformers_weights="adapter_model.bin"), "not a safetensors file"),
     "named elsewhere": (lambda folder: config(folder, transformers_weights="../a.safetensors"), "outside its folder"),
@@ -103,9 +104,13 @@ def test_a_model_of_the_hub(folders: dict[str, Path], tmp_path: Path, monkeypatc
     source = ModelSource("own/tiny", "own/tiny")
     assert source.weight_files() == [snapshot / "model.safetensors"]
     assert source.file("adapter_config.json") is None
+    source.check_weights()
+    options = ModelOptions(name="own/tiny", kind="causal", lora=None, precision="fp32")
+    assert load_backbone(options, Lengths(32, 8), 0).pretrained_from.source.weight_files() == source.weight_files()
     index(snapshot, "../evil.bin")
-    with pytest.raises(InputError, match="outside its folder"):
-        source.weight_files()
+    for check in (source.check_weights, source.weight_files):
+        with pytest.raises(InputError, match="outside its folder"):
+            check()
     with_adapter(snapshot)
     with pytest.raises(InputError, match="holds a model and an adapter"):
         load_backbone(ModelOptions(name="own/tiny", kind="causal"), Lengths(32, 8), 0)

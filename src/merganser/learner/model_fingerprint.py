@@ -30,7 +30,7 @@ def fingerprint(backbone: Backbone) -> str:
 
 
 def _config_digest(source: ModelSource) -> str:
-    path = source.file(CONFIG)
+    path = source.file(CONFIG, downloaded=True)
     config = {} if path is None else read_json(path)
     content = {key: value for key, value in config.items() if key not in INCIDENTAL}
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -12,6 +12,7 @@ import torch
 from merganser.errors import InputError
 from merganser.files.cache import cache_folder, fill_once
 from merganser.files.digests import file_digest
+from merganser.files.temporary_folder import temporary_folder
 from merganser.models.library_output import silence_libraries
 
 
@@ -51,11 +52,13 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     arguments: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
     try:
         # The reader writes its progress bars straight to the standard error stream.
-        with silence_libraries(), contextlib.redirect_stderr(io.StringIO()):
-            config = AutoConfig.from_pretrained(file.parent, **arguments)
+        with silence_libraries(), contextlib.redirect_stderr(io.StringIO()), temporary_folder() as alone:
+            # Beside other files transformers would load an adapter, or another model's settings, with it.
+            (alone / file.name).symlink_to(file.resolve())
+            config = AutoConfig.from_pretrained(alone, **arguments)
             loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-            loaded = loader.from_pretrained(file.parent, dtype=torch.float32, **arguments)
-            tokenizer = AutoTokenizer.from_pretrained(file.parent, **arguments)
+            loaded = loader.from_pretrained(alone, dtype=torch.float32, **arguments)
+            tokenizer = AutoTokenizer.from_pretrained(alone, **arguments)
     # The reader of transformers has no error type of its own: a truncated file is an IndexError or OSError, a missing
     # field a KeyError, an unknown architecture or quantisation a ValueError or NotImplementedError, shapes that do not
     # fit a RuntimeError. Each becomes one that names the file, with its reason.

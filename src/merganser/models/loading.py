@@ -69,7 +69,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
             backbone_class = VisionMatcher
         else:
             tokenizer, settings = _load_tokenizer(location, options)
-        source.weight_files()
+        source.check_weights()
         of_texts = tokenizer.tokenizer if backbone_class.modality == "image" else tokenizer
         unreadable = () if of_texts is None else unreadable_tokens(of_texts, config, options.name)
         if options.chat_template:

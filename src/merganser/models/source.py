@@ -41,8 +41,12 @@ class ModelSource:
     revision: str | None = None
     gguf: Path | None = None
 
-    def file(self, name: str) -> Path | None:
+    def file(self, name: str, *, downloaded: bool = False) -> Path | None:
         """Return a file of the model, downloaded if it is on the hub; ``None`` if the model does not have it.
+
+        Args:
+            name: of the file.
+            downloaded: of a model of the hub, look in its cache only: the model was read before.
 
         Raises:
             InputError: the hub cannot be read.
@@ -54,7 +58,8 @@ class ModelSource:
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            return Path(hf_hub_download(self.location, name, revision=self.revision or "main"))
+            revision = self.revision or "main"
+            return Path(hf_hub_download(self.location, name, revision=revision, local_files_only=downloaded))
         except EntryNotFoundError:
             return None
         except (OSError, ValueError) as error:
@@ -63,33 +68,43 @@ class ModelSource:
                 "Check the name, the network and, for a gated model, your access; or give a folder.",
             ) from error
 
-    def weight_files(self) -> list[Path]:
-        """Return the safetensors files that hold the model's weights.
+    def check_weights(self) -> None:
+        """Refuse weights that would be read from elsewhere, or from files that run code.
+
+        Of a model of the hub, files that an index names are not downloaded here: transformers fetches them in parallel.
 
         Raises:
-            InputError: an index that names a pickle, a file outside the folder or a file that is not there.
+            InputError: no weights; an index that names a pickle, a file outside the folder or, in a folder, one that
+                is not there.
         """
-        config = self.file(CONFIG)
+        names = self._weight_names(downloaded=False)
+        if Path(self.location).is_dir():
+            self._require(names)
+
+    def weight_files(self) -> list[Path]:
+        """Return the safetensors files that hold the weights of a model that was read before.
+
+        Raises:
+            InputError: as :meth:`check_weights`; a file that is not there.
+        """
+        return self._require(self._weight_names(downloaded=True))
+
+    def _weight_names(self, *, downloaded: bool) -> list[str]:
+        """Return the names of the files with the weights, each a safetensors file beside the configuration."""
+        config = self.file(CONFIG, downloaded=downloaded)
         explicit = None if config is None else read_json(config).get("transformers_weights")
         for name in (WEIGHTS, INDEX) if explicit is None else (explicit,):
             _check_file_name(name, f"{CONFIG} of {self.name} (transformers_weights)")
-            path = self.file(name)
+            path = self.file(name, downloaded=downloaded)
             if path is not None:
-                return self._shards(path) if path.name.endswith(".json") else [path]
+                return _names_in_index(path) if path.name.endswith(".json") else [name]
         raise InputError(
             f"The model {self.name} holds no weights ({explicit or WEIGHTS}).",
             "Give a folder as saved by transformers.",
         )
 
-    def _shards(self, index: Path) -> list[Path]:
-        """Return the files that an index names; each is a safetensors file beside it."""
-        placed = read_json(index).get("weight_map")
-        if not isinstance(placed, dict) or not placed:
-            raise InputError(f"{index} has no weight_map.", "Download or save the model again.")
-        names = list(dict.fromkeys(placed.values()))
-        for name in names:
-            _check_file_name(name, str(index))
-        paths = {name: self.file(name) for name in sorted(names)}
+    def _require(self, names: list[str]) -> list[Path]:
+        paths = {name: self.file(name, downloaded=True) for name in names}
         missing = [name for name, path in paths.items() if path is None]
         if missing:
             raise InputError(
@@ -97,6 +112,16 @@ class ModelSource:
                 "Download or copy them again.",
             )
         return [path for path in paths.values() if path is not None]
+
+
+def _names_in_index(index: Path) -> list[str]:
+    """Return the names of the files in an index, sorted."""
+    placed = read_json(index).get("weight_map")
+    if not isinstance(placed, dict) or not placed:
+        raise InputError(f"{index} has no weight_map.", "Download or save the model again.")
+    for name in placed.values():
+        _check_file_name(name, str(index))
+    return sorted(set(placed.values()))
 
 
 def _check_file_name(name: Any, where: str) -> None:
@@ -159,7 +184,7 @@ def check_folder(folder: Path, name: str) -> None:
             raise InputError(
                 f"The folder {name} holds no weights (*.safetensors).", "Give a folder as saved by transformers."
             )
-    source.weight_files()
+    source.check_weights()
 
 
 def refuse_adapter(source: ModelSource) -> None:
