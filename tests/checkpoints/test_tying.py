@@ -221,3 +221,22 @@ def test_a_gradient_has_one_value_for_the_names_of_a_matrix(tmp_path: Path) -> N
     result = merged(entries, tmp_path / "out", options={"normalize": False})
     np.testing.assert_array_equal(result[EMBED], load(Path(folders[0]))[EMBED])
     np.testing.assert_array_equal(result[inner], result[EMBED])
+
+
+@pytest.mark.parametrize("form", range(16))
+def test_the_result_is_what_the_tied_models_mean(form: int, tmp_path: Path) -> None:
+    """Files with one name of a tied matrix, a copy, or a contradiction, each read as it is meant."""
+    generator = np.random.default_rng(form)
+    meant = []
+    for name, kind in zip("ab", divmod(form, 4), strict=True):
+        matrix, other = generator.normal(size=(2, 12, 4)).astype(np.float32)
+        tensors = [{EMBED: matrix}, {HEAD: matrix}, {EMBED: matrix, HEAD: matrix}, {EMBED: matrix, HEAD: other}][kind]
+        path = Path(model(tmp_path / name, 0))
+        write_file(path / "new", {**tensors, NORM: np.ones(4, np.float32)}).rename(path / "model.safetensors")
+        meant.append({EMBED: matrix, HEAD: tensors.get(HEAD, matrix)})
+    result = merged([str(tmp_path / name) for name in "ab"], tmp_path / "out")
+    tied = json.loads((tmp_path / "out" / "config.json").read_text())["tie_word_embeddings"]
+    assert tied is (3 not in divmod(form, 4))
+    for name, other in ((EMBED, HEAD), (HEAD, EMBED)):
+        value = result.get(name, result[other] if tied and other in result else None)
+        np.testing.assert_allclose(value, (meant[0][name] + meant[1][name]) / 2, rtol=1e-5)

@@ -77,9 +77,10 @@ def share_fisher(extra: Checkpoint, groups: Groups) -> Checkpoint:
 
 def is_untied(reference: Checkpoint, groups: Groups) -> bool:
     """Return whether the reference ties its output layer, and the result has one of its own."""
-    outputs = [name for name in vocabulary_names(reference.tensors) if OUTPUT.search(name)]
+    names = vocabulary_names(reference.tensors)
+    outputs = [name for name in names if OUTPUT.search(name)]
     apart = [name for name in outputs if not any(EMBEDDING.search(other) for other in groups.get(name, ()))]
-    return bool(apart) and tie_setting(reference.config) is True
+    return bool(apart and any(map(EMBEDDING.search, names)) and tie_setting(reference.config))
 
 
 def _with_aliases(
