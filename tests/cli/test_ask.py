@@ -281,5 +281,10 @@ def test_export_refuses_what_it_cannot_write(run: Path, merganser: Command, tmp_
         2,
         "One model answers all tasks, so there is none of 'mood' alone. Leave --task out.",
     )
+    other = merganser("export", run, tmp_path / "out", "--dtype", "half")
+    assert (other.code, other.error) == (
+        2,
+        "There is no type 'half' to export. Choose one of float32, float16, bfloat16.",
+    )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.partial"))

@@ -30,9 +30,10 @@ def base(folders: dict[str, Path], tmp_path: Path) -> Path:
     folder = Path(shutil.copytree(folders["causal"], tmp_path / "base"))
     tensors = load_file(folder / "model.safetensors")
     tensors = {n: t if n == "model.norm.weight" else t.to(torch.bfloat16) for n, t in tensors.items()}
-    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    save_file(tensors, folder / "own.safetensors", {"format": "pt"})  # the configuration names it
+    (folder / "model.safetensors").unlink()
     for name, changes in (
-        ("config.json", {"dtype": "bfloat16", "attention_dropout": 0.25}),
+        ("config.json", {"dtype": "bfloat16", "attention_dropout": 0.25, "transformers_weights": "own.safetensors"}),
         ("generation_config.json", GENERATION),
         ("tokenizer_config.json", {"padding_side": "left", "truncation_side": "left"}),
         (
@@ -81,6 +82,7 @@ def test_an_export_has_the_settings_of_the_pretrained_model(
         configs = [json.loads((folder / "config.json").read_text()) for folder in (base, tmp_path / "out")]
         for config in configs:
             del config["transformers_version"]
+        del configs[0]["transformers_weights"]
         assert configs[0] == configs[1]
     if lora is None:  # the rows of a run, likewise, but exact
         backbone.save_weights(tmp_path / "row")
@@ -96,8 +98,8 @@ def types(folder: Path, name: str = "model.safetensors") -> dict[str, torch.dtyp
 def test_the_default_type_of_each_tensor_is_that_of_the_pretrained_model(base: Path, tmp_path: Path) -> None:
     backbone = load(base)
     export_model(backbone, tmp_path / "out", SPECS, True)
-    assert types(tmp_path / "out") == types(base)
-    assert set(types(base).values()) == {torch.bfloat16, torch.float32}
+    assert types(tmp_path / "out") == types(base, "own.safetensors")
+    assert set(types(base, "own.safetensors").values()) == {torch.bfloat16, torch.float32}
     export_model(backbone, tmp_path / "half", SPECS, True, "float16")
     assert set(types(tmp_path / "half").values()) == {torch.float16}
     assert json.loads((tmp_path / "half" / "config.json").read_text())["dtype"] == "float16"
@@ -129,5 +131,6 @@ def test_a_cast_keeps_what_is_shared_and_refuses_what_does_not_fit() -> None:
     assert half["a"].data_ptr() == half["b"].data_ptr()
     assert half["count"].dtype == torch.int64
     assert half["a"].tolist() == [1.5, 65504.0]
-    with pytest.raises(InputError, match="'a' is too large for float16"):
-        cast({"a": torch.tensor([70000.0])}, {"a": torch.float16})
+    for value, dtype in ((70000.0, torch.float16), (3.4e38, torch.bfloat16)):
+        with pytest.raises(InputError, match=f"'a' is too large for {str(dtype)[6:]}.*float32"):
+            cast({"a": torch.tensor([value])}, {"a": dtype})

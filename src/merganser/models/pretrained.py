@@ -114,6 +114,7 @@ class PretrainedSettings:
         tensors = None if dtypes is None else cast(model.state_dict(), dtypes)
         config = copy.deepcopy(self.config)
         config.architectures = [type(model).__name__]
+        vars(config).pop("transformers_weights", None)  # the name of a file of the pretrained model
         config.dtype = _most(model.state_dict() if tensors is None else tensors)
         _copy_tying(model.config, config)
         with silence_libraries():
@@ -152,10 +153,10 @@ def cast(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> di
         key = (tensor.data_ptr(), tensor.shape, dtype)
         if key not in done:
             done[key] = tensor.to(dtype)
-            if dtype == torch.float16 and bool((done[key].isinf() & tensor.isfinite()).any()):
-                raise InputError(
-                    f"The weight '{name}' is too large for float16.", "Choose bfloat16 or float32 (--dtype)."
-                )
+            if dtype.itemsize < tensor.dtype.itemsize and bool((done[key].isinf() & tensor.isfinite()).any()):
+                kind = str(dtype).removeprefix("torch.")
+                wider = "bfloat16 or float32" if dtype == torch.float16 else "float32"
+                raise InputError(f"The weight '{name}' is too large for {kind}.", f"Choose {wider} (--dtype).")
         result[name] = done[key]
     return result
 
