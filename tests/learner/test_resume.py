@@ -19,9 +19,19 @@ from merganser.events import Evaluating, Event, Merged, Notice, StepDone, TaskSt
 from merganser.files import atomic
 from merganser.learner import Learner
 from merganser.runs import RunDirectory
+from merganser.runs.checksums import sealed
 from merganser.streams.loading import load_stream
 from merganser.training.aim import callback
-from tests.learner.toys import contents, model_folder, read_json, results, settings, write_config, write_stream
+from tests.learner.toys import (
+    contents,
+    model_folder,
+    read_json,
+    results,
+    settings,
+    without_checksums,
+    write_config,
+    write_stream,
+)
 
 
 class Stop(BaseException):
@@ -217,7 +227,7 @@ def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_pat
     assert 0 < held["values"]["seconds"] < 60
     held["values"]["seconds"] += 1000
     held["values"]["parts"]["records"]["cost"]["rehearsal_seconds"] += 100
-    file.write_text(json.dumps(held))
+    file.write_bytes(sealed(held))
     learn(run)
     cost, other = (read_json(each / "tasks/02-topic/row.json")["tasks"][0]["cost"] for each in (run, whole))
     assert 1000 < cost["seconds"] < 1060
@@ -249,7 +259,7 @@ def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path)
 def test_a_memory_that_was_changed_in_between(tmp_path: Path) -> None:
     run = stream_of(tmp_path, {})
     learn(run, at("topic", 5))
-    memory = run / "tasks" / "01-mood" / "memory.jsonl"
+    memory = without_checksums(run) / "tasks" / "01-mood" / "memory.jsonl"
     lines = [json.loads(line) for line in memory.read_text().splitlines()]
     lines[0]["input"] = "something else"
     memory.write_text("".join(json.dumps(line) + "\n" for line in lines))
