@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 from pathlib import Path
 
 import pytest
@@ -72,3 +73,10 @@ def test_a_file_in_the_folders_place(run: RunRecord, tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("")
     with pytest.raises(InputError, match="Cannot create"):
         write_tables(run, tmp_path / "tables")
+
+
+def test_a_pipe_in_a_files_place_is_not_replaced(run: RunRecord, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "scores.csv")
+    with pytest.raises(InputError, match="is a device or a pipe, not a file"):
+        write_tables(run, tmp_path)
+    assert (tmp_path / "scores.csv").is_fifo()

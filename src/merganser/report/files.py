@@ -18,11 +18,14 @@ def write_whole(path: Path, content: bytes, remedy: str = ANOTHER_FOLDER) -> Pat
         remedy: what to do where it cannot be written.
 
     Raises:
-        InputError: ``path`` is a folder, or its folder cannot be created or written.
+        InputError: ``path`` is a folder, a device or a pipe, which would be replaced; or its folder cannot be created
+            or written.
         RunError: the disk is full; ``path`` is as it was before.
     """
     if path.is_dir():
         raise InputError(f"'{path}' is a folder, not a file.", f"Name a file, for instance {path / 'report.html'}.")
+    if path.exists() and not path.is_file():
+        raise InputError(f"'{path}' is a device or a pipe, not a file.", "Name a file.")
     make_folder(path.parent, remedy)
     try:
         write_bytes(path, content, shared=True)
