@@ -94,10 +94,12 @@ def test_square_brackets_in_names_are_no_markup(merganser: Command) -> None:
 def test_streams_of_any_kind(monkeypatch: pytest.MonkeyPatch) -> None:
     """A closed stream is replaced, and one that cannot hold a character shows its escape."""
     ascii_only = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    monkeypatch.setattr(sys, "stdin", None)
     monkeypatch.setattr(sys, "stdout", None)
     monkeypatch.setattr(sys, "stderr", ascii_only)
-    failures.prepare_output()
+    failures.prepare_streams()
     print("é")  # to nowhere
+    assert sys.stdin.read() == ""
     failures.report(InputError("é.", "Rename it."))
     ascii_only.flush()
     assert ascii_only.buffer.getvalue() == b"error: \\xe9. Rename it.\n"  # type: ignore[attr-defined]

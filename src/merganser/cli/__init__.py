@@ -110,7 +110,7 @@ def main() -> None:
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
-    failures.prepare_output()
+    failures.prepare_streams()
     failures.require_working_folder()
     aside = processes.launched_rank() > 0
     if aside:  # rank 0 is the only process that prints

@@ -83,8 +83,13 @@ def _has_working_folder() -> bool:
     return True
 
 
-def prepare_output() -> None:
-    """Let every text be printed: what the terminal's encoding lacks as an escape, and nothing to a closed stream."""
+def prepare_streams() -> None:
+    """Let every text be printed: what the terminal's encoding lacks as an escape, and nothing to a closed stream.
+
+    Closed standard input is empty.
+    """
+    if sys.stdin is None:
+        sys.stdin = open(os.devnull, encoding="utf-8")  # noqa: SIM115
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
         if stream is None:  # closed by whoever started the command: `>&-`
