@@ -14,6 +14,7 @@ from merganser.errors import InputError, RunError
 from merganser.files import atomic
 from merganser.report.page import embedded_json, render, write_report
 from merganser.report.sections import standfirst
+from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord, ScoresFile
 from tests.report.conftest import TOPICS, make_run, one_score
 
@@ -215,7 +216,7 @@ def test_write_report_replaces_whole_files(run: RunRecord, tmp_path: Path) -> No
     out = tmp_path / "new" / "page.html"
     assert write_report(run, out) == out
     first = out.read_text(encoding="utf-8")
-    assert first == render(run)
+    assert first == sealed_text(render(run).encode()).decode()
     run.info.seed = 7
     write_report(run, out)
     assert "seed 7" in out.read_text(encoding="utf-8")

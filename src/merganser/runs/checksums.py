@@ -125,7 +125,8 @@ _SEAL = re.compile(rb"<!-- SHA-256 of all before this line: ([0-9a-f]{64}) -->\n
 
 
 def sealed_text(content: bytes) -> bytes:
-    """Add the SHA-256 of an HTML page as a comment in its last line."""
+    """Add the SHA-256 of an HTML page as a comment in a last line of its own."""
+    content = content.rstrip() + b"\n"
     return content + f"<!-- SHA-256 of all before this line: {hashlib.sha256(content).hexdigest()} -->\n".encode()
 
 
