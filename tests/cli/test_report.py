@@ -46,13 +46,18 @@ def to_disk(run: RunRecord, path: Path) -> Path:
 def test_page_figures_and_tables(tmp_path: Path) -> None:
     run = to_disk(make_run(["a", "b"], steps=30), tmp_path / "run")
     plain = to_disk(make_run(["a", "b"], steps=30, merging=False, method="sequential"), tmp_path / "plain")
+    third = to_disk(make_run(["a", "b"], steps=30), tmp_path / "third")
     arguments = ["--baseline", str(plain), "--figures", str(tmp_path / "figures"), "--tables", str(tmp_path / "tables")]
-    result = CliRunner().invoke(app, [str(run), *arguments])
+    result = CliRunner().invoke(app, [str(run), *arguments, "--compare", str(third)])
     assert result.exit_code == 0, result.output
     written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines()]
     assert written[0] == run / "report.html"
-    assert len(written) == 1 + 8 + 6
+    assert len(written) == 1 + 8 + 4 + 6
+    assert {"first_task.svg", "memory_loss.svg"} <= {path.name for path in written}
     assert all(path.is_file() for path in written)
+    refused = CliRunner().invoke(app, [str(run), "--compare", str(third)])
+    assert isinstance(refused.exception, InputError)
+    assert "Add --figures FOLDER" in str(refused.exception)
     page = written[0].read_text(encoding="utf-8")
     assert "compared with sequential, seed 42" in page
     assert "Merge 1 of b, after step 15" in page

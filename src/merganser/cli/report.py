@@ -25,6 +25,14 @@ def report(
             show_default=False,
         ),
     ] = None,
+    compare: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="RUN",
+            help="Draw a further run over the same tasks in the figures; can be repeated.",
+            show_default=False,
+        ),
+    ] = None,
     figures: Annotated[
         Path | None,
         typer.Option(metavar="FOLDER", help="Also write the figures as SVG and PNG.", show_default=False),
@@ -38,9 +46,12 @@ def report(
 
     Example: merganser report RUN --baseline SEQUENTIAL --figures RUN/figures --tables RUN/tables
     """
+    from merganser.errors import InputError
     from merganser.report import write_figures, write_report, write_tables
     from merganser.runs import read_run
 
+    if compare and figures is None:
+        raise InputError("--compare draws runs in the figures.", "Add --figures FOLDER.")
     record = read_run(run)
     beside = read_run(baseline) if baseline is not None else None
     if out is not None:
@@ -50,7 +61,7 @@ def report(
         remedy = f"Write the page to another folder with --out, for instance: {elsewhere}"
         written = [write_report(record, run / "report.html", beside, remedy)]
     if figures is not None:
-        written += write_figures(record, figures)
+        written += write_figures(record, figures, beside, [read_run(other) for other in compare or ()])
     if tables is not None:
         written += write_tables(record, tables)
     for path in written:

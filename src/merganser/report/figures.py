@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.files.atomic import make_folder
+from merganser.report.comparison import first_task_figure, memory_loss_figure, parameter_change_figure
 from merganser.report.curves import curve_figure
 from merganser.report.files import write_whole
 from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, row_label, score, shortened
+from merganser.report.page import check_comparable
 from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
 from merganser.report.series import chart_data, learned_before, rows_learned
 from merganser.runs.record import RunRecord
@@ -198,24 +201,37 @@ def _interval(data: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def write_figures(run: RunRecord, folder: Path) -> list[Path]:
+def write_figures(
+    run: RunRecord, folder: Path, baseline: RunRecord | None = None, others: Sequence[RunRecord] = ()
+) -> list[Path]:
     """Draw ``run`` into ``folder`` as ``matrix``, ``signals``, ``interval`` and ``curves``, each as SVG and PNG.
 
+    With other runs, also ``memory_loss`` (with a line fitted to each run's losses) and ``first_task`` (the score of the
+    first task as others are learned, joint training as a bound); of runs that never merge ``parameter_change``.
     A figure with nothing to show (no steps, no planned interval) is left out. Tasks of more than 240 steps are drawn as
     means of consecutive steps within a band from their smallest to their largest value. The same run gives the same
     SVG files, byte for byte.
+
+    Args:
+        run: the run to draw.
+        folder: created where absent.
+        baseline: another run over the same tasks; its scores are dashed in ``curves``.
+        others: further runs over the same tasks.
 
     Returns:
         the paths written, SVG before PNG.
 
     Raises:
-        InputError: ``folder`` cannot be created or written.
+        InputError: ``folder`` cannot be created or written, or a run learned other tasks or other data.
         RunError: writing stopped half-way (a full disk).
     """
     import matplotlib
 
+    runs = [run, *([] if baseline is None else [baseline]), *others]
+    for other in runs[1:]:
+        check_comparable(run, other, "baseline" if other is baseline else "run")
     make_folder(folder)
-    data = chart_data(run)
+    data = chart_data(run, baseline)
     written = []
     with matplotlib.rc_context(SETTINGS):
         figures = {
@@ -223,6 +239,9 @@ def write_figures(run: RunRecord, folder: Path) -> list[Path]:
             "signals": _signals(data),
             "interval": _interval(data),
             "curves": curve_figure(data),
+            "memory_loss": memory_loss_figure(runs),
+            "parameter_change": parameter_change_figure(runs),
+            "first_task": first_task_figure(runs),
         }
         for name, figure in figures.items():
             if figure is None:

@@ -36,26 +36,27 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
+def check_comparable(run: RunRecord, baseline: RunRecord, word: str = "baseline") -> None:
     """Refuse a baseline that learned other tasks or data: its metrics would not be comparable.
+
+    Args:
+        word: what to call it in messages.
 
     Raises:
         InputError: other tasks, another order, or other data or settings of a task.
     """
-    remedy = "Give a baseline that learned the same stream to the same task."
+    remedy = "Give a run that learned the same stream to the same task."
     tasks = {task.name: task for task in run.tasks}
     baseline_tasks = {task.name: task for task in baseline.tasks}
     if list(tasks) != list(baseline_tasks):
         raise InputError(
-            f"The baseline '{baseline.path}' learned other tasks than '{run.path}': "
+            f"The {word} '{baseline.path}' learned other tasks than '{run.path}': "
             f"{', '.join(baseline_tasks) or 'none'} instead of {', '.join(tasks) or 'none'}.",
             remedy,
         )
     for name, task in tasks.items():
         if task.fingerprint != baseline_tasks[name].fingerprint:
-            raise InputError(
-                f"The baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
-            )
+            raise InputError(f"The {word} '{baseline.path}' learned task '{name}' from other data or settings.", remedy)
 
 
 def _asset(name: str) -> str:

@@ -28,6 +28,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "compat": "it sets several options, some of which change the signals; set single options",
     "rehearsal_sampling": "rehearsal with other examples produces other weights",
     "batch": "rehearsal with other batches produces other weights",
+    "rehearsal_gradient": "rehearsal with other gradients produces other weights",
     "probe_batch": "probes of another size have other losses",
     "probe_set": "other probes have other losses",
     "probe_dropout": "other probes have other losses",
