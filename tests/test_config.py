@@ -213,9 +213,17 @@ def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
     assert (config.method.probe_dropout, config.method.rehearsal_sampling) == (True, "iid")
     assert (config.method.interval, config.method.minimum_rehearsal_steps) == (5, 0)
     assert (config.memory.sampler, config.memory.allow_excess, config.memory.share) == ("reference", True, 0.1)
+    training = config.training
+    assert (training.group_by_length, training.loss_mean, training.epochs) == (False, "batches", 10)
+    assert (training.select_best, training.select_by, training.select_every) == (True, "loss", 40)
+    assert (training.select_texts, training.select_last) == (25, False)
     assert check_config(config.model_dump(mode="json"), "run.yaml") == config
+    asked = {**asked, "training": {"select_best": False, "select_every": 5}}  # these can still be chosen
+    training = check_config(asked, "f.yaml").training
+    assert (training.select_best, training.select_every, training.select_by) == (False, 5, "loss")
     plain = check_config({**base, "method": "aim"}, "f.yaml")
     assert plain.memory == MemoryOptions()
+    assert plain.training == TrainingOptions()
 
 
 @pytest.mark.parametrize(
@@ -229,6 +237,7 @@ def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
             "reference needs memory.sampler: reference, but memory.sampler is uniform",
         ),
         ({}, {"minimum_per_label": 1}, "needs memory.minimum_per_label: 0, but memory.minimum_per_label is 1"),
+        ({"rehearsal_gradient": "mean"}, {}, "needs rehearsal_gradient: divided, but rehearsal_gradient is mean"),
     ],
 )
 def test_an_option_against_compat_is_refused(

@@ -239,6 +239,15 @@ def test_sft_trainer_interrupted_and_resumed(home: Path, tmp_path: Path, capsys:
     assert (run / last).read_bytes() == (whole / last).read_bytes()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_dpo_trainer(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(tmp_path), "--steps", "9"]
+    aim = load_script("dpo_trainer.py")(given)
+    assert capsys.readouterr().out.count("merge after step") == len(aim.merges) > 0
+    assert aim.merges[0].loss_old_before is not None
+    assert aim.merges[0].norm_old > 0
+
+
 def test_own_trainer_without_merging(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own_trainer = load_script("own_trainer.py")
     arguments = ["--model", str(home / "causal"), "--data", str(home / "data"), "--steps", "2", "--without"]

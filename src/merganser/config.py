@@ -28,9 +28,11 @@ from merganser.errors import InputError, nearest
 from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.methods import METHODS, MethodOptions
 from merganser.models.options import ModelOptions
-from merganser.options import StrictOptions, first_problem, problem_text
+from merganser.options import StrictOptions, first_problem, problem_text, yaml_text
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import MAY_CHANGE, TrainingOptions
+
+SectionT = typing.TypeVar("SectionT", bound=StrictOptions)
 
 
 class AnyMethod:
@@ -105,18 +107,28 @@ class RunConfig(StrictOptions):
         return self
 
     @model_validator(mode="after")
-    def _memory_for_method(self) -> RunConfig:
-        wanted = self.method.memory_values()
-        for key in self.memory.model_fields_set & set(wanted):
-            if (given := getattr(self.memory, key)) != wanted[key]:
+    def _sections_for_method(self) -> RunConfig:
+        self.memory = self._as_required("memory", self.memory, self.method.memory_values())
+        training = self._as_required("training", self.training, self.method.training_values())
+        given = self.training.model_fields_set
+        defaults = {key: value for key, value in self.method.training_defaults().items() if key not in given}
+        self.training = training.model_copy(update=defaults) if defaults else training
+        return self
+
+    def _as_required(self, name: str, section: SectionT, wanted: Mapping[str, Any]) -> SectionT:
+        """Return a section with the values that the method requires.
+
+        Raises:
+            ValueError: another value was given.
+        """
+        for key in section.model_fields_set & set(wanted):
+            if (given := getattr(section, key)) != wanted[key]:
                 compat = getattr(self.method, "compat", None)
                 raise ValueError(
-                    f"method.compat: {compat} needs memory.{key}: {wanted[key]}, but memory.{key} is {given}: "
-                    "remove one of them"
+                    f"method.compat: {compat} needs {name}.{key}: {yaml_text(wanted[key])}, but {name}.{key} is "
+                    f"{yaml_text(given)}: remove one of them"
                 )
-        if wanted:
-            self.memory = self.memory.model_copy(update=wanted)
-        return self
+        return section.model_copy(update=dict(wanted)) if wanted else section
 
     def sections(self) -> dict[str, Any]:
         """Return what must stay the same for a run to be resumed: plain values with defaults filled in."""

@@ -57,7 +57,7 @@ class Merge:
 
 @dataclass(frozen=True)
 class ControllerConfig(Settings):
-    """The numbers of a :class:`MergeController`; the defaults are the paper's.
+    """The numbers of a :class:`MergeController`; the defaults are the released program's.
 
     The weight of the new task's update at a merge is one of four. *moving*: the planned interval is still short, so
     the current task still changes the weights a lot; else *settled*. *alarmed*: more than ``alarmed_above`` alarms
@@ -90,14 +90,15 @@ class ControllerConfig(Settings):
     weight_settled_calm: float = setting(0.5, "weight of the new update: settled, calm", ge=0, le=1)
     weight_old: float | None = setting(
         None,
-        "weight of the rehearsal's update at every merge; null: one minus that of the new update, as in the paper",
+        "weight of the rehearsal's update at every merge; null: one minus that of the new update, as in the released "
+        "program",
         ge=0,
         le=1,
     )
     rehearsal_steps: int | Literal["half", "interval"] = setting(
         "interval",
         "optimizer steps on the memory at the first merges; later ones keep their ratio to the interval; "
-        "half: half of it; interval: as many as the interval, as in the paper; 0: never rehearse",
+        "half: half of it; interval: as many as the interval, as in the released program; 0: never rehearse",
         ge=0,
     )
     minimum_rehearsal_steps: int = setting(
@@ -110,7 +111,9 @@ class ControllerConfig(Settings):
         ge=1,
     )
     probe_every: int | None = setting(
-        None, "instead of probes_per_interval: inner steps between two probes; both null: 1, as in the paper", ge=1
+        None,
+        "instead of probes_per_interval: inner steps between two probes; both null: 1, as in the released program",
+        ge=1,
     )
     adapt_interval: bool = setting(True, "false: fixed interval (without the learning signal)", section=ABLATION)
     watch_forgetting: bool = setting(
@@ -122,6 +125,9 @@ class ControllerConfig(Settings):
     only_at_end: bool = setting(
         False, "merge once, after the last step of a task, and at no other time; nothing is probed", section=ABLATION
     )
+    merge: bool = setting(
+        True, "false: never merge nor rehearse: plain training whose signals are measured as always", section=ABLATION
+    )
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -129,6 +135,8 @@ class ControllerConfig(Settings):
             raise ValueError(f"min_interval {self.min_interval} is larger than max_interval {self.max_interval}")
         if self.probe_every is not None and self.probes_per_interval is not None:
             raise ValueError("probe_every and probes_per_interval both set how often to probe: keep one")
+        if self.only_at_end and not self.merge:
+            raise ValueError("merge: false never merges, and only_at_end merges at the end of a task: keep one")
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,7 +162,7 @@ class MergeController:
     signal of the finished interval with :meth:`record`.
 
     Args:
-        config: its numbers; by default the paper's.
+        config: its numbers; by default the released program's.
         **settings: fields of :class:`ControllerConfig` that replace those of ``config``.
 
     Raises:
@@ -170,7 +178,7 @@ class MergeController:
         self.alarms = 0
         self.learning_signals: list[float] = []
         self._rehearsal_ratio = self.config.first_rehearsal_steps / self.config.interval
-        self._steps = 0  # inner steps observed since the last merge (the paper's probe counter)
+        self._steps = 0  # inner steps observed since the last merge (the probe counter)
         self._losses: list[float] = []  # probe losses of the warm-up part of this interval
         self._last_probe: float | None = None
         self._pending: Merge | None = None
@@ -221,7 +229,7 @@ class MergeController:
             raise RuntimeError(f"The merge at step {self._pending.step} was not recorded; call record() first.")
         if probe_loss is not None and not math.isfinite(probe_loss):
             raise ValueError(f"The probe loss at step {step} is {probe_loss}.")
-        if self.config.only_at_end:
+        if self.config.only_at_end or not self.config.merge:
             self._steps += 1
             return None
         if not self.config.watch_forgetting:
@@ -252,8 +260,8 @@ class MergeController:
         return None
 
     def finish(self, step: int) -> Merge | None:
-        """Return the merge of the steps since the last one, at the end of a task; ``None`` if there are none."""
-        return self._fire(step, "end") if self._steps > 0 else None
+        """Return the merge of the steps since the last one, at the end of a task; ``None``: nothing to merge."""
+        return self._fire(step, "end") if self._steps > 0 and self.config.merge else None
 
     def _fire(self, step: int, cause: Cause) -> Merge:
         weight_new, weight_old = self._weight_new(), self.config.weight_old

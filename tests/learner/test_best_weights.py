@@ -6,21 +6,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from merganser.config import load_config
 from merganser.errors import InputError
-from merganser.learner import Learner, best_weights
+from merganser.events import Event, Notice
+from merganser.learner import Learner, best_weights, resume
 from merganser.metrics import Score
+from merganser.models.base import eval_mode
 from merganser.runs import read_run
 from merganser.streams.loading import load_stream
 from merganser.weights import Weights
 from tests.learner.toys import read_json, rows, settings, write_config, write_rows, write_stream
 
 
-def learn(folder: Path, dev: bool = True, method: str = "sequential", **training: Any) -> Path:
+def learn(
+    folder: Path, dev: bool = True, method: Any = "sequential", notes: list[str] | None = None, **training: Any
+) -> Path:
     values = settings()
-    values["training"].update({"select_best": True, **training})
-    values["method"] = {"name": method}
+    given = {"select_best": True, **training}
+    values["training"].update({key: value for key, value in given.items() if value is not None})
+    values["method"] = method
     write_stream(folder)
     for task in values["stream"]["tasks"]:
         write_rows(folder / f"{task['name']}-dev.json", rows(task["name"], 6, seed=2))
@@ -28,7 +34,12 @@ def learn(folder: Path, dev: bool = True, method: str = "sequential", **training
             task["dev"] = f"{task['name']}-dev.json"
     config = load_config(write_config(folder / "stream.yaml", values))
     assert config.stream is not None
-    with Learner.of_config(folder / "run", config) as learner:
+
+    def listener(event: Event) -> None:
+        if notes is not None and isinstance(event, Notice):
+            notes.append(event.text)
+
+    with Learner.of_config(folder / "run", config, listener=listener) as learner:
         learner.learn_stream(load_stream(config.stream, folder).tasks)
     return folder / "run"
 
@@ -88,3 +99,40 @@ def test_what_it_refuses(tmp_path: Path) -> None:
     assert not (tmp_path / "a" / "run").exists()
     with pytest.raises(InputError, match=r"selects weights, and the merge of Trajectory Regularized Merging"):
         learn(tmp_path / "b", method="trm")
+
+
+def test_by_loss_of_some_texts_and_never_the_last_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loss of a task is the mean over all label tokens (for this model: texts); the lowest mean is deployed."""
+    given = iter([3.0, 2.0, 1.0, 5.0])
+    texts: list[dict[str, int]] = []
+    real = resume.task_losses
+
+    def measured(backbone: Any, features: Any, batch: int) -> dict[str, best_weights.TaskLoss]:
+        found = real(backbone, features, batch)
+        with torch.no_grad(), eval_mode(backbone.module):
+            whole = {task: backbone.module(**backbone.collate(rows))["loss"].item() for task, rows in features.items()}
+        assert {task: loss.value for task, loss in found.items()} == pytest.approx(whole)
+        texts.append({task: loss.n for task, loss in found.items()})
+        value = next(given)
+        return {task: best_weights.TaskLoss(value if task == list(found)[-1] else 0.0, 5) for task in found}
+
+    monkeypatch.setattr(resume, "task_losses", measured)
+    run = learn(tmp_path, select_by="loss", select_every=2, select_texts=5, select_last=False)
+    first, second = read_run(run).tasks
+    assert (first.selected_step, first.dev_scores) == (4, {2: 3.0, 4: 2.0})
+    assert (second.selected_step, second.dev_scores) == (2, {2: 0.5, 4: 2.5})
+    assert texts == [{"mood": 5}] * 2 + [{"mood": 5, "topic": 5}] * 2
+
+
+def test_as_the_released_program_where_there_are_development_texts(tmp_path: Path) -> None:
+    """`compat: reference` selects; tasks without development texts are learned to their last step, which is said."""
+    for dev, expected in ((True, {2, 4}), (False, set())):
+        notes: list[str] = []
+        compat = {"name": "aim", "compat": "reference", "interval": 2, "measure_merges": False}
+        run = learn(tmp_path / str(dev), dev, compat, notes, select_best=None, select_every=2)
+        assert {step for task in read_run(run).tasks for step in task.dev_scores} == expected
+        told = [note for note in notes if "no development texts" in note]
+        assert len(told) == (not dev)
+        assert dev or told[0].startswith(
+            "Task 'mood' (and 1 more) has no development texts: its last weights are deployed"
+        )

@@ -11,7 +11,8 @@ from typing import Any, cast
 import pytest
 import torch
 import yaml
-from transformers import Trainer
+from torch import nn
+from transformers import Trainer, TrainerCallback
 from transformers.trainer_utils import SchedulerType
 
 from merganser.methods.aim import Aim, AimOptions
@@ -140,3 +141,45 @@ def test_one_merge_at_the_end_is_that_of_the_whole_task(tmp_path: Path) -> None:
     for (name, end), start in zip(plain.named_parameters(), Regression().parameters(), strict=True):
         if name in merged:
             assert torch.allclose(merged[name], start + 0.25 * (end - start), atol=1e-6)
+
+
+class Copies(TrainerCallback):
+    """Copies the trainable weights after every step."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.steps = [self._copy(model)]
+
+    def _copy(self, model: nn.Module) -> torch.Tensor:
+        return torch.cat([p.detach().flatten().double() for p in model.parameters() if p.requires_grad])
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        self.steps.append(self._copy(kwargs["model"]))
+
+
+@pytest.mark.parametrize("memory", [OLD, []], ids=["a later task", "the first task"])
+def test_without_merging_it_is_plain_training_whose_signals_are_measured(memory: Any, tmp_path: Path) -> None:
+    plain_model, model = Regression(), Regression()
+    copies = Copies(plain_model)
+    Trainer(plain_model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=[copies]).train()
+    method = Aim(AimOptions(interval=4, probe_every=2, ablation={"merge": False}))
+    backbone = SimpleNamespace(module=model, collate=collate)
+    training = TrainingOptions(batch=4)
+    given = plain.context(model, 2, task="t", backbone=backbone, memory=memory, training=training, seed=5)
+    callbacks = method.callbacks(given)
+    Trainer(model, arguments(tmp_path), train_dataset=NEW, data_collator=collate, callbacks=callbacks).train()
+    assert torch.equal(Copies(model).steps[0], copies.steps[-1])
+    signals = {signal.step: signal for signal in method.records.signals}
+    assert not method.records.merges
+    changes = {step: signal.change for step, signal in signals.items() if signal.change is not None}
+    by_hand = {step: float((copies.steps[step] - copies.steps[step - 4]).abs().sum()) / 4 for step in range(4, 61, 4)}
+    assert changes == pytest.approx(by_hand, rel=1e-5)
+    probed = [step for step, signal in signals.items() if signal.probe is not None]
+    assert probed == (list(range(2, 61, 2)) if memory else [])
+    state = method.task_state()
+    method.load_task_state(state)
+    assert any(name.startswith("before/") for name in state.tensors)
+
+
+def test_never_merging_excludes_merging_at_the_end() -> None:
+    with pytest.raises(ValueError, match="only_at_end merges at the end of a task: keep one"):
+        AimOptions(ablation={"merge": False, "only_at_end": True})

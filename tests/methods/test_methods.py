@@ -104,6 +104,13 @@ def test_half_of_the_interval_is_rehearsed_or_as_much_as_in_the_released_program
     assert MergeController(AimOptions(**given).config()).rehearsal_steps == rehearsed
 
 
+def test_a_rehearsal_batch_is_as_large_as_the_batch_of_an_optimizer_step() -> None:
+    training = TrainingOptions(batch=8, accumulation=4)
+    sizes = [make_method(AimOptions(batch=size)).rehearsal_batch(training, 100) for size in (None, 8)]
+    assert sizes == [32, 8]
+    assert make_method(AimOptions()).rehearsal_batch(training, 20) == 20
+
+
 def test_aim_without_a_memory_is_plain_training() -> None:
     method = make_method(AimOptions())
     method.begin_task()

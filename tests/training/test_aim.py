@@ -293,6 +293,34 @@ def test_accumulated_batches_are_one_step(tmp_path: Path) -> None:
     assert callback.merges
 
 
+@pytest.mark.parametrize(
+    ("settings", "passes", "rehearsed"),
+    [
+        ({}, {2}, 4),  # the whole batch of an optimizer step, in parts as large as a training batch
+        ({"batch": 2, "probe_batch": 3}, {1, 2}, 2),
+        ({"rehearsal_gradient": "divided"}, {4}, 4),
+    ],
+)
+def test_batches_of_the_memory_under_accumulation(
+    tmp_path: Path, settings: dict[str, Any], passes: set[int], rehearsed: int
+) -> None:
+    sizes: set[int] = set()
+
+    def loss(model: nn.Module, batch: Any) -> torch.Tensor:
+        sizes.add(len(batch["x"]))
+        found: torch.Tensor = model(**batch)["loss"]
+        return found
+
+    callback = AimMerging(OLD, paper(interval=2, rehearsal_steps=1, **settings), loss=loss)
+    given = arguments(tmp_path, gradient_accumulation_steps=2, max_steps=4)
+    given.per_device_train_batch_size = 2
+    trainer = Trainer(Regression(), given, train_dataset=NEW, data_collator=collate, callbacks=[callback])
+    trainer.train()
+    assert sizes == passes
+    assert callback.cost.examples_rehearsed == rehearsed * sum(merge.rehearsal_steps for merge in callback.merges) > 0
+    assert callback.cost.examples_probed == settings.get("probe_batch", rehearsed) * 4
+
+
 def test_memory_of_other_columns_goes_through_the_trainers_collator(tmp_path: Path) -> None:
     memory = [{**copy.copy(item), "source": "an old task"} for item in OLD]
     callback = AimMerging(memory, eager())

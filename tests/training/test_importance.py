@@ -31,12 +31,12 @@ def transcription() -> tuple[list[list[Tensor]], list[float]]:
         optimizer.zero_grad()
         model(**collate(batch))["loss"].backward()
         nn.utils.clip_grad_norm_(params, CLIP)
-        for i, p in enumerate(params):
+        optimizer.step()
+        for i, p in enumerate(params):  # with the weights after the step, and the gradients before it
             assert p.grad is not None
             now = (p.detach() * p.grad).abs()
             average[i] = 0.85 * average[i] + 0.15 * now
             uncertainty[i] = 0.85 * uncertainty[i] + 0.15 * (now - average[i]).abs()
-        optimizer.step()
 
     def zeros() -> list[Tensor]:
         return [torch.zeros_like(p) for p in params]
@@ -49,6 +49,7 @@ def transcription() -> tuple[list[list[Tensor]], list[float]]:
     theta0, draws = [p.detach().clone() for p in params], 0
     merged, means = [], []
     average, uncertainty = zeros(), zeros()
+    rehearsed = zeros(), zeros()  # run on through the task
     for s in range(1, STEPS + 1):
         first = (s - 1) * BATCH % len(NEW)
         step_on(NEW[first : first + BATCH], average, uncertainty)
@@ -57,11 +58,10 @@ def transcription() -> tuple[list[list[Tensor]], list[float]]:
             continue
         new = best_fifth(average, uncertainty)
         theta_k = [p.detach().clone() for p in params]
-        average, uncertainty = zeros(), zeros()
         for _ in range(4):
-            step_on(memory.rehearsal(draws), average, uncertainty)
+            step_on(memory.rehearsal(draws), *rehearsed)
             draws += 1
-        old = best_fifth(average, uncertainty)
+        old = best_fifth(*rehearsed)
         average, uncertainty = zeros(), zeros()
         weight_sum = 0.0
         with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 
 import pytest
@@ -12,7 +13,8 @@ from torch import nn
 
 from merganser.errors import InputError
 from merganser.training.determinism import derive_seed, isolated_random
-from merganser.training.rehearsal import MemoryBatches, check_batch, measure_loss, rehearse_step
+from merganser.training.distributed import SplitBatch
+from merganser.training.rehearsal import MemoryBatches, check_batch, measure_loss, model_loss, rehearse_step
 
 
 @given(size=st.integers(1, 30), batch=st.integers(1, 30), seed=st.integers(0, 9))
@@ -97,6 +99,47 @@ def test_a_rehearsal_step_is_one_clipped_optimizer_step() -> None:
     assert model.w.grad is None
     rehearse_step(model, optimizer, batch, clip=1.0)
     assert model.w.item() == pytest.approx(1.5)  # gradient cut to -1
+
+
+def test_the_loss_is_divided_before_the_gradient_is_clipped() -> None:
+    model = Squared()
+    model.dropout.p = 0.0
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    batch = {"x": torch.tensor([1.0]), "y": torch.tensor([2.0])}
+    assert rehearse_step(model, optimizer, batch, 1.0, model_loss, 0.25) == 0.25
+    assert model.w.item() == pytest.approx(1.05)  # gradient 2 * (1 - 2) / 4 = -0.5, below the norm of 1
+
+
+class Tokens(nn.Module):
+    """Mean over the labels that count of (w - label)^2."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, labels: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {"loss": ((self.w - labels[labels != -100]) ** 2).mean()}
+
+
+def labels(rows: list[list[float]]) -> dict[str, torch.Tensor]:
+    width = max(map(len, rows))
+    return {"labels": torch.tensor([row + [-100.0] * (width - len(row)) for row in rows])}
+
+
+def test_a_batch_in_parts_has_the_loss_and_the_gradient_of_the_whole() -> None:
+    rows = [[1.0], [2.0, 3.0, 4.0], [5.0, 6.0]]
+    for at_most, sizes in ((None, [3]), (2, [2, 1]), (1, [1, 1, 1])):
+        split = SplitBatch.of(rows, labels, at_most=at_most)
+        assert [len(part.batch["labels"]) for part in split.parts] == sizes
+        model = Tokens()
+        # Squares of 1 to 6: 91 over 6 labels, gradient -2 * 21 / 6.
+        losses = [measure_loss(model, part.batch) for part in split.parts]
+        assert split.mean(losses) == pytest.approx(91 / 6)
+        seen: list[float] = []
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        observe = functools.partial(lambda model, seen: seen.extend((model.w.item(), model.w.grad.item())), model, seen)
+        assert rehearse_step(model, optimizer, split, 0.0, model_loss, 1.0, observe) == pytest.approx(91 / 6)
+        assert seen == pytest.approx([0.7, -7.0])  # after the step, with its gradient
 
 
 def test_seeds_are_derived_by_name() -> None:

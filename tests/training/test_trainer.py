@@ -149,6 +149,34 @@ def test_accumulated_batches_count_by_their_labels_whatever_the_models_signature
     assert found[0][1] == pytest.approx((8 * 1 + 5 * 25 + 2 * 4) / 15)  # every label counts the same
 
 
+def test_the_mean_of_batches_counts_every_batch_the_same() -> None:
+    """Batches of 2, 2 and 1 labels in one optimizer step."""
+    data = [{"labels": [1, 5] if i == 0 else [2, -100], "length": 1} for i in range(5)]
+    options = TrainingOptions(steps=1, batch=2, accumulation=3, warmup=0.0, loss_mean="batches", group_by_length=False)
+    records = TaskRecords("t")
+
+    def stacked(items: list[dict[str, Any]]) -> dict[str, Tensor]:
+        return {"labels": torch.tensor([item["labels"] for item in items])}
+
+    train_task(Model(Words(), stacked), data, options, seed=1, records=records)
+    order = list(EpochOrder([0] * 5, 6, 1))
+    batches = [
+        [square for i in order[start : start + 2] for square in ([1, 25] if i == 0 else [4])] for start in (0, 2, 4)
+    ]
+    assert losses(records) == pytest.approx([sum(sum(squares) / len(squares) for squares in batches) / 3])
+
+
+def test_a_warm_up_as_long_as_the_task_is_a_tenth_of_it() -> None:
+    def rates(steps: int, warmup: float) -> list[float]:
+        signals = train(Line(), features(8), steps=steps, warmup=warmup, learning_rate=0.5).signals
+        return [signal.learning_rate or 0.0 for signal in signals]
+
+    assert max(rates(10, 50)) == 0.5
+    assert rates(10, 50) == rates(10, 1)
+    assert rates(10, 9) == [*(pytest.approx(0.5 * i / 9) for i in range(10))]  # reaches it with the last step
+    assert rates(1, 0.06) == [0.5]  # a share of one step is that step
+
+
 def test_a_penalty_is_part_of_the_loss() -> None:
     pulled, steps = Line(), []
 

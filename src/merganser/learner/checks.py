@@ -130,11 +130,17 @@ def announce_remarks(session: Session, task: Task) -> None:
             session.listener(Notice(f"Task '{task.name}': {remark}."))
 
 
+def selects(session: Session, tasks: Sequence[Task]) -> bool:
+    """Return whether the best weights of these tasks are selected by development texts, learned one row at a time."""
+    return session.config.training.select_best and all(task.dev for task in tasks)
+
+
 def check_selection(session: Session, tasks: Sequence[Task]) -> None:
     """Refuse tasks whose best weights cannot be selected, where that is asked for.
 
     Raises:
-        InputError: the method cannot select, or a task has no development texts.
+        InputError: the method cannot select, or a task has no development texts; where only ``method.compat`` asks for
+            the selection, the user is told.
     """
     if not session.config.training.select_best:
         return
@@ -143,12 +149,18 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
             f"training.select_best selects weights, and the merge of {session.method.title} uses the whole trajectory.",
             "Leave training.select_best out.",
         )
-    for task in tasks:
-        if not task.dev:
-            raise InputError(
-                f"Task '{task.name}' has no development texts, and training.select_best selects weights by them.",
-                "Give the task a dev file (dev:), or leave training.select_best out.",
-            )
+    without = [task.name for task in tasks if not task.dev and ("dev", task.name) not in session.noted]
+    if not without:
+        return
+    if not session.config.method.training_defaults().get("select_best"):
+        raise InputError(
+            f"Task '{without[0]}' has no development texts, and training.select_best selects weights by them.",
+            "Give the task a dev file (dev:), or leave training.select_best out.",
+        )
+    session.noted.update(("dev", name) for name in without)
+    more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
+    text = "its last weights are deployed, where the released program selects them by development loss"
+    session.listener(Notice(f"Task '{without[0]}'{more} has no development texts: {text}."))
 
 
 def check_processes(session: Session) -> None:

@@ -23,6 +23,7 @@ from merganser.learner.resume import checkpoints_of
 from merganser.learner.row_files import write_row_files
 from merganser.learner.row_scores import score_all_tasks, score_new_tasks, tasks_to_score
 from merganser.learner.session import Session
+from merganser.learner.timing import note_timing
 from merganser.learner.train_row import save_weights, train_row
 from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
@@ -121,6 +122,7 @@ class TaskRun:
             note_truncation(session, task)
             announce_remarks(session, task)
         session.method.rehearsal_batch(session.config.training, len(session.memory()))
+        note_timing(session, self.tasks)
 
     def _check_labels(self) -> None:
         for number, task in enumerate(self.tasks):

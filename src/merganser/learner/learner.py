@@ -14,6 +14,7 @@ from merganser.events import Listener, Notice, silent
 from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, inference, learn_task, opening, references
 from merganser.learner.session import Session
+from merganser.learner.timing import note_timing
 from merganser.metrics.function import MetricFunction
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
@@ -155,6 +156,7 @@ class Learner:
         checks.check_stream(session, tasks)
         session.future_tasks = list(tasks) if session.config.evaluation.future else []
         missing = [task for task in tasks if task.name not in session.learned]
+        note_timing(session, missing)
         if not missing:
             session.listener(Notice("Every task of the stream is learned already."))
         elif session.method.joint:

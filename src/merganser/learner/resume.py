@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from merganser import processes
 from merganser.events import Notice
-from merganser.learner.best_weights import BestWeights
+from merganser.learner.best_weights import BestWeights, TaskLoss, task_losses
+from merganser.learner.checks import selects
 from merganser.learner.session import Session
 from merganser.runs.checkpoint import CheckpointFolder
+from merganser.streams.sampling import generator, pick
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
 from merganser.training.records import TaskRecords
@@ -42,17 +44,36 @@ def _digest(examples: Sequence[tuple[str, Example]]) -> str:
 def best_weights(session: Session, tasks: Sequence[Task]) -> BestWeights | None:
     """Return the callback that selects the best weights by development texts, where that is asked for."""
     options = session.config.training
-    if not options.select_best:
+    if not selects(session, tasks):
         return None
     new = [replace(task, test=task.dev) for task in tasks]
     # With several models, the model of this task answers only its own texts.
     seen = {} if session.method.per_task_models else session.known_tasks("dev")
     everything = {**seen, **{task.name: task for task in new}}
-    return BestWeights(
-        session.backbone,
-        lambda: session.score(list(everything.values()), everything),
-        options.select_every,
-    )
+    by_loss = options.select_by == "loss"
+    used = [replace(task, test=_drawn(session, task)) for task in everything.values()]
+    measure = _losses(session, used) if by_loss else lambda: session.score(used, everything)
+    return BestWeights(session.backbone, measure, options.select_every, last=options.select_last, lowest=by_loss)
+
+
+def _drawn(session: Session, task: Task) -> Sequence[Example]:
+    """Draw ``select_texts`` of a task's development texts, the same ones in every row."""
+    number = session.config.training.select_texts
+    if number is None or len(task.test) <= number:
+        return task.test
+    rng = generator(session.config.seed, "selection", task.name)
+    return [task.test[index] for index in pick(range(len(task.test)), number, rng)]
+
+
+def _losses(session: Session, tasks: Sequence[Task]) -> Callable[[], dict[str, TaskLoss]]:
+    """Return what measures the losses on the tasks' texts, which are tokenised once."""
+    specs = [task.spec for task in tasks]
+    features = {
+        task.name: session.backbone.features(task.test, session.candidates.spec(task.spec, specs))
+        for task in tasks
+        if task.test
+    }
+    return lambda: task_losses(session.backbone, features, session.config.training.batch)
 
 
 def resume(

@@ -47,7 +47,7 @@ def write_row_files(
         "memory": [(task, example) for task, chosen in memory.items() for example in chosen],
         "test": [(task.name, example) for task in tasks for example in task.test],
     }
-    if trained.selector is not None:
+    if session.config.training.select_best:
         examples["dev"] = [(task.name, example) for task in tasks for example in task.dev]
     lines = {name: [as_line(kept_example(*pair)) for pair in pairs] for name, pairs in examples.items()}
     lines["merges"] = [merge.model_dump() for merge in trained.records.merges]

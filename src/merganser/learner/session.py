@@ -36,6 +36,7 @@ class Session:
         metrics: task -> the function that scores it, of tasks whose metric is a function.
         truncated: task -> numbers of its inputs and answers that are cut, as in its record.
         announced: names of the tasks whose remarks the listener has received.
+        noted: kind and task of the remarks that the user has received.
     """
 
     def __init__(self, directory: RunDirectory, config: RunConfig, backbone: Backbone, listener: Listener) -> None:
@@ -49,6 +50,7 @@ class Session:
         self.metrics: dict[str, MetricFunction] = {}
         self.truncated: dict[str, dict[str, int]] = {}
         self.announced: set[str] = set()
+        self.noted: set[tuple[str, str]] = set()
         self._examples: dict[str, list[tuple[str, Example]]] = {}
         self._weights_of: str | None = None  # name of the row whose weights are in the model; None: of no row
 

@@ -1,4 +1,4 @@
-"""AimMerging as a method of a run: the callback, with every number of the paper as an option."""
+"""AimMerging as a method of a run: the callback, with every number of the paper's program as an option."""
 
 from __future__ import annotations
 
@@ -10,7 +10,13 @@ from pydantic import Field, create_model, model_validator
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.options import StrictOptions, option_fields, yaml_text
 from merganser.settings import ABLATION, described
-from merganser.training.aim.config import REFERENCE, REFERENCE_DEFAULTS, AimConfig
+from merganser.training.aim.config import (
+    REFERENCE,
+    REFERENCE_DEFAULTS,
+    REFERENCE_SELECTION,
+    REFERENCE_TRAINING,
+    AimConfig,
+)
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
 from merganser.training.state import TaskState
@@ -19,6 +25,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from merganser.training.aim.callback import AimMerging
+    from merganser.training.aim.weight_change import WeightChange
 
 
 COMPAT = {"reference": (REFERENCE, REFERENCE_DEFAULTS)}
@@ -31,8 +38,8 @@ class _CompatOptions(MethodOptions):
     name: Literal["aim"] = "aim"
     compat: Literal["reference"] | None = Field(
         None,
-        description="reference: reproduces the program released with the paper in every point; sets the options "
-        "concerned, and the sampler of the memory",
+        description="reference: reproduces the program released with the paper; sets the options concerned, here, in "
+        "`memory` (the sampler) and in `training` (order of the data, mean of the loss, selection by development loss)",
     )
 
     @model_validator(mode="before")
@@ -78,6 +85,12 @@ class _CompatOptions(MethodOptions):
             return {}
         return {"sampler": "reference", "allow_excess": True, "minimum_per_label": 0}
 
+    def training_values(self) -> dict[str, Any]:
+        return dict(REFERENCE_TRAINING) if self.compat == "reference" else {}
+
+    def training_defaults(self) -> dict[str, Any]:
+        return dict(REFERENCE_SELECTION) if self.compat == "reference" else {}
+
 
 AimAblation = create_model(
     "AimAblation",
@@ -93,7 +106,7 @@ AimOptions = create_model(
     "AimOptions",
     __module__=__name__,
     __base__=_CompatOptions,
-    __doc__="AimMerging; the defaults of rehearsal and probing are cheaper than the paper's, the others are its own.",
+    __doc__="AimMerging; rehearsal and probing are cheaper by default than in the released program, the rest is equal.",
     **option_fields(AimConfig),
     ablation=_ABLATION,
 )
@@ -113,19 +126,26 @@ class Aim(Method[_CompatOptions]):
         super().__init__(options)
         self.config = options.config()
         self._callback: AimMerging | None = None  # of the current task; the first task has none
+        self._change: WeightChange | None = None  # where nothing is merged
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
             return None
-        size = check_batch("method.batch", self.config.batch, training.batch, memory_examples)
+        default = training.batch * training.accumulation
+        size = check_batch("method.batch", self.config.batch, default, memory_examples)
         check_batch("method.probe_batch", self.config.probe_batch, size, memory_examples)
         return size
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:
         size = self.rehearsal_batch(context.training, len(context.memory))
-        self._callback = None
+        self._callback, self._change = None, None
+        if not self.config.merge:
+            from merganser.training.aim.weight_change import WeightChange
+
+            self._change = WeightChange(self.records, self.config.interval)
+        watching: list[TrainerCallback] = [] if self._change is None else [self._change]
         if size is None:
-            return []
+            return watching
         from merganser.training.aim.callback import AimMerging
 
         self._callback = AimMerging(
@@ -138,11 +158,14 @@ class Aim(Method[_CompatOptions]):
             probe_groups=context.memory_groups,
             records=self.records,
         )
-        return [self._callback]
+        return [self._callback, *watching]
 
     def task_state(self) -> TaskState:
-        return TaskState() if self._callback is None else self._callback.task_state()
+        state = TaskState() if self._callback is None else self._callback.task_state()
+        return state if self._change is None else TaskState(state.values, state.tensors | self._change.state_tensors())
 
     def load_task_state(self, state: TaskState) -> None:
         if self._callback is not None:
             self._callback.load_task_state(state)
+        if self._change is not None:
+            self._change.load_state_tensors(state.tensors)

@@ -38,6 +38,14 @@ class MethodOptions(StrictOptions):
         """Return the options of the ``memory`` section that these options require, by key."""
         return {}
 
+    def training_values(self) -> dict[str, Any]:
+        """Return the options of the ``training`` section that these options require, by key."""
+        return {}
+
+    def training_defaults(self) -> dict[str, Any]:
+        """Return other defaults of the ``training`` section, for options that can still be set."""
+        return {}
+
 
 @dataclass(frozen=True, kw_only=True)
 class TaskContext:

@@ -103,6 +103,10 @@ class SignalRecord(Record):
     probe: float | None = Field(None, description="loss on a batch of the memory after the step; None if not probed")
     interval: int | None = Field(None, description="planned merge interval in force at this step")
     threshold: float | None = Field(None, description="alarm threshold in force at this step, if armed")
+    change: float | None = Field(
+        None,
+        description="sum of |weight change| per step over the interval that ends here; only without merges",
+    )
 
 
 class CostRecord(Record):

@@ -29,10 +29,12 @@ class LocalBatch:
     Attributes:
         batch: the collated examples.
         weight: factor on its mean loss, with which the mean over the ranks is the loss of the whole batch.
+        items: loss items of the whole batch, over all ranks.
     """
 
     batch: Mapping[str, Any]
     weight: float
+    items: int = 1
 
     @classmethod
     def of(
@@ -47,11 +49,51 @@ class LocalBatch:
         """
         part, counts = processes.local_part(examples)
         batch = collate(part)
-        return cls(batch, loss_weight(num_loss_items(batch, shifted) if counts else 0))
+        items = num_loss_items(batch, shifted) if counts else 0
+        total = int(processes.all_reduce_sum([items])[0])
+        return cls(batch, loss_weight(items, total), total)
 
-    def mean(self, loss: float) -> float:
-        """Return the loss of the whole batch, from the mean loss of this part; the same bits on every rank."""
-        return mean_over_processes(self.weight * loss)
+
+@dataclass(frozen=True)
+class SplitBatch:
+    """A batch in parts that are computed one after another, so that no pass needs the memory of the whole.
+
+    Attributes:
+        parts: of this rank; the same number on every rank.
+    """
+
+    parts: Sequence[LocalBatch]
+
+    @classmethod
+    def of(
+        cls,
+        examples: Sequence[Any],
+        collate: Callable[[list[Any]], Mapping[str, Any]],
+        shifted: bool = False,
+        at_most: int | None = None,
+    ) -> SplitBatch:
+        """Collate this rank's share of a batch that is the same list of examples on every rank.
+
+        Args:
+            examples: of the whole batch.
+            collate: makes a batch of a list of examples.
+            shifted: see :func:`num_loss_items`.
+            at_most: examples of a part, over all ranks; ``None``: the whole batch is one part.
+        """
+        size = at_most or len(examples)
+        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
+        return cls([LocalBatch.of(chunk, collate, shifted) for chunk in chunks])
+
+    @property
+    def weights(self) -> list[float]:
+        """A factor on the mean loss of each part, with which the mean over the ranks of their sum is the mean loss over
+        all loss items of the batch."""
+        total = sum(part.items for part in self.parts)
+        return [part.weight * (part.items / total if total else 1 / len(self.parts)) for part in self.parts]
+
+    def mean(self, losses: Sequence[float]) -> float:
+        """Return the loss of the whole batch, from the mean loss of each part; the same bits on every rank."""
+        return mean_over_processes(sum(w * loss for w, loss in zip(self.weights, losses, strict=True)))
 
 
 def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
@@ -79,11 +121,10 @@ def shifts_labels(model: nn.Module) -> bool:
     return decoder_only and getattr(base, "loss_type", None) == "ForCausalLM"
 
 
-def loss_weight(items: int) -> float:
-    """Return the weight of a mean over ``items`` items of this rank, see :class:`LocalBatch`."""
+def loss_weight(items: int, total: int) -> float:
+    """Return the weight of a mean over ``items`` items of this rank, of ``total`` over all, see :class:`LocalBatch`."""
     if processes.world_size() == 1:
         return 1.0
-    total = processes.all_reduce_sum([items])[0]
     return processes.world_size() * items / total if total else 0.0
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import Field, model_validator
@@ -40,17 +41,32 @@ class TrainingOptions(StrictOptions):
         description="tokens at which inputs are truncated; null: 1024, or the number of positions of the model",
     )
     max_target: int = Field(128, ge=2, description="tokens at which targets and generated answers are truncated")
+    loss_mean: Literal["tokens", "batches"] = Field(
+        "tokens",
+        description="mean loss of an optimizer step that accumulates batches; tokens: over all its label tokens (or "
+        "examples); batches: mean of the batches' means, as in transformers before 4.46",
+    )
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass instead of storing them"
     )
     select_best: bool = Field(
         False,
-        description="deploy the weights of the task with the best score on the development texts of all tasks seen, "
-        "instead of the last ones",
+        description="deploy the weights of the task that did best on the development texts of all tasks seen, instead "
+        "of the last ones",
+    )
+    select_by: Literal["score", "loss"] = Field(
+        "score",
+        description="select_best: highest mean score of the tasks, or lowest mean loss (each task's over label tokens)",
     )
     select_every: int | None = Field(
         None, gt=0, description="select_best: optimizer steps between two evaluations; null: once per epoch"
+    )
+    select_texts: int | None = Field(
+        None, gt=0, description="select_best: development texts drawn from each task; null: all"
+    )
+    select_last: bool = Field(
+        True, description="select_best: also evaluate the weights after the last step of a task; false: never"
     )
     checkpoint_steps: int | None = Field(
         None, gt=0, description="optimizer steps between two checkpoints of the current task"
@@ -72,6 +88,20 @@ class TrainingOptions(StrictOptions):
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup is {self.warmup}; give whole steps, or a fraction of the steps below 1")
         return self
+
+
+WARMUP_SHARE = 0.1
+"""Share of a task's steps that warm up where the configured warm-up would take all of them."""
+
+
+def fitting_warmup(options: TrainingOptions, steps: int) -> float:
+    """Return the warm-up of a task of so many optimizer steps.
+
+    Returns:
+        the configured one; whole steps (rounded down) where the learning rate would never reach its peak with it.
+    """
+    configured = options.warmup if options.warmup >= 1 else math.ceil(options.warmup * steps)
+    return options.warmup if configured < steps or configured == 0 else int(WARMUP_SHARE * steps)
 
 
 def check_batch(key: str, size: int | None, default: int, memory_examples: int) -> int:

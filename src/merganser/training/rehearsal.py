@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from merganser.errors import InputError
-from merganser.training.distributed import average_gradients, reshard
+from merganser.training.distributed import LocalBatch, SplitBatch, average_gradients, reshard
 from merganser.training.options import RehearsalSampling, check_batch
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
@@ -119,7 +119,7 @@ def measure_loss(
         model.train(dropout)
     try:
         with without_cache(model):
-            return float(loss_function(model, batch))
+            return float(loss_function(model, dict(batch)))  # a trainer's loss may take the labels out
     finally:
         reshard(model)
         if model.training != was_training:
@@ -129,31 +129,36 @@ def measure_loss(
 def rehearse_step(
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
-    batch: Mapping[str, Any],
+    batch: Mapping[str, Any] | SplitBatch,
     clip: float,
     loss_function: LossFunction = model_loss,
-    weight: float = 1.0,
-    before_step: Callable[[], None] | None = None,
+    factor: float = 1.0,
+    after_step: Callable[[], None] | None = None,
 ) -> float:
     """Take one optimizer step on a batch of the memory. The learning-rate schedule is not advanced.
 
     Args:
+        batch: of a split one, the gradients of the parts are accumulated to that of the mean over its loss items.
         clip: norm at which the gradient is clipped; 0: no clipping.
-        weight: factor on this rank's loss (:class:`~merganser.training.distributed.LocalBatch`).
-        before_step: called when the gradients are complete.
+        factor: on the loss, before clipping.
+        after_step: called after the optimizer's step, while the clipped gradients are still there.
 
     Returns:
-        The loss before the step (nats), times the weight.
+        The loss before the step (nats) times the factor; with several processes this rank's term of their mean.
     """
+    parts = batch if isinstance(batch, SplitBatch) else SplitBatch([LocalBatch(batch, 1.0)])
     model.train()
+    total = 0.0
     with without_cache(model):
-        loss = weight * loss_function(model, batch)
-        loss.backward()  # inside, because gradient checkpointing repeats the forward pass here
+        for part, weight in zip(parts.parts, parts.weights, strict=True):
+            loss = factor * weight * loss_function(model, dict(part.batch))
+            loss.backward()  # inside, because gradient checkpointing repeats the forward pass here
+            total += float(loss.detach())
     average_gradients(model)
     if clip > 0:
         torch.nn.utils.clip_grad_norm_([p for p in model.parameters() if p.requires_grad], clip)
-    if before_step is not None:
-        before_step()
     optimizer.step()
+    if after_step is not None:
+        after_step()
     model.zero_grad()
-    return float(loss.detach())
+    return total

@@ -25,13 +25,14 @@ from merganser.training.data import EpochOrder, FeatureList, ignore_padding
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     LocalBatches,
+    loss_weight,
     mean_over_processes,
     num_examples,
     num_loss_items,
     sharded_as_launched,
     shifts_labels,
 )
-from merganser.training.options import TrainingOptions
+from merganser.training.options import TrainingOptions, fitting_warmup
 from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import without_cache
 
@@ -97,14 +98,17 @@ class TaskTrainer(Trainer):
     weighted so that gradients are those of one process. docs/architecture.md lists the overridden methods and why.
 
     Args:
-        batch: examples per forward pass, over all processes.
+        options: how the task is optimised.
         records: receives the loss and the learning rate of every step.
         penalty: as in :class:`TaskHooks`.
     """
 
-    def __init__(self, *args: Any, batch: int, records: TaskRecords, penalty: Penalty | None, **kwargs: Any) -> None:
+    def __init__(
+        self, *args: Any, options: TrainingOptions, records: TaskRecords, penalty: Penalty | None, **kwargs: Any
+    ) -> None:
         super().__init__(*args, **kwargs)
-        self.batch = batch
+        self.batch = options.batch
+        self.loss_mean = options.loss_mean
         self.records = records
         self.penalty = penalty
         self._accumulated = 0.0
@@ -148,12 +152,20 @@ class TaskTrainer(Trainer):
         needs_outputs = return_outputs or self.penalty is not None
         result = super().compute_loss(model, inputs, needs_outputs)
         loss, outputs = result if needs_outputs else (result, {})
-        # The Trainer divides by the number of accumulated batches, and gradients are averaged over the ranks.
-        parts = processes.world_size() * self.current_gradient_accumulation_steps
-        loss = (parts * items / num_items_in_batch if num_items_in_batch else 0.0) * loss
+        loss = self._weight(items, num_items_in_batch) * loss
         if self.penalty is not None:
             loss = loss + self.penalty(model, self.state.global_step, inputs, outputs)
         return (loss, outputs) if return_outputs else loss
+
+    def _weight(self, items: int, num_items_in_batch: Any) -> float:
+        """Return the factor on the mean loss of ``items`` items, of ``num_items_in_batch`` in the optimizer step.
+
+        The Trainer divides by the number of accumulated batches, and gradients are averaged over the ranks.
+        """
+        if self.loss_mean == "batches":
+            return loss_weight(items, int(processes.all_reduce_sum([items])[0]))
+        parts = processes.world_size() * self.current_gradient_accumulation_steps
+        return float(parts * items / num_items_in_batch) if num_items_in_batch else 0.0
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
         self.records.examples_seen += num_examples(inputs) if num_loss_items(inputs) else 0
@@ -209,10 +221,12 @@ class ResumedTrainer(TaskTrainer):
 
 def planned_steps(examples: int, options: TrainingOptions) -> int:
     """Return the number of optimizer steps of a task with this many training examples."""
-    if options.steps is not None:
-        return options.steps
-    per_epoch = math.ceil(math.ceil(examples / options.batch) / options.accumulation)
-    return math.ceil(options.epochs * per_epoch)
+    return math.ceil(options.epochs * steps_per_epoch(examples, options)) if options.steps is None else options.steps
+
+
+def steps_per_epoch(examples: int, options: TrainingOptions) -> int:
+    """Return the number of optimizer steps of one pass over this many training examples."""
+    return math.ceil(math.ceil(examples / options.batch) / options.accumulation)
 
 
 def training_arguments(options: TrainingOptions, *, folder: str, precision: str, seed: int) -> TrainingArguments:
@@ -266,7 +280,8 @@ def train_task(
     Args:
         model: its module is trained in place.
         features: tokenised examples, each with a ``length``.
-        options: how the task is optimised.
+        options: how the task is optimised; a warm-up as long as the task, or longer, is shortened
+            (:func:`~merganser.training.options.fitting_warmup`).
         seed: decides the order of the data and, with the rank of the process, dropout; nothing else does.
         records: filled while training, so that callbacks can read them.
         hooks: what a method does during the task.
@@ -276,6 +291,8 @@ def train_task(
         RunError: the loss is not finite, or the disk is full.
     """
     started = time.perf_counter()
+    warmup = fitting_warmup(options, planned_steps(len(features), options))
+    options = options.model_copy(update={"warmup": warmup})
     with (
         isolated_random(seed),
         silence_libraries(),
@@ -291,7 +308,7 @@ def train_task(
             train_dataset=FeatureList(features),
             data_collator=model.collate,
             callbacks=[*hooks.callbacks, *(callback for callback in (restored, checkpoints) if callback is not None)],
-            batch=options.batch,
+            options=options,
             records=records,
             penalty=hooks.penalty,
         )

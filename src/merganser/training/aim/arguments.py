@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import IterableDataset
 
 from merganser.errors import InputError
 from merganser.training.aim.config import AimConfig
+from merganser.training.determinism import isolated_random
 from merganser.training.options import check_batch
-from merganser.training.rehearsal import Collator, Dataset
+from merganser.training.rehearsal import Collator, Dataset, measure_loss, model_loss
 
 
 def check_settings(config: AimConfig, settings: Mapping[str, Any]) -> AimConfig:
@@ -38,6 +39,29 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
             f"probe_groups has {len(probe_groups)} groups for {len(memory)} examples of the memory.",
             "Give one group per example, or none.",
         )
+
+
+def check_loss(model: nn.Module, batch: Mapping[str, Any]) -> None:
+    """Raise InputError if the model returns no loss for a batch of the trainer's, as in TRL's ``DPOTrainer``.
+
+    One forward pass without gradients and without dropout; no random numbers are used up.
+    """
+
+    def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
+        found = model_loss(model, batch)
+        if not isinstance(found, Tensor) or found.numel() != 1:
+            raise TypeError("its first output is not a loss")
+        return found
+
+    try:
+        with isolated_random(0):
+            measure_loss(model, batch, loss)
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        raise InputError(
+            f"The model returns no loss for a batch of this trainer's data ({type(error).__name__}: {error}).",
+            "Give AimMerging the trainer's own, loss=trainer.compute_loss, as in examples/dpo_trainer.py: "
+            "trainer.add_callback(AimMerging(memory, loss=trainer.compute_loss)).",
+        ) from error
 
 
 def check_sharding(model: nn.Module) -> None:

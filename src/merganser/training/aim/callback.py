@@ -22,7 +22,14 @@ from merganser import processes
 from merganser.control import Merge, MergeController
 from merganser.errors import MerganserError, RunError
 from merganser.runs.record import CostRecord, MergeRecord, SignalRecord
-from merganser.training.aim.arguments import check_memory, check_settings, check_sharding, collator_of, new_examples
+from merganser.training.aim.arguments import (
+    check_loss,
+    check_memory,
+    check_settings,
+    check_sharding,
+    collator_of,
+    new_examples,
+)
 from merganser.training.aim.checkpoint import (
     Identity,
     candidate_folders,
@@ -35,7 +42,7 @@ from merganser.training.aim.config import AimConfig
 from merganser.training.aim.fusion import fusion_rule
 from merganser.training.aim.guard import Losses, OptimizerCopy, refusal
 from merganser.training.aim.probing import Probes
-from merganser.training.distributed import LocalBatch, shifts_labels
+from merganser.training.distributed import SplitBatch, shifts_labels
 from merganser.training.options import check_batch
 from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import (
@@ -85,7 +92,7 @@ class AimMerging(TrainerCallback):
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
         config: settings; :class:`~merganser.training.aim.config.AimConfig` lists them with their defaults.
         collator: turns examples into a batch; default: the one of the training data loader.
-        loss: ``loss(model, batch)``; default: the loss the model returns.
+        loss: ``loss(model, batch)``, such as ``trainer.compute_loss``; default: the loss the model returns.
         probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
             spread; default: no groups, any examples.
         resume_from: the checkpoint that the trainer resumes from, if it is not in its ``output_dir``.
@@ -155,7 +162,9 @@ class AimMerging(TrainerCallback):
             self.records.reset()
             self.controller = MergeController(config)
             self._draws = 0
-        default = args.per_device_train_batch_size * processes.world_size()
+        self._accumulation = args.gradient_accumulation_steps
+        self._training_batch = args.train_batch_size * processes.world_size()
+        default = self._training_batch * self._accumulation
         size = check_batch("batch", config.batch, default, len(self.memory))
         probe = check_batch("probe_batch", config.probe_batch, size, len(self.memory))
         seed = args.seed if config.seed is None else config.seed
@@ -165,6 +174,9 @@ class AimMerging(TrainerCallback):
         self._collate = self.collator or collator_of(loader, self.memory)
         self._device = next(model.parameters()).device
         self._shifts_labels = shifts_labels(model)
+        if self.loss is model_loss and self.collator is None:
+            twice = [self.memory[0]] * 2 * processes.world_size()  # so that one loss is told from one per example
+            check_loss(model, self._batch(twice).parts[0].batch)
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
         self._fusion = fusion_rule(config, model)
@@ -210,22 +222,29 @@ class AimMerging(TrainerCallback):
         cost = self.cost
         return cost.probing_seconds + cost.rehearsal_seconds + cost.merging_seconds + cost.merge_eval_seconds
 
-    def _batch(self, examples: list[Any]) -> LocalBatch:
-        return LocalBatch.of(examples, lambda part: to_device(self._collate(part), self._device), self._shifts_labels)
+    def _batch(self, examples: list[Any]) -> SplitBatch:
+        # Whoever accumulates gradients may have no memory for more than a training batch at a time.
+        split = self._accumulation > 1 and self.config.rehearsal_gradient == "mean"
+        return SplitBatch.of(
+            examples,
+            lambda part: to_device(self._collate(part), self._device),
+            self._shifts_labels,
+            self._training_batch if split else None,
+        )
 
-    def _measure(self, model: nn.Module, batch: LocalBatch, dropout: bool = False) -> float:
-        return batch.mean(measure_loss(model, batch.batch, self.loss, dropout=dropout))
+    def _measure(self, model: nn.Module, batch: SplitBatch, dropout: bool = False) -> float:
+        return batch.mean([measure_loss(model, part.batch, self.loss, dropout=dropout) for part in batch.parts])
 
     def _diverged(self, what: str) -> MerganserError:
         remedy = "Training has diverged; try a lower learning rate or precision fp32."
         return processes.mark_collective(RunError(f"{what} of task '{self.records.task}'.", remedy))
 
-    def on_pre_optimizer_step(
+    def on_optimizer_step(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
-        self._observe_gradients()
+        self._observe_step()
 
-    def _observe_gradients(self) -> None:
+    def _observe_step(self) -> None:
         with self.records.timed("merging_seconds"):
             self._fusion.observe()
 
@@ -337,11 +356,12 @@ class AimMerging(TrainerCallback):
         steps = decision.rehearsal_steps
         if decision.cause == "end" and not any(group["lr"] for group in optimizer.param_groups):
             steps = 0  # at a learning rate of 0 they would change nothing
+        factor = 1 / self._accumulation if self.config.rehearsal_gradient == "divided" else 1.0
         for _ in range(steps):
             batch = self._batch(self._rehearsal.rehearsal(self._draws))
             self._draws += 1
             with self.records.timed("rehearsal_seconds"):
-                rehearse_step(model, optimizer, batch.batch, clip, self.loss, batch.weight, self._observe_gradients)
+                rehearse_step(model, optimizer, batch, clip, self.loss, factor, self._observe_step)
             self.cost.examples_rehearsed += self._rehearsal.batch_size
         return steps
 

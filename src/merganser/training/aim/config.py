@@ -17,6 +17,9 @@ from merganser.training.options import RehearsalSampling
 ProbeSet = Literal["fresh", "fixed"]
 """Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
 
+RehearsalGradient = Literal["mean", "divided"]
+"""Gradient of a rehearsal step where a training step accumulates several batches."""
+
 Fusion = Literal["trajectory", "importance_masks"]
 """How the updates of the two phases are merged, see :func:`merganser.training.aim.fusion.fusion_rule`."""
 
@@ -25,7 +28,7 @@ Fusion = Literal["trajectory", "importance_masks"]
 class AimConfig(ControllerConfig):
     """The settings of AimMerging: controller, rehearsal, probes and merges.
 
-    Three defaults of the controller differ from the paper's because they are cheaper and no worse (measured in
+    Three defaults of the controller differ from the released program's, being cheaper and no worse (measured in
     docs/methods/aim.md, "Where it differs"): half of the rehearsal, two probes per interval, and the rehearsal's update
     kept whole.
 
@@ -40,7 +43,16 @@ class AimConfig(ControllerConfig):
         "epoch", "epoch: every example once per pass over the memory, in a new order; iid: independent draws"
     )
     batch: int | None = setting(
-        None, "memory examples per rehearsal step; null: the training batch, or the whole memory if smaller", gt=0
+        None,
+        "memory examples per rehearsal step; null: as many as training examples per optimizer step (batch times "
+        "accumulation), or the whole memory if smaller",
+        gt=0,
+    )
+    rehearsal_gradient: RehearsalGradient = setting(
+        "mean",
+        "gradient of a rehearsal step under accumulation; mean: that of its batch's mean loss, computed in parts as "
+        "large as a training batch; divided: the same divided by the number of accumulated batches before clipping, "
+        "computed in one pass, as in the released program",
     )
     probe_batch: int | None = setting(None, "memory examples per probe; null: as in rehearsal", gt=0)
     probe_set: ProbeSet = setting(
@@ -93,6 +105,7 @@ class AimConfig(ControllerConfig):
 
 REFERENCE: dict[str, Any] = {
     "minimum_rehearsal_steps": 0,
+    "rehearsal_gradient": "divided",
     "rehearsal_sampling": "iid",
     "probe_batch": None,
     "probe_every": 1,
@@ -107,3 +120,16 @@ REFERENCE: dict[str, Any] = {
 
 REFERENCE_DEFAULTS: dict[str, Any] = {"rehearsal_steps": "interval"}
 """Defaults of ``compat: reference`` for settings that can still be changed."""
+
+REFERENCE_TRAINING: dict[str, Any] = {"group_by_length": False, "loss_mean": "batches"}
+"""Options of the ``training`` section that ``compat: reference`` sets."""
+
+REFERENCE_SELECTION: dict[str, Any] = {
+    "select_best": True,
+    "select_by": "loss",
+    "select_every": 40,
+    "select_texts": 25,
+    "select_last": False,
+}
+"""Defaults of the ``training`` section with ``compat: reference``, which can still be changed: deploy the weights with
+the lowest loss on 25 development texts of each task seen, at steps 40, 80, ..."""

@@ -19,7 +19,7 @@ class FusionRule(Protocol):
     """Merges the updates of two phases; may observe every optimizer step of them."""
 
     def observe(self) -> None:
-        """Observe one step; called when the gradients are complete, before the optimizer uses them."""
+        """Observe one step; called after the optimizer's step, before its gradients are cleared."""
 
     def begin_rehearsal(self) -> None:
         """Switch from the phase on the new task to the rehearsal phase."""
@@ -68,7 +68,9 @@ class TrajectoryFusion:
 
 
 class ImportanceFusion:
-    """Merges every parameter towards the phase that it is important to (Recurrent-KIF).
+    """Merges every parameter towards the phase that it is important to (Recurrent-KIF, as its released program).
+
+    A merge empties the averages of the phase on the new task; those of the rehearsals run on until the task ends.
 
     Args:
         model: whose trainable parameters are scored.
@@ -76,32 +78,36 @@ class ImportanceFusion:
     """
 
     def __init__(self, model: nn.Module, important_share: float, smoothing: float) -> None:
-        self._importance = Importance(model, smoothing)
+        self._new = Importance(model, smoothing, "new task")
+        self._old = Importance(model, smoothing, "rehearsal")
+        self._current = self._new
         self._fraction = important_share
-        self._ended: list[Weights] = []  # scores of the phase on the new task, during a rehearsal
 
     def observe(self) -> None:
         """Update the scores of the current phase."""
-        self._importance.observe()
+        self._current.observe()
 
     def begin_rehearsal(self) -> None:
-        """Keep the scores of the phase on the new task."""
-        self._ended.append(self._importance.end_phase())
+        """Continue the scores of the rehearsals before, which run through the whole task."""
+        self._current = self._old
 
     def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
         """Merge by :func:`~merganser.merging.importance.merge_by_importance`."""
-        important_new = importance_masks(self._ended.pop(), self._fraction)
-        important_old = importance_masks(self._importance.end_phase(), self._fraction)
+        important_new = importance_masks(self._new.scores(), self._fraction)
+        important_old = importance_masks(self._old.scores(), self._fraction)
         weight_new = merge_by_importance(weights, start, after_new, important_new, important_old)
+        self._new.reset()
+        self._current = self._new
         return weight_new, 1.0 - weight_new
 
     def state_tensors(self) -> dict[str, Tensor]:
-        """Return the averages of the current phase; states are saved only between merges."""
-        return self._importance.state_tensors()
+        """Return the averages of both phases; states are saved only between merges."""
+        return self._new.state_tensors() | self._old.state_tensors()
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the averages."""
-        self._importance.load_state_tensors(tensors)
+        self._new.load_state_tensors(tensors)
+        self._old.load_state_tensors(tensors)
 
 
 def fusion_rule(config: AimConfig, model: nn.Module) -> FusionRule:

@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from merganser.weights import Weights, local_shard
 
 AVERAGE, UNCERTAINTY = "importance average/", "importance uncertainty/"
-"""Prefixes of the names in a checkpoint; no parameter has a name like that."""
+"""Prefixes of the names in a checkpoint, after that of the phase; no parameter has a name like that."""
 
 
 class Importance:
-    r"""Scores of the trainable weights, over the optimizer steps since :meth:`reset`.
+    r"""Scores of the trainable weights to one phase, over its optimizer steps since :meth:`reset`.
 
-    With :math:`I = |w g|` of a step, the gradient as the optimizer uses it: the average
+    With :math:`I = |w g|` of a step, the gradient as the optimizer used it and the weights after it: the average
     :math:`\bar I \leftarrow \beta \bar I + (1 - \beta) I`, then the uncertainty
     :math:`U \leftarrow \beta U + (1 - \beta) |I - \bar I|`, both from 0. The score is :math:`\bar I U`. Everything is
     local to the shards of this process.
@@ -27,9 +27,11 @@ class Importance:
     Args:
         model: whose trainable parameters are scored.
         smoothing: :math:`\beta`.
+        phase: its name, for the names in a checkpoint.
     """
 
-    def __init__(self, model: nn.Module, smoothing: float) -> None:
+    def __init__(self, model: nn.Module, smoothing: float, phase: str) -> None:
+        self.phase = phase
         self._parameters = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._weights = Weights.of(model)
         self.smoothing = smoothing
@@ -38,7 +40,7 @@ class Importance:
 
     @torch.no_grad()
     def observe(self) -> None:
-        """Observe one step; called when the gradients are complete, before the optimizer uses them."""
+        """Observe one step; called after the optimizer's step, before its gradients are cleared."""
         kept, added = self.smoothing, 1.0 - self.smoothing
         for name, parameter in self._parameters.items():
             average, uncertainty = self.average[name], self.uncertainty[name]
@@ -52,23 +54,20 @@ class Importance:
         """Compute average times uncertainty, as new tensors."""
         return self.average.like({name: self.average[name] * self.uncertainty[name] for name in self.average})
 
-    def end_phase(self) -> Weights:
-        """Return the scores of the phase, and begin another one."""
-        scores = self.scores()
-        self.reset()
-        return scores
-
     def reset(self) -> None:
-        """Begin a phase: set all averages to zero."""
+        """Set all averages to zero."""
         torch._foreach_zero_([*self.average.tensors, *self.uncertainty.tensors])
+
+    @property
+    def _kinds(self) -> tuple[tuple[str, Weights], ...]:
+        return (f"{self.phase} {AVERAGE}", self.average), (f"{self.phase} {UNCERTAINTY}", self.uncertainty)
 
     def state_tensors(self) -> dict[str, Tensor]:
         """Return the state between two steps: name -> tensor."""
-        kinds = ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty))
-        return {f"{kind}{name}": tensor for kind, tensors_of_kind in kinds for name, tensor in tensors_of_kind.items()}
+        return {f"{kind}{name}": tensor for kind, held in self._kinds for name, tensor in held.items()}
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore :meth:`state_tensors`; other names are left alone."""
-        for kind, tensors_of_kind in ((AVERAGE, self.average), (UNCERTAINTY, self.uncertainty)):
+        for kind, held in self._kinds:
             saved = {name.removeprefix(kind): t for name, t in tensors.items() if name.startswith(kind)}
-            tensors_of_kind.copy_(tensors_of_kind.like(saved))
+            held.copy_(held.like(saved))
