@@ -241,10 +241,10 @@ def test_sft_trainer_interrupted_and_resumed(home: Path, tmp_path: Path, capsys:
 
 @pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
 def test_dpo_trainer(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(tmp_path), "--steps", "9"]
+    given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(tmp_path), "--steps", "18"]
     aim = load_script("dpo_trainer.py")(given)
     assert capsys.readouterr().out.count("merge after step") == len(aim.merges) > 0
-    assert aim.merges[0].loss_old_before is not None
+    assert aim.merges[0].step < 18  # after the last one the learning rate is 0
     assert aim.merges[0].norm_old > 0
 
 
