@@ -237,6 +237,7 @@ def main() -> None:
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", help="settings to run; default: all")
     parser.add_argument("--cold", action="store_true", help="random weights, see above")
+    parser.add_argument("--accumulation", type=int, default=4, help="batches of 8 per optimizer step")
     parser.add_argument("--recorded", action="store_true", help="the released program's decisions, see above")
     arguments = parser.parse_args()
     if arguments.recorded and not arguments.cold:
@@ -262,7 +263,7 @@ def main() -> None:
             with ExitStack() as stack:
                 if arguments.recorded:
                     stack.enter_context(patch("merganser.training.aim.callback.MergeController", RecordedSignals))
-                accumulation = 1 if arguments.recorded else 4
+                accumulation = 1 if arguments.recorded else arguments.accumulation
                 found[name].append(learn(model, method, stream, seed, run, arguments.cold, accumulation))
             print(name, seed, found[name][-1], file=sys.stderr, flush=True)
     print("# AimMerging in the setting of its released program\n")
@@ -278,7 +279,11 @@ def main() -> None:
             f"| {cell([run['BWT'] for run in runs], 100)} |"
         )
     seeds = " ".join(map(str, arguments.seeds))
-    cold = " --cold" * arguments.cold + " --recorded" * arguments.recorded
+    cold = (
+        f" --accumulation {arguments.accumulation}" * (arguments.accumulation != 4)
+        + " --cold" * arguments.cold
+        + " --recorded" * arguments.recorded
+    )
     print(f"\nCommand: `python benchmarks/reference.py --data DATA --work FOLDER --seeds {seeds}{cold}`.")
 
 
