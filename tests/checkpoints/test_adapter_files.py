@@ -341,3 +341,24 @@ def test_a_pattern_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: p
     assert time.monotonic() - started < 5
     with pytest.raises(InputError, match="10001 characters"):
         read_adapter(write_adapter(tmp_path / "b", plain(), alpha_pattern={"a" * 10_001: 4}))
+
+
+def test_an_embedding_that_was_not_trained_is_a_copy_too(tmp_path: Path) -> None:
+    """PEFT writes whole embeddings of enlarged vocabularies; modules to save are trained, and so is what differs."""
+    name, values = f"{P}model.embed_tokens.weight", np.random.default_rng(1).normal(size=(6, 4)).astype(np.float32)
+    trained = {"modules_to_save": ["embed_tokens"]}
+
+    def adapter(folder: str, scale: float, **config: Any) -> str:
+        return write_adapter(tmp_path / folder, {name: values * np.float32(scale), **plain(len(folder))}, **config)
+
+    frozen = [adapter("a", 1), adapter("bb", 1)]
+    ties = {"rule": "ties", "options": {"density": 0.5}, "rank": 2}
+    merge_adapters(asked(frozen, **ties), tmp_path / "out")
+    np.testing.assert_array_equal(factors_of(tmp_path / "out")[name], values)
+    for models in ([adapter("c", 1, **trained), adapter("dd", 1, **trained)], [frozen[0], adapter("e", 2)]):
+        with pytest.raises(
+            InputError, match=r"embed_tokens\.weight \(a bias or a module to save\) cannot be merged by ties"
+        ):
+            plan_adapters(asked(models, **ties))
+    merge_adapters(asked([frozen[0], str(tmp_path / "e")]), tmp_path / "out2")
+    np.testing.assert_allclose(factors_of(tmp_path / "out2")[name], values * 1.5, rtol=1e-6)

@@ -122,7 +122,8 @@ def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     if not recipe.allow_different_bases:
         check_bases(adapters)
     modules = sorted({module for adapter in adapters for module in adapter.modules})
-    others = sorted({name for adapter in adapters for name in adapter.others})
+    plan.copies.update(common_copies([(adapter.label, adapter.config, adapter.copies) for adapter in adapters]))
+    others = sorted({name for adapter in adapters for name in adapter.others if name not in plan.copies})
     weights = {f"{module}.weight": module for module in modules}
     layer_positions = positions([*weights, *(name.removeprefix(PREFIX) for name in others)])
     refuse_unmatched(recipe, list(layer_positions))
@@ -144,7 +145,6 @@ def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     for module in plan.modules:
         plan.shapes.update(zip(_factor_names(plan, module), _factor_shapes(plan, module), strict=True))
     plan.shapes.update({name: adapters[0].others[name].shape for name in others})
-    plan.copies.update(common_copies([(adapter.label, adapter.config, adapter.copies) for adapter in adapters]))
     return plan
 
 

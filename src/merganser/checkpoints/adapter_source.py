@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.checkpoints.base_copies import COPY, BaseCopy
+from merganser.checkpoints.base_copies import COPY, BaseCopy, may_be_copy
 from merganser.checkpoints.dtypes import count_nonfinite, decode
 from merganser.checkpoints.patterns import ModulePatterns
 from merganser.checkpoints.source import (
@@ -65,7 +65,7 @@ class Adapter:
         others: full tensors (biases, modules to save) by their name in the file.
         dtype: of the factors.
         bytes: of all tensors.
-        copies: unchanged tensors of the base by their name in the file.
+        copies: tensors that may be unchanged ones of the base, by their name in the file.
     """
 
     label: str
@@ -107,7 +107,7 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
     _refuse_variants(label, config)
     patterns = check_alphas(config, folder / ADAPTER_CONFIG)
     header = read_header(folder / ADAPTER_WEIGHTS)[0]
-    tensors, copies = _read_tensors(folder / ADAPTER_WEIGHTS, header, label, allow_nonfinite)
+    tensors, copies = _read_tensors(config, header, label, allow_nonfinite)
     dtype = next(tensor.dtype for tensor in header if tensor.name in tensors)
     nbytes = sum(tensor.nbytes for tensor in header)
     adapter = _build_adapter((label, folder / ADAPTER_WEIGHTS), config, patterns, tensors, dtype)
@@ -155,27 +155,28 @@ def check_alphas(config: Mapping[str, Any], path: Path) -> ModulePatterns:
 
 
 def _read_tensors(
-    path: Path, header: Sequence[Tensor], label: str, allow_nonfinite: bool
+    config: Mapping[str, Any], header: Sequence[Tensor], label: str, allow_nonfinite: bool
 ) -> tuple[dict[str, NDArray[Any]], dict[str, BaseCopy]]:
-    """Read all tensors: name -> values, and the copies of the base's."""
+    """Read all tensors: name -> values, and those that may be copies of the base's; some are both."""
     values: dict[str, NDArray[Any]] = {}
     copies: dict[str, BaseCopy] = {}
     for tensor in header:
         if tensor.dtype not in FLOATING:
             raise InputError(f"{tensor.name} of {label} is {tensor.dtype}.", "Factors must be floating-point.")
-        raw = np.fromfile(path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
+        raw = np.fromfile(tensor.path, dtype=np.uint8, count=tensor.nbytes, offset=tensor.offset)
         if not allow_nonfinite and count_nonfinite(raw, tensor.dtype):
             raise InputError(
                 f"{tensor.name} of {label} holds NaN or infinity.",
                 "Such an adapter is damaged; to merge it anyway, allow non-finite weights (--allow-nonfinite).",
             )
-        if COPY.fullmatch(tensor.name):
+        if may_be_copy(tensor.name, config):
             copies[tensor.name] = BaseCopy(tensor, raw)
+        if COPY.fullmatch(tensor.name):
             continue
         work = np.dtype(np.float64 if tensor.dtype == "F64" else np.float32)
         values[tensor.name] = decode(raw, tensor.dtype, work).reshape(tensor.shape)
     if not values:
-        raise InputError(f"{path} holds no tensor.", "Save the adapter again.")
+        raise InputError(f"{label} holds no factors of LoRA.", "Save the adapter again.")
     return values, copies
 
 
