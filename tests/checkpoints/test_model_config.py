@@ -62,6 +62,7 @@ def refusal(first: dict[str, Any], second: dict[str, Any], *allowed: str, common
         ({"model_type": "roberta"}, {"pad_token_id": 0}, "pad_token_id is 1 in A, 0 in B"),
         (OTHER, {"rope_theta": 1e6}, "rope_theta"),
         (OTHER, {"gate": "x"}, "gate is not set in A, 'x' in B"),
+        (OTHER, {"a; rm x": 1}, "--allow-config 'a; rm x'"),
         ({**LLAMA, "id2label": {"0": "yes", "1": "no"}}, {"id2label": {"0": "no", "1": "yes"}}, "id2label"),
         (
             LLAMA | {"rope_scaling": LLAMA3},

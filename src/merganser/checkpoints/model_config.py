@@ -7,6 +7,7 @@ names, versions, types, dropout, initialisation, losses and generation settings 
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -106,7 +107,7 @@ def check_configs(
         for key in keys[:6]
     )
     more = f"; and {len(keys) - 6} more" if len(keys) > 6 else ""
-    options = " ".join(f"--allow-config {key}" for key in keys[:6])
+    options = " ".join(f"--allow-config {shlex.quote(key)}" for key in keys[:6])
     raise InputError(
         f"The configurations differ: {listed}{more}.",
         "The weights of one model mean something else in the other. To merge them all the same, into the configuration "
