@@ -52,7 +52,8 @@ def test_common_rows_are_merged_and_the_others_kept(first: int, tmp_path: Path) 
     expected = a[BIAS].copy()
     expected[:, :4] = (a[BIAS][:, :4] + b[BIAS][:, :4]) / 2
     np.testing.assert_allclose(result[BIAS], expected, rtol=1e-6)
-    assert f"{EMBED}: the first 4 rows merged, the other {first - 4} from {names[0]}" in report.notes
+    others = f"the other 2 from {names[0]}" if first == 6 else "those that not all models have omitted"
+    assert f"{EMBED}: the first 4 rows merged, {others}" in report.notes
     assert report.bytes == sum(tensor.nbytes for tensor in open_checkpoint(str(tmp_path / "out")).tensors.values())
 
 
@@ -70,6 +71,15 @@ def test_the_other_rows_and_the_size_are_those_of_the_tokenizer(tmp_path: Path) 
     np.testing.assert_allclose(values, expected, rtol=2**-8)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == 6
     assert (tmp_path / "out" / "tokenizer.json").read_bytes() == (tmp_path / "a" / "tokenizer.json").read_bytes()
+
+
+@pytest.mark.parametrize(("of_a", "of_b"), [(4, 6), (6, 4)])
+def test_the_size_in_the_configuration_is_that_of_the_embedding(of_a: int, of_b: int, tmp_path: Path) -> None:
+    a, b = model(tmp_path / "a", of_a, 1), model(tmp_path / "b", of_b, 2)
+    for chosen, rows in ((a, of_a), (b, of_b)):
+        merge_checkpoints(recipe([a, b], tokenizer_from=chosen), tmp_path / "out", overwrite=True)
+        assert json.loads((tmp_path / "out" / "config.json").read_text())["vocab_size"] == rows
+        assert {value.shape[-2] for key, value in load(tmp_path / "out").items() if key in (EMBED, HEAD)} == {rows}
 
 
 def test_without_it_other_sizes_are_refused_with_the_remedy(tmp_path: Path) -> None:

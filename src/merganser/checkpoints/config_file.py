@@ -11,6 +11,7 @@ from merganser.checkpoints.chat_settings import TOKEN_IDS
 from merganser.checkpoints.common_rows import number_of_rows
 from merganser.checkpoints.plan import Plan
 from merganser.checkpoints.source import read_json
+from merganser.checkpoints.tied_names import EMBEDDING
 
 
 def write_config(plan: Plan, path: Path) -> None:
@@ -23,10 +24,9 @@ def write_config(plan: Plan, path: Path) -> None:
         content = {**content, **dict.fromkeys(keys, plan.recipe.dtype)}
     if plan.untied:
         content = _with(content, "tie_word_embeddings", False)
-    for name, rows in plan.rows.items():
-        tensor = plan.tokenizer.tensors[name]
-        if len(tensor.shape) == 2 and rows < number_of_rows(tensor):
-            content = _with(content, "vocab_size", number_of_rows(tensor))
+    rows = [number_of_rows(plan.tokenizer.tensors[name]) for name in plan.rows if EMBEDDING.search(name)]
+    if rows:
+        content = _with(content, "vocab_size", max(rows))
     if plan.located.tokenizer is not None:
         content = _with_token_ids(content, plan.tokenizer.config)
     if content != before:

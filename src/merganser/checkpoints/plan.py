@@ -76,11 +76,13 @@ class Plan:
     @property
     def notes(self) -> list[str]:
         """Describe what is done to weights that the models have in part or share."""
-        described = [
-            f"{name}: the first {rows} rows merged, the other "
-            f"{number_of_rows(self.tokenizer.tensors[name]) - rows} from {self.tokenizer.label}"
-            for name, rows in self.rows.items()
-        ]
+        described = []
+        for name, rows in self.rows.items():
+            left = number_of_rows(self.tokenizer.tensors[name]) - rows
+            others = (
+                f"the other {left} from {self.tokenizer.label}" if left else "those that not all models have omitted"
+            )
+            described.append(f"{name}: the first {rows} rows merged, {others}")
         if self.untied:
             described.append("output layer and embedding differ in a model: the result is not tied")
         return described
