@@ -218,6 +218,10 @@ def explain(error: ValidationError, where: str, model: type[BaseModel] = RunConf
         return InputError(f"{at}: unknown key{more}.", remedy)
     if first["type"] == "missing":
         return InputError(f"{at}: missing{more}.", "Add it; `merganser schema` describes every key.")
+    if first["type"] == "string_unicode":
+        return InputError(
+            f"{at}: {first['input']!r} is no valid Unicode{more}.", "Write it, or name the file, in UTF-8."
+        )
     remedy = "`merganser schema` describes every key."
     if location[-1:] == ["rehearsal_sampling"] and str(first["input"]) in RENAMED_VALUES:
         remedy = f"Did you mean '{RENAMED_VALUES[str(first['input'])]}'?"

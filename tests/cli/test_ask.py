@@ -138,7 +138,10 @@ def test_texts_that_are_no_valid_unicode(run: Path, merganser: Command, monkeypa
         (("learn", run, "--task", "t\udcff", "--train", "x.json"), "cannot name a folder"),
         (("learn", run, "--task", "t", "--train", run.parent / "truth.json", "--prompt", "{input}\udcff"), "prompt"),
         (("learn", run, "--task", "t", "--train", run.parent / "truth.json", "--labels", "a,\udcff"), "labels"),
-        (("learn", run, "--task", "t", "--train", "\udcff.json"), "train"),
+        (
+            ("learn", run, "--task", "t", "--train", "\udcff.json"),
+            "train: '\\udcff.json' is no valid Unicode. Write it",
+        ),
     ):
         done = merganser(*command)
         assert (done.code, message in done.error, "This is a bug" in done.error) == (2, True, False), done.error

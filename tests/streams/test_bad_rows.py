@@ -69,6 +69,14 @@ def test_skipped_rows_are_counted_by_kind(tmp_path: Path) -> None:
     )
 
 
+def test_what_is_said_can_be_printed(tmp_path: Path) -> None:
+    good = b'{"input": "x", "output": "a"}\n'
+    (tmp_path / "train.jsonl").write_bytes(good * 2 + b'{"input": "x", "\\ud83d": 1, "\\ud83d": 2}\n')
+    task = load(tmp_path, train="train.jsonl", on_bad_rows="skip")
+    assert "the key '\\ud83d' stands twice" in task.remarks[0]
+    task.remarks[0].encode()
+
+
 def test_nothing_may_be_left_to_skip(tmp_path: Path) -> None:
     put(tmp_path / "train.json", GOOD)
     put(tmp_path / "test.json", [{"input": "x", "output": "c"}] * 3)

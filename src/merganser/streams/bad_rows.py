@@ -6,7 +6,7 @@ All bad rows of a source are collected before any is reported, so that a file wi
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from merganser.errors import InputError
@@ -99,6 +99,8 @@ class BadRows:
 
     def add(self, place: int, problem: Problem) -> None:
         """Add one row, whose 1-based line or number is ``place``."""
+        if not problem.example.isascii():  # a half character in it could neither be printed nor recorded
+            problem = replace(problem, example=problem.example.encode(errors="backslashreplace").decode())
         kind = self._kinds.setdefault(problem.kind, _Kind(problem, place))
         if place < kind.first:
             kind.first, kind.problem = place, problem
