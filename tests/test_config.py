@@ -250,3 +250,12 @@ def test_an_option_against_compat_is_refused(
     }
     with pytest.raises(InputError, match=message):
         check_config(asked, "f.yaml")
+
+
+@pytest.mark.parametrize(
+    ("section", "key"), [("training", "steps"), ("training", "batch"), ("memory", "number"), ("evaluation", "batch")]
+)
+def test_numbers_that_overflow_are_too_large(section: str, key: str) -> None:
+    with pytest.raises(InputError, match=rf"{section}\.{key}: the number is too large") as caught:
+        check_config({"model": {"name": "m", "kind": "causal"}, section: {key: 10**400}}, "x.yaml")
+    assert len(str(caught.value)) < 500

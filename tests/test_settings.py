@@ -8,6 +8,7 @@ from typing import Any, Literal
 import pytest
 from pydantic import ValidationError, create_model
 
+from merganser.control import ControllerConfig
 from merganser.options import StrictOptions, option_fields
 from merganser.settings import Settings, setting, with_default
 
@@ -64,3 +65,8 @@ def test_keys_of_a_file_have_defaults_bounds_and_descriptions() -> None:
             options(**wrong)
     with pytest.raises(ValidationError, match="give a whole number >= 0 or 'half'"):
         options(steps="all")
+
+
+def test_numbers_beyond_all_floats() -> None:
+    with pytest.raises(ValueError, match="threshold_factor is 1000"):
+        ControllerConfig(threshold_factor=10**400)

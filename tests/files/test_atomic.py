@@ -308,3 +308,14 @@ def test_a_folder_that_cannot_be_created(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("a file")
     with pytest.raises(InputError, match=r"Cannot create .*: Not a directory\. Choose a folder that can be written\."):
         atomic.make_folder(tmp_path / "file" / "a")
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(errno.EFBIG, os.strerror(errno.EFBIG)), RuntimeError("I/O error: File too large (os error 27)")]
+)
+def test_a_limit_on_the_size_of_files_is_named(error: Exception, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RunError, match=r"The file x in '.*' would be larger than a file may be\. Raise the limit"),
+        atomic.full_disk_is_an_error(tmp_path / "x"),
+    ):
+        raise error

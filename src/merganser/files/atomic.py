@@ -52,7 +52,7 @@ def full_disk_is_an_error(path: Path) -> Iterator[None]:
             ) from error
         if getattr(error, "errno", None) == errno.EFBIG or os.strerror(errno.EFBIG) in str(error):
             raise DiskFullError(
-                f"{path.name} in '{path.parent}' would be larger than a file may be.",
+                f"The file {path.name} in '{path.parent}' would be larger than a file may be.",
                 "Raise the limit on the size of files (ulimit -f), or write to another file system.",
             ) from error
         raise
