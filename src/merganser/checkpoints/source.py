@@ -288,7 +288,7 @@ def _open_sharded(label: str, folder: Path, config: dict[str, Any]) -> Checkpoin
                 )
             tensors[tensor.name] = tensor
     absent = sorted(set(placed) - set(tensors))
-    if absent:
+    if any(tied_to(name, tensors, True) for name in absent):
         # Some writers list all names of tied weights and store one of them; transformers ties the others to it.
         tied = tie_setting(config) is True
         absent = [name for name in absent if not tied_to(name, tensors, tied)]
