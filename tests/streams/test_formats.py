@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merganser.errors import InputError
-from merganser.streams.formats import parse_hub, read_file, read_table
+from merganser.streams.formats import is_image_source, parse_hub, read_file, read_table
 
 ROWS = [
     {"id": "a1", "input": 'He said "no", twice\nand left', "output": "yes"},
@@ -296,6 +296,10 @@ def test_missing_file_names_the_nearest(tmp_path: Path) -> None:
         read_table("trian.json", tmp_path)
     with pytest.raises(InputError, match="is not there either"):
         read_table("nowhere/train.json", tmp_path)
+    for name in ("x" * 3000, "x" * 3000 + ".json"):
+        assert not is_image_source(tmp_path / name)
+        with pytest.raises(InputError):
+            read_table(name, tmp_path)
     (tmp_path / "folder.json").mkdir()
     with pytest.raises(InputError, match="cannot be read"):
         read_table("folder.json", tmp_path)

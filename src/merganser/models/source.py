@@ -147,12 +147,12 @@ def resolve_source(options: ModelOptions) -> ModelSource:
         from merganser.models.gguf_file import convert_gguf
 
         return ModelSource(name, str(convert_gguf(path)), gguf=path)
-    if path.is_dir():
+    if os.path.isdir(path):
         check_folder(path, name)
         return ModelSource(name, str(path))
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
-    if path.exists() or looks_like_path:
-        problem = "is not a folder" if path.exists() else "does not exist"
+    if os.path.exists(path) or looks_like_path:
+        problem = "is not a folder" if os.path.exists(path) else "does not exist"
         raise InputError(
             f"The model {name} {problem}.", "Give a folder as saved by transformers, a .gguf file or a hub id."
         )

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -127,7 +128,7 @@ def _listed(names: Collection[Any]) -> str:
 
 def is_image_source(path: Path) -> bool:
     """Return whether :mod:`merganser.streams.images` reads a path: a folder, or an IDX file by its usual name."""
-    return path.is_dir() or IDX_IMAGES in path.name
+    return os.path.isdir(path) or IDX_IMAGES in path.name
 
 
 def read_table(source: str, base: Path, default_split: str = "train") -> Table:
@@ -156,7 +157,7 @@ def read_file(path: Path, shown: str | None = None) -> Table:
     shown = shown or str(path)
     ending = path.suffix.lower()
     if ending not in ENDINGS:
-        if not ending and not path.exists():
+        if not ending and not os.path.exists(path):
             raise InputError(f"{shown}: there is no such file or folder.", _neighbour(path))
         raise InputError(
             f"{shown}: the ending '{ending}' is not one that can be read.",

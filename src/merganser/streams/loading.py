@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -163,7 +164,7 @@ def _validated(values: dict[str, object]) -> TaskOptions:
 
 
 def _folder_tasks(folder: Path, shown: str, names: Sequence[str], builtin: str | None) -> list[TaskOptions]:
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"There is no folder {shown}.", "Give the folder that holds train/, dev/ and test/.")
     for split in ("train", "test"):
         if not (folder / split).is_dir():
@@ -189,7 +190,7 @@ def _folder_task(folder: Path, shown: str, name: str) -> TaskOptions:
     values: dict[str, object] = {"name": name, "labels": labels[task_kind(name)]}
     for split in ("train", "dev", "test"):
         file = f"{name}{SUFFIX}"
-        if split != "dev" or (folder / split / file).exists():
+        if split != "dev" or os.path.exists(folder / split / file):
             values[split] = str(Path(shown) / split / file)
     return TaskOptions.model_validate(values)
 
