@@ -163,6 +163,33 @@ def test_names_from_the_run_stay_text() -> None:
     assert page.text.count(NASTY) > 10
 
 
+def test_a_hundred_thousand_merges_fit_into_a_page(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])  # they take a second
+    first = run.merges[1].model_copy(update={"step": 1})
+    last = first.model_copy(update={"merge": 50_000, "step": 9_000})
+    signals = run.signals["reuters"]
+    run.merges = []
+    for task in ("reuters", "tweets"):
+        run.merges += [first.model_copy(update={"task": task})] * 49_999 + [last.model_copy(update={"task": task})]
+        run.signals[task] = [
+            signals[n % 100].model_copy(update={"step": n, "interval": 8 + n % 2}) for n in range(1, 9_001)
+        ]
+    html = render(run)
+    page = Page(html)
+    assert len(html.encode()) < 1_500_000  # a page may have 3 MB
+    assert "This run has 100,000 merges." in page.text
+    assert "show 1,002 of them: of each task every 100th, beginning with its first, and its last" in page.text
+    assert "Merges (ledger): 1,002 of 100,000" in page.text
+    data = json.loads(page.scripts[0])
+    assert [task["merges"] for task in data["tasks"]][1:3] == [50_000, 50_000]
+    assert page.text.count("Merge 50000 of tweets, after step 9,000") == 1
+
+
+def test_the_path_in_a_command_is_quoted() -> None:
+    page = Page(render(make_run(["a", "b"], path="my runs/$(rm -rf x)")))
+    assert "merganser report 'my runs/$(rm -rf x)' --tables FOLDER" in page.text
+
+
 def test_embedded_json_survives_and_refuses_nan() -> None:
     value = {"a": "</script><!-- & \u2028 é"}
     text = str(embedded_json(value))

@@ -4,10 +4,21 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merganser.report.series import POINTS, buckets, chart_data, learned_before, merges_in_order, segments
+from merganser.report.series import (
+    POINTS,
+    buckets,
+    chart_data,
+    learned_before,
+    merge_stride,
+    merges_in_order,
+    segments,
+    shown_merges,
+    thinned,
+)
 from merganser.runs.record import RunRecord, SignalRecord
 from tests.report.conftest import TOPICS, make_run
 
@@ -53,7 +64,24 @@ def test_long_tasks_are_thinned_and_short_ones_are_not() -> None:
     assert short["x"] == list(range(1, POINTS + 1))
 
 
-def test_merges_are_never_thinned_and_in_the_order_of_the_ledger(run: RunRecord) -> None:
+def test_very_many_levels_become_means_over_steps() -> None:
+    """By hand: (2 * 8 + 1 * 11) / 3 = 9."""
+    levels = [[1, 2, 8], [3, 3, 11], [5, 5, 12], [6, 6, 8], [7, 9, 1]]
+    assert thinned(levels, most=5) == levels
+    assert thinned(levels, most=3) == [[1, 3, 9], [5, 6, 10], [7, 9, 1]]
+
+
+def test_of_very_many_merges_every_kth_is_shown(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Eight merges in each of four tasks, at steps 15, 30, ..., 120."""
+    monkeypatch.setattr("merganser.report.series.MERGES", 10)
+    assert merge_stride(run) == 4  # ceil(32 / 10)
+    assert [merge.step for merge in shown_merges(run)] == [15, 75, 120] * 4
+    data = chart_data(run)
+    assert [merge["step"] for merge in data["merges"]] == [15, 75, 120] * 4
+    assert [task["merges"] for task in data["tasks"]] == [0, 8, 8, 8, 8]
+
+
+def test_merges_are_in_the_order_of_the_ledger(run: RunRecord) -> None:
     run.merges.reverse()
     data = chart_data(run)
     assert len(data["merges"]) == 32

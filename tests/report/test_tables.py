@@ -69,6 +69,21 @@ def test_names_and_missing_numbers(tmp_path: Path) -> None:
     assert cost[0]["merging_share"] == ""
 
 
+@pytest.mark.parametrize("name", ["=1+1", "+a", "-a", "@a", "\ta"])
+def test_a_text_is_no_formula(name: str, tmp_path: Path) -> None:
+    """Spreadsheets run cells that begin so; numbers stay numbers."""
+    run = make_run(["a", name])
+    run.scores.metrics[name] = name
+    run.merges[0].reason = name
+    run.merges[0].cosine = -0.25
+    scores, summary, merges, signals, memory, cost = map(read, write_tables(run, tmp_path))
+    assert [row["task"] for row in cost] == ["a", f"'{name}"]
+    assert {row["task"] for row in (*scores, *memory, *signals, *merges)} == {"a", f"'{name}"}
+    assert scores[1]["metric"] == merges[0]["reason"] == f"'{name}"
+    assert merges[0]["cosine"] == "-0.25"
+    assert float(summary[1]["value"]) < 0
+
+
 def test_a_file_in_the_folders_place(run: RunRecord, tmp_path: Path) -> None:
     (tmp_path / "tables").write_text("")
     with pytest.raises(InputError, match="Cannot create"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shlex
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from merganser.report import sections
 from merganser.report.curves import curve_images
 from merganser.report.files import ANOTHER_FOLDER, write_whole
 from merganser.report.formatting import CAUSE_LETTER, cause_title
-from merganser.report.series import POINTS, chart_data
+from merganser.report.series import POINTS, chart_data, merge_stride
 from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord
 
@@ -94,6 +95,9 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
         causes=[(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],
         thinned=max((task["width"] for task in data["tasks"]), default=1),
         points=POINTS,
+        stride=merge_stride(run),
+        any_refused=any(merge.status == "refused" for merge in run.merges),
+        path=shlex.quote(run.path),
         has_signals=any(task["x"] for task in data["tasks"]),
         # SVG elements made by this package, every text of the run escaped in them.
         curves=[Markup(image) for image in curve_images(data)],

@@ -22,7 +22,7 @@ from merganser.report.formatting import (
     significant,
     size,
 )
-from merganser.report.series import learned_before, merges_in_order, rows_learned
+from merganser.report.series import learned_before, rows_learned, shown_merges
 from merganser.runs.record import CostRecord, RunRecord, TaskRecord
 
 COST_PARTS: dict[str, tuple[str, str]] = {
@@ -209,7 +209,7 @@ def cost(run: RunRecord) -> dict[str, Any]:
 
 
 def ledger(run: RunRecord) -> list[dict[str, str]]:
-    """Tabulate every merge with its numbers and description, which the page's script reads from the table."""
+    """Tabulate the merges shown with its numbers and description, which the page's script reads from the table."""
     return [
         {
             "task": merge.task,
@@ -221,7 +221,7 @@ def ledger(run: RunRecord) -> list[dict[str, str]]:
             "weights": f"{significant(merge.weight_new)} / {significant(merge.weight_old)}",
             "story": describe_merge(merge),
         }
-        for merge in merges_in_order(run)
+        for merge in shown_merges(run)
     ]
 
 

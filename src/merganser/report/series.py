@@ -1,7 +1,8 @@
-"""The data of the charts: a run as lists of numbers, thinned to means within bands where it has too many steps."""
+"""The data of the charts: a run as lists of numbers, thinned where it has too many steps or merges for one page."""
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -11,6 +12,9 @@ from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 
 POINTS = 240
 """Points drawn per task: more than a phone has pixels for one task, few enough for fifteen tasks in one page."""
+
+MERGES = 1000
+"""Merges in one page, about: a page of all merges of a long run would be too large for a browser."""
 
 
 def _round(value: float | None) -> float | None:
@@ -48,6 +52,22 @@ def merges_in_order(run: RunRecord) -> list[MergeRecord]:
     return sorted(run.merges, key=lambda merge: (position[merge.task], merge.step, merge.merge))
 
 
+def merge_stride(run: RunRecord) -> int:
+    """Return ``k`` where a page shows only every k-th merge of a task; 1 where it shows all."""
+    return max(1, math.ceil(len(run.merges) / MERGES))
+
+
+def shown_merges(run: RunRecord) -> list[MergeRecord]:
+    """Return the merges that a page shows, in order: all, or of each task every k-th from its first, and its last."""
+    stride = merge_stride(run)
+    by_task = itertools.groupby(merges_in_order(run), key=lambda merge: merge.task)
+    shown = []
+    for _, group in by_task:
+        merges = list(group)
+        shown += merges[:-1:stride] + merges[-1:]
+    return shown
+
+
 def buckets(values: Sequence[float | None], width: int) -> dict[str, list[float | None]]:
     """Return mean, minimum and maximum over consecutive groups of ``width`` values; a group without values is ``None``.
 
@@ -63,7 +83,7 @@ def buckets(values: Sequence[float | None], width: int) -> dict[str, list[float 
 
 
 def segments(signals: Sequence[SignalRecord], key: str) -> list[list[float]]:
-    """Join equal values of consecutive steps into ``[first step, last step, value]``, without thinning."""
+    """Join equal values of consecutive steps into ``[first step, last step, value]``; see :func:`thinned`."""
     out: list[list[float]] = []
     for signal in signals:
         value = _round(getattr(signal, key))
@@ -76,12 +96,25 @@ def segments(signals: Sequence[SignalRecord], key: str) -> list[list[float]]:
     return out
 
 
-def _task_series(name: str, signals: Sequence[SignalRecord], last_merge: int) -> dict[str, Any]:
+def thinned(levels: Sequence[list[float]], most: int = 4 * POINTS) -> list[list[float]]:
+    """Replace groups of consecutive segments by one with their mean over steps where there are more than ``most``."""
+    width = max(1, math.ceil(len(levels) / most))
+    out: list[list[float]] = []
+    for start in range(0, len(levels), width):
+        group = levels[start : start + width]
+        steps = [last - first + 1 for first, last, _ in group]
+        mean = sum(number * value for number, (_, _, value) in zip(steps, group, strict=True)) / sum(steps)
+        out.append([group[0][0], group[-1][1], float(f"{mean:.5g}")] if width > 1 else group[0])
+    return out
+
+
+def _task_series(name: str, signals: Sequence[SignalRecord], merges: Sequence[MergeRecord]) -> dict[str, Any]:
     ordered = sorted(signals, key=lambda signal: signal.step)
     width = max(1, math.ceil(len(ordered) / POINTS))
     return {
         "name": name,
-        "steps": max(ordered[-1].step if ordered else 0, last_merge),
+        "steps": max([ordered[-1].step if ordered else 0, *(merge.step for merge in merges)]),
+        "merges": len(merges),
         "width": width,
         # A point lies in the middle of the steps that it is the mean of.
         "x": [
@@ -90,8 +123,8 @@ def _task_series(name: str, signals: Sequence[SignalRecord], last_merge: int) ->
         ],
         "loss": buckets([signal.loss for signal in ordered], width),
         "probe": buckets([signal.probe for signal in ordered], width),
-        "interval": segments(ordered, "interval"),
-        "threshold": segments(ordered, "threshold"),
+        "interval": thinned(segments(ordered, "interval")),
+        "threshold": thinned(segments(ordered, "threshold")),
     }
 
 
@@ -109,16 +142,16 @@ def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, A
     """Return the data of all charts as plain JSON values without NaN or infinity."""
     names = task_order(run)
     index = {name: position for position, name in enumerate(names)}
-    last_merge = dict.fromkeys(names, 0)
+    of_task: dict[str, list[MergeRecord]] = {name: [] for name in names}
     for merge in run.merges:
-        last_merge[merge.task] = max(last_merge[merge.task], merge.step)
+        of_task[merge.task].append(merge)
     learned = learned_before(run)
     row_of = rows_learned(run)
     # Tasks learned together share one training, which is recorded under the first one's name.
     sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
     shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}
     return {
-        "tasks": [_task_series(shown.get(name, name), run.signals.get(name, []), last_merge[name]) for name in names],
+        "tasks": [_task_series(shown.get(name, name), run.signals.get(name, []), of_task[name]) for name in names],
         "merges": [
             {
                 "task": index[merge.task],
@@ -128,7 +161,7 @@ def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, A
                 "refused": merge.status == "refused",
                 "signal": _round(merge.learning_signal),
             }
-            for merge in merges_in_order(run)
+            for merge in shown_merges(run)
         ],
         "curves": [
             {

@@ -14,19 +14,31 @@ from merganser.report.sections import merging_share, other_seconds
 from merganser.report.series import learned_before, rows_learned, task_order
 from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord
 
+FORMULA = ("=", "+", "-", "@", "\t", "\r")
+"""Beginnings of texts that spreadsheets may run as a formula."""
+
 Cells = Sequence[str | int | float | None]
 
 
 def _write(path: Path, head: Sequence[str], rows: Iterable[Cells]) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(head)
+    writer.writerow(map(_cell, head))
     for row in rows:
-        # Floats keep all their digits (repr), missing and non-finite numbers are empty.
-        writer.writerow(
-            ["" if cell is None or (isinstance(cell, float) and finite(cell) is None) else cell for cell in row]
-        )
+        writer.writerow(map(_cell, row))
     return write_whole(path, text.getvalue().encode("utf-8"))
+
+
+def _cell(value: str | int | float | None) -> str | int | float:
+    """Return a cell as it is written: floats keep all their digits, missing and non-finite numbers are empty.
+
+    A text that a spreadsheet would run as a formula gets an apostrophe before it, which spreadsheets do not show
+    (OWASP, "CSV Injection").
+    """
+    if isinstance(value, str):
+        # The csv module quotes a cell for a line feed, and not for a carriage return.
+        return (f"'{value}" if value.startswith(FORMULA) else value).replace("\r", "\n")
+    return "" if value is None or (isinstance(value, float) and finite(value) is None) else value
 
 
 def _scores(run: RunRecord) -> Iterable[Cells]:
@@ -60,7 +72,8 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
     * ``cost.csv``: per task, wall-clock seconds per part, examples, and the share spent on merging (probing, rehearsal,
       merging and merge losses, of the whole).
 
-    A missing number is an empty field. Existing files of these names are replaced.
+    A missing number is an empty field; a text that a spreadsheet would run as a formula has an apostrophe before it.
+    Existing files of these names are replaced.
 
     Raises:
         InputError: ``folder`` cannot be created or written.

@@ -144,7 +144,7 @@ function drawSteps(svg, width, selected) {
     if (measured.length > 1) add(svg, "path", { class: "line loss", d: path(measured.map((merge) => [at(index, merge.step), learning.y(merge.signal)])) });
     for (const merge of measured) marker(svg, merge, at(index, merge.step), learning.y(merge.signal), crowded ? 2.5 : 3.5);
   }
-  if (hidden) add(svg, "text", { x: left, y: head + 18 }, `${merges.length} merges${indices.length > 1 ? ": choose a task to see them" : ""}`);
+  if (hidden) add(svg, "text", { x: left, y: head + 18 }, `${indices.reduce((sum, index) => sum + data.tasks[index].merges, 0).toLocaleString("en")} merges${indices.length > 1 ? ": choose a task to see them" : ""}`);
   else for (const merge of merges) marker(svg, merge, at(merge.task, merge.step), head + 14, radius);
   const cross = add(svg, "line", { class: "cross", y1: head, y2: bottom, visibility: "hidden" });
   svg.onpointermove = svg.onpointerdown = (event) => {
@@ -208,7 +208,7 @@ function drawMerges(svg, width) {
   let top = 0;
   const spots = [];
   for (const { task, places, height } of lanes) {
-    const count = `${places.length === 1 ? "1 merge" : `${places.length || "no"} merges`} in ${task.steps.toLocaleString("en")} steps`;
+    const count = `${task.merges === 1 ? "1 merge" : `${task.merges ? task.merges.toLocaleString("en") : "no"} merges`} in ${task.steps.toLocaleString("en")} steps`;
     const right_text = add(svg, "text", { class: "quiet", x: width, y: top + 15, "text-anchor": "end" }, count);
     label(svg, task.name, 0, top + 15, width - right_text.getComputedTextLength() - 16, { class: "title" });
     add(svg, "line", { class: "axis", x1: left, x2: right, y1: top + 32, y2: top + 32 });
