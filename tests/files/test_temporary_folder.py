@@ -53,3 +53,20 @@ def test_only_folders_of_this_kind_are_deleted(tmp_path: Path, monkeypatch: pyte
     # The process of the new one may be about to lock it.
     assert set(tmp_path.iterdir()) == {content, new, mine, link}
     assert (mine / LOCK).is_file()
+
+
+def test_another_process_may_sweep_the_folder_while_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remove = os.rmdir
+
+    def swept_before(path: str, *, dir_fd: int | None = None) -> None:
+        monkeypatch.setattr(os, "rmdir", remove)
+        sweep_temporary_folders()  # the lock is gone by now
+        assert list(tmp_path.iterdir()) == []
+        remove(path, dir_fd=dir_fd)
+
+    with temporary_folder():
+        monkeypatch.setattr(os, "rmdir", swept_before)
+    assert list(tmp_path.iterdir()) == []

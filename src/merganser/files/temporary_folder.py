@@ -76,4 +76,6 @@ def _delete(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    shutil.rmtree(folder)
+    # Without its lock the folder is anybody's to sweep: another process may be the one that removes it.
+    with contextlib.suppress(FileNotFoundError):
+        shutil.rmtree(folder)
