@@ -42,6 +42,8 @@ class Loop:
         self.args = SimpleNamespace(
             output_dir=str(folder),
             per_device_train_batch_size=2,
+            train_batch_size=2,
+            gradient_accumulation_steps=1,
             seed=5,
             max_grad_norm=1.0,
             resume_from_checkpoint=None,
