@@ -152,7 +152,7 @@ def test_causal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_builtin_long_sequence(home: Path) -> None:
-    run = tiny_run(home, "builtin-long-sequence.yaml", steps=1, max_input=32, max_target=2, warmup=0)
+    run = tiny_run(home, "builtin-long-sequence.yaml", steps=1, max_input=32, max_target=8, warmup=0)
     record = read_run(run)
     order = list(BUILTIN["long-sequence-1"].tasks)
     assert len(order) == 15

@@ -181,14 +181,15 @@ def tiny_clip(folder: Path, texts: Sequence[str] = TEXTS, size: int = 8, seed: i
     from tokenizers.processors import TemplateProcessing
     from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, PreTrainedTokenizerFast
 
-    raw = _byte_level(texts, ["<pad>", "<s>", "</s>"], 400)
-    raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("<s>", 1), ("</s>", 2)])
+    raw = _byte_level(texts, ["<pad>", "</s>", "<s>"], 400)
+    raw.post_processor = TemplateProcessing(single="<s> $A </s>", special_tokens=[("</s>", 1), ("<s>", 2)])
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", bos_token="<s>", eos_token="</s>")
     sizes = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
     config = CLIPConfig(
         text_config=sizes
         | {"vocab_size": len(tokenizer), "max_position_embeddings": 32}
-        | {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2},
+        # With 2 for its end, CLIP would take the vector at the largest token, as its first models did.
+        | {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 1},
         vision_config=sizes | {"image_size": size, "patch_size": 2, "num_channels": 3},
         projection_dim=16,
         initializer_factor=5.0,
