@@ -202,8 +202,12 @@ def without_checksums(run: Path) -> Path:
     return run
 
 
-def flip_bit(file: Path, position: float = 0.5) -> None:
-    """Change the lowest bit of one byte of a file; ``position`` is a share of its length."""
+def flip_bit(file: Path, position: float | bytes = 0.5) -> None:
+    """Change the lowest bit of one byte of a file: at a share of its length, or the one after a text."""
     content = bytearray(file.read_bytes() or b"\n")
-    content[int(position * (len(content) - 1))] ^= 1
+    if isinstance(position, bytes):
+        place = content.index(position) + len(position)
+    else:
+        place = int(position * (len(content) - 1))
+    content[place] ^= 1
     file.write_bytes(content)
