@@ -79,3 +79,11 @@ def test_all_of_it_is_flushed_before_it_is_renamed(
     assert merganser("export", run, out, *(["--merged"] if merged else [])).code == 0
     assert flushed == {"deep"}  # the new name
     assert any(path.suffix == ".safetensors" for path in out.iterdir())
+
+
+@pytest.mark.parametrize("inside", ["model/exported", "tasks/exported", "exported"])
+def test_no_export_goes_into_the_run(inside: str, run: Path, merganser: Command) -> None:
+    done = merganser("export", run, run / inside)
+    assert done.code == 2
+    assert "is in the folder of the run" in done.error
+    assert not (run / inside).exists()

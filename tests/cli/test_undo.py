@@ -69,3 +69,40 @@ def test_there_must_be_something_to_take_back(merganser: Command, tmp_path: Path
     assert "No task was learned" in again.error
     assert contents(run) == before
     assert merganser("undo", tmp_path / "nowhere").code == 2
+
+
+@pytest.mark.parametrize("damaged", ["row.json", "memory.jsonl"])
+def test_the_remedy_for_a_damaged_earlier_task_works(damaged: str, run: Path, merganser: Command) -> None:
+    """As ``verify`` prints it: all tasks from the damaged one on are removed at once."""
+    flip_bit(run / "tasks" / "01-mood" / damaged, 0.3)
+    found = merganser("verify", run)
+    assert found.code == 1
+    command = f"merganser undo {run} --to 00-start"
+    assert f"go back to '00-start': {command}." in found.out
+    done = merganser(*command.split()[1:])
+    assert done.code == 0, done.err
+    assert done.out.strip() == f"Removed '{'01-mood' if damaged == 'row.json' else 'mood'}', 'topic'. No task is left."
+    assert [folder.name for folder in (run / "tasks").iterdir()] == ["00-start"]
+    assert merganser("verify", run).code == 0
+
+
+@pytest.mark.parametrize(
+    ("to", "error"), [("topic", "There is no 'topic' under"), ("02-topic", "'02-topic' is the last row of")]
+)
+def test_a_row_to_go_back_to_that_is_none(to: str, error: str, run: Path, merganser: Command) -> None:
+    before = contents(run)
+    done = merganser("undo", run, "--to", to)
+    assert (done.code, error in done.error) == (2, True)
+    assert contents(run) == before
+
+
+def test_nothing_is_removed_while_run_yaml_is_damaged(run: Path, merganser: Command) -> None:
+    flip_bit(run / "run.yaml", b"system: ")
+    before = contents(run)
+    done = merganser("undo", run)
+    assert done.code == 2
+    assert f"'{run / 'run.yaml'}' is damaged: " in done.error
+    assert contents(run) == before
+    (run / "run.yaml").unlink()
+    for command in ("verify", "undo"):
+        assert "is damaged: it has tasks and no run.yaml" in merganser(command, run).error

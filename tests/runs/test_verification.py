@@ -101,7 +101,7 @@ def test_remedies_say_how_far_to_go_back(run: Path) -> None:
     first, second, third = (finding.remedy for finding in checked(run).damaged)
     copy = "Restore it from a copy of the run, or"
     assert first == f"{copy} learn its tasks again in a new folder."
-    assert second == f"{copy} go back to '00-start': merganser undo {run} (2 times)."
+    assert second == f"{copy} go back to '00-start': merganser undo {run} --to 00-start."
     assert third == f"{copy} go back to '01-mood': merganser undo {run}."
 
 

@@ -143,6 +143,8 @@ def export(
     known = session.require_learned()
     if os.path.lexists(out):
         raise InputError(f"'{out}' exists.", "Choose a new folder.")
+    if out.resolve().is_relative_to(session.directory.path.resolve()):
+        raise InputError(f"'{out}' is in the folder of the run.", "Choose a folder outside of it.")
     if dtype is not None and dtype not in DTYPES:
         raise InputError(f"There is no type '{dtype}' to export.", f"Choose one of {', '.join(DTYPES)}.")
     if session.method.per_task_models:

@@ -115,6 +115,8 @@ class RunDirectory:
         """
         file = path / RUN
         if not file.is_file():
+            if (path / TASKS).is_dir() and row_folders(path / TASKS):
+                raise InputError(f"'{path}' is damaged: it has tasks and no run.yaml.", "Restore run.yaml from a copy.")
             raise InputError(f"There is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
         try:
             value = parse_yaml(read_text(file))
@@ -186,9 +188,7 @@ class RunDirectory:
         """
         if self._rows is None:
             rows = [read_row(folder) for folder in row_folders(self.path / TASKS)]
-            recorded = rows[-1].file.run_sha256 if rows else ""
-            if recorded and sha256_of(self.path / RUN) != recorded:
-                raise damaged(self.path / RUN, CHANGED)
+            self._check_run_file(rows)
             self._rows = rows
         return self._rows
 
@@ -232,35 +232,53 @@ class RunDirectory:
         checkpoint.clear(self.path)
         return target
 
-    def undo_row(self) -> list[str]:
-        """Take back the last row: its weights, memory, scores and merges; the caller holds the lock.
+    def undo_row(self, to: str | None = None) -> list[str]:
+        """Take back the last row, or all rows after one: their weights, memory, scores and merges.
 
-        Interrupted, it is either not done or done: the row counts until it is renamed away. Checkpoints of a task that
-        was being learned after it are deleted, too. The row before it is checked first; the one that goes may be
-        damaged.
+        The caller holds the lock. Interrupted, some of the rows are taken back, the last ones first, or none. The
+        checkpoints of an unfinished task are deleted, too. ``run.yaml`` and the row that becomes the last are checked
+        first; those that go may be damaged.
+
+        Args:
+            to: the folder of the row that becomes the last; default: of the last but one.
 
         Returns:
             The names of the tasks that were taken back; of a damaged row the name of its folder.
 
         Raises:
-            InputError: no task was learned, or the row before the last is damaged; nothing was taken back.
+            InputError: there is nothing to take back, or a file that stays is damaged; nothing was taken back.
             RunError: the disk is full; nothing was taken back.
         """
         folders = row_folders(self.path / TASKS)
         if len(folders) < 2:
             raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to undo.")
-        remaining = [read_row(folder) for folder in folders[:-1]]
+        left = len(folders) - 1 if to is None else self._position(to, folders) + 1
+        remaining = [read_row(folder) for folder in folders[:left]]
         remaining[-1].check()
-        try:
-            names = [task.name for task in read_row(folders[-1]).file.tasks]
-        except InputError:
-            names = [folders[-1].name]
+        self._check_run_file(remaining)
+        names = [name for folder in folders[left:] for name in _task_names(folder)]
         with full_disk_is_an_error(folders[-1]), StagedChanges() as changes:
-            changes.remove_folder(folders[-1])
+            for folder in reversed(folders[left:]):
+                changes.remove_folder(folder)
             stage_derived(changes, self.path, remaining, self.references())
         self._rows = remaining
         checkpoint.clear(self.path)
         return names
+
+    def _position(self, name: str, folders: list[Path]) -> int:
+        """Return the position of a row before the last."""
+        names = [folder.name for folder in folders]
+        if name not in names:
+            raise InputError(f"There is no '{name}' under '{self.path / TASKS}'.", f"Its rows are {', '.join(names)}.")
+        if name == names[-1]:
+            raise InputError(f"'{name}' is the last row of '{self.path}'.", "There is nothing to undo.")
+        return names.index(name)
+
+    def _check_run_file(self, rows: list[Row]) -> None:
+        """Compare ``run.yaml`` with the checksum in the last row."""
+        recorded = rows[-1].file.run_sha256 if rows else ""
+        if recorded and sha256_of(self.path / RUN) != recorded:
+            raise damaged(self.path / RUN, CHANGED)
 
     def abandon_row(self, folder: Path) -> None:
         """Delete a row that was not committed. Waits for no other process: the one that failed may be alone in it."""
@@ -372,3 +390,11 @@ def read_run(path: Path | str) -> RunRecord:
     if not directory.rows:
         raise InputError(f"Nothing was measured yet in '{path}'.", "Start it again with the command that made it.")
     return directory.record()
+
+
+def _task_names(folder: Path) -> list[str]:
+    """Return the names of a row's tasks; of a damaged row the name of its folder."""
+    try:
+        return [task.name for task in read_row(folder).file.tasks]
+    except InputError:
+        return [folder.name]

@@ -101,6 +101,8 @@ class _Verifier:
                 self.records[number] = read_row_record(folder)
             except InputError as error:
                 self._damaged(folder / RECORD, _problem(error), self._remedy(number))
+                name = self._name(folder)
+                self.found.notes.append(f"The other files of {name} were not checked: {RECORD} lists them.")
         recorded = [(number, *each) for number, record in self.records.items() for each in record.sha256.items()]
         with ThreadPoolExecutor(THREADS) as pool:
             problems = pool.map(lambda each: problem_of(self.folders[each[0]] / each[1], each[2], again=True), recorded)
@@ -169,10 +171,9 @@ class _Verifier:
         copy = "Restore it from a copy of the run, or"
         if number == 0:
             return f"{copy} learn its tasks again in a new folder."
-        count = len(self.folders) - number
-        times = "" if count == 1 else f" ({count} times)"
         before = self.folders[number - 1].name
-        return f"{copy} go back to '{before}': merganser undo {shlex.quote(str(self.path))}{times}."
+        to = "" if number == len(self.folders) - 1 else f" --to {shlex.quote(before)}"
+        return f"{copy} go back to '{before}': merganser undo {shlex.quote(str(self.path))}{to}."
 
     # -- what is beside the rows ------------------------------------------------------------------------------------
 
@@ -219,7 +220,8 @@ class _Verifier:
         try:
             rows, references = self.directory.rows, self.directory.references()
         except InputError:
-            self.found.notes.append(f"{SCORES}, {LEDGER} and {MODEL}/ were not checked: they are made from the rows.")
+            what = f"{SCORES}, {LEDGER} and {MODEL}/"
+            self.found.notes.append(f"{what} were not checked: what they are made from is damaged.")
             return
         problems = derived_problems(self.path, rows, references) if rows else {}
         for name in (SCORES, LEDGER, *(f"{MODEL}/{name}" for name in files_of(self.path / MODEL))):
