@@ -226,6 +226,7 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any] | None:
     No code beside the model is run. ``None``: the type is not in ``transformers``, or its class refuses the values.
     """
     # Imported where two configurations differ as written, because it takes longer than a small merge.
+    from huggingface_hub.errors import StrictDataclassError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     kind = config.get("model_type")
@@ -235,8 +236,9 @@ def _complete(config: Mapping[str, Any]) -> dict[str, Any] | None:
         try:
             content: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(dict(config)).to_dict()
             known = CONFIG_MAPPING[kind]().to_dict()
-        except Exception:
-            # Classes check their values in many ways; such configurations are compared as they are written.
+        except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError, ArithmeticError, ImportError):
+            # The class refuses the values, or needs a library that is not installed: such configurations are compared
+            # as they are written, which refuses rather more merges than fewer.
             return None
     return {key: value for key, value in content.items() if key in known}
 
