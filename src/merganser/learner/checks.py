@@ -76,7 +76,7 @@ def check_tokens(session: Session, task: Task) -> None:
         InputError: naming the token and the text.
     """
     for examples in (task.train, task.dev, task.test):
-        session.backbone.check_tokens(text for e in examples or () for text in (e.input, e.output))
+        session.backbone.check_tokens(text for example in examples or () for text in example.texts)
 
 
 def check_labels(session: Session, task: Task, earlier: Sequence[Task] = ()) -> None:

@@ -10,6 +10,7 @@ from merganser.files.atomic import new_file, write_tensors
 from merganser.runs.reading import damaged
 from merganser.runs.record import KeptExample
 from merganser.runs.rows import Row
+from merganser.streams.conversation import restored
 from merganser.streams.task import Example
 
 if TYPE_CHECKING:
@@ -23,13 +24,16 @@ PROTOTYPES = "prototypes.safetensors"
 
 def kept_example(task: str, example: Example) -> KeptExample:
     """Convert an example to a line of ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``."""
+    if example.conversation is not None:
+        return KeptExample(task=task, output=example.output, id=example.id, **example.conversation.stored())
     image = "" if example.image is None else example.image.sha256
     return KeptExample(task=task, input=example.input, output=example.output, id=example.id, image=image)
 
 
 def as_line(kept: KeptExample) -> dict[str, Any]:
-    """Return the values of a line; the line of a text has no key for an image."""
-    return kept.model_dump(exclude=None if kept.image else {"image"})
+    """Return the values of a line, without keys for what the example does not have."""
+    unused = {"input"} if kept.messages else {"messages"}
+    return kept.model_dump(exclude={*unused, *(name for name in ("image", "tools") if not getattr(kept, name))})
 
 
 def write_images(folder: Path, examples: Iterable[Example]) -> None:
@@ -66,8 +70,17 @@ def stored_examples(row: Row, name: str) -> list[tuple[str, Example]]:
             if line.image not in pictures:
                 raise damaged(row.folder / IMAGES, f"the image {line.image[:12]}... is not in it")
             image = pictures[line.image]
-        examples.append((line.task, Example(line.input, line.output, line.id, image)))
+        examples.append((line.task, _example(row, name, line, image)))
     return examples
+
+
+def _example(row: Row, name: str, line: KeptExample, image: Picture | None) -> Example:
+    if not line.messages:
+        return Example(line.input, line.output, line.id, image)
+    try:
+        return Example.of_conversation(restored(line.messages, line.tools), line.id)
+    except (KeyError, TypeError) as error:
+        raise damaged(row.folder / f"{name}.jsonl", "a conversation in it is malformed") from error
 
 
 def write_prototypes(folder: Path, prototypes: Mapping[str, Tensor]) -> None:

@@ -37,7 +37,7 @@ def _digest(examples: Sequence[tuple[str, Example]]) -> str:
     """SHA-256 of examples as the model reads them: with other examples, resuming would not give the same result."""
     digest = hashlib.sha256()
     for task, example in examples:
-        digest.update("\0".join((task, example.identity, example.output, "")).encode())
+        digest.update("\0".join((task, example.learned, example.output, "")).encode())
     return digest.hexdigest()
 
 

@@ -18,6 +18,7 @@ from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
 from merganser.models.pretrained import Pretrained
 from merganser.models.vocabulary import refuse_unreadable
+from merganser.streams.conversation import Conversation
 
 if TYPE_CHECKING:
     from torch import nn
@@ -208,14 +209,17 @@ class Backbone(ABC):
 
     def answer(
         self,
-        texts: Sequence[str] | Sequence[str | Picture],
+        texts: Sequence[str] | Sequence[str | Picture | Conversation],
         spec: AnswerSpec,
         batch_size: int = 32,
         on_progress: Callable[[int], None] | None = None,
         *,
         shared: bool = False,
     ) -> list[Answer]:
-        """Answer texts, deterministically and in order; a model of images takes images or paths of image files.
+        """Answer texts, deterministically and in order.
+
+        A model of images takes images or paths of image files; a model with a chat template also conversations that end
+        before an answer.
 
         Texts of similar length share a batch. Dropout is off inside and the training mode is restored.
 
@@ -233,7 +237,7 @@ class Backbone(ABC):
         rank, world_size = (processes.rank(), processes.world_size()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
-        self.check_tokens(text for text in texts if isinstance(text, str))
+        self.check_tokens(text for given in texts for text in _texts_in(given))
         with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.
@@ -301,6 +305,13 @@ class Backbone(ABC):
             raise InputError("There is no adapter to stack: all weights are trained.", "Use model.lora.")
         stacking.set_frozen_adapter(self.model, stacking.concatenate_adapters(self.model)[0])
         lora.initialise(self.model, seed)
+
+
+def _texts_in(given: str | Picture | Conversation) -> Iterable[str]:
+    """Return the texts of one input; none of an image."""
+    if isinstance(given, str):
+        return [given]
+    return given.texts() if isinstance(given, Conversation) else []
 
 
 @contextmanager

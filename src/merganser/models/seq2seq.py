@@ -14,6 +14,7 @@ from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summe
 from merganser.models.padding import attention_mask, pad
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
+from merganser.streams.conversation import Conversation
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
@@ -40,10 +41,11 @@ class Seq2Seq(GenerativeBackbone):
             "labels": pad([feature["labels"] for feature in features], IGNORE_INDEX),
         }
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
         if not texts:
             return []
-        return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
+        # Of a conversation: role by role.
+        return self.tokenizer(list(map(str, texts)), truncation=True, max_length=self.lengths.input)["input_ids"]
 
     def _targets(self, texts: Sequence[str], *, whole: bool = False) -> list[list[int]]:
         """Return token ids of answers, truncated to the target length unless ``whole``, the end of text always last."""

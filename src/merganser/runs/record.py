@@ -175,10 +175,16 @@ class KeptExample(Record):
     """One example in ``memory.jsonl`` or ``test.jsonl``."""
 
     task: str
-    input: str
+    input: str = Field("", description="the text as the model reads it; empty where there are messages")
     output: str
     id: str = ""
     image: str = Field("", description="SHA-256 of its image in images.safetensors; empty for a text")
+    messages: list[dict[str, Any]] = Field(
+        default_factory=list,
+        description="the turns of a conversation, of which the last is the answer; train: false "
+        "marks turns without a loss",
+    )
+    tools: list[Any] = Field(default_factory=list, description="tools that a conversation's template describes")
 
 
 class RowFile(Record):

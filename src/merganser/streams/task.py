@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from merganser.metrics.function import MetricFunction, metric_name
 from merganser.streams.answers import AnswerSpec
+from merganser.streams.conversation import Conversation
 
 if TYPE_CHECKING:
     from merganser.streams.images.picture import Picture
@@ -16,30 +17,56 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text or image, and its correct answer.
+    """One text, image or conversation, and its correct answer.
 
     ``input`` is the text as the model reads it (prompt applied). With an ``image`` the model reads that, and ``input``
-    is only its name.
+    is only its name. With a ``conversation`` a model with a chat template reads that up to its last turn, which is the
+    answer; ``input`` is the same role by role (:meth:`of_conversation`).
+
+    ``row`` is the 1-based line or number in the source, for messages; 0 where there is none.
     """
 
     input: str
     output: str
     id: str = ""
     image: Picture | None = None
+    conversation: Conversation | None = None
+    row: int = field(default=0, compare=False, repr=False)
+
+    @classmethod
+    def of_conversation(cls, conversation: Conversation, id: str = "", row: int = 0) -> Example:
+        """Make an example of a conversation whose last turn is the answer."""
+        return cls(str(conversation.context), conversation.answer.text, id, None, conversation, row)
 
     @property
-    def read(self) -> str | Picture:
-        """Return the text or image that the model reads."""
+    def read(self) -> str | Picture | Conversation:
+        """Return the text, image or beginning of a conversation that the model reads."""
+        if self.conversation is not None:
+            return self.conversation.context
         return self.input if self.image is None else self.image
 
     @property
     def identity(self) -> str:
         """Return the text that the model reads, or the SHA-256 of the image, which does not depend on its place."""
+        if self.conversation is not None:
+            return self.conversation.context.identity
         return self.input if self.image is None else self.image.sha256
+
+    @property
+    def learned(self) -> str:
+        """Return :attr:`identity`, of a conversation with its answer and which turns are trained."""
+        return self.identity if self.conversation is None else self.conversation.identity
+
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Return every text that may reach the model."""
+        return (self.input, self.output) if self.conversation is None else tuple(self.conversation.texts())
 
     @property
     def nbytes(self) -> int:
         """Return the bytes needed to store it: of input and output in UTF-8, and of an encoded image."""
+        if self.conversation is not None:
+            return len(self.conversation.identity.encode())
         text = len(self.input.encode()) + len(self.output.encode())
         return text if self.image is None else text + self.image.nbytes
 
@@ -90,7 +117,7 @@ class Task:
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")
             for example in split:
-                digest.update(example.identity.encode() + b"\0" + example.output.encode() + b"\0")
+                digest.update(example.learned.encode() + b"\0" + example.output.encode() + b"\0")
         return digest.hexdigest()
 
 
