@@ -79,6 +79,8 @@ def test_all_of_it_is_flushed_before_it_is_renamed(
     assert merganser("export", run, out, *(["--merged"] if merged else [])).code == 0
     assert flushed == {"deep"}  # the new name
     assert any(path.suffix == ".safetensors" for path in out.iterdir())
+    # A server of another user reads it, if the umask lets one.
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*")} == {out.stat().st_mode & 0o666}
 
 
 @pytest.mark.parametrize("inside", ["model/exported", "tasks/exported", "exported"])

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from merganser.errors import DiskFullError, InputError
+from merganser.files.permissions import create_file, give_permissions
 from merganser.files.target_lock import target_lock
 from merganser.files.temporary_names import PARTIAL, path_of_old, temporary_path, unique_temporary_path, writer_of
 
@@ -186,6 +187,7 @@ class _Rename:
     target: Path
     is_folder: bool
     replace: bool = True
+    mode: int = 0
 
 
 class StagedChanges:
@@ -231,7 +233,7 @@ class StagedChanges:
                     remove(path)
 
     def file(self, target: Path) -> Path:
-        """Return a temporary path to write a file to, which replaces the one at ``target``."""
+        """Return the path of an empty temporary file to write to, which replaces the one at ``target``."""
         return self._new(target, is_folder=False)
 
     def folder(self, target: Path, replace: bool = True) -> Path:
@@ -267,13 +269,15 @@ class StagedChanges:
         remove(temporary)  # a link of that name would be followed
         _IN_USE.update((temporary, path_of_old(temporary)))
         self._temporary.append(temporary)
-        self._renames.append(_Rename(temporary, target, is_folder, replace))
+        mode = 0 if is_folder else create_file(temporary)
+        self._renames.append(_Rename(temporary, target, is_folder, replace, mode))
         return temporary
 
     def _flush(self) -> None:
         for change in self._renames:
             with full_disk_is_an_error(change.target):
                 if change.target not in self._removed:
+                    give_permissions(change.source, change.mode)
                     flush_tree(change.source) if change.is_folder else flush(change.source)
 
     def _put_in_place(self, change: _Rename) -> None:

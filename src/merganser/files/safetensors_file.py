@@ -237,7 +237,7 @@ def create(
     head, offsets = header_bytes(tensors, metadata)
     laid = [Tensor(n, d, s, path, o) for (n, d, s), o in zip(tensors, offsets, strict=True)]
     length = max([len(head), *(tensor.offset + tensor.nbytes for tensor in laid)])
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666)
     try:
         written = os.pwrite(descriptor, head, 0)
         if written != len(head):
