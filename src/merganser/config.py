@@ -176,8 +176,7 @@ def load_config(path: Path) -> RunConfig:
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.", "Give a YAML file.") from error
     except Malformed as error:
-        line = f" at line {error.line}" if error.line else ""
-        raise InputError(f"{path}: not YAML{line}: {error.reason}.", "Correct that line.") from error
+        raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
     config = check_config(value, str(path))
     beside = path.resolve().parent / config.model.name
     if not os.path.exists(beside):

@@ -62,6 +62,8 @@ def first_problem(error: ValidationError) -> ErrorDetails:
 def problem_text(problem: ErrorDetails) -> str:
     """Return the message of a problem with the wrong value, without a full stop."""
     message, value = problem["msg"].removeprefix("Value error, ").rstrip("."), problem["input"]
+    if problem["type"] == "list_type" and isinstance(value, str):
+        return f"a list is needed: [{value:.80}]"
     return (
         f"{message} (got {short(value)})" if isinstance(value, str | int | float | bool) or value is None else message
     )

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from merganser.checkpoints.merge import merge_checkpoints
-from merganser.checkpoints.model_config import check_configs
+from merganser.checkpoints.model_config import check_configs, refuse_unknown_keys
 from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.tied_names import tie_setting
 from merganser.errors import InputError
@@ -143,8 +143,35 @@ def test_the_merge_refuses_and_the_recipe_allows(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"rope_theta is 10000\.0 in .*a, 1000000\.0 in .*b"):
         merge_checkpoints(parse(content, "test"), tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    merge_checkpoints(parse({**content, "allow_config": ["rope_theta"]}, "test"), tmp_path / "out")
+    report = merge_checkpoints(parse({**content, "allow_config": ["rope_theta"]}, "test"), tmp_path / "out")
     assert "allow_config:\n- rope_theta" in (tmp_path / "out" / "merge.yaml").read_text()
+    note = f"rope_parameters.rope_theta is 10000.0 in {names[0]}, 1000000.0 in {names[1]}"
+    assert [text.partition(";")[0] for text in report.notes] == [note]
+    assert note in (tmp_path / "out" / "README.md").read_text()
+
+
+def test_a_key_without_brackets_is_told_the_list() -> None:
+    with pytest.raises(InputError, match=r"allow_config: a list is needed: \[rope_theta\]"):
+        parse({"rule": "linear", "models": ["a", "b"], "allow_config": "rope_theta"}, "test")
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("rope_thetta", r"has the key 'rope_thetta'.*Did you mean 'rope_theta'"),
+        ("qqq", "Name a key of config.json"),
+        ("", "Name a key of config.json"),
+    ],
+)
+def test_an_allowed_key_that_no_model_has_is_refused(key: str, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        refuse_unknown_keys([key], [LLAMA, LLAMA])
+    refuse_unknown_keys(["rope_theta", "hidden_size", "rms_norm_eps", "rope_scaling"], [LLAMA])
+
+
+def test_an_absent_rotary_type_is_the_default() -> None:
+    said = refusal(LLAMA, {**LLAMA, "rope_parameters": {"rope_type": "yarn", "factor": 2.0, "rope_theta": 1e4}})
+    assert "rope_type is 'default' in A, 'yarn' in B" in said
 
 
 def test_the_configurations_of_loaded_models_agree_with_what_they_compute(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ import pytest
 from merganser.errors import InputError
 from merganser.runs import RunDirectory
 from merganser.runs.checkpoint import FOLDER, CheckpointFolder
+from merganser.runs.checksums import CHANGED
 from merganser.runs.verification import Verification, verify
 from tests.learner import toys
 from tests.learner.toys import contents, flip_bit
@@ -70,6 +71,22 @@ def test_a_flipped_bit_is_found_in_every_file(run: Path) -> None:
             assert found.made_again == []
             (run / name).write_bytes(before[name] or b"")
         assert contents(run) == before, name
+
+
+def test_a_record_that_no_longer_fits_has_changed(run: Path) -> None:
+    """What the change led to (a list in place of a number, say) is not what a person has to know."""
+    path = run / "tasks" / "02-topic" / "row.json"
+    path.write_text(path.read_text().replace('"row": 2', '"row": [2]'))
+    found = checked(run)
+    assert [(finding.file, finding.problem) for finding in found.damaged] == [("tasks/02-topic/row.json", CHANGED)]
+
+
+def test_a_file_beside_the_model_is_named_and_kept(run: Path) -> None:
+    whole = checked(run).files
+    (run / "model" / "notes.txt").write_text("mine")
+    found = checked(run)
+    assert (found.files, found.notes) == (whole, ["model/notes.txt is not of this run; left alone."])
+    assert (run / "model" / "notes.txt").read_text() == "mine"
 
 
 def test_only_reported(run: Path) -> None:

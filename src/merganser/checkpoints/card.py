@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,13 @@ from merganser.files.markdown import code_block, code_span
 from merganser.merging.rules import get_rule
 
 
-def model_card(recipe: Recipe, adapter: bool = False) -> str:
+def model_card(recipe: Recipe, adapter: bool = False, notes: Sequence[str] = ()) -> str:
     """Write the card: Markdown with the metadata that the hub reads.
 
     Args:
         recipe: the merge.
         adapter: whether the result is a PEFT adapter.
+        notes: what else a user of the result should know.
     """
     import yaml
 
@@ -30,6 +32,7 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
         head["base_model"] = list(dict.fromkeys(from_hub))
     rows = "\n".join(f"| {index} | {code_span(name)} |" for index, name in enumerate(recipe.names, start=1))
     base = f"\n| base | {code_span(recipe.base)} |" if recipe.base else ""
+    told = "".join(f"* {code_span(note)}\n" for note in notes) + ("\n" if notes else "")
     content = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
@@ -37,6 +40,7 @@ def model_card(recipe: Recipe, adapter: bool = False) -> str:
         f"Made with Merganser by the rule `{rule.name}`: {rule.summary} "
         f"({rule.source}).\n\n"
         f"| model | path or hub id |\n| --- | --- |\n{rows}{base}\n\n"
+        f"{told}"
         f"Arithmetic in float32, rounded once. The same merge again:\n\n"
         f"```sh\nmerganser merge --config merge.yaml --out FOLDER\n```\n\n"
         f"{code_block(content, 'yaml')}"

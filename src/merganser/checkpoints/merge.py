@@ -165,7 +165,7 @@ def _fill(
     copy_sidecar_files(plan.reference.folder, folder, plan.reference.shards, tokenizer)
     write_config(plan, folder / "config.json")
     write_recipe(folder, plan.located)
-    (folder / "README.md").write_text(model_card(plan.recipe), encoding="utf-8")
+    (folder / "README.md").write_text(model_card(plan.recipe, notes=plan.notes), encoding="utf-8")
     return nonfinite
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from merganser.errors import InputError
+from merganser.errors import InputError, nearest
 
 _NEUTRAL = re.compile(
     # Names, versions and files.
@@ -76,7 +76,7 @@ def check_configs(
     second: tuple[str, Mapping[str, Any]],
     allowed: Sequence[str] = (),
     common_only: bool = False,
-) -> None:
+) -> list[str]:
     """Refuse two models of one type whose configurations make equal weights compute something else.
 
     An omitted key has the default of the model's type in ``transformers``; types that it lacks are compared as written.
@@ -86,26 +86,30 @@ def check_configs(
         allowed: keys that may differ: whole paths, their beginnings or ends (``rope_theta``, ``text_config``).
         common_only: only common tensors are merged, so sizes may differ.
 
+    Returns:
+        The differences that ``allowed`` covers, each key with both values.
+
     Raises:
-        InputError: settings differ; gives each key with both values.
+        InputError: other settings differ; gives each key with both values.
     """
     configs = first[1], second[1]
     kinds = [config.get("model_type") for config in configs]
     if not all(configs) or (None not in kinds and kinds[0] != kinds[1]):
-        return
+        return []
     settings = [_comparable(config) for config in configs]
     if settings[0] != settings[1]:
         kind = kinds[1] if kinds[0] is None else kinds[0]
         settings = _with_defaults([{**config, "model_type": kind} for config in configs]) or settings
     keys = [key for key in dict.fromkeys((*settings[0], *settings[1])) if _differs(key, settings)]
     keys = [key for key in keys if not (common_only and _SIZES.fullmatch(key.rpartition(".")[2]))]
+    values = {
+        key: f"{key} is {_text(settings[0], key)} in {first[0]}, {_text(settings[1], key)} in {second[0]}"
+        for key in keys
+    }
     keys = [key for key in keys if not any(_is_allowed(key, allow) for allow in allowed)]
     if not keys:
-        return
-    listed = "; ".join(
-        f"{key} is {_text(settings[0], key)} in {first[0]}, {_text(settings[1], key)} in {second[0]}"
-        for key in keys[:6]
-    )
+        return list(values.values())
+    listed = "; ".join(values[key] for key in keys[:6])
     more = f"; and {len(keys) - 6} more" if len(keys) > 6 else ""
     options = " ".join(f"--allow-config {shlex.quote(key)}" for key in keys[:6])
     raise InputError(
@@ -113,6 +117,33 @@ def check_configs(
         "The weights of one model mean something else in the other. To merge them all the same, into the configuration "
         f"of the first or the base, use {options} (allow_config in the file).",
     )
+
+
+def refuse_unknown_keys(allowed: Sequence[str], configs: Sequence[Mapping[str, Any]]) -> None:
+    """Refuse an allowed key that no configuration has, written or by default: it would be a slip of the pen.
+
+    Raises:
+        InputError: names the nearest key.
+    """
+    known = dict.fromkeys(key for config in configs for key in (*_paths(config), *_comparable(config)))
+    unknown = [key for key in allowed if not any(_is_allowed(other, key) for other in known)]
+    if unknown:  # the defaults of a type take longer than a small merge
+        known |= dict.fromkeys(key for config in configs for key in _paths(_complete(config) or {}))
+        unknown = [key for key in unknown if not any(_is_allowed(other, key) for other in known)]
+    if unknown:
+        names = dict.fromkeys((*(key.rpartition(".")[2] for key in known), *known))
+        hint = nearest(unknown[0], names) or "Name a key of config.json, such as rope_theta."
+        raise InputError(
+            f"No model's config.json has the key {unknown[0]!r:.80} that may differ (--allow-config).", hint
+        )
+
+
+def _paths(config: Mapping[str, Any], prefix: str = "", depth: int = 0) -> Iterator[str]:
+    """Yield the dotted path of every value of a configuration."""
+    for key, value in config.items():
+        yield f"{prefix}{key}"
+        if isinstance(value, Mapping) and depth < _DEEPEST:
+            yield from _paths(value, f"{prefix}{key}.", depth + 1)
 
 
 def _is_allowed(key: str, allowed: str) -> bool:
@@ -127,7 +158,9 @@ def _differs(key: str, settings: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def _text(settings: Mapping[str, Any], key: str) -> str:
-    return f"{settings[key]!r:.60}" if key in settings else "not set"
+    if key in settings:
+        return f"{settings[key]!r:.60}"
+    return "'default'" if key.endswith("rope_type") else "not set"
 
 
 def default_of(config: Mapping[str, Any], key: str) -> Any:

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from merganser.checkpoints.source import (
 from merganser.checkpoints.streaming import Job
 from merganser.checkpoints.tied_names import EMBEDDING, vocabulary_names
 from merganser.checkpoints.tying import Groups, is_untied, share_fisher, share_tied
-from merganser.checkpoints.vocabulary import check_kind, check_tokenizer_size, check_vocabularies, read_vocabulary
+from merganser.checkpoints.vocabulary import check_kinds, check_tokenizer_size, check_vocabularies, read_vocabulary
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor, header_bytes
 from merganser.merging.rule import Rule
@@ -48,6 +47,7 @@ class Plan:
         left_out: with ``common_only``: tensors that the reference lacks.
         rows: with ``common_rows``: vocabulary matrix -> its number of common rows.
         untied: whether the result has an output layer of its own although the reference's is tied.
+        allowed: settings that differ between the models and may, each with both values.
     """
 
     located: LocatedRecipe
@@ -62,6 +62,7 @@ class Plan:
     left_out: list[str] = field(default_factory=list)
     rows: dict[str, int] = field(default_factory=dict)
     untied: bool = False
+    allowed: list[str] = field(default_factory=list)
 
     @property
     def recipe(self) -> Recipe:
@@ -83,6 +84,7 @@ class Plan:
                 f"the other {left} from {self.tokenizer.label}" if left else "those that not all models have omitted"
             )
             described.append(f"{name}: the first {rows} rows merged, {others}")
+        described += [f"{difference}; the result has that of {self.reference.label}" for difference in self.allowed]
         if self.untied:
             described.append("output layer and embedding differ in a model: the result is not tied")
         return described
@@ -127,8 +129,9 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
     models, base, fishers, groups = _open_all(located)
     reference = base or models[0]
     checkpoints = [*models, *([] if base is None else [base])]
-    _refuse_other_kinds(reference, checkpoints, recipe)
-    plan = Plan(located, reference, tuple(models), _tokenizer_model(located, models, base))
+    others = [checkpoint for checkpoint in checkpoints if checkpoint is not reference]
+    allowed = check_kinds([reference, *others], recipe.allow_config, recipe.common_only)
+    plan = Plan(located, reference, tuple(models), _tokenizer_model(located, models, base), allowed=allowed)
     plan.untied = is_untied(reference, groups)
     if recipe.common_rows:
         plan.rows = common_rows(reference, checkpoints)
@@ -207,13 +210,6 @@ def _plan_tensors(
             f"There is nothing to merge: the models have no floating-point tensor in common with {reference.label}.",
             "Check the models.",
         )
-
-
-def _refuse_other_kinds(reference: Checkpoint, checkpoints: Sequence[Checkpoint], recipe: Recipe) -> None:
-    """Refuse models of equal shapes but of another architecture or another function of the weights."""
-    others = [checkpoint for checkpoint in checkpoints if checkpoint is not reference]
-    for first, second in combinations([reference, *others], 2):
-        check_kind(first, second, recipe.allow_config, recipe.common_only)
 
 
 def _refuse_other_tokens(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:

@@ -10,7 +10,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.model_config import check_configs
+from merganser.checkpoints.model_config import check_configs, refuse_unknown_keys
 from merganser.checkpoints.source import Checkpoint, read_json
 from merganser.errors import InputError
 from merganser.files.documents import read_bytes
@@ -32,28 +32,45 @@ class Vocabulary:
     added: dict[str, int]
 
 
+def check_kinds(checkpoints: Sequence[Checkpoint], allowed: Sequence[str], common_only: bool) -> list[str]:
+    """Check every pair of models, see :func:`check_kind`, and that the models have the keys that may differ.
+
+    Returns:
+        The differences that are allowed, each key with both values.
+    """
+    if configs := [checkpoint.config for checkpoint in checkpoints if checkpoint.config]:
+        refuse_unknown_keys(allowed, configs)
+    pairs = combinations(checkpoints, 2)
+    return [found for first, second in pairs for found in check_kind(first, second, allowed, common_only)]
+
+
 def check_kind(
     reference: Checkpoint, other: Checkpoint, allowed: Sequence[str] = (), common_only: bool = False
-) -> None:
+) -> list[str]:
     """Refuse models of two architectures, or of one whose configurations give equal weights another function.
 
     Args:
         allowed: keys of the configurations that may differ.
         common_only: merge only common tensors, whatever the architectures.
 
+    Returns:
+        The differences that are allowed, each key with both values.
+
     Raises:
         InputError: the two ``model_type`` differ, or see :func:`merganser.checkpoints.model_config.check_configs`.
     """
     kinds = [checkpoint.config.get("model_type") for checkpoint in (reference, other)]
     if None not in kinds and kinds[0] != kinds[1]:
-        if common_only or "model_type" in allowed:
-            return
+        if "model_type" in allowed:
+            return [f"model_type is {kinds[0]!r:.60} in {reference.label}, {kinds[1]!r:.60} in {other.label}"]
+        if common_only:
+            return []
         raise InputError(
             f"{reference.label} is of model_type {kinds[0]!r:.60}, {other.label} of {kinds[1]!r:.60}.",
             "Models of one architecture can be merged; to merge what has equal names and shapes anyway, use "
             "--common-only.",
         )
-    check_configs((reference.label, reference.config), (other.label, other.config), allowed, common_only)
+    return check_configs((reference.label, reference.config), (other.label, other.config), allowed, common_only)
 
 
 Read = Callable[[Path], Vocabulary | None]

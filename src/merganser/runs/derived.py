@@ -77,6 +77,11 @@ def _mark(row: Row) -> bytes:
     return (row.folder.name.removesuffix(PARTIAL) + "\n").encode()
 
 
+def model_files(row: Row) -> list[str]:
+    """Return the paths of the files that ``model/`` has after a row, in it; others are not of the run."""
+    return [*_weight_files(row), ROW_MARK]
+
+
 def _weight_files(row: Row) -> list[str]:
     """Return the paths of the files of a row's weights, in their folder."""
     if not row.file.sha256:

@@ -138,7 +138,14 @@ def read_row_record(folder: Path) -> RowFile:
         InputError: it is missing or damaged.
     """
     path = folder / RECORD
-    file = read_record(path, RowFile)
+    try:
+        file = read_record(path, RowFile)
+    except InputError as error:
+        # What no longer fits the record has mostly changed since: the cause then, not what the change led to.
+        seal = re.search(rb'"checksum": "([0-9a-f]{64})"\s*\}\s*\Z', read_bytes(path)) if path.is_file() else None
+        if seal and not is_intact(read_bytes(path), seal[1].decode()):
+            raise damaged(path, CHANGED) from error
+        raise
     if (file.checksum or file.sha256) and not is_intact(read_bytes(path), file.checksum):
         raise damaged(path, CHANGED)
     return file

@@ -15,7 +15,7 @@ from merganser.files.atomic import json_lines_bytes, make_folder, new_file, writ
 from merganser.files.safetensors_file import read_header
 from merganser.runs import checkpoint
 from merganser.runs.checksums import CHANGED, THREADS, files_of, problem_of, sha256_of
-from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems
+from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems, model_files
 from merganser.runs.directory import RUN, RunDirectory
 from merganser.runs.links import TASKS, refuse_links
 from merganser.runs.reading import read_lines
@@ -223,10 +223,16 @@ class _Verifier:
             what = f"{SCORES}, {LEDGER} and {MODEL}/"
             self.found.notes.append(f"{what} were not checked: what they are made from is damaged.")
             return
-        problems = derived_problems(self.path, rows, references) if rows else {}
-        for name in (SCORES, LEDGER, *(f"{MODEL}/{name}" for name in files_of(self.path / MODEL))):
-            if rows and not (name in problems or MODEL in problems):
+        if not rows:
+            return
+        problems = derived_problems(self.path, rows, references)
+        ours = model_files(rows[-1])
+        for name in (SCORES, LEDGER, *(f"{MODEL}/{name}" for name in ours)):
+            if not (name in problems or MODEL in problems):
                 self._intact(self.path / name)
+        if MODEL not in problems:
+            unknown = [name for name in files_of(self.path / MODEL) if name not in ours]
+            self.found.notes += [f"{MODEL}/{name} is not of this run; left alone." for name in unknown]
         if not problems:
             return
         remedy = f"It can be made again: {self._again}."
