@@ -8,6 +8,8 @@ Longer, for instance ten minutes for each reader::
 from __future__ import annotations
 
 import contextlib
+import gzip
+import io
 import json
 import os
 import re
@@ -31,6 +33,8 @@ from merganser.runs import RunDirectory
 from merganser.runs.reading import read_lines, read_record
 from merganser.runs.record import KeptExample, RowFile, ScoresFile, SignalRecord
 from merganser.runs.record import MergeRecord as Merge
+from merganser.streams.images.picture import Picture
+from merganser.streams.images.sources import read_images
 from merganser.streams.loading import load_task
 from merganser.streams.options import TaskOptions
 from tests.checkpoints.conftest import write_file, write_folder
@@ -165,6 +169,35 @@ def run_yaml(folder: Path) -> bytes:
     return yaml.safe_dump(make_run(["a"]).info.model_dump()).encode()
 
 
+def picture(kind: str) -> Callable[[Path], bytes]:
+    """A small image with metadata, in one of the formats that pillow reads."""
+
+    def encode(folder: Path) -> bytes:
+        from PIL import Image
+
+        values = np.arange(6 * 5 * 3, dtype=np.uint8).reshape(6, 5, 3)
+        exif = Image.Exif()
+        exif[0x0112] = 6  # orientation
+        file = io.BytesIO()
+        Image.fromarray(values).save(file, kind, **({"exif": exif} if kind in ("PNG", "JPEG", "WEBP", "TIFF") else {}))
+        return file.getvalue()
+
+    return encode
+
+
+def read_picture(path: Path) -> None:
+    image = Picture(path.name, path=path)
+    image.check()
+    image.decode("RGB")
+
+
+def read_digits(path: Path) -> None:
+    labels = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labels.write_bytes(b"\0\0\x08\x01" + (2).to_bytes(4, "big") + b"\x00\x01")
+    read_images(path, path.name, ["zero", "one"])
+
+
+IDX = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (2, 3, 3)) + bytes(range(18))
 KEPT = [{"task": "a", "input": "text", "output": "yes", "id": "", "image": ""}]
 READERS: dict[str, tuple[str, bytes | Callable[[Path], bytes], Callable[[Path], Any]]] = {
     "csv": ("x.csv", b'input,output\n"a ""quoted"" text",yes\nplain,no\n', read_task),
@@ -185,8 +218,11 @@ READERS: dict[str, tuple[str, bytes | Callable[[Path], bytes], Callable[[Path], 
     "merges.jsonl": ("merges.jsonl", lambda _: jsonl([m.model_dump() for m in make_run(["a", "b"]).merges[:3]]),
                      lambda path: read_lines(path, Merge)),
     "signals.jsonl": ("s.jsonl", lambda _: jsonl([s.model_dump() for s in make_run(["a"]).signals["a"][:4]]),
-                      lambda path: read_lines(path, SignalRecord)),
+                       lambda path: read_lines(path, SignalRecord)),
     "memory.jsonl": ("memory.jsonl", jsonl(KEPT), lambda path: read_lines(path, KeptExample)),
+    "idx": ("x-images-idx3-ubyte", IDX, read_digits),
+    "idx, packed": ("x-images-idx3-ubyte.gz", gzip.compress(IDX, mtime=0), read_digits),
+    **{kind: (f"x.{kind.lower()}", picture(kind), read_picture) for kind in ("PNG", "JPEG", "GIF", "TIFF", "WEBP")},
 }  # fmt: skip
 """Name -> file name, a whole file (or what makes one in a folder), and its reader."""
 

@@ -78,3 +78,12 @@ def test_packed_files_that_stand_for_far_more_than_their_size(tmp_path: Path, mo
     path.write_bytes(gzip.compress(idx(np.zeros((1000, 28, 28)))))
     with pytest.raises(InputError, match=r"unpacks to more than .* bytes, far more than its own size"):
         read_idx(path, path.name)
+
+
+@pytest.mark.parametrize("sizes", [[0] + [2**32 - 1] * 3, [0] + [1] * 69])
+def test_dimensions_that_no_array_has(sizes: list[int], tmp_path: Path) -> None:
+    """A size of zero hides the others from a check of the number of values."""
+    header = b"\0\0\x08" + bytes([len(sizes)]) + b"".join(size.to_bytes(4, "big") for size in sizes)
+    (tmp_path / "x").write_bytes(header)
+    with pytest.raises(InputError, match=f"announces {len(sizes)} dimensions"):
+        read_idx(tmp_path / "x", "x")

@@ -58,7 +58,12 @@ def read_idx(path: Path, shown: str) -> tuple[np.ndarray, str]:
             f"{shown}: its header announces {math.prod(shape)} bytes of values, and it has {len(content) - start}.",
             "The file is truncated or damaged: fetch it again.",
         )
-    array = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    try:
+        array = np.frombuffer(content, dtype=np.uint8, offset=start).reshape(shape)
+    except ValueError as error:  # no values, in more dimensions or longer ones than an array can have
+        raise InputError(
+            f"{shown}: its header announces {len(shape)} dimensions: {error}.", "Fetch it again."
+        ) from error
     return array, hashlib.sha256(content).hexdigest()
 
 
