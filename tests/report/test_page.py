@@ -185,6 +185,17 @@ def test_a_hundred_thousand_merges_fit_into_a_page(run: RunRecord, monkeypatch: 
     assert page.text.count("Merge 50000 of tweets, after step 9,000") == 1
 
 
+def test_a_configuration_of_many_labels_is_shortened(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])
+    labels = [f"label {number}" for number in range(120_000)]
+    run.info.config = {"stream": {"tasks": [{"name": "t", "labels": labels}, {"labels": dict.fromkeys(labels, "x")}]}}
+    html = render(run)
+    assert len(html.encode()) < 400_000
+    assert html.count("label 199\n") + html.count("label 199:") == 2
+    assert "label 200" not in html
+    assert html.count("... and 119,800 more") == 2
+
+
 def test_the_path_in_a_command_is_quoted() -> None:
     page = Page(render(make_run(["a", "b"], path="my runs/$(rm -rf x)")))
     assert "merganser report 'my runs/$(rm -rf x)' --tables FOLDER" in page.text

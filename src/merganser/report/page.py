@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
 import shlex
 from importlib import resources
@@ -22,6 +23,9 @@ from merganser.report.formatting import CAUSE_LETTER, cause_title
 from merganser.report.series import POINTS, chart_data, merge_stride
 from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord
+
+MOST_SHOWN = 200
+"""Values of one list or mapping of the configuration that the page shows."""
 
 
 def embedded_json(value: Any) -> Markup:
@@ -102,13 +106,27 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
         # SVG elements made by this package, every text of the run escaped in them.
         curves=[Markup(image) for image in curve_images(data)],
         names=[task["name"] for task in data["tasks"]],
-        config=yaml.safe_dump(run.info.model_dump(mode="json")["config"], sort_keys=False, allow_unicode=True),
+        config=yaml.safe_dump(
+            _shortened(run.info.model_dump(mode="json")["config"]), sort_keys=False, allow_unicode=True
+        ),
         data=embedded_json({"tasks": data["tasks"], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(_asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _shortened(value: Any) -> Any:
+    """Return a configuration with at most :data:`MOST_SHOWN` values of each list: a task may have 100,000 labels."""
+    if isinstance(value, dict):
+        short = {key: _shortened(part) for key, part in itertools.islice(value.items(), MOST_SHOWN)}
+        left = len(value) - len(short)
+        return {**short, f"... and {left:,} more": "see run.yaml"} if left else short
+    if isinstance(value, list):
+        left = len(value) - MOST_SHOWN
+        return [*map(_shortened, value[:MOST_SHOWN]), *([f"... and {left:,} more, see run.yaml"] if left > 0 else [])]
+    return value
 
 
 def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None, remedy: str = ANOTHER_FOLDER) -> Path:
