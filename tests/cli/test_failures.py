@@ -42,6 +42,7 @@ def decoding() -> UnicodeDecodeError:
         (MemoryError(), 1, "The memory is not enough: MemoryError. Free some, or use less"),
         (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), 1, "memory is not enough"),
         (RuntimeError("CUDA out of memory. Tried to allocate 2 GiB"), 1, "The memory is not enough: CUDA out of"),
+        (ImportError("libtorch_cpu.so: failed to map segment from shared object"), 1, "(ulimit -v)"),
         (RecursionError("maximum recursion depth exceeded"), 2, "nested too deeply"),
         (UnicodeEncodeError("utf-8", "a\ud800", 1, 2, "surrogates not allowed"), 2, "half a character"),
         (decoding(), 2, "Bytes that are not UTF-8 were read"),

@@ -27,6 +27,11 @@ def explain(error: BaseException) -> MerganserError | None:
             f"The memory is not enough: {first_line(error)}"[:300],
             "Free some, or use less: smaller batches, shorter texts, a smaller model or file.",
         )
+    if isinstance(error, ImportError) and "failed to map segment" in str(error):
+        return RunError(
+            f"The memory is not enough to load a library: {first_line(error)}"[:300],
+            "Free some, or raise the limit on memory (ulimit -v).",
+        )
     if isinstance(error, RecursionError):
         return InputError("A value is nested too deeply to be read or written.", "Give it fewer levels.")
     if isinstance(error, UnicodeEncodeError) and not is_unicode(error.object):
