@@ -107,6 +107,14 @@ class RunConfig(StrictOptions):
         return self
 
     @model_validator(mode="after")
+    def _packing_fits_model(self) -> RunConfig:
+        if self.training.packing != "none" and self.model.kind != "causal":
+            raise ValueError(
+                f"training.packing: {self.training.packing} is for kind 'causal', and model.kind is '{self.model.kind}'"
+            )
+        return self
+
+    @model_validator(mode="after")
     def _sections_for_method(self) -> RunConfig:
         self.memory = self._as_required("memory", self.memory, self.method.memory_values())
         training = self._as_required("training", self.training, self.method.training_values())

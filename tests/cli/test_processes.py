@@ -61,7 +61,11 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"guard_factor": 1.0001},
         "training": {"steps": 12, "select_best": True, "select_every": 5},
     },
-    "replay, causal": {"model": {"kind": "causal"}, "method": {"name": "replay"}, "training": {"batch": 5}},
+    "replay, causal": {
+        "model": {"kind": "causal"},
+        "method": {"name": "replay"},
+        "training": {"batch": 5, "packing": "packed"},
+    },
 }
 
 

@@ -102,7 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "aim, causal, recomputed": {
         "model": {"kind": "causal", "name": "causal", "dropout": 0.1},
-        "training": {"gradient_checkpointing": True, "group_by_length": False},
+        "training": {"gradient_checkpointing": True, "group_by_length": False, "packing": "packed"},
     },
     "joint": {"method": {"name": "joint"}},
     "trm, all weights, Adam's direction": {

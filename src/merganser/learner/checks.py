@@ -16,6 +16,7 @@ from merganser.streams.overlap import overlap_remarks
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes, layers_to_wrap
+from merganser.training.packing import check_packing
 
 EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
 """Memory of a method that keeps all training data."""
@@ -29,6 +30,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
             would be kept, or that leaves a memory smaller than a batch of it.
     """
     check_processes(session)
+    check_packed(session)
     check_selection(session, tasks)
     check_names([task.name for task in tasks])
     check_metrics(session, tasks)
@@ -161,6 +163,17 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
     more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
     text = "its last weights are deployed, where the released program selects them by development loss"
     session.listener(Notice(f"Task '{without[0]}'{more} has no development texts: {text}."))
+
+
+def check_packed(session: Session) -> None:
+    """Refuse packing where the model does not keep packed texts apart; tried once per session.
+
+    Raises:
+        InputError: it does not.
+    """
+    if session.config.training.packing != "none" and ("packing", "") not in session.noted:
+        check_packing(session.backbone.module, session.config.model.name, session.backbone.precision)
+        session.noted.add(("packing", ""))
 
 
 def check_processes(session: Session) -> None:

@@ -13,6 +13,7 @@ from merganser.learner.checks import (
     announce_remarks,
     check_labels,
     check_metrics,
+    check_packed,
     check_processes,
     check_selection,
     check_tokens,
@@ -98,6 +99,7 @@ class TaskRun:
         if session.directory.lock.held is False:
             raise InputError("This run was opened for reading only.", "Open it without read_only to learn.")
         check_processes(session)
+        check_packed(session)
         if not self.tasks:
             raise InputError("No task was given to learn.", "Give at least one.")
         if len(self.tasks) > 1 and not session.method.joint:

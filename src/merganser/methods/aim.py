@@ -154,7 +154,7 @@ class Aim(Method[_CompatOptions]):
             batch=size,
             seed=derive_seed(context.seed, "aim"),
             checkpoints=False,
-            collator=context.backbone.collate,
+            collator=context.collator(),
             probe_groups=context.memory_groups,
             records=self.records,
         )

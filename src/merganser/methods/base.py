@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from merganser.models.base import Backbone
+    from merganser.training.rehearsal import Collator
     from merganser.training.trainer import Penalty
     from merganser.weights import Weights
 
@@ -85,6 +86,15 @@ class TaskContext:
     candidates: CandidatePolicy = field(default_factory=CandidatePolicy)
     memory_groups: Sequence[tuple[str, str]] = ()
     listener: Listener = silent
+
+    def collator(self) -> Collator:
+        """Return what makes training batches, packed if ``training.packing`` says so.
+
+        Losses on tokens need it. Who looks at the rows of a batch uses ``backbone.collate``, which always pads.
+        """
+        from merganser.training.packing import training_collator
+
+        return training_collator(self.backbone, self.training)
 
     def specs(self) -> dict[str, AnswerSpec]:
         """Return how the tasks learned so far and this one are answered, in the order of learning."""

@@ -66,13 +66,14 @@ class Replay(Method[ReplayOptions]):
             return None
         batches = MemoryBatches(context.memory, size, derive_seed(context.seed, "replay"))
         device = next(context.backbone.module.parameters()).device
+        collate = context.collator()
         self._draws = 0
 
         def loss_on_memory(
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
             started = time.perf_counter()
-            batch = LocalBatch.of(batches.rehearsal(self._draws), context.backbone.collate)
+            batch = LocalBatch.of(batches.rehearsal(self._draws), collate)
             self._draws += 1
             loss = self.options.weight * batch.weight * model_loss(model, to_device(batch.batch, device))
             self.records.cost.examples_rehearsed += size

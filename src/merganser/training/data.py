@@ -63,9 +63,8 @@ def ignore_padding(collate: Collator) -> Collator:
 
     def collate_ignoring(features: list[Any]) -> dict[str, Any]:
         batch = dict(collate(features))
-        for row, feature in enumerate(features):
-            if feature.get("is_padding"):
-                batch["labels"][row] = IGNORE_INDEX
+        if any(feature.get("is_padding") for feature in features):  # then there is no other
+            batch["labels"] = torch.full_like(batch["labels"], IGNORE_INDEX)
         return batch
 
     return collate_ignoring

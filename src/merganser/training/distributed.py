@@ -109,7 +109,9 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
 
 
 def num_examples(batch: Mapping[str, Any]) -> int:
-    """Return the number of examples in a batch."""
+    """Return the number of examples in a batch; packed ones begin at position 0."""
+    if isinstance(positions := batch.get("position_ids"), Tensor):
+        return int((positions == 0).sum())
     return next(len(value) for value in batch.values() if isinstance(value, Tensor))
 
 

@@ -17,6 +17,10 @@ RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
 
 
+Packing = Literal["none", "padding_free", "packed"]
+"""How the examples of a batch are laid out, see :mod:`merganser.training.packing`."""
+
+
 class TrainingOptions(StrictOptions):
     """How one task is optimised. The defaults are AimMerging's for T5-large."""
 
@@ -47,6 +51,15 @@ class TrainingOptions(StrictOptions):
         "examples); batches: mean of the batches' means, as in transformers before 4.46",
     )
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
+    packing: Packing = Field(
+        "none",
+        description="causal: lay the examples of a batch out without padding and without attention between them; "
+        "padding_free: all in one row (fast with flash attention); packed: in rows of pack_length tokens. Steps, "
+        "examples and losses stay the same",
+    )
+    pack_length: int | None = Field(
+        None, ge=2, description="packed: tokens of a row; null: those of the longest example of the batch"
+    )
     gradient_checkpointing: bool = Field(
         False, description="recompute activations in the backward pass instead of storing them"
     )
@@ -87,6 +100,12 @@ class TrainingOptions(StrictOptions):
     def _warmup_is_whole(self) -> TrainingOptions:
         if self.warmup >= 1 and self.warmup != int(self.warmup):
             raise ValueError(f"warmup is {self.warmup}; give whole steps, or a fraction of the steps below 1")
+        return self
+
+    @model_validator(mode="after")
+    def _rows_are_packed(self) -> TrainingOptions:
+        if self.pack_length is not None and self.packing != "packed":
+            raise ValueError(f"pack_length is for packing: packed, and packing is {self.packing}")
         return self
 
 

@@ -33,6 +33,7 @@ from merganser.training.distributed import (
     shifts_labels,
 )
 from merganser.training.options import TrainingOptions, fitting_warmup
+from merganser.training.packing import training_collator
 from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import without_cache
 
@@ -306,7 +307,7 @@ def train_task(
             model=trained,
             args=training_arguments(options, folder=str(folder), precision=model.precision, seed=seed),
             train_dataset=FeatureList(features),
-            data_collator=model.collate,
+            data_collator=training_collator(model, options),
             callbacks=[*hooks.callbacks, *(callback for callback in (restored, checkpoints) if callback is not None)],
             options=options,
             records=records,
