@@ -36,7 +36,7 @@ from merganser.runs.record import MergeRecord as Merge
 from merganser.streams.images.picture import Picture
 from merganser.streams.images.sources import read_images
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 from tests.checkpoints.conftest import write_file, write_folder
 from tests.report.conftest import make_run
 

@@ -13,8 +13,9 @@ from merganser import processes
 from merganser.errors import InputError
 from merganser.streams.bad_rows import BadRows, BadRowsError, Problem, settle
 from merganser.streams.loading import load_stream, load_task
-from merganser.streams.options import StreamOptions, TaskOptions
+from merganser.streams.options import StreamOptions
 from merganser.streams.task import Task
+from merganser.streams.task_options import TaskOptions
 
 GOOD = [{"input": f"text {i}", "output": "ab"[i % 2]} for i in range(4)]
 ODD: list[Any] = [

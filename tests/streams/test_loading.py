@@ -15,8 +15,9 @@ from merganser.errors import InputError
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.loading import load_stream, load_task
-from merganser.streams.options import StreamOptions, TaskOptions
+from merganser.streams.options import StreamOptions
 from merganser.streams.task import Example, Task
+from merganser.streams.task_options import TaskOptions
 
 DATA = Path(__file__).parents[2].parent / "shared" / "data"
 needs_data = pytest.mark.skipif(not DATA.is_dir(), reason="the AimMerging data of ../shared/data is not there")

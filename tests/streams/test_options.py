@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from merganser.streams.options import MemoryOptions, StreamOptions, TaskOptions
+from merganser.streams.options import MemoryOptions, StreamOptions
+from merganser.streams.task_options import TaskOptions
 
 TASK = {"name": "t", "train": "t.json"}
 

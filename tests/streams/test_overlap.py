@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
 from merganser.streams.overlap import overlap_remarks
 from merganser.streams.task import Example, Task
+from merganser.streams.task_options import TaskOptions
 
 TRAIN = [Example(f"text {i}", "x") for i in range(10)]
 

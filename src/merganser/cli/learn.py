@@ -36,6 +36,14 @@ def learn(
     output_field: Annotated[
         str, typer.Option("--output", metavar="FIELD", help="Field that holds the answer.")
     ] = "output",
+    form: Annotated[
+        str,
+        typer.Option(
+            "--format",
+            help="Form of the rows: fields, messages, sharegpt, alpaca, prompt_completion, question_answer, superni; "
+            "auto: found by looking at the file.",
+        ),
+    ] = "auto",
     prompt: Annotated[
         str | None,
         typer.Option(help="Prompt template, such as 'Topic of: {input}'.", show_default=False),
@@ -75,7 +83,7 @@ def learn(
     from merganser.cli.live import learn_one
     from merganser.config import explain_options, load_config
     from merganser.streams.loading import load_task
-    from merganser.streams.options import TaskOptions
+    from merganser.streams.task_options import TaskOptions
 
     given = {"image": image_field, "prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
     given["on_bad_rows"] = on_bad_rows
@@ -84,7 +92,7 @@ def learn(
         options["labels"] = (
             labels if labels in ("auto", "train", "none") else [part.strip() for part in labels.split(",")]
         )
-    options.update(name=task, train=train, input=input_field, output=output_field)
+    options.update(name=task, train=train, input=input_field, output=output_field, format=form)
     checked = explain_options(TaskOptions, options, "the task")
     learned = processes.run_collectively(lambda: load_task(checked, Path.cwd()))
     command = shlex.join(["merganser", "learn", str(run), "--task", task])

@@ -7,8 +7,8 @@ from collections.abc import Collection, Sequence
 from merganser.errors import InputError, first_repeated, nearest
 from merganser.streams.bad_rows import BadRows, BadRowsError, Problem
 from merganser.streams.decoding import unicode_problem
-from merganser.streams.options import name_problem
 from merganser.streams.task import Example, Task
+from merganser.streams.task_options import name_problem
 
 _SHOWN_LABELS, _SHOWN_CHARACTERS = 20, 60
 """How many labels, and how much of each, a message shows."""

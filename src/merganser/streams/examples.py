@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from merganser.errors import InputError
 from merganser.streams.bad_rows import UNLABELLED, BadCell, BadRows, Problem
 from merganser.streams.checks import label_problem, unlearned_problem
-from merganser.streams.decoding import UNICODE_REMEDY, unicode_problem
 from merganser.streams.formats import HUB, Table, is_image_source, read_table
-from merganser.streams.options import SplitOptions, TaskOptions, TaskSettings
-from merganser.streams.prompts import fill_prompt, prompt_fields
+from merganser.streams.options import SplitOptions
+from merganser.streams.row_formats import row_reader
 from merganser.streams.task import Example
+from merganser.streams.task_options import TaskOptions, TaskSettings
 
 SPLITS = ("train", "dev", "test")
 _HUB_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -29,6 +29,7 @@ class Part:
         bad: the rows that are no examples.
         source: what they were read from, for the record.
         stripped: number of answers around which white space was removed.
+        remarks: what else to know about how the rows were read.
     """
 
     examples: list[Example]
@@ -36,6 +37,7 @@ class Part:
     bad: BadRows
     source: str = ""
     stripped: int = 0
+    remarks: list[str] = field(default_factory=list)
 
     def drop(self, problem: Callable[[Example], Problem | None]) -> None:
         """Turn the examples with a problem into bad rows.
@@ -96,13 +98,14 @@ def drop_outsiders(parts: dict[str, Part], labels: Sequence[str] | None) -> None
             parts[split].drop(lambda example: unlearned_problem(example.output, learned))
 
 
-def stripped_answers(parts: dict[str, Part]) -> tuple[str, ...]:
-    """Describe how many answers lost white space around them."""
-    remarks = (
+def reading_remarks(parts: dict[str, Part]) -> tuple[str, ...]:
+    """Describe how rows were read, and how many answers lost white space around them."""
+    remarks = [remark for part in parts.values() for remark in part.remarks]
+    remarks += [
         f"{part.bad.shown}: white space around {part.stripped:,} of {len(part.bad) + part.bad.good:,} answers removed"
         for part in parts.values()
         if part.stripped
-    )
+    ]
     return tuple(dict.fromkeys(remarks))
 
 
@@ -120,9 +123,9 @@ def _part(source: str, options: TaskOptions | SplitOptions, base: Path, default_
         from merganser.streams.images.sources import image_example
 
         require_pillow()
-        field, table = options.image, read_table(source, base, default_split)
+        image, table = options.image, read_table(source, base, default_split)
         part = _collect(
-            table, [field, options.output], lambda index: image_example(table, index, field, options.output)
+            table, [image, options.output], lambda index: image_example(table, index, image, options.output)
         )
     else:
         table = read_table(source, base, default_split)
@@ -132,22 +135,10 @@ def _part(source: str, options: TaskOptions | SplitOptions, base: Path, default_
 
 
 def _texts(table: Table, options: TaskSettings) -> Part:
-    names = [options.input] if isinstance(options.input, str) else options.input
-    fields = prompt_fields(options.prompt)
-    # A column called "input" needs no special case: unless 'input' says otherwise, {input} is that column.
-    plain = [name for name in fields if name != "input"]
-
-    def example(index: int) -> Example:
-        values = {name: table.text(index, name) for name in plain}
-        if "input" in fields:
-            values["input"] = "\n".join(table.text(index, name) for name in names)
-        identity = table.rows[index].get("id")
-        identity = "" if identity is None else str(identity)
-        if problem := unicode_problem(identity):
-            raise BadCell(table.where(index), Problem("field 'id' is no valid Unicode", UNICODE_REMEDY, problem))
-        return Example(fill_prompt(options.prompt, values), table.text(index, options.output), identity)
-
-    return _collect(table, [*plain, *(names if "input" in fields else ()), options.output], example)
+    reader, found = row_reader(table, options)
+    part = _collect(table, reader.required, reader.read)
+    part.remarks = [f"{table.shown}: {remark}" for remark in [*([found] if found else []), *reader.remarks()]]
+    return part
 
 
 def _collect(table: Table, fields: Sequence[str], example: Callable[[int], Example]) -> Part:

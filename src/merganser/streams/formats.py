@@ -98,13 +98,26 @@ class Table:
             raise BadCell(self.where(index), problem)
         return row[field]
 
-    def text(self, index: int, field: str) -> str:
+    def text(self, index: int, field: str, *, optional: bool = False) -> str:
         """Return one cell as text; numbers and booleans are written as in JSON.
+
+        Args:
+            optional: return an empty string for white space and for a missing value.
 
         Raises:
             BadCell: no such field in this row, a value that is not text, an empty text, text that is no valid Unicode.
         """
         value = self.value(index, field)
+        if optional and (value is None or (isinstance(value, str) and not value.strip())):
+            return ""
+        return self.text_of(index, field, value)
+
+    def text_of(self, index: int, field: str, value: Any) -> str:
+        """Return a value of one cell as text.
+
+        Raises:
+            BadCell: as :meth:`text`.
+        """
         where, remedy = self.where(index), "Give the row a text, or remove it."
         if isinstance(value, str):
             text = value
@@ -112,6 +125,8 @@ class Table:
             text = json.dumps(value)
         else:
             kind = "missing" if value is None or value != value else f"a {type(value).__name__}, not a text"
+            if isinstance(value, list) and value and isinstance(value[0], Mapping):
+                remedy = "For a list of messages use format: messages, and leave 'input' and 'output' out."
             raise BadCell(where, Problem(f"field '{field}' is {kind}", remedy))
         if not text.strip():
             raise BadCell(where, Problem(f"field '{field}' is empty", remedy, code=EMPTY))

@@ -7,8 +7,8 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from merganser.streams.options import LabelSet
 from merganser.streams.task import Example
+from merganser.streams.task_options import LabelSet
 
 _SENTENCE_WORDS = 4
 _SENTENCE_ENDS = (".", "!", "?", "。", "！", "？")
@@ -36,7 +36,8 @@ def choose_labels(options: LabelSet, train: Sequence[Example], needed: bool = Fa
 
     With ``auto`` the answers of the training examples are a closed set if each of them occurs at least twice. Not so
     where they are sentences with few examples each, as in a list of frequent questions whose wordings vary: a new text
-    will have another answer, and a generated one is scored better by its overlap than by equality.
+    will have another answer, and a generated one is scored better by its overlap than by equality. Conversations are
+    free text, whatever their last turns are.
 
     Args:
         options: the option ``labels``.
@@ -53,6 +54,8 @@ def choose_labels(options: LabelSet, train: Sequence[Example], needed: bool = Fa
     collected = LabelSetChoice(tuple(sorted(counts)))
     if options == "train":
         return collected
+    if any(example.conversation is not None for example in train) and not needed:
+        return LabelSetChoice(None, remark=_few_answers(counts))
     if min(counts.values()) < 2:
         return LabelSetChoice(None)
     if statistics.mean(map(_is_sentence, counts)) <= 0.5:
@@ -63,6 +66,14 @@ def choose_labels(options: LabelSet, train: Sequence[Example], needed: bool = Fa
     return LabelSetChoice(
         collected.labels, remark=f"{answers} the closed set of labels; for free text, set labels: none"
     )
+
+
+def _few_answers(counts: Counter[str]) -> str:
+    """Return a remark where the last turns of conversations look like labels."""
+    if min(counts.values()) < 2 or statistics.mean(map(_is_sentence, counts)) > 0.5:
+        return ""
+    answers = f"the {len(counts):,} answers of the training conversations look like labels"
+    return f"{answers}, and are taken as free text; for a closed set of answers, set labels: train"
 
 
 def _is_sentence(answer: str) -> bool:

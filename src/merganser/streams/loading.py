@@ -12,13 +12,14 @@ from merganser.streams.answers import AnswerSpec, MetricName
 from merganser.streams.bad_rows import BadRows, BadRowsError, settle
 from merganser.streams.builtin import BUILTIN, DEMO, KNOWN_IRREGULARITIES, NO_LABEL, SYNONYMS, task_kind
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.examples import SPLITS, Part, drop_outsiders, drop_unlabelled, read_parts, stripped_answers
+from merganser.streams.examples import SPLITS, Part, drop_outsiders, drop_unlabelled, read_parts, reading_remarks
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.label_sets import LabelSetChoice, choose_labels
-from merganser.streams.options import LabelSet, SplitOptions, StreamOptions, TaskOptions, TaskSettings
+from merganser.streams.options import SplitOptions, StreamOptions
 from merganser.streams.sampling import draw_limited, generator, positions_by_output
 from merganser.streams.splits import class_order, groups, hold_out
 from merganser.streams.task import Example, Stream, Task
+from merganser.streams.task_options import LabelSet, TaskOptions, TaskSettings
 
 SUFFIX = "_T5.json"
 """How the files of AimMerging's layout end: ``train/NAME_T5.json``."""
@@ -106,7 +107,7 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
             "Give the whole data set, or describe your own under stream.split without a name.",
         )
     drop_outsiders(parts, choice.labels)
-    remarks = (*settle(_bad(parts), split.on_bad_rows), *stripped_answers(parts))
+    remarks = (*settle(_bad(parts), split.on_bad_rows), *reading_remarks(parts))
     splits = _examples(parts)
     record = {part: read.source for part, read in parts.items()}
     seed = split.limit_seed or 0
@@ -208,7 +209,7 @@ def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
     tolerated = KNOWN_IRREGULARITIES if published else frozenset()
     choice = _choose_labels(options, parts, tolerated)
     drop_outsiders(parts, choice.labels)
-    remarks = (*settle(_bad(parts), options.on_bad_rows, tolerated), *stripped_answers(parts))
+    remarks = (*settle(_bad(parts), options.on_bad_rows, tolerated), *reading_remarks(parts))
     if choice.remark:
         remarks = (*remarks, choice.remark)
     metric: MetricName = "exact_match" if in_layout else "accuracy"

@@ -2,182 +2,28 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
-from merganser.errors import InputError, first_repeated, nearest
-from merganser.files.temporary_names import PARTIAL
-from merganser.options import StrictOptions
-from merganser.streams.answers import AnswerMode, MetricName
-from merganser.streams.bad_rows import STREAM_CHOICE, TASK_CHOICE, OnBadRows
+from merganser.errors import first_repeated, nearest
+from merganser.streams.bad_rows import STREAM_CHOICE, OnBadRows
 from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.images.image_sets import IMAGE_SETS
-from merganser.streams.prompts import prompt_fields
+from merganser.streams.task_options import (
+    Count,
+    Options,
+    Seed,
+    Share,
+    TaskOptions,
+    TaskOverrides,
+    TaskSettings,
+    as_label,
+    name_problem,
+)
 
-_NAME = re.compile(r"\w[\w.-]*")
-NAME_BYTES = 100
-
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
-Share = Annotated[float | None, Field(gt=0, lt=1)]
-LabelSet = list[str] | dict[str, str] | Literal["auto", "train"] | None
-
-
-def name_problem(name: str) -> str:
-    """Return why ``name`` cannot name a task (and a folder of the run), or an empty string."""
-    if not _NAME.fullmatch(name):
-        return (
-            f"task name {name!r} cannot name a folder: use letters, digits, '.', '_' and '-', "
-            "beginning with a letter or digit"
-        )
-    if name.casefold().endswith(PARTIAL):
-        return f"task name '{name}' ends with '{PARTIAL}', as the names of unfinished folders in a run do"
-    if len(name.encode()) > NAME_BYTES:
-        return f"task name '{name[:20]}...' is longer than {NAME_BYTES} bytes"
-    return ""
-
-
-class Options(StrictOptions):
-    """Base of the options: unknown keys are an error, values never change."""
-
-    model_config = ConfigDict(frozen=True)
-
-
-class TaskSettings(Options):
-    """How a task's rows become examples: everything but the name and the files."""
-
-    input: str | list[str] = Field(
-        default="input",
-        description="field with the text, or a list of fields, which are joined by line breaks; "
-        "not needed when the prompt names its fields itself",
-    )
-    image: str | None = Field(
-        default=None,
-        min_length=1,
-        description="field with an image instead of a text: a path (relative to the file), or the image itself in "
-        "Parquet files and hub data sets. Not needed for folders of images and IDX files",
-    )
-    classes: list[str] | None = Field(
-        default=None, min_length=1, description="IDX files: names of the classes, in the order of their numbers"
-    )
-    output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
-    metric: MetricName | None = Field(
-        default=None,
-        description="how answers are scored; default: accuracy when there is a label set, else rouge_l "
-        "(folders in AimMerging's layout: exact_match when there is a label set, as in the paper)",
-    )
-    labels: LabelSet = Field(
-        default="auto",
-        description="the closed set of answers: a list; or a mapping label -> text that an encoder reads instead; "
-        "'train': all outputs of the training file; 'auto' (default): the same if each of them occurs at least "
-        "twice and they are not sentences with few examples each, else free text; null or 'none': free text",
-    )
-    prompt: str = Field(
-        default="{input}",
-        description="text the model reads: {input} is the text of the 'input' field(s), {name} that of any other field "
-        "of the row; {{ and }} are literal braces. Plain field names only",
-    )
-    answer: AnswerMode = Field(
-        default="generate",
-        description="text-to-text models: 'generate' the answer, or 'rank' the labels by likelihood (needs a label "
-        "set). An encoder (matcher) always ranks",
-    )
-    limit: Count | None = Field(
-        default=None,
-        description="at most this many training examples, sampled at random (one of each label first), in file order; "
-        "the sample depends on limit_seed alone, so that runs with different seeds use the same examples",
-    )
-    limit_dev: Count | None = Field(
-        default=None, description="at most this many development examples, sampled at random"
-    )
-    limit_test: Count | None = Field(default=None, description="at most this many test examples, sampled at random")
-    limit_seed: Seed | None = Field(default=None, description="seed of these samples; default 0")
-    on_bad_rows: OnBadRows | None = Field(default=None, description=TASK_CHOICE)
-
-    @field_validator("labels", mode="before")
-    @classmethod
-    def _read_labels(cls, value: Any) -> Any:
-        if value == "none":
-            return None
-        if isinstance(value, Mapping):
-            return {_label(key): _label(text) for key, text in value.items()}
-        if isinstance(value, list | tuple):
-            return [_label(label) for label in value]
-        if isinstance(value, str) and value not in ("auto", "train"):
-            raise ValueError(f"labels {value!r} is not a list, a mapping, 'auto', 'train' or 'none'")
-        return value
-
-    @field_validator("labels")
-    @classmethod
-    def _check_labels(cls, value: LabelSet) -> LabelSet:
-        if isinstance(value, list | dict):
-            if len(value) < 2:
-                raise ValueError("a label set needs at least two labels")
-            if any(not label for label in value):
-                raise ValueError("a label is empty")
-        if isinstance(value, list) and (twice := first_repeated(value)) is not None:
-            raise ValueError(f"label {twice!r} occurs twice")
-        if isinstance(value, dict):
-            seen: dict[str, str] = {}
-            for label, text in value.items():
-                if not text:
-                    raise ValueError(f"the text of label {label!r} is empty")
-                if text in seen:
-                    raise ValueError(f"labels {seen[text]!r} and {label!r} have the same text {text!r}")
-                seen[text] = label
-        return value
-
-    @field_validator("input")
-    @classmethod
-    def _check_input(cls, value: str | list[str]) -> str | list[str]:
-        if not value:
-            raise ValueError("names no field")
-        return value
-
-    @model_validator(mode="after")
-    def _check_prompt(self) -> TaskSettings:
-        if self.image is not None and (self.prompt != "{input}" or self.input != "input"):
-            raise ValueError("gives an 'image' and also an 'input' or a 'prompt': an image is read without a text")
-        try:
-            fields = prompt_fields(self.prompt)
-        except InputError as error:
-            raise ValueError(str(error)) from error
-        if not fields:
-            raise ValueError("the prompt has no {input} and no other field: all texts would be the same")
-        inputs = [self.input] if isinstance(self.input, str) else self.input
-        if self.output in fields or ("input" in fields and self.output in inputs):
-            raise ValueError(f"the prompt shows the answer (field {self.output!r})")
-        if self.answer == "rank" and self.labels is None:
-            raise ValueError("answer 'rank' needs labels")
-        if self.metric == "accuracy" and self.labels is None:
-            raise ValueError("metric 'accuracy' needs labels; for free text use exact_match, f1 or rouge_l")
-        return self
-
-
-class TaskOptions(TaskSettings):
-    """One task: its files and how they are read."""
-
-    name: str = Field(description="name of the task, unique in the run; also the name of a folder")
-    train: str = Field(
-        description="training examples: a .json, .jsonl, .csv, .tsv or .parquet file (relative paths start from the "
-        "configuration's folder), or hub:owner/name[:config][:split]; for images also a folder with a sub-folder per "
-        "class, or an IDX file ...images-idx3-ubyte[.gz] with its labels beside it",
-        min_length=1,
-    )
-    dev: str | None = Field(
-        default=None, description="development examples, in the same formats; optional", min_length=1
-    )
-    test: str | None = Field(default=None, description="test examples, in the same formats; optional", min_length=1)
-
-    @field_validator("name")
-    @classmethod
-    def _check_name(cls, value: str) -> str:
-        if problem := name_problem(value):
-            raise ValueError(problem)
-        return value
+__all__ = ["MemoryOptions", "SplitOptions", "StreamOptions", "TaskOptions"]
 
 
 class SplitOptions(TaskSettings):
@@ -216,12 +62,12 @@ class SplitOptions(TaskSettings):
     @field_validator("exclude", mode="before")
     @classmethod
     def _read_exclude(cls, value: Any) -> Any:
-        return [_label(label) for label in value] if isinstance(value, list) else value
+        return [as_label(label) for label in value] if isinstance(value, list) else value
 
     @field_validator("order", mode="before")
     @classmethod
     def _read_order(cls, value: Any) -> Any:
-        return [_label(label) for label in value] if isinstance(value, list) else value
+        return [as_label(label) for label in value] if isinstance(value, list) else value
 
     @model_validator(mode="after")
     def _check_split(self) -> SplitOptions:
@@ -240,10 +86,6 @@ class SplitOptions(TaskSettings):
         if self.labels is None:
             raise ValueError("a split needs classes, so 'labels' cannot be none")
         return self
-
-
-class TaskOverrides(TaskSettings):
-    """Settings of one task of a folder or built-in stream that differ from its defaults; omitted keys keep them."""
 
 
 class StreamOptions(Options):
@@ -381,14 +223,3 @@ class MemoryOptions(Options):
         if self.allow_excess and self.sampler != "reference":
             raise ValueError(f"allow_excess works with sampler reference; {self.sampler} never exceeds its budget")
         return self
-
-
-def _label(value: Any) -> str:
-    """Return a label as text; refuse a boolean, as which YAML reads a bare yes, no, on, off, true or false."""
-    if isinstance(value, bool):
-        raise ValueError(f"label {value} is a truth value, not a text: put the word in quotes")
-    if isinstance(value, int | float):
-        return str(value)
-    if not isinstance(value, str):
-        raise ValueError(f"label {value!r} is not a text: put it in quotes")
-    return value.strip()

@@ -36,7 +36,7 @@ class Example:
     @classmethod
     def of_conversation(cls, conversation: Conversation, id: str = "", row: int = 0) -> Example:
         """Make an example of a conversation whose last turn is the answer."""
-        return cls(str(conversation.context), conversation.answer.text, id, None, conversation, row)
+        return cls(str(conversation.context), conversation.answer.text.strip(), id, None, conversation, row)
 
     @property
     def read(self) -> str | Picture | Conversation:

@@ -54,6 +54,8 @@ def _json(text: str, bad: BadRows, encoding_remedy: str) -> Rows:
             remedy = "If every line is an object, end the file's name in .jsonl."
         where = f"{shown}, line {error.line}" if error.line else shown
         raise InputError(f"{where}: malformed JSON: {error.reason}.", remedy) from error
+    if isinstance(values, dict) and isinstance(values.get("Instances"), list):
+        values = _natural_instructions(values)
     if not isinstance(values, list):
         raise InputError(f"{shown}: holds a {type(values).__name__}, not a list.", "Write a list of objects.")
     rows, places = [], []
@@ -66,6 +68,12 @@ def _json(text: str, bad: BadRows, encoding_remedy: str) -> Rows:
         else:
             bad.add(number, Problem(f"is a {type(row).__name__}", "Make it an object: {...}."))
     return rows, places
+
+
+def _natural_instructions(file: dict[str, Any]) -> list[Any]:
+    """Return the instances of a task file of SuperNI, each with the task's definition."""
+    definition = file.get("Definition", "")
+    return [{"Definition": definition, **row} if isinstance(row, dict) else row for row in file["Instances"]]
 
 
 def _jsonl(text: str, bad: BadRows, encoding_remedy: str) -> Rows:

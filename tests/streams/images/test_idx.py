@@ -11,7 +11,7 @@ import pytest
 from merganser.errors import InputError
 from merganser.streams.images.idx import read_idx
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 from tests.streams.images.idx_bytes import idx
 
 

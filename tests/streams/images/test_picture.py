@@ -11,7 +11,7 @@ from PIL import Image
 from merganser.errors import InputError
 from merganser.streams.images.picture import Picture
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 
 
 @pytest.mark.parametrize("mode", ["L", "RGB"])

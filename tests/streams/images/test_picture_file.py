@@ -6,7 +6,7 @@ from pathlib import Path
 
 from merganser.streams.images.picture_file import read_pictures, write_pictures
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 
 
 def test_a_run_keeps_images_in_one_file(folder: Path, tmp_path: Path) -> None:

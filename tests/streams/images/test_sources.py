@@ -11,7 +11,7 @@ import pytest
 from merganser.errors import InputError
 from merganser.streams.loading import load_task
 from merganser.streams.memory import memory_bytes
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 
 
 def test_a_folder_has_a_class_per_sub_folder(folder: Path) -> None:

@@ -14,7 +14,7 @@ from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.streams.images.picture import require_pillow
 from merganser.streams.loading import load_task
-from merganser.streams.options import TaskOptions
+from merganser.streams.task_options import TaskOptions
 from tests.tiny import tiny_vit
 
 REMEDY = r"needs the package pillow\. Install it: pip install 'merganser\[images\]'\."
