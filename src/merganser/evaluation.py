@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from merganser import processes
 from merganser.events import Evaluating, Listener, silent
 from merganser.metrics.score import Score
 from merganser.metrics.text import score_answers
@@ -37,7 +38,13 @@ def score_task(
     references = [example.output for example in task.test]
     inputs = [example.input for example in task.test]
     counted = [task.spec.counts_as(answer.text) for answer in answers]
-    return score_answers(task.spec.metric, counted, references, inputs)
+    metric = task.spec.metric
+    if isinstance(metric, str):
+        return score_answers(metric, counted, references, inputs)
+    # A function may cost money, or differ from call to call: it runs once, and every process has its scores.
+    return Score.model_validate(
+        processes.on_main(lambda: score_answers(metric, counted, references, inputs).model_dump())
+    )
 
 
 def score_tasks(backbone: Backbone, tasks: Sequence[Task], batch: int, listener: Listener = silent) -> dict[str, Score]:

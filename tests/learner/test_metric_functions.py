@@ -1,12 +1,15 @@
-"""A function as a task's metric: learned, evaluated, and given again when the run is reopened."""
+"""A function as a task's metric: learned, evaluated, and imported or given again when the run is reopened."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from merganser import AnswerSpec, Example, Learner, Task
 from merganser.errors import InputError
@@ -64,30 +67,78 @@ def test_learned_evaluated_and_reopened(
     assert read_json(run / "tasks" / "01-mood" / "row.json")["tasks"][0]["spec"]["metric"] == name
     assert name in (run / "scores.json").read_text()
 
-    before = contents(run)
-    with Learner.open(run) as learner:  # without the function
-        for work, tasks in ((learner.evaluate, ()), (learner.learn, (task("truth"),)), (learner.learn_stream, ([],))):
-            with pytest.raises(InputError) as caught:
-                work(*tasks)  # type: ignore[operator]
-            assert caught.value.cause == (
-                f"Task 'mood' is scored by the function '{name}', and a run directory holds no functions."
-            )
-            assert caught.value.remedy == (
-                f"Give it again, in Python: Learner.open('{run}', metrics={{'mood': length_share}})."
-            )
-        assert learner.predict(["a strong story"], task="mood")
-    assert contents(run) == before
-    assert "metrics={'mood': length_share}" in merganser("evaluate", run).error
-    for command in (("report", run), ("ask", run, "a strong story")):  # only scoring needs it
-        assert merganser(*command).code == 0
-
-    with Learner.open(run, metrics={"mood": length_share}) as learner:
+    with Learner.open(run) as learner:  # imported by its name
         assert learner.evaluate()["mood"] == record.scores.rows[-1].scores["mood"]
         row = learner.learn(task("truth"))
         assert row.scores["mood"].value == pytest.approx(by_hand(learner, "mood"))
+    values = json.loads(merganser("evaluate", run, "--json").out)
+    assert (values["mood"]["metric"], values["mood"]["value"]) == (name, row.scores["mood"].value)
+
+
+def test_a_function_that_no_module_has_is_given_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    merganser = Command(monkeypatch, capsys)
+    run = tmp_path / "run"
+
+    def inner(answers: Sequence[str], references: Sequence[str], inputs: Sequence[str]) -> list[float]:
+        return length_share(answers, references, inputs)
+
+    with Learner.open(run, **sections()) as learner:
+        learner.learn(task("mood", inner))
+        score = learner.learn(task("topic")).scores["mood"]
+    name = "tests.learner.test_metric_functions:test_a_function_that_no_module_has_is_given_again.<locals>.inner"
+    before = contents(run)
+    with Learner.open(run) as learner:
+        for work, tasks in ((learner.evaluate, ()), (learner.learn, (task("truth"),)), (learner.learn_stream, ([],))):
+            with pytest.raises(InputError) as caught:
+                work(*tasks)  # type: ignore[operator]
+            assert caught.value.cause.startswith(f"Task 'mood' is scored by the function '{name}': ")
+            assert f"Learner.open('{run}', metrics={{'mood': inner}})." in caught.value.remedy
+        assert learner.predict(["a strong story"], task="mood")
+    assert contents(run) == before
+    assert "metrics={'mood': inner}" in merganser("evaluate", run).error
+    for command in (("report", run), ("ask", run, "a strong story")):  # only scoring needs it
+        assert merganser(*command).code == 0
+    verified = merganser("verify", run, "--check")
+    assert (verified.code, "Task 'mood' cannot be scored here" in verified.out) == (0, True)
+
+    with Learner.open(run, metrics={"mood": inner}) as learner:
+        assert learner.evaluate()["mood"] == score
     with Learner.open(run) as learner:  # the whole stream again brings it along
-        learner.learn_stream([task("mood", length_share), task("topic"), task("truth")])
-        assert learner.evaluate()["mood"].value == pytest.approx(by_hand(learner, "mood"))
+        learner.learn_stream([task("mood", inner), task("topic")])
+        assert learner.evaluate()["mood"] == score
+
+
+def test_named_in_a_file_and_on_the_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A module beside the run's file; the run knows its name, and finds it again where it is on Python's path."""
+    merganser = Command(monkeypatch, capsys)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "modules", dict(sys.modules))
+    stream = toys.write_stream(tmp_path / "data", ("mood",), training={"steps": 1}, method="sequential")
+    values = yaml.safe_load(stream.read_text())
+    values["stream"]["tasks"][0]["metric"] = "my_scores:third"
+    toys.write_config(stream, values)
+    (tmp_path / "data" / "my_scores.py").write_text(
+        "def third(answers, references):\n    return [1 / 3] * len(answers)\n"
+    )
+    run = tmp_path / "run"
+    assert merganser("run", stream, "--out", run).code == 0
+    row = read_json(run / "tasks" / "01-mood" / "row.json")
+    assert (row["metrics"], row["scores"]["scores"]["mood"]["value"]) == ({"mood": "my_scores:third"}, 1 / 3)
+    assert row["tasks"][0]["source"]["metric"].startswith("my_scores.py sha256:")
+    assert merganser("evaluate", run).code == 0
+    assert merganser("run", stream, "--out", run).code == 0  # resumed
+    monkeypatch.setattr(sys, "path", [p for p in sys.path if p != str(stream.parent)])  # as in another process
+    monkeypatch.delitem(sys.modules, "my_scores")
+    missing = merganser("evaluate", run)
+    assert (missing.code, "The module 'my_scores'" in missing.error, "PYTHONPATH" in missing.error) == (2, True, True)
+    monkeypatch.chdir(stream.parent)
+    options = ("--task", "topic", "--train", "topic.json", "--test", "topic-test.json", "--metric", "my_scores:third")
+    assert merganser("learn", run, *options).code == 0
+    assert read_json(run / "tasks" / "02-topic" / "row.json")["metrics"]["topic"] == "my_scores:third"
 
 
 def test_what_is_no_function_is_refused_before_work(tmp_path: Path) -> None:
@@ -97,9 +148,9 @@ def test_what_is_no_function_is_refused_before_work(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="The metric given for task 'mood' is not a function"):
         Learner.open(run, metrics={"mood": "accuracy"})  # type: ignore[dict-item]
     with Learner.open(run) as learner:
-        with pytest.raises(InputError, match="Task 'topic' is scored by the function 'my:score'"):
+        with pytest.raises(InputError, match="Task 'topic' is scored by the function 'my:score': The module 'my'"):
             learner.learn(task("topic", "my:score"))
-        with pytest.raises(InputError, match=r"<lambda>' failed: KeyError: 'x'"):
+        with pytest.raises(InputError, match=r"<lambda>' failed at example 1 .*: KeyError: 'x'"):
             learner.learn(task("topic", lambda answers, references: {}["x"]))
         assert learner.learned == ["mood"]
         # A function without a name of its own is asked for all the same.

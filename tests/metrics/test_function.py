@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.errors import InputError
+from merganser.errors import InputError, RunError
 from merganser.metrics import score_answers
-from merganser.metrics.function import metric_name
+from merganser.metrics.function import NamedMetric, metric_name, parameter_problem
 
 ANSWERS, REFERENCES, INPUTS = ["a", "b", "b"], ["a", "a", "b"], ["x", "xx", "xxxx"]
 
@@ -64,7 +64,10 @@ def test_the_standard_error_is_that_of_the_scores() -> None:
         (["high", 1.0, 1.0], "returned no numbers: could not convert string to float: 'high'"),
         ([{}, 1.0, 1.0], "returned no numbers"),
         (None, "for 3 answers"),
-        (ZeroDivisionError("three by nothing"), "failed: ZeroDivisionError: three by nothing"),
+        (
+            ZeroDivisionError("three by nothing"),
+            "failed at example 1 (answer 'a'): ZeroDivisionError: three by nothing",
+        ),
     ],
 )
 def test_what_is_no_score_is_refused_by_the_name_of_the_function(returned: Any, cause: str) -> None:
@@ -78,3 +81,50 @@ def test_what_is_no_score_is_refused_by_the_name_of_the_function(returned: Any, 
     assert "mine' " in caught.value.cause
     assert cause in caught.value.cause
     assert "one number from 0 to 1 per example" in caught.value.remedy
+
+
+def test_the_example_at_which_a_function_fails_is_named() -> None:
+    def picky(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [1 / len(answer) for answer in answers]
+
+    answers = ["a"] * 37
+    answers[22] = ""
+    with pytest.raises(InputError, match=r"named' failed at example 23 \(answer ''\): ZeroDivisionError"):
+        score_answers(NamedMetric("my:named", picky), answers, answers, answers)
+
+    def together(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        raise_if = {1: 1}[min(len(answers), 2)]
+        return [float(raise_if)] * len(answers)
+
+    with pytest.raises(InputError, match=r"together' failed: KeyError: 2"):
+        score_answers(together, ANSWERS, REFERENCES, INPUTS)
+
+    def explained(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        raise RunError("The server is gone.", "Start it.")
+
+    with pytest.raises(InputError, match=r"^The server is gone\. Start it\.$"):
+        score_answers(explained, ANSWERS, REFERENCES, INPUTS)
+
+
+def test_percent_are_refused_with_the_range() -> None:
+    with pytest.raises(InputError, match=r"returned 85\.0 for example 1.*0 for the worst .* 0\.85 for 85 percent"):
+        score_answers(lambda a, r: [85.0, 1.0, 0.0], ANSWERS, REFERENCES, INPUTS)
+
+
+@pytest.mark.parametrize(
+    ("function", "problem"),
+    [
+        (lambda answers, references: [], ""),
+        (lambda answers, references, inputs, *, weight=1: [], ""),
+        (Callable3(), ""),
+        (Callable3, "it is not a function"),
+        (0.5, "it is not a function"),
+        (lambda argv, master=None: [], "its parameters are (argv, master), and not answers"),
+        (lambda *lists: [], "its parameters are (lists)"),
+        (lambda answers, references, inputs, model: [], "its parameters are (answers, references, inputs, model)"),
+        (dict.get, "its parameters are (self, key, default)"),
+    ],
+)
+def test_parameters_of_a_function_that_a_file_names(function: Any, problem: str) -> None:
+    assert parameter_problem(function).startswith(problem)
+    assert bool(parameter_problem(function)) == bool(problem)

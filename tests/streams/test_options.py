@@ -42,7 +42,7 @@ TASK = {"name": "t", "train": "t.json"}
         ({"input": []}, "names no field"),
         ({"limit": 0}, "greater than or equal to 1"),
         ({"limit": True}, "true is not allowed here"),
-        ({"metric": "bleu"}, "Input should be"),
+        ({"metric": "bleu"}, "there is no metric 'bleu'"),
         ({"limit_seed": -1}, "greater than or equal to 0"),
         ({"train": ""}, "at least 1 character"),
     ],

@@ -52,7 +52,11 @@ def learn(
         str | None, typer.Option(help="Labels separated by commas; 'auto', 'train' or 'none'.", show_default=False)
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Score of an answer: accuracy, exact_match, rouge_l or f1.", show_default=False)
+        str | None,
+        typer.Option(
+            help="Score of an answer: accuracy, exact_match, rouge_l, f1, or a function of your own, module:function.",
+            show_default=False,
+        ),
     ] = None,
     answer: Annotated[
         str | None, typer.Option(help="'generate' text, or 'rank' the labels.", show_default=False)

@@ -61,7 +61,7 @@ class Learner:
             read_only: for inference and evaluation; does not lock the run, and :meth:`learn` is refused.
             model_path: where the pretrained model of an existing run is now, if it is not where it was.
             metrics: of an existing run: learned task -> the function that scores it, of tasks that were learned with
-                such a metric. A run directory holds only its name.
+                such a metric. A run directory holds only its name; it is needed where no module has it by that name.
             sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``seed``, ``stream``: options
                 objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
 

@@ -19,6 +19,7 @@ from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
 from merganser.files.documents import parse_json, read_text
 from merganser.learner.session import Session
+from merganser.metrics.function import is_function_name
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
@@ -66,7 +67,7 @@ def measure_references(session: Session, tasks: Sequence[Task]) -> dict[str, Sco
         seed = derive_seed(session.config.seed, "task", row)
         cached = cache_folder("references") / f"{_key(session, task, seed)}.json"
         # Two functions may have one name: what one of them scored is not kept for other runs.
-        cacheable = isinstance(task.spec.metric, str)
+        cacheable = isinstance(task.spec.metric, str) and not is_function_name(task.spec.metric)
         cached_score = _read_cached(cached) if cacheable else None
         if cached_score is not None:
             references[task.name] = Score.model_validate(cached_score)

@@ -18,6 +18,7 @@ from merganser.models.base import Backbone
 from merganser.runs.directory import RunDirectory
 from merganser.runs.rows import Row
 from merganser.streams.answers import CandidatePolicy
+from merganser.streams.metric_source import find_metric
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
 
@@ -33,7 +34,8 @@ class Session:
         listener: receives events.
         candidates: decides which labels an answer is chosen from.
         future_tasks: tasks to come, which are scored before they are learned.
-        metrics: task -> the function that scores it, of tasks whose metric is a function.
+        metrics: task -> the function that scores it, of tasks whose metric is a function: given with the task, or
+            imported when it is first needed.
         truncated: task -> numbers of its inputs and answers that are cut, as in its record.
         announced: names of the tasks whose remarks the listener has received.
         noted: kind and task of the remarks that the user has received.
@@ -175,25 +177,29 @@ class Session:
         return known
 
     def add_metrics(self, tasks: Iterable[Task]) -> None:
-        """Remember the functions that score these tasks: a run directory has only their names."""
+        """Remember the functions that score these tasks."""
         self.metrics |= {task.name: task.spec.metric for task in tasks if not isinstance(task.spec.metric, str)}
 
     def require_metrics(self, tasks: Iterable[Task]) -> None:
-        """Check that the functions which score these tasks are there.
+        """Import the functions that score these tasks, where they were not given: a run has only their names.
 
         Raises:
-            InputError: one is not.
+            InputError: one cannot be imported.
         """
         for task in tasks:
-            if is_function_name(task.spec.metric):
-                name = metric_name(task.spec.metric).rpartition(":")[2].rpartition(".")[2]
-                function = name if name.isidentifier() else "function"
+            if not is_function_name(task.spec.metric) or task.name in self.metrics:
+                continue
+            name = metric_name(task.spec.metric)
+            try:
+                self.metrics[task.name] = find_metric(name)
+            except InputError as error:
+                last = name.rpartition(":")[2].rpartition(".")[2]
+                function = last if last.isidentifier() else "function"
                 raise InputError(
-                    f"Task '{task.name}' is scored by the function '{task.spec.metric}', and a run directory holds no "
-                    "functions.",
-                    f"Give it again, in Python: Learner.open({str(self.directory.path)!r}, "
+                    f"Task '{task.name}' is scored by the function '{name}': {error.cause}",
+                    f"{error.remedy} Or give it in Python: Learner.open({str(self.directory.path)!r}, "
                     f"metrics={{{task.name!r}: {function}}}).",
-                )
+                ) from error
 
     def score(self, tasks: Sequence[Task], learned: Mapping[str, Task]) -> dict[str, Score]:
         """Score the model as it is on every task that has a test set.
@@ -203,5 +209,8 @@ class Session:
         """
         self.require_metrics(task for task in tasks if task.test)
         specs = [task.spec for task in learned.values()]
-        tasks = [replace(task, spec=self.candidates.spec(task.spec, specs)) for task in tasks]
+        tasks = [
+            replace(task, spec=self.candidates.spec(task.spec, specs), metric=self.metrics.get(task.name))
+            for task in tasks
+        ]
         return score_tasks(self.backbone, tasks, self.config.evaluation.batch, self.listener)

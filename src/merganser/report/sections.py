@@ -24,6 +24,7 @@ from merganser.report.formatting import (
 )
 from merganser.report.series import learned_before, rows_learned, shown_merges
 from merganser.runs.record import CostRecord, RunRecord, TaskRecord
+from merganser.streams.metric_source import PREFIX
 
 COST_PARTS: dict[str, tuple[str, str]] = {
     name: (field.title, field.description or "") for name, field in CostRecord.model_fields.items() if field.title
@@ -246,8 +247,11 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
 
 
 def metric_label(name: str) -> str:
-    """Return the name of a text score with spaces; that of a function (``module:name``) as it is."""
-    return name if is_function_name(name) else name.replace("_", " ")
+    """Return the name of a text score with spaces; that of a function (``module:name``) as it is.
+
+    Of a metric that an installed package offers, the name that the package gives it.
+    """
+    return name.removeprefix(PREFIX) if is_function_name(name) else name.replace("_", " ")
 
 
 def truncated(task: TaskRecord) -> list[str]:

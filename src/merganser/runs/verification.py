@@ -13,6 +13,7 @@ from pathlib import Path
 from merganser.errors import InputError
 from merganser.files.atomic import json_lines_bytes, make_folder, new_file, write
 from merganser.files.safetensors_file import read_header
+from merganser.metrics.function import is_function_name, metric_name
 from merganser.runs import checkpoint
 from merganser.runs.checksums import CHANGED, THREADS, files_of, problem_of, sha256_of
 from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems, model_files
@@ -22,6 +23,7 @@ from merganser.runs.reading import read_lines
 from merganser.runs.record import MergeRecord, RowFile
 from merganser.runs.references import REFERENCES
 from merganser.runs.rows import RECORD, read_row, read_row_record, row_folders, unfinished_rows
+from merganser.streams.metric_source import find_metric
 
 
 @dataclass(frozen=True)
@@ -79,6 +81,7 @@ def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
     verifier.check_checkpoints()
     verifier.check_references()
     verifier.check_derived()
+    verifier.check_metrics()
     return verifier.found
 
 
@@ -253,6 +256,16 @@ class _Verifier:
             self.found.notes.append(f"{MODEL} was made again: {problems[MODEL]}.")
         else:
             self.found.made_again += [Finding(name, problem) for name, problem in problems.items()]
+
+    def check_metrics(self) -> None:
+        """Note the functions that score tasks and cannot be imported: scoring will need them."""
+        for record in self.records.values():
+            for task in record.tasks:
+                if is_function_name(task.spec.metric):
+                    try:
+                        find_metric(metric_name(task.spec.metric))
+                    except InputError as error:
+                        self.found.notes.append(f"Task '{task.name}' cannot be scored here: {error}")
 
     # -- reporting --------------------------------------------------------------------------------------------------
 

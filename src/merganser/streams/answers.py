@@ -11,12 +11,13 @@ from pydantic import ConfigDict, PlainSerializer
 from merganser.errors import InputError, first_repeated, nearest
 from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.streams.decoding import unicode_problem
+from merganser.streams.metric_source import metric_names, name_problem, recorded_name
 from merganser.streams.prompts import fill_with_text, prompt_fields
 
 AnswerMode = Literal["generate", "rank"]
 MetricName = Literal["accuracy", "exact_match", "rouge_l", "f1"]
 Metric = Annotated[str | MetricFunction, PlainSerializer(metric_name, return_type=str)]
-"""One of :data:`MetricName`, or a function; a record has only the function's name."""
+"""One of :data:`MetricName`, a function, or the name of one; a record has only the function's name."""
 Candidates = Literal["task", "seen"]
 
 
@@ -29,7 +30,8 @@ class AnswerSpec:
         label_texts: texts that a matcher reads in place of labels; it reads all other labels themselves.
         mode: ``generate`` (greedy decoding) or ``rank`` (the likeliest label). A matcher always ranks.
         metric: how answers are scored; one of the text scores of :mod:`merganser.metrics.text`, or a function of
-            answers, references and inputs (:data:`merganser.metrics.function.MetricFunction`).
+            answers, references and inputs (:data:`merganser.metrics.function.MetricFunction`), or the name of one
+            (:mod:`merganser.streams.metric_source`).
         prompt: template that was applied to the examples' inputs; later texts go through it too.
         synonyms: other ways to write an answer -> what it counts as when answers are scored.
 
@@ -49,13 +51,7 @@ class AnswerSpec:
     synonyms: Mapping[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for what, value, known in (
-            ("answer mode", self.mode, get_args(AnswerMode)),
-            ("metric", self.metric, get_args(MetricName)),
-        ):
-            if value not in known and not (what == "metric" and (callable(value) or is_function_name(value))):
-                hint = nearest(str(value), known) or f"Use one of {', '.join(known)}."
-                raise InputError(f"The {what} '{value}' does not exist.", hint)
+        self._check_choices()
         if not prompt_fields(self.prompt):
             raise InputError(f"The prompt {self.prompt!r} has no field.", "Put {input} where the text goes.")
         self._check_unicode()
@@ -63,6 +59,17 @@ class AnswerSpec:
             self._check_free_text()
         else:
             self._check_labels(self.labels)
+
+    def _check_choices(self) -> None:
+        modes = get_args(AnswerMode)
+        if self.mode not in modes:
+            hint = nearest(self.mode, modes) or f"Use one of {', '.join(modes)}."
+            raise InputError(f"The answer mode '{self.mode}' does not exist.", hint)
+        if isinstance(self.metric, str):
+            if not is_function_name(self.metric) and name_problem(self.metric):
+                hint = nearest(self.metric, metric_names()) or f"Use one of {', '.join(metric_names())}."
+                raise InputError(f"The metric '{self.metric}' does not exist.", hint)
+            object.__setattr__(self, "metric", recorded_name(self.metric))
 
     def _check_unicode(self) -> None:
         for what, texts in (

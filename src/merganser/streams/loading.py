@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from merganser.errors import InputError, nearest
+from merganser.metrics.function import is_function_name, metric_name
 from merganser.streams.answers import AnswerSpec, MetricName
 from merganser.streams.bad_rows import BadRows, BadRowsError, settle
 from merganser.streams.builtin import BUILTIN, DEMO, KNOWN_IRREGULARITIES, NO_LABEL, SYNONYMS, task_kind
@@ -15,6 +16,7 @@ from merganser.streams.checks import check_names, check_task
 from merganser.streams.examples import SPLITS, Part, drop_outsiders, drop_unlabelled, read_parts, reading_remarks
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.label_sets import LabelSetChoice, choose_labels
+from merganser.streams.metric_source import find_metric
 from merganser.streams.options import SplitOptions, StreamOptions
 from merganser.streams.sampling import draw_limited, generator, positions_by_output
 from merganser.streams.splits import class_order, groups, hold_out
@@ -125,7 +127,7 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
         }
         name = f"{split.prefix}-{number:02d}"
         labels_of_task = LabelSetChoice(chosen, {label: texts[label] for label in chosen} if texts else {})
-        spec = _answer_spec(name, split, labels_of_task, "accuracy", {})
+        spec = _with_function(_answer_spec(name, split, labels_of_task, "accuracy", {}), base, record)
         # Of the whole data set: said once, with the first task.
         of_whole = remarks if number == 1 else ()
         train, dev, test = (of_task[part] for part in SPLITS)
@@ -216,8 +218,8 @@ def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
     synonyms = SYNONYMS.get(options.name, {}) if published else {}
     if not set(synonyms.values()) <= set(choice.labels or ()):
         synonyms = {}  # the labels are others than those of the benchmark
-    spec = _answer_spec(options.name, options, choice, metric, synonyms)
     record = {split: part.source for split, part in parts.items()}
+    spec = _with_function(_answer_spec(options.name, options, choice, metric, synonyms), base, record)
     splits = _examples(parts)
     train, dev, test = (splits[split] for split in SPLITS)
     return _limited(Task(options.name, train, dev, test, spec, record, remarks=remarks), options)
@@ -253,6 +255,16 @@ def _answer_spec(
         return AnswerSpec(choice.labels, choice.texts, options.answer, metric, options.prompt, synonyms)
     except InputError as error:
         raise InputError(f"Task '{name}': {error.cause[0].lower()}{error.cause[1:]}", error.remedy) from error
+
+
+def _with_function(spec: AnswerSpec, base: Path, record: dict[str, str]) -> AnswerSpec:
+    """Import the function that scores a task, if one does, and note where it came from."""
+    if not is_function_name(spec.metric):
+        return spec
+    metric = find_metric(metric_name(spec.metric), base)
+    if metric.source:
+        record["metric"] = metric.source
+    return replace(spec, metric=metric)
 
 
 def _limited(task: Task, options: TaskSettings) -> Task:

@@ -11,8 +11,9 @@ from pydantic import ConfigDict, Field, field_validator, model_validator
 from merganser.errors import InputError, first_repeated
 from merganser.files.temporary_names import PARTIAL
 from merganser.options import StrictOptions
-from merganser.streams.answers import AnswerMode, MetricName
+from merganser.streams.answers import AnswerMode
 from merganser.streams.bad_rows import TASK_CHOICE, OnBadRows
+from merganser.streams.metric_source import MetricOption
 from merganser.streams.prompts import prompt_fields
 
 _NAME = re.compile(r"\w[\w.-]*")
@@ -75,9 +76,10 @@ class TaskSettings(Options):
         default=None, min_length=1, description="IDX files: names of the classes, in the order of their numbers"
     )
     output: str = Field(default="output", description="field with the answer; surrounding white space is removed")
-    metric: MetricName | None = Field(
+    metric: MetricOption | None = Field(
         default=None,
-        description="how answers are scored; default: accuracy when there is a label set, else rouge_l "
+        description="how answers are scored: accuracy, exact_match, rouge_l, f1, one that an installed package offers, "
+        "or a function of your own (module:function); default: accuracy when there is a label set, else rouge_l "
         "(folders in AimMerging's layout: exact_match when there is a label set, as in the paper)",
     )
     labels: LabelSet = Field(

@@ -10,14 +10,13 @@ Nothing of it is imported before its name is asked for.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping
-from functools import cache
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import EntryPoint
 from typing import Any
 
 from merganser.errors import InputError
 from merganser.methods.base import Method, MethodOptions
+from merganser.plugins import offered, package_of
 
 GROUP = "merganser.methods"
 
@@ -36,13 +35,13 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
         self.built_in = built_in
 
     def __getitem__(self, name: str) -> type[Method[Any]]:
-        offers = [point for point in _offered(tuple(sys.path)) if point.name == name]
+        offers = [point for point in offered(GROUP) if point.name == name]
         if name in self.built_in and not offers:
             return self.built_in[name]
         if not offers:
             raise KeyError(name)
         if name in self.built_in or len(offers) > 1:
-            claims = ["Merganser itself"] * (name in self.built_in) + [_package(point) for point in offers]
+            claims = ["Merganser itself"] * (name in self.built_in) + [package_of(point) for point in offers]
             raise InputError(
                 f"The method name '{name}' is claimed by {' and by '.join(claims)}.",
                 "Uninstall all but one of them, or rename a method.",
@@ -50,23 +49,13 @@ class MethodTable(Mapping[str, type[Method[Any]]]):
         return _load_method(offers[0])
 
     def __iter__(self) -> Iterator[str]:
-        return iter(dict.fromkeys([*self.built_in, *sorted(point.name for point in _offered(tuple(sys.path)))]))
+        return iter(dict.fromkeys([*self.built_in, *sorted(point.name for point in offered(GROUP))]))
 
     def __len__(self) -> int:
         return len(list(iter(self)))
 
     def __contains__(self, name: object) -> bool:
-        return name in self.built_in or any(point.name == name for point in _offered(tuple(sys.path)))
-
-
-@cache
-def _offered(path: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return the entry points of the packages on a search path; finding them reads every package's metadata."""
-    return tuple(entry_points(group=GROUP))
-
-
-def _package(point: EntryPoint) -> str:
-    return f"the package '{point.dist.name}'" if point.dist is not None else f"'{point.value}'"
+        return name in self.built_in or any(point.name == name for point in offered(GROUP))
 
 
 def _load_method(point: EntryPoint) -> type[Method[Any]]:
@@ -79,13 +68,13 @@ def _load_method(point: EntryPoint) -> type[Method[Any]]:
         method = point.load()
     except Exception as error:  # whatever a package raises while it is imported
         raise InputError(
-            f"The method '{point.name}' of {_package(point)} cannot be loaded: {type(error).__name__}: {error}.",
+            f"The method '{point.name}' of {package_of(point)} cannot be loaded: {type(error).__name__}: {error}.",
             "Update or uninstall that package.",
         ) from error
     problem = _problem(point.name, method)
     if problem:
         raise InputError(
-            f"The method '{point.name}' of {_package(point)} cannot be used: {problem}.",
+            f"The method '{point.name}' of {package_of(point)} cannot be used: {problem}.",
             "See docs/adding-a-method.md.",
         )
     return method
