@@ -275,7 +275,7 @@ def test_an_exported_writer_writes_the_same(kind: str, merganser: Command, tmp_p
 def test_export_refuses_what_it_cannot_write(run: Path, merganser: Command, tmp_path: Path) -> None:
     (tmp_path / "there").mkdir()
     there = merganser("export", run, tmp_path / "there")
-    assert (there.code, there.error) == (2, f"'{tmp_path / 'there'}' exists. Choose a new folder.")
+    assert (there.code, there.error.startswith(f"'{tmp_path / 'there'}' exists. Choose a new folder")) == (2, True)
     (tmp_path / "file").write_text("")
     below = merganser("export", run, tmp_path / "file" / "out")
     assert (below.code, "Cannot create" in below.error) == (2, True)

@@ -8,6 +8,7 @@ import pytest
 
 from merganser.files import atomic
 from merganser.files.target_lock import target_lock
+from merganser.learner import exporting
 from tests.learner.toys import Command, contents
 
 
@@ -49,7 +50,9 @@ def test_what_is_a_persons_stays(run: Path, merganser: Command) -> None:
     partial.mkdir()
     (partial / "thesis").write_text("mine")
     out.symlink_to(run.parent / "nowhere")
-    assert merganser("export", run, out).error == f"'{out}' exists. Choose a new folder."
+    refused = merganser("export", run, out).error
+    assert refused == f"'{out}' exists. Choose a new folder, or replace an earlier export with --overwrite."
+    assert merganser("export", run, out, "--overwrite").error.startswith(f"'{out}' is a link.")
     out.unlink()
     assert merganser("export", run, out).code == 0
     assert contents(partial) == {"thesis": b"mine"}
@@ -80,7 +83,7 @@ def test_all_of_it_is_flushed_before_it_is_renamed(
     assert flushed == {"deep"}  # the new name
     assert any(path.suffix == ".safetensors" for path in out.iterdir())
     # A server of another user reads it, if the umask lets one.
-    assert {path.stat().st_mode & 0o777 for path in out.rglob("*")} == {out.stat().st_mode & 0o666}
+    assert {path.stat().st_mode & 0o777 for path in out.rglob("*") if path.is_file()} == {out.stat().st_mode & 0o666}
 
 
 @pytest.mark.parametrize("inside", ["model/exported", "tasks/exported", "exported"])
@@ -89,3 +92,51 @@ def test_no_export_goes_into_the_run(inside: str, run: Path, merganser: Command)
     assert done.code == 2
     assert "is in the folder of the run" in done.error
     assert not (run / inside).exists()
+
+
+def test_an_earlier_export_is_replaced_when_the_new_one_is_complete(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, partial = run.parent / "out", run.parent / "out.partial"
+    partial.mkdir()
+    (partial / "thesis").write_text("mine")
+    assert merganser("export", run, out).code == 0
+    before = contents(out)
+    with target_lock(out):
+        assert "being written by another process" in merganser("export", run, out, "--overwrite").error
+    with monkeypatch.context() as patched:
+        patched.setattr(exporting, "export_model", lambda *_, **__: 1 / 0)
+        assert merganser("export", run, out, "--overwrite").code != 0
+    assert contents(out) == before
+    assert merganser("export", run, out, "--overwrite", "--merged").code == 0
+    assert "model.safetensors" in contents(out)
+    assert "adapter_model.safetensors" not in contents(out)
+    assert contents(partial) == {"thesis": b"mine"}
+    assert not list(run.parent.glob(".out*"))
+
+
+def test_nothing_else_is_replaced(run: Path, merganser: Command) -> None:
+    (run.parent / "work").mkdir()
+    (run.parent / "work" / "README.md").write_text("mine")
+    above = {"is not an export": run.parent / "work", "holds an input of the export": run.parent}
+    for words, out in above.items():
+        done = merganser("export", run, out, "--overwrite")
+        assert (done.code, words in done.error) == (2, True), done.error
+    assert (run.parent / "work" / "README.md").read_text() == "mine"
+
+
+def test_what_is_asked_for_is_checked_before_any_work(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", "")
+    out = run.parent / "out"
+    for arguments, words in [
+        (["--gguf", "f16"], "convert_lora_to_gguf.py was not found"),
+        (["--gguf", "f16", "--merged"], "convert_hf_to_gguf.py was not found"),
+        (["--llama-cpp", "."], "--gguf"),
+        (["--base-model", "a/b/c"], "no hub id"),
+        (["--dtype", "int3"], "no type 'int3'"),
+    ]:
+        done = merganser("export", run, out, *arguments)
+        assert (done.code, words in done.error) == (2, True), done.error
+        assert not out.exists()

@@ -23,10 +23,11 @@ RANK = AnswerSpec(("positive", "negative", "business world"), {"positive": "good
 SPECS = {"mood": RANK, "free|text": AnswerSpec()}
 
 
-def used_as_the_card_says(folder: Path, run_in: Path) -> list[list[str]]:
-    """Runs the card's own lines, with other texts; returns the lists that they print."""
+def used_as_the_card_says(folder: Path, run_in: Path, base: str = "") -> list[list[str]]:
+    """Runs the card's own lines, with other texts and the place of an adapter's base; returns the lists they print."""
     code = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)[0]
     code = code.replace('folder = "."', f"folder = {str(folder)!r}")
+    code = code.replace(f"'./base/{Path(base).name}'", repr(base))
     code = re.sub(r"(?m)^texts = .*$", lambda _: f"texts = {TEXTS!r}", code)
     script = run_in / "card.py"
     script.write_text(code)
@@ -64,7 +65,7 @@ def test_plain_libraries_give_the_same_answers(
         expected.insert(0, answers(backbone, AnswerSpec()))
     before = {name: parameter.detach().clone() for name, parameter in backbone.trainable().items()}
     export_model(backbone, tmp_path / "out", specs, merged)
-    assert used_as_the_card_says(tmp_path / "out", tmp_path) == expected
+    assert used_as_the_card_says(tmp_path / "out", tmp_path, backbone.options.name) == expected
     for name, parameter in backbone.trainable().items():  # exporting leaves the model as it was
         assert torch.equal(parameter, before[name])
     assert answers(backbone, RANK) == expected[-1]

@@ -120,7 +120,7 @@ def test_the_card_computes_in_fp32_as_the_run_does(folders: dict[str, Path], tmp
     disturb(backbone)
     expected = [answer.text for answer in backbone.answer(TEXTS, SPECS["mood"])]
     export_model(backbone, tmp_path / "out", SPECS, merged)
-    answers = used_as_the_card_says(tmp_path / "out", tmp_path)[0]
+    answers = used_as_the_card_says(tmp_path / "out", tmp_path, backbone.options.name)[0]
     assert answers == expected if not merged else set(answers) <= set(SPECS["mood"].labels or ())
 
 

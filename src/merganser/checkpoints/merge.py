@@ -218,13 +218,14 @@ def input_paths(located: LocatedRecipe, plan: Plan | None = None) -> list[Path]:
     return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
 
 
-def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> None:
+def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = (), what: str = "merge") -> None:
     """Refuse a target that exists, or whose replacement would remove an input.
 
     Args:
         target: folder to create, resolved.
         overwrite: whether a folder may be replaced.
         inputs: files and folders that are read.
+        what: reads them, for messages.
 
     Raises:
         InputError: it is a file, a folder that is not empty, a mount point, or holds an input.
@@ -236,7 +237,7 @@ def check_target(target: Path, overwrite: bool, inputs: Iterable[Path] = ()) -> 
             targets |= {file.resolve() for file in path.iterdir() if file.is_symlink()}
         if any(place.is_relative_to(target) for place in targets):
             raise InputError(
-                f"{target} {'is' if target in targets else 'holds'} an input of the merge: {path}.",
+                f"{target} {'is' if target in targets else 'holds'} an input of the {what}: {path}.",
                 "Choose another folder: replacing it would remove the input.",
             )
     if os.path.ismount(target):

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 
 from merganser.cli.options import ModelOption, RunArgument
+from merganser.errors import InputError
+from merganser.models.gguf_export import LLAMA_CPP, TYPES, GgufOptions
 
 
 def export(
@@ -34,16 +36,48 @@ def export(
             show_default=False,
         ),
     ] = None,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            metavar="OWNER/NAME[@REVISION]",
+            help="The pretrained model on the hub, if the run read it from elsewhere; an adapter names it.",
+            show_default=False,
+        ),
+    ] = None,
+    gguf: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TYPE",
+            help=f"Write a GGUF file, too, with llama.cpp's converter: {', '.join(TYPES)}.",
+            show_default=False,
+        ),
+    ] = None,
+    llama_cpp: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER", help=f"Folder of llama.cpp. Default: ${LLAMA_CPP}, then PATH.", show_default=False
+        ),
+    ] = None,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace an earlier export once the new one is complete.")
+    ] = False,
     model: ModelOption = None,
 ) -> None:
     """Export the model to a folder that transformers and PEFT load, with a model card.
+
+    A text encoder is loaded by sentence-transformers, too; a decoder has a Modelfile for Ollama.
 
     Example: merganser export runs/first exported --merged
     """
     from merganser.learner import Learner
 
+    if llama_cpp is not None and gguf is None:
+        raise InputError("--llama-cpp is given without --gguf.", "Add --gguf TYPE, for instance --gguf q8_0.")
+    converted = None if gguf is None else GgufOptions(gguf, llama_cpp)
     with Learner.open(run, read_only=True, model_path=model) as learner:
-        learner.export(out, merged=merged, task=task, dtype=dtype)
+        learner.export(
+            out, merged=merged, task=task, dtype=dtype, base_model=base_model, gguf=converted, overwrite=overwrite
+        )
     typer.echo(
         f"Wrote {out} ({'the whole model' if merged else 'a PEFT adapter'}); {out / 'README.md'} shows how to load it."
     )

@@ -1,20 +1,15 @@
-"""Inference with a run: answer texts, evaluate the model as it is, export it."""
+"""Inference with a run: answer texts, evaluate the model as it is."""
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 from merganser.errors import InputError, nearest
 from merganser.events import Notice
-from merganser.files.atomic import new_folder
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
-from merganser.models.export import export_model
-from merganser.models.pretrained import DTYPES
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.decoding import unicode_problem
 from merganser.streams.prompts import prompt_fields
@@ -122,38 +117,3 @@ def evaluate(session: Session) -> dict[str, Score]:
         session.use_task(name)
         scores.update(session.score([task], known))
     return scores
-
-
-def export(
-    session: Session, out: Path, *, merged: bool = False, task: str | None = None, dtype: str | None = None
-) -> None:
-    """Write the model for use without Merganser: a PEFT adapter, or the whole model.
-
-    Args:
-        out: a folder that does not exist yet.
-        merged: add the adapter to the weights of the model and write the whole.
-        task: with a method that keeps several models, the one that answers this task.
-        dtype: number format of the weights: ``float32``, ``float16`` or ``bfloat16``; ``None``: that of the
-            pretrained model, for an adapter fp32.
-
-    Raises:
-        InputError: ``out`` exists or is being written by another process, nothing was learned yet, a task must be
-            named, or the weights cannot be written so.
-    """
-    known = session.require_learned()
-    if os.path.lexists(out):
-        raise InputError(f"'{out}' exists.", "Choose a new folder.")
-    if out.resolve().is_relative_to(session.directory.path.resolve()):
-        raise InputError(f"'{out}' is in the folder of the run.", "Choose a folder outside of it.")
-    if dtype is not None and dtype not in DTYPES:
-        raise InputError(f"There is no type '{dtype}' to export.", f"Choose one of {', '.join(DTYPES)}.")
-    if session.method.per_task_models:
-        if task not in known:
-            raise InputError("This method keeps several models.", f"Name a task: {', '.join(known)}.")
-        rows = session.answered_by()
-        known = {name: other for name, other in known.items() if rows[name] == rows[task]}
-        session.use_task(task)
-    elif task is not None:
-        raise InputError(f"One model answers all tasks, so there is none of '{task}' alone.", "Leave --task out.")
-    with new_folder(out, shared=True, replace=False) as folder:
-        export_model(session.backbone, folder, {name: task.spec for name, task in known.items()}, merged, dtype)

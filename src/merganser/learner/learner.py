@@ -12,13 +12,15 @@ from merganser.config import RunConfig, check_config
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
 from merganser.files.temporary_folder import sweep_temporary_folders
-from merganser.learner import checks, inference, learn_task, opening, references
+from merganser.learner import checks, exporting, inference, learn_task, opening, references
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
 from merganser.metrics.function import MetricFunction
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
 from merganser.models.base import Answer
+from merganser.models.export import Destination
+from merganser.models.gguf_export import GgufOptions
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunRecord
 from merganser.streams.task import Task
@@ -178,7 +180,16 @@ class Learner:
         return inference.evaluate(self.session)
 
     def export(
-        self, out: str | Path, *, merged: bool = False, task: str | None = None, dtype: str | None = None
+        self,
+        out: str | Path,
+        *,
+        merged: bool = False,
+        task: str | None = None,
+        dtype: str | None = None,
+        base_model: str | None = None,
+        gguf: GgufOptions | None = None,
+        overwrite: bool = False,
     ) -> None:
-        """Write the model for use without Merganser; see :func:`merganser.learner.inference.export`."""
-        inference.export(self.session, Path(out), merged=merged, task=task, dtype=dtype)
+        """Write the model for use without Merganser; see :func:`merganser.learner.exporting.export`."""
+        to = Destination(base_model, gguf)
+        exporting.export(self.session, Path(out), merged=merged, task=task, dtype=dtype, to=to, overwrite=overwrite)

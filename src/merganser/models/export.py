@@ -4,29 +4,74 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from safetensors.torch import save_file
 
+from merganser.errors import InputError
 from merganser.models import weight_files
 from merganser.models.base import Backbone
+from merganser.models.base_reference import BaseReference, base_reference
 from merganser.models.causal import Causal
-from merganser.models.matcher import LabelMatcher
+from merganser.models.gguf_export import Converter, GgufOptions, find_converter
+from merganser.models.matcher import LabelMatcher, Matcher
 from merganser.models.merged import merge_adapter, stored_types
 from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
+from merganser.models.modelfile import MODELFILE, modelfile, weights_lines
+from merganser.models.sentence_encoder import write_sentence_encoder
 from merganser.streams.answers import AnswerSpec
 
 CARD = "README.md"
 
 
+@dataclass(frozen=True)
+class Destination:
+    """Where an export goes, and what is needed there.
+
+    Attributes:
+        base_model: ``ID`` or ``ID@REVISION`` of the pretrained model on the hub, if it was read from elsewhere.
+        gguf: write a GGUF file, too.
+        name: of the exported model, for files that hold one.
+    """
+
+    base_model: str | None = None
+    gguf: GgufOptions | None = None
+    name: str = "model"
+
+
+ANYWHERE = Destination()
+"""Any place where transformers and PEFT are."""
+
+
+def check_destination(backbone: Backbone, to: Destination, merged: bool) -> tuple[BaseReference, Converter | None]:
+    """Return the name of the pretrained model for others, and the converter of a GGUF file that was asked for.
+
+    Raises:
+        InputError: a hub id or a type that is none, or the converter is not found.
+    """
+    base = base_reference(backbone.pretrained_from, to.base_model)
+    if to.gguf is None:
+        return base, None
+    if backbone.modality == "image":
+        raise InputError("llama.cpp has no models of images alone.", "Export without --gguf.")
+    return base, find_converter(to.gguf, merged or backbone.options.lora is None)
+
+
 def export_model(
-    backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec], merged: bool, dtype: str | None = None
+    backbone: Backbone,
+    folder: Path,
+    specs: Mapping[str, AnswerSpec],
+    merged: bool,
+    dtype: str | None = None,
+    to: Destination = ANYWHERE,
 ) -> None:
     """Write a folder that plain transformers (and PEFT, unless ``merged``) loads and that gives the same answers.
 
     Configuration, generation settings and tokenizer are those of the pretrained model; settings of the run (dropout,
-    lengths, decoding) are in the model card's code only.
+    lengths, decoding) are in the model card's code only. A text encoder gets the files that sentence-transformers
+    reads, a decoder a ``Modelfile``.
 
     Args:
         folder: created if it does not exist.
@@ -34,11 +79,13 @@ def export_model(
         merged: write the whole model with the LoRA update added to its weights; always so without LoRA.
         dtype: number format of the weights, a key of :data:`merganser.models.pretrained.DTYPES`. ``None``: of a whole
             model that of the pretrained one, of an adapter fp32.
+        to: where it goes.
 
     Raises:
         InputError: a weight is too large for ``dtype``, or the model cannot be merged (:func:`merge_adapter`).
-        RunError: a merged weight is not finite.
+        RunError: a merged weight is not finite, or the conversion to GGUF fails.
     """
+    base, converter = check_destination(backbone, to, merged)
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pretrained = backbone.pretrained_from
@@ -47,11 +94,22 @@ def export_model(
         model = backbone.model if backbone.options.lora is None else merge_adapter(backbone.model)
         pretrained.settings.save_model(model, folder, stored_types(model, pretrained.source, dtype))
     else:
-        weight_files.save_adapter(backbone.model, folder, dtype)
+        weight_files.save_adapter(backbone.model, folder, dtype, base)
         pretrained.settings.save_generation(folder)
     pretrained.settings.save_tokenizer(backbone.tokenizer, folder)
     _write_labels(backbone, folder, specs)
-    (folder / CARD).write_text(model_card(backbone, specs, whole), encoding="utf-8")
+    if isinstance(backbone, Matcher):
+        write_sentence_encoder(backbone, folder)
+    gguf = None if converter is None else converter.file_name
+    if isinstance(backbone, Causal):
+        _write(folder / MODELFILE, modelfile(backbone, weights_lines(whole, gguf, base)))
+    if converter is not None:
+        converter.convert(folder, to.name, None if whole else pretrained.source.folder())
+    _write(folder / CARD, model_card(backbone, specs, whole, base))
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
 
 
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:
@@ -66,7 +124,7 @@ def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSp
             del content["max_length"]
         vectors = {name: backbone.label_vectors(spec).cpu().contiguous() for name, spec in specs.items()}
         save_file(vectors, folder / LABEL_VECTORS)
-    (folder / LABELS).write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    _write(folder / LABELS, json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
 def _task_labels(backbone: Backbone, spec: AnswerSpec) -> dict[str, Any]:

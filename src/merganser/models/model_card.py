@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import yaml
 
-from merganser.files.markdown import code_block, escaped
+from merganser.files.markdown import code_block, code_span, escaped
 from merganser.models.base import Backbone
+from merganser.models.base_reference import BaseReference
 from merganser.models.generative import GenerativeBackbone
 from merganser.models.stacking import total_rank
 from merganser.streams.answers import AnswerSpec
@@ -29,16 +29,16 @@ AUTO_CLASS = {"seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalL
 PIPELINE = {"seq2seq": "text2text-generation", "causal": "text-generation", "matcher": "text-classification"}
 
 
-def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool) -> str:
+def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool, base: BaseReference) -> str:
     """Return Markdown with the header that the Hugging Face hub reads: the model, its tasks, and code that uses it."""
     options = backbone.options
     pipeline = "image-classification" if backbone.modality == "image" else PIPELINE[backbone.kind]
     head: dict[str, Any] = {"library_name": "transformers" if whole else "peft", "pipeline_tag": pipeline}
-    if not Path(options.name).expanduser().exists():  # a hub id; a folder's path means nothing elsewhere
-        head["base_model"] = options.name
+    if base.on_hub:
+        head["base_model"] = base.name
     head["tags"] = ["merganser", "continual-learning"]
     lines = ["---", *yaml.safe_dump(head, sort_keys=False).splitlines(), "---", ""]
-    lines += [f"# {escaped(Path(options.name).name)}, continually fine-tuned", ""]
+    lines += [f"# {escaped(base.short)}, continually fine-tuned", ""]
     if options.lora is None:
         title = "All weights of the model, fine-tuned"
     else:
@@ -46,8 +46,10 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
         update = f"a LoRA update (r {rank}, alpha {options.lora.alpha * rank / options.lora.r:g})"
         title = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
     lines += [f"{title} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
-    if Path(options.name).suffix.lower() == ".gguf":
+    if base.gguf:
         lines += ["The pretrained weights were de-quantised from a GGUF file.", ""]
+    if not (whole or base.on_hub):
+        lines += [*_placeholder(base), ""]
     lines += ["| task | answered by | labels |", "|---|---|---|"]
     for name, spec in specs.items():
         if backbone.kind == "matcher":
@@ -63,21 +65,37 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool)
         "",
         "## Use",
         "",
-        code_block("\n".join([*_loading_code(backbone, whole), *code(backbone, specs)]), "python"),
+        code_block("\n".join([*_loading_code(backbone, None if whole else base), *code(backbone, specs)]), "python"),
     ]
     return "\n".join(lines)
 
 
-def _loading_code(backbone: Backbone, whole: bool) -> list[str]:
+def _placeholder(base: BaseReference) -> list[str]:
+    """Return what to do about the name of a pretrained model that is not on the hub."""
+    origin, what = ("file", f"file {code_span(base.gguf)}") if base.gguf else ("folder", "model")
+    return [
+        f"The pretrained model was read from a {origin}, so this adapter names a placeholder for it, "
+        f"{code_span(base.name)}: put the {what} there (a folder beside the program that loads the adapter), or write "
+        "its own place into `base_model_name_or_path` of `adapter_config.json`. "
+        "`merganser export --base-model OWNER/NAME` names a model of the hub."
+    ]
+
+
+def _loading_code(backbone: Backbone, base: BaseReference | None) -> list[str]:
+    """Return the lines that load the model.
+
+    Args:
+        base: of an adapter; ``None``: the folder holds a whole model.
+    """
     auto = AUTO_CLASS[backbone.kind]
-    base = Path(backbone.options.name)
+    whole = base is None
     where = "folder"
-    if not whole:
-        where = repr(backbone.options.name)
-        if base.suffix.lower() == ".gguf":
-            where = f"{str(base.parent)!r}, gguf_file={base.name!r}"
-        elif backbone.options.revision is not None:
-            where += f", revision={backbone.options.revision!r}"
+    if base is not None:
+        where = repr(base.name)
+        if base.gguf:
+            where += f", gguf_file={base.gguf!r}"
+        elif base.revision is not None:
+            where += f", revision={base.revision!r}"
     load = [f"model = {auto}.from_pretrained({where}, dtype=torch.float32)"]  # the run's weights are fp32
     if isinstance(backbone, GenerativeBackbone):
         load += _decoding_code(backbone)

@@ -68,6 +68,11 @@ class ModelSource:
                 "Check the name, the network and, for a gated model, your access; or give a folder.",
             ) from error
 
+    def folder(self) -> Path:
+        """Return the folder that the files of a model are in, which was read before."""
+        config = self.file(CONFIG, downloaded=True)
+        return Path(self.location) if config is None else config.parent
+
     def check_weights(self) -> None:
         """Refuse weights that would be read from elsewhere, or from files that run code.
 

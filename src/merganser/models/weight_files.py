@@ -16,6 +16,7 @@ from merganser.errors import InputError, first_line
 from merganser.files.atomic import write_tensors
 from merganser.files.documents import parse_json, read_text
 from merganser.models import stacking
+from merganser.models.base_reference import BaseReference
 from merganser.models.library_output import silence_libraries
 from merganser.models.pretrained import DTYPES, cast
 from merganser.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
@@ -33,13 +34,14 @@ FUNCTIONAL_KEYS = (
 """Keys of an adapter's configuration that change the outputs of equal tensors."""
 
 
-def save_adapter(model: Any, folder: Path, dtype: str | None = None) -> None:
+def save_adapter(model: Any, folder: Path, dtype: str | None = None, base: BaseReference | None = None) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``; frozen and trained factors as one adapter.
 
     Equal adapters give equal bytes.
 
     Args:
         dtype: of the factors, a key of :data:`merganser.models.pretrained.DTYPES`; ``None``: as in memory.
+        base: under which name others find the model; ``None``: as configured.
 
     Raises:
         InputError: a factor that is too large for ``dtype``.
@@ -50,6 +52,8 @@ def save_adapter(model: Any, folder: Path, dtype: str | None = None) -> None:
     if dtype is not None:
         factors = cast(factors, dict.fromkeys(factors, DTYPES[dtype]))
     write_tensors(folder / ADAPTER_WEIGHTS, factors, {"format": "pt"})
+    if base is not None:
+        config.base_model_name_or_path, config.revision = base.name, base.revision
     config.inference_mode = True  # as PEFT writes it; is_trainable=True is given when loading
     # PEFT's sets have no order, and 32.0 is written as 32.
     for key in ("target_modules", "exclude_modules"):
