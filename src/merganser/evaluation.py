@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from merganser import processes
 from merganser.events import Evaluating, Listener, silent
 from merganser.metrics.score import Score
-from merganser.metrics.text import score_answers
+from merganser.metrics.text import mean_and_stderr, score_answers
 from merganser.models.base import Backbone
+from merganser.models.pairs import prefers_chosen
 from merganser.streams.task import Task
 
 
@@ -22,6 +23,8 @@ def score_task(
 ) -> Score:
     """Answer a task's test set and score it. Several processes share the work and must all call it.
 
+    Pairs are not answered: their score is the share of those whose chosen answer is likelier than the rejected one.
+
     Args:
         batch: texts answered at a time.
         listener: receives after each batch how many of ``total`` texts, counted from ``offset``, are done.
@@ -34,6 +37,10 @@ def score_task(
         done += answered
         listener(Evaluating(task.name, done, everything))
 
+    if task.spec.dpo is not None:
+        correct = prefers_chosen(backbone, task.test, task.spec, batch, progress)
+        mean, stderr = mean_and_stderr(correct)
+        return Score(value=mean, n=len(correct), stderr=stderr)
     answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress, shared=True)
     references = [example.output for example in task.test]
     inputs = [example.input for example in task.test]

@@ -34,6 +34,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_selection(session, tasks)
     check_names([task.name for task in tasks])
     check_metrics(session, tasks)
+    check_preferences(session, tasks)
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
     if session.candidates.seen_without_effect:
@@ -94,6 +95,32 @@ def check_labels(session: Session, task: Task, earlier: Sequence[Task] = ()) -> 
     spec = session.candidates.spec(task.spec, before)
     with_others = " (with the labels of the tasks before it)" if spec.labels != task.spec.labels else ""
     session.backbone.check_labels(spec, f"Task '{task.name}'{with_others}")
+
+
+def check_preferences(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse tasks of preferences that the method cannot learn.
+
+    Raises:
+        InputError: naming the method and why; joint training, which mixes the examples of all tasks in a batch, learns
+            tasks of preferences alone or other tasks alone.
+    """
+    preferences = [task.name for task in tasks if task.spec.dpo is not None]
+    if preferences and session.method.no_preferences:
+        raise InputError(
+            f"{session.method.title} cannot learn '{preferences[0]}', a task of preferences: "
+            f"{session.method.no_preferences}.",
+            "Choose another method, such as aim or replay.",
+        )
+    if not session.method.joint:
+        return
+    known = {**session.known_tasks(), **{task.name: task for task in tasks}}
+    kinds = {task.spec.dpo is not None: name for name, task in known.items()}
+    if len(kinds) > 1:
+        raise InputError(
+            f"{session.method.title} mixes the examples of all tasks in its batches, and '{kinds[True]}', a task of "
+            f"preferences, has another loss than '{kinds[False]}'.",
+            "Choose another method, such as aim or replay, or make two runs.",
+        )
 
 
 def check_metrics(session: Session, tasks: Sequence[Task]) -> None:

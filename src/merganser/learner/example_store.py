@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,16 +25,16 @@ PROTOTYPES = "prototypes.safetensors"
 
 def kept_example(task: str, example: Example) -> KeptExample:
     """Convert an example to a line of ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``."""
-    if example.conversation is not None:
-        return KeptExample(task=task, output=example.output, id=example.id, **example.conversation.stored())
     image = "" if example.image is None else example.image.sha256
-    return KeptExample(task=task, input=example.input, output=example.output, id=example.id, image=image)
+    read = {"input": example.input} if example.conversation is None else example.conversation.stored()
+    return KeptExample(task=task, output=example.output, id=example.id, image=image, rejected=example.rejected, **read)
 
 
 def as_line(kept: KeptExample) -> dict[str, Any]:
     """Return the values of a line, without keys for what the example does not have."""
     unused = {"input"} if kept.messages else {"messages"}
-    return kept.model_dump(exclude={*unused, *(name for name in ("image", "tools") if not getattr(kept, name))})
+    absent = (name for name in ("image", "tools", "rejected") if not getattr(kept, name))
+    return kept.model_dump(exclude={*unused, *absent})
 
 
 def write_images(folder: Path, examples: Iterable[Example]) -> None:
@@ -76,9 +77,10 @@ def stored_examples(row: Row, name: str) -> list[tuple[str, Example]]:
 
 def _example(row: Row, name: str, line: KeptExample, image: Picture | None) -> Example:
     if not line.messages:
-        return Example(line.input, line.output, line.id, image)
+        return Example(line.input, line.output, line.id, image, rejected=line.rejected)
     try:
-        return Example.of_conversation(restored(line.messages, line.tools), line.id)
+        example = Example.of_conversation(restored(line.messages, line.tools), line.id)
+        return replace(example, rejected=line.rejected)
     except (KeyError, TypeError) as error:
         raise damaged(row.folder / f"{name}.jsonl", "a conversation in it is malformed") from error
 

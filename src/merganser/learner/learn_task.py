@@ -14,6 +14,7 @@ from merganser.learner.checks import (
     check_labels,
     check_metrics,
     check_packed,
+    check_preferences,
     check_processes,
     check_selection,
     check_tokens,
@@ -112,6 +113,7 @@ class TaskRun:
         check_names([task.name for task in self.tasks])
         check_selection(session, self.tasks)
         check_metrics(session, self.tasks)
+        check_preferences(session, self.tasks)
         for task in self.tasks:
             check_task(task)
             session.backbone.check_examples(task.train, task.spec)

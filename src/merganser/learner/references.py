@@ -23,6 +23,7 @@ from merganser.metrics.function import is_function_name
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
 from merganser.training.determinism import derive_seed
+from merganser.training.dpo import References
 from merganser.training.options import MAY_CHANGE
 from merganser.training.progress_callback import ProgressCallback
 from merganser.training.records import TaskRecords
@@ -103,6 +104,7 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
     session.use(session.rows[0])
     session.weights_changed()
+    References(features).measure(session.backbone, session.config.evaluation.batch)
 
     def only_steps(event: object) -> None:
         if isinstance(event, StepDone):

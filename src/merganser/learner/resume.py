@@ -15,8 +15,12 @@ from merganser.runs.checkpoint import CheckpointFolder
 from merganser.streams.sampling import generator, pick
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints
+from merganser.training.dpo import References
 from merganser.training.records import TaskRecords
 from merganser.training.state import Resumable
+
+REFERENCES = "references"
+"""Name of the part of a checkpoint with the reference log-probabilities of pairs."""
 
 
 def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> CheckpointFolder:
@@ -66,24 +70,36 @@ def _drawn(session: Session, task: Task) -> Sequence[Example]:
 
 
 def _losses(session: Session, tasks: Sequence[Task]) -> Callable[[], dict[str, TaskLoss]]:
-    """Return what measures the losses on the tasks' texts, which are tokenised once."""
+    """Return what measures the losses on the tasks' texts, which are tokenised once.
+
+    The reference of pairs is the model as it is now, with the weights that the task starts from.
+    """
     specs = [task.spec for task in tasks]
     features = {
         task.name: session.backbone.features(task.test, session.candidates.spec(task.spec, specs))
         for task in tasks
         if task.test
     }
+    References([row for rows in features.values() for row in rows]).measure(
+        session.backbone, session.config.evaluation.batch
+    )
     return lambda: task_losses(session.backbone, features, session.config.training.batch)
 
 
 def resume(
-    session: Session, tasks: Sequence[Task], records: TaskRecords, steps: int, selector: BestWeights | None
+    session: Session,
+    tasks: Sequence[Task],
+    records: TaskRecords,
+    steps: int,
+    selector: BestWeights | None,
+    references: References,
 ) -> TaskCheckpoints | None:
     """Return the checkpoints of a row, with the one to resume from, if there is one.
 
     Args:
         records: of the training; their index is the number of the row.
         steps: optimizer steps of the training.
+        references: of the pairs that are trained on.
 
     Returns:
         ``None`` where no checkpoints are written.
@@ -102,4 +118,6 @@ def resume(
     parts: dict[str, Resumable] = {"method": session.method}
     if selector is not None:
         parts["selection"] = selector
+    if references.pairs:
+        parts[REFERENCES] = references
     return TaskCheckpoints(folder, options, parts, records, checkpoint)

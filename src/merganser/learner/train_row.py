@@ -10,17 +10,18 @@ from typing import Any
 
 from merganser import processes
 from merganser.errors import RunError
-from merganser.events import TaskStarted
+from merganser.events import Evaluating, TaskStarted
 from merganser.files.atomic import full_disk_is_an_error, make_folder
 from merganser.learner.best_weights import BestWeights
-from merganser.learner.resume import best_weights, resume
+from merganser.learner.resume import REFERENCES, best_weights, resume
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
 from merganser.runs.record import CostRecord
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example, Task
-from merganser.training.checkpoint import TaskCheckpoints
+from merganser.training.checkpoint import TaskCheckpoints, part_state
 from merganser.training.determinism import derive_seed
+from merganser.training.dpo import References
 from merganser.training.progress_callback import ProgressCallback
 from merganser.training.records import TaskRecords
 from merganser.training.trainer import Outcome, TaskHooks, planned_steps, train_task
@@ -57,8 +58,13 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     session.method.records = records = TaskRecords(context.task, number, session.listener)
     session.method.begin_task()
     selector = best_weights(session, tasks)
-    checkpoints = resume(session, tasks, records, context.steps, selector)
+    references = References([*context.features, *context.memory])
+    checkpoints = resume(session, tasks, records, context.steps, selector, references)
     resumed = None if checkpoints is None else checkpoints.resume_from
+    if resumed is None:
+        _measure_references(session, context.task, references)
+    else:
+        references.load_task_state(part_state(resumed, REFERENCES))
     examples = (len(context.features), len(context.memory))
     session.listener(TaskStarted(context.task, number, *examples, context.steps, resumed.step if resumed else 0))
     outcome = _train(session, context, records, selector, checkpoints)
@@ -74,6 +80,18 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     processes.on_main(lambda: save_method(session, folder / "method"))
     cost = _cost(records, outcome, training_seconds, selector)
     return TrainedRow(records, cost, resumed.values["seconds"] if resumed else 0.0, selector)
+
+
+def _measure_references(session: Session, task: str, references: References) -> None:
+    """Take the weights in the model as the reference of the pairs, and show how far that is."""
+    done = 0
+
+    def progress(measured: int) -> None:
+        nonlocal done
+        done += measured
+        session.listener(Evaluating(task, done, len(references.pairs)))
+
+    references.measure(session.backbone, session.config.evaluation.batch, progress)
 
 
 def _load_start(session: Session) -> None:

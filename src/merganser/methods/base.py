@@ -130,6 +130,7 @@ class Method(Generic[OptionsT]):
         lora_only: works on the factors of an adapter, not on whole weights.
         selects_best: a task's best weights can take the place of its last ones before :meth:`after_task`; false where
             that looks at the way to the last ones.
+        no_preferences: why it cannot learn tasks of preferences (pairs of answers); empty: it can.
         supports_distributed: gives the result of one process when several train together; others are refused then.
     """
 
@@ -146,6 +147,7 @@ class Method(Generic[OptionsT]):
     per_task_models: ClassVar[bool] = False
     lora_only: ClassVar[bool] = False
     selects_best: ClassVar[bool] = True
+    no_preferences: ClassVar[str] = ""
     supports_distributed: ClassVar[bool] = False
 
     def __init__(self, options: OptionsT) -> None:

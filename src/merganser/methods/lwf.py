@@ -50,6 +50,9 @@ class Lwf(Method[LwfOptions]):
     Options = LwfOptions
     title = "LwF"
     paper = "Li 2016, arXiv 1606.09282"
+    no_preferences = (
+        "it distils from the old model on correct answers; pairs are held near it by the loss of DPO already"
+    )
     idea = "Distil from the old model on the new task's inputs, so that old answers stay as they were."
 
     def penalty(self, context: TaskContext) -> Penalty | None:

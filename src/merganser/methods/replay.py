@@ -58,7 +58,7 @@ class Replay(Method[ReplayOptions]):
         return check_batch("method.batch", self.options.batch, training.batch, memory_examples)
 
     def penalty(self, context: TaskContext) -> Penalty | None:
-        from merganser.training.distributed import LocalBatch
+        from merganser.training.distributed import SplitBatch
         from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
 
         size = self.rehearsal_batch(context.training, len(context.memory))
@@ -73,9 +73,13 @@ class Replay(Method[ReplayOptions]):
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
         ) -> Tensor:
             started = time.perf_counter()
-            batch = LocalBatch.of(batches.rehearsal(self._draws), collate)
+            batch = SplitBatch.of(batches.rehearsal(self._draws), collate)
             self._draws += 1
-            loss = self.options.weight * batch.weight * model_loss(model, to_device(batch.batch, device))
+            terms = [
+                self.options.weight * weight * model_loss(model, to_device(part.batch, device))
+                for part, weight in zip(batch.parts, batch.weights, strict=True)
+            ]
+            loss = sum(terms[1:], terms[0])
             self.records.cost.examples_rehearsed += size
             # Only the forward pass can be timed on its own; the backward pass is shared with the new task's batch.
             self.records.cost.rehearsal_seconds += time.perf_counter() - started

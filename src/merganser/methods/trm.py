@@ -38,6 +38,7 @@ class Trm(Method[TrmOptions]):
     stores = "the weights and the pretrained weights (2 P)"
 
     selects_best = False
+    no_preferences = "its merge distils predictions on correct answers, and pairs have none"
 
     _path: TrajectoryPoints | None = None
     _start: Weights | None = None

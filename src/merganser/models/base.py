@@ -133,13 +133,26 @@ class Backbone(ABC):
         """Refuse training examples that this model cannot learn from.
 
         Raises:
-            InputError: images for a model that reads text, or texts for one that reads images; without a text encoder,
-                a label that has no image.
+            InputError: preferences for a model that writes no text; images for a model that reads text, or texts for
+                one that reads images; without a text encoder, a label that has no image.
         """
+        self.check_preferences(spec)
         if any(example.image is not None for example in examples):
             raise InputError(
                 f"The model {self.options.name} reads text, but the task has images.",
                 "Choose an image encoder (kind 'matcher': CLIP, SigLIP, ViT, DeiT, DINOv2 ...).",
+            )
+
+    def check_preferences(self, spec: AnswerSpec) -> None:
+        """Refuse a task of preferences for a model that writes no answers.
+
+        Raises:
+            InputError: it is one.
+        """
+        if spec.dpo is not None and self.kind == "matcher":
+            raise InputError(
+                f"The model {self.options.name} chooses labels, and preferences are learned by a model that writes.",
+                "Use kind 'causal' or 'seq2seq'.",
             )
 
     def check_labels(self, spec: AnswerSpec, where: str) -> None:  # noqa: B027

@@ -14,6 +14,7 @@ from merganser.models.chat_template import chat_prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
+from merganser.models.pairs import PREFERENCE, is_pair, pair_feature, preference_tensor
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 
@@ -35,23 +36,38 @@ class Causal(GenerativeBackbone):
         features = []
         prompts = self._encode([example.input for example in examples])
         answers: dict[tuple[str, bool], list[int]] = {}
-        for prompt, example in zip(prompts, examples, strict=True):
-            key = (example.output, self._after_break(prompt))
+
+        def answer(text: str, after_break: bool) -> list[int]:
+            key = (text, after_break)
             if key not in answers:
                 answers[key] = self.answer_ids(*key)
-            ids = prompt + answers[key]
+            return answers[key]
+
+        for prompt, example in zip(prompts, examples, strict=True):
+            after_break = self._after_break(prompt)
+            chosen = answer(example.output, after_break)
+            if example.rejected is not None:
+                features.append(pair_feature(prompt, chosen, answer(example.rejected, after_break), spec))
+                continue
+            ids = prompt + chosen
             features.append({"input_ids": ids, "prompt": len(prompt), "length": len(ids)})
         return features
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        rows = [feature["input_ids"] for feature in features]
-        labels = [[IGNORE_INDEX] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
+        pairs = is_pair(features[0])
+        if pairs:
+            answered = [(f["prompt_ids"], f[side]) for side in ("chosen", "rejected") for f in features]
+        else:
+            answered = [(f["input_ids"][: f["prompt"]], f["input_ids"][f["prompt"] :]) for f in features]
+        rows = [prompt + answer for prompt, answer in answered]
+        labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in answered]
         longest = self.lengths.input + self.lengths.target
-        return {
+        batch = {
             "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=longest),
             "attention_mask": attention_mask(rows, limit=longest),
             "labels": pad(labels, IGNORE_INDEX, limit=longest),
         }
+        return {**batch, PREFERENCE: preference_tensor(features)} if pairs else batch
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
@@ -141,10 +157,11 @@ class Causal(GenerativeBackbone):
         sizes: dict[tuple[str, bool], int] = {}
         answers = 0
         for prompt, example in pairs:
-            key = (example.output, self._after_break(prompt))
-            if key not in sizes:
-                sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
-            answers += sizes[key] > self.lengths.target
+            keys = [(text, self._after_break(prompt)) for text in example.answers]
+            for key in keys:
+                if key not in sizes:
+                    sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
+            answers += max(sizes[key] for key in keys) > self.lengths.target
         return Truncated(sum(size > self.lengths.input for size in inputs), answers)
 
     def _whole_sizes(self, texts: Sequence[str]) -> list[int]:

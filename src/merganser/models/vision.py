@@ -110,6 +110,7 @@ class VisionMatcher(LabelMatcher):
         self.has_text_encoder = self.tokenizer.tokenizer is not None
 
     def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
+        self.check_preferences(spec)
         labels = spec.require_labels("A matcher of images")
         if any(example.image is None for example in examples):
             raise InputError(

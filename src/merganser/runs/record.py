@@ -185,6 +185,7 @@ class KeptExample(Record):
         "marks turns without a loss",
     )
     tools: list[Any] = Field(default_factory=list, description="tools that a conversation's template describes")
+    rejected: str | None = Field(None, description="of a pair: the rejected answer; the output is the chosen one")
 
 
 class RowFile(Record):

@@ -3,6 +3,8 @@
 ``task``     what a task and a stream are
 ``answers``  how a task is answered and scored, and which labels are candidates
 ``options``  how they are asked for (the ``stream`` and ``memory`` sections of a configuration)
+``dpo``      how a task of preferences is learned (options)
+``preferences`` rows -> pairs of a chosen and a rejected answer
 ``formats``  one file or hub data set -> rows; its parts are ``text_files``, ``parquet``, ``class_names``, ``decoding``
 ``images/``  images in place of texts; built-in sets of images
 ``splits``   the classes of one data set -> tasks

@@ -11,6 +11,7 @@ from pydantic import ConfigDict, PlainSerializer
 from merganser.errors import InputError, first_repeated, nearest
 from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.streams.decoding import unicode_problem
+from merganser.streams.dpo import METRIC, DpoOptions
 from merganser.streams.metric_source import metric_names, name_problem, recorded_name
 from merganser.streams.prompts import fill_with_text, prompt_fields
 
@@ -34,11 +35,13 @@ class AnswerSpec:
             (:mod:`merganser.streams.metric_source`).
         prompt: template that was applied to the examples' inputs; later texts go through it too.
         synonyms: other ways to write an answer -> what it counts as when answers are scored.
+        dpo: of a task of preferences, how it is learned; it has no labels and is scored by
+            :data:`~merganser.streams.dpo.METRIC`. ``None``: the task has one correct answer per text.
 
     Raises:
-        InputError: a mode or metric that does not exist, a prompt without a field, an empty or repeated label, ranking
-            or ``accuracy`` without labels, a text that is empty or for a label that does not exist, text that is no
-            valid Unicode.
+        InputError: a mode or metric that does not exist or does not fit, a prompt without a field, an empty or repeated
+            label, ranking or ``accuracy`` without labels, a text that is empty or for a label that does not exist,
+            text that is no valid Unicode.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid")
@@ -49,8 +52,11 @@ class AnswerSpec:
     metric: Metric = "exact_match"
     prompt: str = "{input}"
     synonyms: Mapping[str, str] = field(default_factory=dict)
+    dpo: DpoOptions | None = None
 
     def __post_init__(self) -> None:
+        if self.dpo is not None:
+            self._check_preference()
         self._check_choices()
         if not prompt_fields(self.prompt):
             raise InputError(f"The prompt {self.prompt!r} has no field.", "Put {input} where the text goes.")
@@ -65,11 +71,24 @@ class AnswerSpec:
         if self.mode not in modes:
             hint = nearest(self.mode, modes) or f"Use one of {', '.join(modes)}."
             raise InputError(f"The answer mode '{self.mode}' does not exist.", hint)
-        if isinstance(self.metric, str):
+        if isinstance(self.metric, str) and self.dpo is None:
             if not is_function_name(self.metric) and name_problem(self.metric):
                 hint = nearest(self.metric, metric_names()) or f"Use one of {', '.join(metric_names())}."
                 raise InputError(f"The metric '{self.metric}' does not exist.", hint)
             object.__setattr__(self, "metric", recorded_name(self.metric))
+
+    def _check_preference(self) -> None:
+        if self.labels is not None or self.mode != "generate":
+            raise InputError(
+                "A task of preferences has no labels: its answers are free text.",
+                "Leave 'labels' and 'answer' out.",
+            )
+        if self.metric not in (METRIC, "exact_match"):
+            raise InputError(
+                f"A task of preferences is scored by {METRIC}, not by '{metric_name(self.metric)}'.",
+                "Leave 'metric' out.",
+            )
+        object.__setattr__(self, "metric", METRIC)  # in place of the default
 
     def _check_unicode(self) -> None:
         for what, texts in (

@@ -20,11 +20,12 @@ def check_task(task: Task) -> None:
     """Refuse a task that cannot be learned or scored.
 
     Raises:
-        InputError: a name unfit for a folder, no training texts, texts beside images, two labels with the same text.
+        InputError: a name unfit for a folder, no training texts, texts beside images, pairs beside examples with one
+            answer, two labels with the same text.
             What is wrong with labels, prompt or metric alone is refused by
             :class:`~merganser.streams.answers.AnswerSpec`.
-        BadRowsError: all examples with an empty text, text that is no valid Unicode, an answer outside the label set,
-            a label in dev or test that no training text has.
+        BadRowsError: all examples with an empty text, text that is no valid Unicode, a rejected answer that equals the
+            chosen one, an answer outside the label set, a label in dev or test that no training text has.
     """
     if problem := name_problem(task.name):
         raise InputError(f"{problem[0].upper()}{problem[1:]}.", "Rename the task.")
@@ -33,6 +34,7 @@ def check_task(task: Task) -> None:
         raise InputError(f"{where} has no training texts.", "Give it at least one.")
     if len({example.image is None for _, examples in _splits(task) for example in examples}) > 1:
         raise InputError(f"{where} has both texts and images.", "Make two tasks of it.")
+    _check_pairs(where, task)
     labels = task.spec.labels
     if labels is not None:
         _check_label_texts(where, task, labels)
@@ -66,14 +68,24 @@ def check_names(names: Sequence[str]) -> None:
 
 def text_problem(example: Example) -> Problem | None:
     """Return what is wrong with an example's texts alone."""
-    for part, text in (("input", example.input), ("output", example.output), ("id", example.id)):
+    texts = [("input", example.input), ("output", example.output), ("id", example.id)]
+    if example.rejected is not None:
+        texts.append(("rejected answer", example.rejected))
+    for part, text in texts:
         if not isinstance(text, str):
             return Problem(f"the {part} is a {type(text).__name__}, not a text", "Give the example a text.")
         if part != "id" and not text.strip():
             return Problem(f"the {part} is empty", "Fill it, or remove it.")
         if problem := unicode_problem(text):
             return Problem(f"the {part} is no valid Unicode", "Replace these characters, or remove it.", problem)
-    return None
+    return None if example.rejected is None else pair_problem(example.output, example.rejected)
+
+
+def pair_problem(chosen: str, rejected: str) -> Problem | None:
+    """Return what is wrong with the two answers of a pair together."""
+    if chosen.strip() != rejected.strip():
+        return None
+    return Problem("the chosen and the rejected answer are equal", "Correct one of them, or remove it.")
 
 
 def label_problem(answer: str, known: Collection[str], labels: Sequence[str]) -> Problem | None:
@@ -109,6 +121,19 @@ def _shortened(text: str) -> str:
 
 def _splits(task: Task) -> tuple[tuple[str, Sequence[Example]], ...]:
     return ("train", task.train), ("dev", task.dev), ("test", task.test)
+
+
+def _check_pairs(where: str, task: Task) -> None:
+    """Refuse a task of preferences with an example that is no pair, and pairs in any other task."""
+    pairs = {example.rejected is not None for _, examples in _splits(task) for example in examples}
+    if pairs == {task.spec.dpo is not None}:
+        return
+    if task.spec.dpo is not None:
+        raise InputError(f"{where} is one of preferences, and some examples have no rejected answer.", "Give them one.")
+    raise InputError(
+        f"{where} has examples with a rejected answer, and is no task of preferences.",
+        "Give it spec=AnswerSpec(dpo=DpoOptions()), or leave the rejected answers out.",
+    )
 
 
 def _check_label_texts(where: str, task: Task, labels: Sequence[str]) -> None:

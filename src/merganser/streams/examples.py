@@ -11,7 +11,8 @@ from merganser.streams.bad_rows import UNLABELLED, BadCell, BadRows, Problem
 from merganser.streams.checks import label_problem, unlearned_problem
 from merganser.streams.formats import HUB, Table, is_image_source, read_table
 from merganser.streams.options import SplitOptions
-from merganser.streams.row_formats import row_reader
+from merganser.streams.preferences import PreferenceReader, has_preferences
+from merganser.streams.row_formats import RowReader, row_reader
 from merganser.streams.task import Example
 from merganser.streams.task_options import TaskOptions, TaskSettings
 
@@ -135,7 +136,11 @@ def _part(source: str, options: TaskOptions | SplitOptions, base: Path, default_
 
 
 def _texts(table: Table, options: TaskSettings) -> Part:
-    reader, found = row_reader(table, options)
+    reader: RowReader
+    if has_preferences(table, options):
+        reader, found = PreferenceReader(table, options), ""
+    else:
+        reader, found = row_reader(table, options)
     part = _collect(table, reader.required, reader.read)
     part.remarks = [f"{table.shown}: {remark}" for remark in [*([found] if found else []), *reader.remarks()]]
     return part

@@ -218,8 +218,9 @@ def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
     synonyms = SYNONYMS.get(options.name, {}) if published else {}
     if not set(synonyms.values()) <= set(choice.labels or ()):
         synonyms = {}  # the labels are others than those of the benchmark
+    pairs = parts["train"].examples[0].rejected is not None
     record = {split: part.source for split, part in parts.items()}
-    spec = _with_function(_answer_spec(options.name, options, choice, metric, synonyms), base, record)
+    spec = _with_function(_answer_spec(options.name, options, choice, metric, synonyms, pairs), base, record)
     splits = _examples(parts)
     train, dev, test = (splits[split] for split in SPLITS)
     return _limited(Task(options.name, train, dev, test, spec, record, remarks=remarks), options)
@@ -231,7 +232,12 @@ def _choose_labels(options: TaskSettings, parts: dict[str, Part], tolerated: Col
     if emptied:
         settle(_bad(parts), options.on_bad_rows, tolerated)
     train = parts["train"].examples
-    label_set = options.labels
+    label_set = None if train[0].rejected is not None else options.labels
+    if train[0].rejected is not None and isinstance(options, SplitOptions):
+        raise InputError(
+            f"{parts['train'].bad.shown}: a split needs classes, and these rows are preferences.",
+            "Name the fields of their texts and labels with 'input' and 'output', or list them under 'tasks'.",
+        )
     # Images have no free-text answers, and neither has a split, which is cut by its labels.
     always = isinstance(options, SplitOptions) or any(example.image is not None for example in train)
     if label_set == "auto" and always:
@@ -248,10 +254,20 @@ def _examples(parts: dict[str, Part]) -> dict[str, list[Example]]:
 
 
 def _answer_spec(
-    name: str, options: TaskSettings, choice: LabelSetChoice, labelled_metric: MetricName, synonyms: dict[str, str]
+    name: str,
+    options: TaskSettings,
+    choice: LabelSetChoice,
+    labelled_metric: MetricName,
+    synonyms: dict[str, str],
+    pairs: bool = False,
 ) -> AnswerSpec:
+    """Return how a task is answered and scored; ``pairs``: its examples are preferences."""
     metric = options.metric or ("rouge_l" if choice.labels is None else labelled_metric)
     try:
+        if pairs:
+            if foreign := options.foreign_to_preferences():
+                raise InputError(f"Its rows are preferences, which have no '{foreign[0]}'.", f"Remove '{foreign[0]}'.")
+            return AnswerSpec(prompt=options.prompt, dpo=options.dpo)
         return AnswerSpec(choice.labels, choice.texts, options.answer, metric, options.prompt, synonyms)
     except InputError as error:
         raise InputError(f"Task '{name}': {error.cause[0].lower()}{error.cause[1:]}", error.remedy) from error

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from merganser.metrics.function import MetricFunction, metric_name
 from merganser.streams.answers import AnswerSpec
-from merganser.streams.conversation import Conversation
+from merganser.streams.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
     from merganser.streams.images.picture import Picture
@@ -21,7 +21,8 @@ class Example:
 
     ``input`` is the text as the model reads it (prompt applied). With an ``image`` the model reads that, and ``input``
     is only its name. With a ``conversation`` a model with a chat template reads that up to its last turn, which is the
-    answer; ``input`` is the same role by role (:meth:`of_conversation`).
+    answer; ``input`` is the same role by role (:meth:`of_conversation`). With a ``rejected`` answer, ``output`` is the
+    one that is preferred to it.
 
     ``row`` is the 1-based line or number in the source, for messages; 0 where there is none.
     """
@@ -31,12 +32,26 @@ class Example:
     id: str = ""
     image: Picture | None = None
     conversation: Conversation | None = None
+    rejected: str | None = None
     row: int = field(default=0, compare=False, repr=False)
 
     @classmethod
     def of_conversation(cls, conversation: Conversation, id: str = "", row: int = 0) -> Example:
         """Make an example of a conversation whose last turn is the answer."""
-        return cls(str(conversation.context), conversation.answer.text.strip(), id, None, conversation, row)
+        return cls(str(conversation.context), conversation.answer.text.strip(), id, None, conversation, row=row)
+
+    @property
+    def rejected_conversation(self) -> Conversation:
+        """Return the conversation of a pair with the rejected answer in place of the chosen one."""
+        assert self.conversation is not None
+        assert self.rejected is not None
+        turns = (*self.conversation.context.turns, Turn("assistant", self.rejected))
+        return replace(self.conversation, turns=turns)
+
+    @property
+    def answers(self) -> tuple[str, ...]:
+        """Return the correct answer; of a pair, the chosen and the rejected one."""
+        return (self.output,) if self.rejected is None else (self.output, self.rejected)
 
     @property
     def read(self) -> str | Picture | Conversation:
@@ -54,20 +69,23 @@ class Example:
 
     @property
     def learned(self) -> str:
-        """Return :attr:`identity`, of a conversation with its answer and which turns are trained."""
-        return self.identity if self.conversation is None else self.conversation.identity
+        """Return :attr:`identity`, with the rejected answer of a pair, and of a conversation with its answer and which
+        turns are trained."""
+        whole = self.identity if self.conversation is None else self.conversation.identity
+        return whole if self.rejected is None else f"{whole}\0{self.rejected}"
 
     @property
     def texts(self) -> tuple[str, ...]:
         """Return every text that may reach the model."""
-        return (self.input, self.output) if self.conversation is None else tuple(self.conversation.texts())
+        read = (self.input, self.output) if self.conversation is None else tuple(self.conversation.texts())
+        return read if self.rejected is None else (*read, self.rejected)
 
     @property
     def nbytes(self) -> int:
-        """Return the bytes needed to store it: of input and output in UTF-8, and of an encoded image."""
+        """Return the bytes needed to store it: of input and answers in UTF-8, and of an encoded image."""
         if self.conversation is not None:
-            return len(self.conversation.identity.encode())
-        text = len(self.input.encode()) + len(self.output.encode())
+            return len(self.learned.encode())
+        text = sum(len(text.encode()) for text in self.texts)
         return text if self.image is None else text + self.image.nbytes
 
 
@@ -112,7 +130,9 @@ class Task:
         spec = self.spec
         texts = repr(sorted(spec.label_texts.items()))
         synonyms = [repr(sorted(spec.synonyms.items()))] if spec.synonyms else []
-        for part in (self.name, metric_name(spec.metric), spec.mode, spec.prompt, repr(spec.labels), texts, *synonyms):
+        dpo = [repr(spec.dpo)] if spec.dpo else []
+        parts = (self.name, metric_name(spec.metric), spec.mode, spec.prompt, repr(spec.labels), texts)
+        for part in (*parts, *synonyms, *dpo):
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")

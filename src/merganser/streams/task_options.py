@@ -13,6 +13,7 @@ from merganser.files.temporary_names import PARTIAL
 from merganser.options import StrictOptions
 from merganser.streams.answers import AnswerMode
 from merganser.streams.bad_rows import TASK_CHOICE, OnBadRows
+from merganser.streams.dpo import DpoOptions
 from merganser.streams.metric_source import MetricOption
 from merganser.streams.prompts import prompt_fields
 
@@ -52,6 +53,19 @@ class Options(StrictOptions):
 class TaskSettings(Options):
     """How a task's rows become examples: everything but the name and the files."""
 
+    kind: Literal["answers", "preference"] | None = Field(
+        default=None,
+        description="answers: rows with a text and its correct answer; preference: rows with a prompt, a chosen and a "
+        "rejected answer; null: preference if the rows have the fields 'chosen' and 'rejected' and no output",
+    )
+    chosen: str = Field(default="chosen", min_length=1, description="preference: field with the preferred answer")
+    rejected: str = Field(
+        default="rejected",
+        min_length=1,
+        description="preference: field with the other answer. The prompt is in the field 'input' or 'prompt'; without "
+        "one it is the beginning that both answers share",
+    )
+    dpo: DpoOptions = Field(default_factory=DpoOptions, description="preference: how it is learned")
     format: RowFormat = Field(
         default="auto",
         description="form of the rows: fields (those named by input, output and prompt), messages (role and content), "
@@ -150,8 +164,17 @@ class TaskSettings(Options):
             raise ValueError("names no field")
         return value
 
+    def foreign_to_preferences(self) -> list[str]:
+        """Return the settings that were given and have no meaning for a task of preferences."""
+        defaults = {name: field.default for name, field in TaskSettings.model_fields.items()}
+        names = ("format", "train_turns", "image", "classes", "output", "metric", "answer")
+        foreign = [name for name in names if getattr(self, name) != defaults[name]]
+        return [*foreign, "labels"] if self.labels not in ("auto", None) else foreign
+
     @model_validator(mode="after")
     def _check_prompt(self) -> TaskSettings:
+        if self.kind == "preference" and (foreign := self.foreign_to_preferences()):
+            raise ValueError(f"kind 'preference' has no '{foreign[0]}'")
         if self.image is not None and (self.prompt != "{input}" or self.input != "input"):
             raise ValueError("gives an 'image' and also an 'input' or a 'prompt': an image is read without a text")
         try:

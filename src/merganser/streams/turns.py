@@ -90,7 +90,9 @@ def read_turns(value: Any, system: str = "", *, answered: bool = True) -> tuple[
         BadTurns: another form, an unknown role, a content that is no text, an empty turn, roles in an impossible order,
             no answer at the end.
     """
-    turns = [turn for number, message in enumerate(_messages(value), 1) if (turn := _turn(message, number)) is not None]
+    turns = [
+        turn for number, message in enumerate(read_messages(value), 1) if (turn := _turn(message, number)) is not None
+    ]
     if system.strip() and not (turns and turns[0].role == "system"):
         turns.insert(0, Turn("system", system))
     _check_order(turns)
@@ -143,8 +145,12 @@ def is_conversation(value: Any) -> bool:
     )
 
 
-def _messages(value: Any) -> list[Mapping[str, Any]]:
-    """Return the list of messages."""
+def read_messages(value: Any) -> list[Mapping[str, Any]]:
+    """Return the list of messages of a conversation or a part of one, whatever their roles.
+
+    Raises:
+        BadTurns: another form.
+    """
     if isinstance(value, str):
         value = _parsed(value, "the conversation")
     if isinstance(value, Mapping):  # as some libraries return lists of objects: one list per key

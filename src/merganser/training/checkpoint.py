@@ -46,15 +46,14 @@ class RestoredState(TrainerCallback):
             records.examples_seen = sum(seen) if processes.is_main() else 0
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
-        tensors = self.checkpoint.tensors.items()
-        return {name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)}
+        return _with_prefix(self.checkpoint, prefix)
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
     ) -> None:
         """Restore the state of the method and of all other parts."""
         for name, part in self.parts.items():
-            part.load_task_state(TaskState(self.checkpoint.values["parts"][name], self._tensors(f"parts.{name}.")))
+            part.load_task_state(part_state(self.checkpoint, name))
 
     def restore_weights(self, model: torch.nn.Module) -> None:
         """Restore the trainable weights, in place."""
@@ -172,6 +171,16 @@ class TaskCheckpoints(TrainerCallback):
             processes.run_collectively(lambda: folder.add(step, rank_state, tensors))
             processes.on_main(lambda: folder.finish(step, values, text))
         self._written = time.perf_counter()
+
+
+def part_state(checkpoint: Checkpoint, name: str) -> TaskState:
+    """Return the state of one part of the training as a checkpoint has it."""
+    return TaskState(checkpoint.values["parts"].get(name, {}), _with_prefix(checkpoint, f"parts.{name}."))
+
+
+def _with_prefix(checkpoint: Checkpoint, prefix: str) -> dict[str, Tensor]:
+    tensors = checkpoint.tensors.items()
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors if name.startswith(prefix)}
 
 
 def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -11,7 +11,7 @@ import contextlib
 import copy
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from merganser import processes
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX
+from merganser.models.pairs import is_pair, is_pairs, num_pairs
 
 
 @dataclass(frozen=True)
@@ -30,11 +31,13 @@ class LocalBatch:
         batch: the collated examples.
         weight: factor on its mean loss, with which the mean over the ranks is the loss of the whole batch.
         items: loss items of the whole batch, over all ranks.
+        share: fraction of the examples of a larger batch that have the loss of this one: pairs, or all others.
     """
 
     batch: Mapping[str, Any]
     weight: float
     items: int = 1
+    share: float = 1.0
 
     @classmethod
     def of(
@@ -74,6 +77,8 @@ class SplitBatch:
     ) -> SplitBatch:
         """Collate this rank's share of a batch that is the same list of examples on every rank.
 
+        Pairs and examples with one answer come in parts of their own, since they have different losses.
+
         Args:
             examples: of the whole batch.
             collate: makes a batch of a list of examples.
@@ -81,27 +86,45 @@ class SplitBatch:
             at_most: examples of a part, over all ranks; ``None``: the whole batch is one part.
         """
         size = at_most or len(examples)
-        chunks = [examples[start : start + size] for start in range(0, len(examples), size)]
-        return cls([LocalBatch.of(chunk, collate, shifted) for chunk in chunks])
+        parts = []
+        for alike in by_loss(examples):
+            chunks = [alike[start : start + size] for start in range(0, len(alike), size)]
+            share = len(alike) / len(examples)
+            parts += [replace(LocalBatch.of(chunk, collate, shifted), share=share) for chunk in chunks]
+        return cls(parts)
 
     @property
     def weights(self) -> list[float]:
         """A factor on the mean loss of each part, with which the mean over the ranks of their sum is the mean loss over
-        all loss items of the batch."""
-        total = sum(part.items for part in self.parts)
-        return [part.weight * (part.items / total if total else 1 / len(self.parts)) for part in self.parts]
+        all loss items of the batch; of pairs beside other examples, the mean of the two means by numbers of examples.
+        """
+        weights = []
+        for part in self.parts:
+            alike = [other for other in self.parts if is_pairs(other.batch) == is_pairs(part.batch)]
+            total = sum(other.items for other in alike)
+            weights.append(part.share * part.weight * (part.items / total if total else 1 / len(alike)))
+        return weights
 
     def mean(self, losses: Sequence[float]) -> float:
         """Return the loss of the whole batch, from the mean loss of each part; the same bits on every rank."""
         return mean_over_processes(sum(w * loss for w, loss in zip(self.weights, losses, strict=True)))
 
 
+def by_loss(examples: Sequence[Any]) -> list[list[Any]]:
+    """Group examples by their loss, in order: those with one answer, and pairs; no group is empty."""
+    pairs = [isinstance(example, Mapping) and is_pair(example) for example in examples]
+    groups = [[e for e, pair in zip(examples, pairs, strict=True) if pair is kind] for kind in (False, True)]
+    return [group for group in groups if group]
+
+
 def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
-    """Count the loss items of a batch: labels that are not ignored, or examples without labels.
+    """Count the loss items of a batch: labels that are not ignored, pairs, or examples without labels.
 
     Args:
         shifted: the model's loss does not use the first label of every row (:func:`shifts_labels`).
     """
+    if is_pairs(batch):
+        return num_pairs(batch)
     labels = batch.get("labels")
     if not isinstance(labels, Tensor):
         return num_examples(batch)
@@ -109,10 +132,11 @@ def num_loss_items(batch: Mapping[str, Any], shifted: bool = False) -> int:
 
 
 def num_examples(batch: Mapping[str, Any]) -> int:
-    """Return the number of examples in a batch; packed ones begin at position 0."""
+    """Return the number of examples in a batch; a pair is one, and packed ones begin at position 0."""
     if isinstance(positions := batch.get("position_ids"), Tensor):
         return int((positions == 0).sum())
-    return next(len(value) for value in batch.values() if isinstance(value, Tensor))
+    rows = next(len(value) for value in batch.values() if isinstance(value, Tensor))
+    return rows // 2 if is_pairs(batch) else rows
 
 
 def shifts_labels(model: nn.Module) -> bool:

@@ -12,7 +12,9 @@ from torch.nn import functional
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX, eval_mode
+from merganser.models.pairs import is_pairs
 from merganser.training.determinism import derive_seed
+from merganser.training.dpo import loss_on_own_preferences
 from merganser.training.rehearsal import Collator, model_loss, to_device
 from merganser.weights import Weights
 
@@ -34,7 +36,7 @@ def diagonal_fisher(
 
     Source: Kirkpatrick et al. 2017, Overcoming catastrophic forgetting in neural networks, arXiv 1612.00796; on the two
     kinds, Kunstner et al. 2019, arXiv 1905.12558. ``log p`` is minus the loss that the model is trained with: for texts
-    the mean over the tokens of a batch's answers.
+    the mean over the tokens of a batch's answers; for pairs the likelihood that the chosen answer is preferred.
 
     One backward pass takes ``batch`` examples. With 1 the mean of squared gradients is exact. With more, the squared
     gradient of a batch's mean loss replaces it, times ``batch``: the same in expectation where the mean gradient
@@ -85,6 +87,8 @@ def diagonal_fisher(
 
 def _loss_on_own_answers(module: nn.Module, inputs: Mapping[str, Any], seed: int) -> Tensor:
     """Return the mean negative log-likelihood (nats) of labels drawn from the model where the batch has labels."""
+    if is_pairs(inputs):
+        return loss_on_own_preferences(module, inputs, seed)
     logits: Tensor = module(**inputs)["logits"].float()
     labels: Tensor = inputs["labels"]
     if labels.ndim == 2 and not getattr(getattr(module, "config", None), "is_encoder_decoder", False):

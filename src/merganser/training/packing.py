@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX, eval_mode
 from merganser.models.padding import MULTIPLE
+from merganser.models.pairs import is_pairs
 from merganser.models.precision import autocast
 from merganser.training.options import TrainingOptions
 from merganser.training.rehearsal import Collator, without_cache
@@ -43,14 +44,17 @@ class Collating(Protocol):
 
 
 def training_collator(model: Collating, options: TrainingOptions) -> Collator:
-    """Return the collator of training batches: the model's own, or one that packs what it returns."""
+    """Return the collator of training batches: the model's own, or one that packs what it returns, but no pairs."""
     if options.packing == "none":
         return model.collate
     # Flash attention finds the beginnings of texts in a single row only.
     in_one_row = options.packing == "padding_free" or "flash" in attention_of(model.module)
 
-    def collate(features: list[Any]) -> dict[str, Tensor]:
-        return pack(model.collate(features), None if in_one_row else options.pack_length or 0)
+    def collate(features: list[Any]) -> Mapping[str, Any]:
+        batch = model.collate(features)
+        if is_pairs(batch):  # their likelihoods are summed row by row
+            return batch
+        return pack(batch, None if in_one_row else options.pack_length or 0)
 
     return collate
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
 from merganser.models.base import IGNORE_INDEX, eval_mode
+from merganser.models.pairs import model_inputs
 from merganser.training.rehearsal import Collator, to_device
 from merganser.training.state import TaskState
 from merganser.weights import Weights
@@ -111,7 +112,7 @@ def extend_bases(
             for start in range(0, len(sample), batch):
                 inputs = to_device(collate(sample[start : start + batch]), device)
                 masks[:] = _masks(inputs)
-                module(**inputs)
+                module(**model_inputs(inputs))
     finally:
         for hook in hooks:
             hook.remove()

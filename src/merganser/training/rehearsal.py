@@ -15,7 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from merganser.errors import InputError
+from merganser.models.pairs import is_pairs
 from merganser.training.distributed import LocalBatch, SplitBatch, average_gradients, reshard
+from merganser.training.dpo import preference_loss
 from merganser.training.options import RehearsalSampling, check_batch
 
 Collator = Callable[[list[Any]], Mapping[str, Any]]
@@ -79,7 +81,9 @@ class MemoryBatches:
 
 
 def model_loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-    """Return the model's own loss on a batch: ``model(**batch)["loss"]``."""
+    """Return the model's own loss on a batch: ``model(**batch)["loss"]``; on a batch of pairs the loss of DPO."""
+    if is_pairs(batch):
+        return preference_loss(model, batch)[0]
     output = model(**batch)
     return output["loss"] if isinstance(output, Mapping) else output[0]
 

@@ -18,6 +18,7 @@ from merganser import processes
 from merganser.errors import RunError
 from merganser.files.temporary_folder import temporary_folder
 from merganser.models.library_output import silence_libraries
+from merganser.models.pairs import is_pairs
 from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
 from merganser.training.checkpoint import RestoredState, TaskCheckpoints
@@ -32,6 +33,7 @@ from merganser.training.distributed import (
     sharded_as_launched,
     shifts_labels,
 )
+from merganser.training.dpo import preference_loss
 from merganser.training.options import TrainingOptions, fitting_warmup
 from merganser.training.packing import training_collator
 from merganser.training.records import TaskRecords
@@ -151,8 +153,11 @@ class TaskTrainer(Trainer):
         if items == 0 and "labels" in inputs:  # only a padding example: the mean over no label would be NaN
             inputs = {**inputs, "labels": inputs["labels"].clamp(min=0)}
         needs_outputs = return_outputs or self.penalty is not None
-        result = super().compute_loss(model, inputs, needs_outputs)
-        loss, outputs = result if needs_outputs else (result, {})
+        if is_pairs(inputs):
+            loss, outputs = preference_loss(model, inputs)
+        else:
+            result = super().compute_loss(model, inputs, needs_outputs)
+            loss, outputs = result if needs_outputs else (result, {})
         loss = self._weight(items, num_items_in_batch) * loss
         if self.penalty is not None:
             loss = loss + self.penalty(model, self.state.global_step, inputs, outputs)

@@ -40,6 +40,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
     import torch
 
     from merganser.models.base import eval_mode
+    from merganser.models.pairs import model_inputs
     from merganser.training.rehearsal import to_device
 
     module, device = context.backbone.module, context.backbone.device
@@ -55,7 +56,7 @@ def mean_feature(context: TaskContext, batch: int = 32, examples: int = 512) -> 
                 read = {name: value for name, value in inputs.items() if name not in ("candidates", "labels")}
                 rows = module.embed(**read)  # type: ignore[operator]
             else:
-                output = module(**inputs, output_hidden_states=True)
+                output = module(**model_inputs(inputs), output_hidden_states=True)
                 encoder = context.backbone.kind == "seq2seq"
                 hidden = output.encoder_last_hidden_state if encoder else output.hidden_states[-1]
                 tokens = inputs["attention_mask"].unsqueeze(-1).to(hidden.dtype)
