@@ -291,3 +291,21 @@ def test_export_refuses_what_it_cannot_write(run: Path, merganser: Command, tmp_
     )
     assert not (tmp_path / "out").exists()
     assert not list(tmp_path.glob("*.partial"))
+
+
+def test_an_export_is_asked_as_its_run(run: Path, merganser: Command) -> None:
+    assert merganser("export", run, run.parent / "out").code == 0
+    base = ("--model", toys.model_folder())
+    asked = [merganser("ask", place, *base, "--json", *TEXTS) for place in (run, run.parent / "out")]
+    assert asked[0].code == asked[1].code == 0
+    assert asked[0].out == asked[1].out
+    assert "no task 'absent'" in merganser("ask", run.parent / "out", *base, "--task", "absent", "a").error
+
+
+def test_what_is_neither_here_nor_may_be_asked_of_the_hub(merganser: Command) -> None:
+    refused = merganser("ask", "nobody/nothing@topic", "a text")
+    assert refused.code == 2
+    assert "There is no run in 'nobody/nothing@topic'. 'nobody/nothing' at 'topic' cannot be read" in refused.error
+    assert "HF_HUB_OFFLINE" in refused.error
+    Path("nobody").mkdir()
+    assert "hub" not in merganser("ask", "nobody/nothing", "a text").error

@@ -146,7 +146,8 @@ def test_another_machine(merganser: Command, tmp_path: Path) -> None:
     for command in (("ask", there / "run", "a text"), ("evaluate", there / "run")):
         refused = merganser(*command, "--model", other)
         assert refused.code == 2
-        assert f"The model '{other}' is not the one that '{there / 'run'}' was started with." in refused.error
+        assert f"The model '{other}' (" in refused.error
+        assert f") is not the one that '{there / 'run'}' was started with: '" in refused.error
     refused = add(merganser, there / "run", "--model", other, data=data)
     assert refused.code == 2
     assert contents(there / "run") == before

@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 
 from merganser.runs import RunDirectory
+from merganser.runs.checksums import sealed
 from merganser.runs.lock import RunLock
-from tests.learner.toys import Command, contents, flip_bit, without_checksums
+from tests.learner.toys import Command, contents, flip_bit, read_json, without_checksums
 
 
 def test_a_whole_run(run: Path, merganser: Command) -> None:
@@ -179,3 +180,30 @@ def test_a_file_in_the_way_of_a_task_is_named(run: Path, merganser: Command) -> 
     done = merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json")
     assert (done.code, done.error) == (2, f"'{way}' is not of this run, and in its way. Move it elsewhere.")
     assert way.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("key", "problem"), [("base", "trained on 'other' (0000), the other rows on"), ("weights", "")]
+)
+def test_a_row_of_another_lineage(key: str, problem: str, run: Path, merganser: Command) -> None:
+    file = run / "tasks" / "02-topic" / "row.json"
+    content = read_json(file)
+    content["lineage"][key] = {"name": "other", "sha256": "0000"} if key == "base" else "0000"
+    file.write_bytes(sealed(content))
+    done = merganser("verify", run, "--check")
+    assert done.code == 1
+    assert "Damaged: tasks/02-topic/row.json (it" in done.out
+    assert (problem or "its lineage is that of other weights") in done.out
+
+
+def test_an_export(run: Path, merganser: Command) -> None:
+    out = run.parent / "out"
+    assert merganser("export", run, out).code == 0
+    (out / "README.md").write_text("edited")
+    assert merganser("verify", out).code == 0
+    flip_bit(out / "adapter_model.safetensors")
+    (out / "labels.json").unlink()
+    damaged = merganser("verify", out)
+    assert damaged.code == 1
+    assert "Damaged: adapter_model.safetensors (its content has changed" in damaged.out
+    assert "Damaged: labels.json (it is missing)" in damaged.out

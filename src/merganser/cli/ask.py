@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merganser.cli.options import ModelOption, RunArgument
+from merganser.cli.options import ModelOption
 from merganser.events import Event, Notice
 
 if TYPE_CHECKING:
+    from merganser.learner import Learner
+    from merganser.learner.exported import ExportedModel
     from merganser.models.base import Answer
 
 
 def ask(
-    run: RunArgument,
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="Directory of the run, folder of an export, or hub id of one (OWNER/NAME, OWNER/NAME@TASK).",
+            show_default=False,
+        ),
+    ],
     text: Annotated[
         list[str] | None,
         typer.Argument(
@@ -38,12 +48,13 @@ def ask(
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per text: text, answer, score.")] = False,
     model: ModelOption = None,
 ) -> None:
-    """Answer texts with the current model of a run (inference).
+    """Answer texts with the current model of a run, or with an exported model (inference).
 
     Example: merganser ask runs/first 'Where is my parcel?' --json
+
+    Example: merganser ask OWNER/NAME@TASK 'Where is my parcel?'
     """
     from merganser.errors import InputError
-    from merganser.learner import Learner
 
     if text:
         texts = list(text)
@@ -55,13 +66,8 @@ def ask(
     if not texts:
         raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
 
-    def show(event: Event) -> None:
-        if isinstance(event, Notice):
-            typer.echo(event.text, err=True)
-
-    with Learner.open(run, read_only=True, model_path=model, listener=show) as learner:
-        answers = learner.predict(texts, task)
-        learned = learner.learned
+    learner = _open(run, model)
+    answers, learned = learner.predict(texts, task), learner.learned
     for question, answer in zip(texts, answers, strict=True):
         if as_json:
             values = {"text": question, "answer": answer.text, "score": round(answer.score, 6)}
@@ -74,6 +80,34 @@ def ask(
             typer.echo("\t".join([answer.text, question, *([answer.task] if answer.task else [])]))
     if answers[0].task:
         typer.echo(_chosen(answers, learned), err=True)
+
+
+def _open(name: str, model: str | None) -> Learner | ExportedModel:
+    """Open a run or an exported model for inference."""
+    from merganser.errors import InputError
+    from merganser.learner import Learner
+    from merganser.learner.exported import ExportedModel, is_export
+    from merganser.runs import RunDirectory
+
+    def show(event: Event) -> None:
+        if isinstance(event, Notice):
+            typer.echo(event.text, err=True)
+
+    path = Path(name)
+    if is_export(path):
+        return ExportedModel.open(name, model_path=model, listener=show)
+    if RunDirectory.exists(path) or not _may_be_on_hub(name):
+        return Learner.open(path, read_only=True, model_path=model, listener=show)
+    try:
+        return ExportedModel.open(name, model_path=model, listener=show)
+    except InputError as error:
+        raise InputError(f"There is no run in '{name}'. {error.cause}", error.remedy) from error
+
+
+def _may_be_on_hub(name: str) -> bool:
+    """Whether a name can be that of a repository of the hub: OWNER/NAME, and there is no folder OWNER here."""
+    owner, slash, rest = name.partition("@")[0].partition("/")
+    return bool(slash and owner and rest) and "/" not in rest and owner != "~" and not Path(owner).exists()
 
 
 def _chosen(answers: Sequence[Answer], learned: Sequence[str]) -> str:

@@ -24,7 +24,7 @@ def verify(
     ] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of lines.")] = False,
 ) -> None:
-    """Check every file of a run against the SHA-256 that was recorded when it was written.
+    """Check every file of a run, or of an export, against the SHA-256 that was recorded when it was written.
 
     Damaged files that can be made again are made again: model/, ledger.jsonl, scores.json and report.html from the
     folders under tasks/, and a task's weights and merges from model/ and ledger.jsonl. Every other damaged file is
@@ -35,15 +35,20 @@ def verify(
     Example: merganser verify runs/first
     """
     from merganser.errors import RunError
+    from merganser.lineage import FILE as LINEAGE
     from merganser.report.formatting import plural, size
     from merganser.runs import RunDirectory
     from merganser.runs.verification import verify as verify_run
+    from merganser.runs.verification import verify_export
 
-    directory = RunDirectory.open(run)
-    if check:
+    if not RunDirectory.exists(run) and (run / LINEAGE).is_file():
+        found = verify_export(run)
+    elif check:
+        directory = RunDirectory.open(run)
         found = verify_run(directory, repair=False)
         _check_page(directory, found, repair=False)
     else:
+        directory = RunDirectory.open(run)
         with directory.lock:
             found = verify_run(directory)
             _check_page(directory, found, repair=True)

@@ -1,4 +1,4 @@
-"""Inference with a run: answer texts, evaluate the model as it is."""
+"""Inference: answer texts with a run or an exported model, evaluate the model of a run as it is."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from merganser.errors import InputError, nearest
 from merganser.events import Notice
+from merganser.learner.answering import Answering
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
@@ -16,7 +17,7 @@ from merganser.streams.prompts import prompt_fields
 from merganser.streams.task import Example, Task
 
 
-def predict(session: Session, texts: Sequence[str], task: str | None = None) -> list[Answer]:
+def predict(session: Answering, texts: Sequence[str], task: str | None = None) -> list[Answer]:
     """Answer texts with what was learned.
 
     Args:
@@ -45,7 +46,7 @@ def predict(session: Session, texts: Sequence[str], task: str | None = None) -> 
     return _most_likely(session, texts, known) if spec is None else _answers(session, texts, list(known)[-1], spec)
 
 
-def _answers(session: Session, texts: Sequence[str], task: str, spec: AnswerSpec) -> list[Answer]:
+def _answers(session: Answering, texts: Sequence[str], task: str, spec: AnswerSpec) -> list[Answer]:
     """Answer texts with the model of a task."""
     session.use_task(task)
     spec = _candidates(session, spec)
@@ -57,11 +58,11 @@ def _answers(session: Session, texts: Sequence[str], task: str, spec: AnswerSpec
     return session.backbone.answer(prompted, spec, session.config.evaluation.batch)
 
 
-def _candidates(session: Session, spec: AnswerSpec) -> AnswerSpec:
+def _candidates(session: Answering, spec: AnswerSpec) -> AnswerSpec:
     return session.candidates.spec(spec, [learned.spec for learned in session.known_tasks().values()])
 
 
-def _common_spec(session: Session, known: Mapping[str, Task]) -> AnswerSpec | None:
+def _common_spec(session: Answering, known: Mapping[str, Task]) -> AnswerSpec | None:
     """Return how a text of no named task is answered: among the labels of all tasks, or in free text.
 
     ``None`` where tasks must be asked one by one.
@@ -69,12 +70,12 @@ def _common_spec(session: Session, known: Mapping[str, Task]) -> AnswerSpec | No
     specs = [task.spec for task in known.values()]
     if len(specs) == 1:
         return specs[0]
-    if session.method.per_task_models or len({(spec.prompt, spec.labels is None) for spec in specs}) > 1:
+    if session.candidates.per_task_models or len({(spec.prompt, spec.labels is None) for spec in specs}) > 1:
         return None
     return specs[-1].with_labels_of(specs)
 
 
-def _most_likely(session: Session, texts: Sequence[str], known: Mapping[str, Task]) -> list[Answer]:
+def _most_likely(session: Answering, texts: Sequence[str], known: Mapping[str, Task]) -> list[Answer]:
     """Return for each text the answer that is furthest above chance, of all tasks whose prompt has one field.
 
     Of ``n`` labels each has a chance of ``1 / n``, so probabilities ``p`` among few and among many labels are compared

@@ -21,6 +21,7 @@ from merganser.learner.checks import (
     note_truncation,
     sample,
 )
+from merganser.learner.lineage import row_lineage
 from merganser.learner.resume import checkpoints_of
 from merganser.learner.row_files import write_row_files
 from merganser.learner.row_scores import score_all_tasks, score_new_tasks, tasks_to_score
@@ -142,7 +143,7 @@ class TaskRun:
             metrics = {task.name: metric_name(task.spec.metric) for task in tasks}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
-            processes.on_main(lambda: _write_start(folder, row))
+            processes.on_main(lambda: _write_start(session, folder, row))
             session.commit(folder)
         except BaseException:
             session.directory.abandon_row(folder)
@@ -150,6 +151,7 @@ class TaskRun:
         session.listener(RowDone((), {task: score.value for task, score in scores.items()}))
 
 
-def _write_start(folder: Path, row: RowFile) -> None:
+def _write_start(session: Session, folder: Path, row: RowFile) -> None:
     sha256, run_sha256 = row_checksums(folder)
-    write_row_record(folder, row.model_copy(update={"sha256": sha256, "run_sha256": run_sha256}))
+    recorded = {"sha256": sha256, "run_sha256": run_sha256, "lineage": row_lineage(session, [], sha256)}
+    write_row_record(folder, row.model_copy(update=recorded))

@@ -15,6 +15,7 @@ from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, exporting, inference, learn_task, opening, references
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
+from merganser.lineage import Lineage
 from merganser.metrics.function import MetricFunction
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score, ScoreRow
@@ -189,7 +190,8 @@ class Learner:
         base_model: str | None = None,
         gguf: GgufOptions | None = None,
         overwrite: bool = False,
-    ) -> None:
+        after: str | None = None,
+    ) -> Lineage:
         """Write the model for use without Merganser; see :func:`merganser.learner.exporting.export`."""
-        to = Destination(base_model, gguf)
-        exporting.export(self.session, Path(out), merged=merged, task=task, dtype=dtype, to=to, overwrite=overwrite)
+        form = exporting.Form(merged, dtype, Destination(base_model, gguf), overwrite)
+        return exporting.export(self.session, Path(out), form, task=task, after=after)

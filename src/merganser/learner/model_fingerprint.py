@@ -1,9 +1,10 @@
-"""The fingerprint of a pretrained model, by which a run recognises it on another machine."""
+"""The fingerprint of a pretrained model and of its tokenizer, by which a run recognises them on another machine."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 
 from merganser.checkpoints.source import read_json
 from merganser.files.digests import combine, file_digest, tensor_digests
@@ -27,6 +28,27 @@ def fingerprint(backbone: Backbone) -> str:
         return file_digest(source.gguf)
     tensors = [pair for path in source.weight_files() for pair in tensor_digests(path).items()]
     return combine([*tensors, (CONFIG, _config_digest(source))])
+
+
+def tokenizer_digest(backbone: Backbone) -> str:
+    """Return the SHA-256 of a tokenizer's vocabulary, special tokens and chat template; empty where no text is read.
+
+    How its files are written does not matter, which differs between versions of transformers.
+    """
+    tokenizer = backbone.tokenizer.tokenizer if backbone.modality == "image" else backbone.tokenizer
+    settings = backbone.pretrained_from.settings.tokenizer
+    if tokenizer is None or settings is None:
+        return ""
+    special = {**tokenizer.special_tokens_map, "pad_token": settings.attributes["pad_token"]}
+    content = [sorted(tokenizer.get_vocab().items()), sorted(special.items(), key=str), tokenizer.chat_template]
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def hub_commit(backbone: Backbone) -> str | None:
+    """Return the commit of a pretrained model that was read from the hub's cache, which has a folder per commit."""
+    source = backbone.pretrained_from.source
+    path = None if Path(source.location).is_dir() else source.file(CONFIG, downloaded=True)
+    return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
 
 
 def _config_digest(source: ModelSource) -> str:

@@ -13,7 +13,8 @@ from merganser import processes
 from merganser.config import RunConfig, check_config, differences
 from merganser.errors import InputError
 from merganser.events import Listener, Notice
-from merganser.learner.model_fingerprint import fingerprint
+from merganser.learner.lineage import check_base
+from merganser.learner.model_fingerprint import fingerprint, hub_commit, tokenizer_digest
 from merganser.learner.session import Session
 from merganser.models.base import Backbone
 from merganser.models.loading import load_backbone, resolve_lengths
@@ -129,11 +130,7 @@ def _load_session(directory: RunDirectory, config: RunConfig, listener: Listener
     # The precision that `auto` resolved to where the run was started is kept on every machine.
     resolved = directory.info.config.get("resolved", {})
     backbone = _load_backbone(config, resolved.get("precision", config.model.precision), model_path)
-    if fingerprint(backbone) != resolved.get("model_fingerprint"):
-        raise InputError(
-            f"The model '{model_path or config.model.name}' is not the one that '{directory.path}' was started with.",
-            "Give the folder of the same pretrained model (--model, or model_path from Python).",
-        )
+    check_base(directory, backbone)
     session = Session(directory, config, backbone, listener)
     session.restore()
     return session
@@ -155,4 +152,6 @@ def _resolved(backbone: Backbone) -> dict[str, Any]:
         "trainable_parameters": sum(trainable.values()),
         "parameters": sum(p.numel() for p in backbone.module.parameters()),
         "model_fingerprint": fingerprint(backbone),
+        "tokenizer_sha256": tokenizer_digest(backbone),
+        "model_commit": hub_commit(backbone),
     }

@@ -11,6 +11,7 @@ from merganser.files.atomic import write_json_lines
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.checks import memory_options, remarks, sample
 from merganser.learner.example_store import as_line, kept_example, write_images, write_prototypes
+from merganser.learner.lineage import row_lineage
 from merganser.learner.row_scores import answered_by, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.train_row import TrainedRow
@@ -73,6 +74,7 @@ def write_row_files(
         lines={name: len(values) for name, values in lines.items()},
         sha256=sha256,
         run_sha256=run_sha256,
+        lineage=row_lineage(session, tasks, sha256),
     )
     write_row_record(folder, file)
 

@@ -146,6 +146,17 @@ class LabelMatcher(Backbone):
         rows = self.label_rows(spec)  # may extend the bank
         return self.module.bank[rows]
 
+    def load_label_vectors(self, spec: AnswerSpec, vectors: torch.Tensor) -> None:
+        """Restore what :meth:`label_vectors` returned, of labels that have no vector yet: nothing is embedded."""
+        for label, vector in zip(spec.require_labels("A matcher"), vectors, strict=True):
+            name = self._row_name(spec, label)
+            if name not in self._rows:
+                self._add([name], vector.unsqueeze(0))
+
+    def _row_name(self, spec: AnswerSpec, label: str) -> str:
+        """Return the name of a label's vector in the bank: its text."""
+        return spec.text_of(label)
+
     def check_labels(self, spec: AnswerSpec, where: str) -> None:
         labels = spec.require_labels("A matcher")
         reading = self._reading(where)

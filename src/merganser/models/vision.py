@@ -182,6 +182,9 @@ class VisionMatcher(LabelMatcher):
             if label not in self._rows:
                 self._add([label], vector.unsqueeze(0))
 
+    def _row_name(self, spec: AnswerSpec, label: str) -> str:
+        return super()._row_name(spec, label) if self.has_text_encoder else label
+
     def label_rows(self, spec: AnswerSpec) -> list[int]:
         if self.has_text_encoder:
             return super().label_rows(spec)

@@ -27,6 +27,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from merganser.lineage import Lineage
 from merganser.metrics.continual import Metric
 from merganser.metrics.score import Score, ScoreRow
 from merganser.streams.answers import AnswerSpec
@@ -206,6 +207,10 @@ class RowFile(Record):
         default_factory=dict, description="SHA-256 of every other file of the row, by path; empty: none was recorded"
     )
     run_sha256: str = Field("", description="SHA-256 of run.yaml; empty: none was recorded")
+    lineage: Lineage | None = Field(
+        None,
+        description="hashes of base, tokenizer, quantisation, this row's data and weights; None: none was recorded",
+    )
     checksum: str = Field("", description="SHA-256 of this file with this value left empty; empty: none was recorded")
 
 

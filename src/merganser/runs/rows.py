@@ -80,6 +80,10 @@ class Row:
             raise damaged(*problem)
         return self.folder / part
 
+    def sha256(self) -> dict[str, str]:
+        """Return the SHA-256 of every other file of the row: as recorded, or where none was, computed."""
+        return dict(self.file.sha256) or checksums(self.folder, without=(RECORD,))
+
     def check(self) -> None:
         """Check every file of the row: by its checksum, or where none was recorded by reading it.
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from merganser.errors import InputError
 from merganser.files.atomic import json_lines_bytes, make_folder, new_file, write
 from merganser.files.safetensors_file import read_header
+from merganser.lineage import DIGITS, read_lineage, weights_digest
 from merganser.metrics.function import is_function_name, metric_name
 from merganser.runs import checkpoint
 from merganser.runs.checksums import CHANGED, THREADS, files_of, problem_of, sha256_of
@@ -78,11 +79,33 @@ def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
     verifier = _Verifier(directory, repair)
     verifier.check_rows()
     verifier.check_run_file()
+    verifier.check_lineage()
     verifier.check_checkpoints()
     verifier.check_references()
     verifier.check_derived()
     verifier.check_metrics()
     return verifier.found
+
+
+def verify_export(folder: Path) -> Verification:
+    """Compare every file of an export with the hash in its lineage; its card may be edited.
+
+    Raises:
+        InputError: there is no lineage, or it is damaged.
+    """
+    lineage = read_lineage(folder)
+    if lineage is None:
+        raise InputError(f"There is neither a run nor an export in '{folder}'.", "Check the path.")
+    found = Verification()
+    for name, expected in lineage.files.items():
+        if problem := problem_of(folder / name, expected, again=True):
+            found.damaged.append(Finding(name, problem, "Export or download the model again."))
+        else:
+            found.files += 1
+            found.bytes += (folder / name).stat().st_size
+    if lineage.holds == "adapter" and weights_digest(lineage.files) != lineage.weights:
+        found.notes.append("The weights are in another number format than in the run.")
+    return found
 
 
 class _Verifier:
@@ -187,6 +210,22 @@ class _Verifier:
             self._damaged(self.path / RUN, CHANGED, "Restore it from a copy of the run.")
         elif recorded:
             self._intact(self.path / RUN)
+
+    def check_lineage(self) -> None:
+        """Compare what the rows were made from with the run's model and with their weights."""
+        resolved = self.directory.info.config.get("resolved", {})
+        model = resolved.get("model_fingerprint", "")
+        for number, record in self.records.items():
+            if record.lineage is None:
+                continue
+            weights = {name: value for name, value in record.sha256.items() if name.startswith("adapter/")}
+            problem = ""
+            if model and record.lineage.base.sha256 != model:
+                problem = f"it was trained on {record.lineage.base.described}, the other rows on {model[:DIGITS]}"
+            elif weights and weights_digest(weights) != record.lineage.weights:
+                problem = "its lineage is that of other weights"
+            if problem:
+                self._damaged(self.folders[number] / RECORD, problem, self._remedy(number))
 
     def check_checkpoints(self) -> None:
         """Check the checkpoints of a task that was interrupted."""

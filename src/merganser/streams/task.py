@@ -136,9 +136,23 @@ class Task:
             digest.update(part.encode() + b"\0")
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")
-            for example in split:
-                digest.update(example.learned.encode() + b"\0" + example.output.encode() + b"\0")
+            _hash_examples(digest, split)
         return digest.hexdigest()
+
+    def split_digests(self) -> dict[str, str]:
+        """Compute the SHA-256 of the inputs and answers of ``train``, ``dev`` and ``test``; none of an empty part."""
+        digests = {}
+        for name, examples in (("train", self.train), ("dev", self.dev), ("test", self.test)):
+            if examples:
+                digest = hashlib.sha256()
+                _hash_examples(digest, examples)
+                digests[name] = digest.hexdigest()
+        return digests
+
+
+def _hash_examples(digest: hashlib._Hash, examples: Sequence[Example]) -> None:
+    for example in examples:
+        digest.update(example.learned.encode() + b"\0" + example.output.encode() + b"\0")
 
 
 @dataclass(frozen=True)
