@@ -102,6 +102,7 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "aim, causal, recomputed": {
         "model": {"kind": "causal", "name": "causal", "dropout": 0.1},
+        "mix": {"file": "truth.json", "share": 0.3},
         "training": {"gradient_checkpointing": True, "group_by_length": False, "packing": "packed"},
     },
     "joint": {"method": {"name": "joint"}},
@@ -134,7 +135,7 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
     model = changes.setdefault("model", {})
     model["name"] = str(model_folder(model.get("kind", "matcher")))
     model.setdefault("lora", {"r": 4, "dropout": 0.1})
-    method = changes.pop("method", {})
+    method, mix = changes.pop("method", {}), changes.pop("mix", None)
     if "name" not in method:
         method = {"name": "aim", "interval": 2, "cold_start": 1, "rehearsal_steps": 2, **method}
     values = settings()
@@ -144,6 +145,8 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
     if values["training"].get("select_best"):
         for task in values["stream"]["tasks"]:
             task["dev"] = task["test"]
+    if mix is not None:
+        values["stream"]["mix"] = mix
     write_stream(folder)
     write_config(folder / "stream.yaml", values)
     return folder / "run"

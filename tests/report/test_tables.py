@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 
 from merganser.errors import InputError
+from merganser.report.page import render
+from merganser.report.sections import trained as trained_on
 from merganser.report.tables import write_tables
-from merganser.runs.record import RunRecord
+from merganser.runs.record import RunRecord, TrainedRecord
 from tests.report.conftest import TOPICS, make_run
 
 
@@ -24,9 +26,11 @@ def test_tables_hold_every_number(tmp_path: Path) -> None:
     paths = write_tables(run, tmp_path / "tables")
     assert [path.name for path in paths] == [
         "scores.csv", "summary.csv", "merges.csv", "signals.csv", "memory.csv", "cost.csv",
+        "trained.csv",
     ]  # fmt: skip
-    scores, summary, merges, signals, memory, cost = map(read, paths)
+    scores, summary, merges, signals, memory, cost, trained = map(read, paths)
 
+    assert trained == []
     assert len(scores) == 6 * 5 + 5
     entry = next(line for line in scores if line["row"] == "3" and line["task"] == "newsgroups")
     assert entry["after"] == "tweets"
@@ -62,7 +66,7 @@ def test_names_and_missing_numbers(tmp_path: Path) -> None:
     run = make_run([name, "b"], together=True, merging=False)
     run.signals[name][0].loss = float("inf")
     run.tasks[0].cost.seconds = 0.0
-    scores, _, merges, signals, _, cost = map(read, write_tables(run, tmp_path))
+    scores, _, merges, signals, _, cost, _ = map(read, write_tables(run, tmp_path))
     assert scores[2]["after"] == f"{name} + b"
     assert merges == []
     assert (signals[0]["task"], signals[0]["loss"]) == (name, "")
@@ -76,7 +80,7 @@ def test_a_text_is_no_formula(name: str, tmp_path: Path) -> None:
     run.scores.metrics[name] = name
     run.merges[0].reason = name
     run.merges[0].cosine = -0.25
-    scores, summary, merges, signals, memory, cost = map(read, write_tables(run, tmp_path))
+    scores, summary, merges, signals, memory, cost, _ = map(read, write_tables(run, tmp_path))
     assert [row["task"] for row in cost] == ["a", f"'{name}"]
     assert {row["task"] for row in (*scores, *memory, *signals, *merges)} == {"a", f"'{name}"}
     assert scores[1]["metric"] == merges[0]["reason"] == f"'{name}"
@@ -95,3 +99,19 @@ def test_a_pipe_in_a_files_place_is_not_replaced(run: RunRecord, tmp_path: Path)
     with pytest.raises(InputError, match="is a device or a pipe, not a file"):
         write_tables(run, tmp_path)
     assert (tmp_path / "scores.csv").is_fifo()
+
+
+def test_sources_of_a_mix_are_shown_with_their_shares(tmp_path: Path) -> None:
+    run = make_run(TOPICS, steps=5)
+    assert trained_on(run) == []
+    run.tasks[0].trained = [
+        TrainedRecord(source="task", examples=50, rows=75, tokens=600),
+        TrainedRecord(source="general.jsonl", share=0.25, examples=9, rows=25, tokens=1400),
+    ]
+    own, mixed = trained_on(run)
+    assert (own["source"], own["asked"], own["rows_share"], own["tokens_share"]) == (
+        "its own examples", "–", "75 %", "30 %",
+    )  # fmt: skip
+    assert (mixed["asked"], mixed["rows"], mixed["tokens_share"]) == ("25 %", "25", "70 %")
+    assert "Trained on" in render(run)
+    assert len(read(write_tables(run, tmp_path)[-1])) == 2

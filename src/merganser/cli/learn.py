@@ -67,6 +67,14 @@ def learn(
             help="Rows that cannot be used: 'refuse' them all at once (default), or 'skip' them.", show_default=False
         ),
     ] = None,
+    mix: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Other data to train on as well (see --mix-share).", show_default=False),
+    ] = None,
+    mix_share: Annotated[
+        float | None,
+        typer.Option(help="Fraction of the training rows that come from --mix, such as 0.05.", show_default=False),
+    ] = None,
     model: ModelOption = None,
     config: Annotated[
         Path | None,
@@ -86,12 +94,17 @@ def learn(
     """
     from merganser.cli.live import learn_one
     from merganser.config import explain_options, load_config
+    from merganser.errors import InputError
     from merganser.streams.loading import load_task
     from merganser.streams.task_options import TaskOptions
 
     given = {"image": image_field, "prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
     given["on_bad_rows"] = on_bad_rows
     options: dict[str, object] = {key: value for key, value in given.items() if value is not None}
+    if (mix is None) != (mix_share is None):
+        raise InputError("--mix and --mix-share go together.", "Give the file and its share of the training rows.")
+    if mix is not None:
+        options["mix"] = {"file": mix, "share": mix_share}
     if labels is not None:
         options["labels"] = (
             labels if labels in ("auto", "train", "none") else [part.strip() for part in labels.split(",")]

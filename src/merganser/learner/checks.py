@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from merganser import processes
@@ -9,14 +10,17 @@ from merganser.errors import InputError
 from merganser.events import Notice
 from merganser.learner.session import Session
 from merganser.learner.truncation import truncated_examples, truncation_notices
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
+from merganser.streams.mixing import mixed_before
 from merganser.streams.options import MemoryOptions
 from merganser.streams.overlap import overlap_remarks
 from merganser.streams.task import Example, Task
 from merganser.training.determinism import derive_seed
 from merganser.training.distributed import check_batch_for_processes, layers_to_wrap
 from merganser.training.packing import check_packing
+from merganser.training.trainer import planned_steps
 
 EVERYTHING = MemoryOptions(share=1.0, sampler="uniform")
 """Memory of a method that keeps all training data."""
@@ -64,6 +68,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
                 )
             continue
         check_labels(session, task, tasks[:position])
+        check_mix(session, task)
         note_truncation(session, task)
         if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
@@ -190,6 +195,40 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
     more = f" (and {len(without) - 1} more)" if len(without) > 1 else ""
     text = "its last weights are deployed, where the released program selects them by development loss"
     session.listener(Notice(f"Task '{without[0]}'{more} has no development texts: {text}."))
+
+
+def check_mix(session: Session, task: Task) -> None:
+    """Refuse data mixed into a task that the model or the method cannot learn, and report where they are repeated.
+
+    Raises:
+        InputError: a matcher, which learns labels; joint training; a text with a token that has no embedding.
+    """
+    if task.mix is None:
+        return
+    if session.backbone.kind == "matcher":
+        raise InputError(
+            f"Task '{task.name}' has a mix of texts, and a model of kind 'matcher' learns labels.", "Leave mix out."
+        )
+    if task.train[0].rejected is not None:
+        raise InputError(
+            f"Task '{task.name}' has preferences and a mix of other examples.", "Make a task of the mixed data."
+        )
+    if session.method.joint:
+        raise InputError(
+            f"Task '{task.name}' has a mix, and {session.method.title.lower()} reads all data of all tasks.",
+            "Make a task of the mixed data.",
+        )
+    session.backbone.check_examples(task.mix.examples, AnswerSpec())
+    session.backbone.check_tokens(text for example in task.mix.examples for text in example.texts)
+    options, available = session.config.training, len(task.mix.examples)
+    rows = planned_steps(task.rows_per_epoch, options) * options.batch * options.accumulation
+    if options.steps is None:
+        rows = min(rows, math.ceil(options.epochs * task.rows_per_epoch))
+    needed = mixed_before(rows, task.mix.share)
+    if needed > available and ("mix", task.name) not in session.noted:
+        session.noted.add(("mix", task.name))
+        text = f"about {needed:,} rows of training come from its mix, which has {available:,}"
+        session.listener(Notice(f"Task '{task.name}': {text}: each is read {needed / available:.1f} times."))
 
 
 def check_packed(session: Session) -> None:

@@ -13,6 +13,7 @@ from merganser.learner.checks import (
     announce_remarks,
     check_labels,
     check_metrics,
+    check_mix,
     check_packed,
     check_preferences,
     check_processes,
@@ -121,6 +122,7 @@ class TaskRun:
             check_tokens(session, task)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
+            check_mix(session, task)
             sample(session, task)  # a budget that keeps nothing is found now, not after training
         self._check_labels()
         for task in self.tasks:

@@ -19,6 +19,7 @@ from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
 from merganser.files.documents import parse_json, read_text
 from merganser.learner.session import Session
+from merganser.learner.train_row import mixture_of
 from merganser.metrics.function import is_function_name
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
@@ -100,7 +101,7 @@ def _write_cached(file: Path, score: Score) -> None:
 def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
     session.backbone.prepare_labels(task.train, task.spec)
     features = session.backbone.features(task.train, task.spec)
-    steps = planned_steps(len(features), session.config.training)
+    steps = planned_steps(task.rows_per_epoch, session.config.training)
     session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
     session.use(session.rows[0])
     session.weights_changed()
@@ -112,5 +113,13 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
 
     records = TaskRecords(f"{task.name} (alone)", number, only_steps)
     hooks = TaskHooks([ProgressCallback(records)])
-    train_task(session.backbone, features, session.config.training, seed=seed, records=records, hooks=hooks)
+    train_task(
+        session.backbone,
+        features,
+        session.config.training,
+        seed=seed,
+        records=records,
+        hooks=hooks,
+        mixture=mixture_of(session, task),
+    )
     return session.score([task], {})[task.name]

@@ -17,10 +17,11 @@ from merganser.learner.session import Session
 from merganser.learner.train_row import TrainedRow
 from merganser.metrics.function import metric_name
 from merganser.metrics.score import Score, ScoreRow
-from merganser.runs.record import CostRecord, RowFile, TaskRecord
+from merganser.runs.record import CostRecord, RowFile, TaskRecord, TrainedRecord
 from merganser.runs.rows import row_checksums, write_row_record
 from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
 from merganser.streams.task import Example, Task
+from merganser.training.data import MIX, OWN
 from merganser.training.determinism import derive_seed
 
 
@@ -64,7 +65,8 @@ def write_row_files(
         # Tasks learned together share one training; its cost is written once, with the first.
         cost = CostRecord() if records else trained.cost
         position = len(session.learned) + len(records) + 1
-        records.append(_task_record(session, task, position, memory[task.name], trained.selector, cost, method_bytes))
+        record = _task_record(session, task, position, memory[task.name], trained.selector, cost, method_bytes)
+        records.append(record if records else record.model_copy(update={"trained": _trained(tasks, trained)}))
     file = RowFile(
         row=len(session.rows),
         tasks=records,
@@ -77,6 +79,21 @@ def write_row_files(
         lineage=row_lineage(session, tasks, sha256),
     )
     write_row_record(folder, file)
+
+
+def _trained(tasks: Sequence[Task], trained: TrainedRow) -> list[TrainedRecord]:
+    """Return what was trained on, by source."""
+    rows, tokens = trained.trained[OWN]
+    own = TrainedRecord(source=OWN, examples=sum(len(task.train) for task in tasks), rows=rows, tokens=tokens)
+    mix = tasks[0].mix
+    if mix is None:
+        return [own]
+    rows, tokens = trained.trained[MIX]
+    examples = len(mix.examples)
+    return [
+        own,
+        TrainedRecord(source=mix.source, share=mix.share, examples=examples, rows=rows, tokens=tokens),
+    ]
 
 
 def _task_record(

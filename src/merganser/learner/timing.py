@@ -22,7 +22,7 @@ def note_timing(session: Session, tasks: Sequence[Task]) -> None:
         for group in groups:
             if not group or (remark is _selection and not selects(session, group)):
                 continue
-            examples = stored + sum(len(task.train) for task in group)
+            examples = stored + sum(task.rows_per_epoch for task in group)
             text = remark(options, planned_steps(examples, options), steps_per_epoch(examples, options))
             if text is not None and (kind, group[0].name) not in session.noted:
                 session.noted.add((kind, group[0].name))

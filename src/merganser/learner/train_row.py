@@ -20,6 +20,7 @@ from merganser.runs.record import CostRecord
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example, Task
 from merganser.training.checkpoint import TaskCheckpoints, part_state
+from merganser.training.data import Mixture
 from merganser.training.determinism import derive_seed
 from merganser.training.dpo import References
 from merganser.training.progress_callback import ProgressCallback
@@ -34,12 +35,14 @@ class TrainedRow:
     Attributes:
         records: signals of each step, and merges.
         cost: seconds and examples; scoring the row and writing it are added later.
+        trained: source -> examples and tokens trained on.
         seconds_before: seconds before an interruption, up to the checkpoint from which training resumed.
         selector: where best weights were selected: their step and scores.
     """
 
     records: TaskRecords
     cost: CostRecord
+    trained: Mapping[str, tuple[int, int]]
     seconds_before: float
     selector: BestWeights | None
 
@@ -79,7 +82,7 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     processes.on_main(lambda: save_weights(session, folder / "adapter"))
     processes.on_main(lambda: save_method(session, folder / "method"))
     cost = _cost(records, outcome, training_seconds, selector)
-    return TrainedRow(records, cost, resumed.values["seconds"] if resumed else 0.0, selector)
+    return TrainedRow(records, cost, outcome.trained, resumed.values["seconds"] if resumed else 0.0, selector)
 
 
 def _measure_references(session: Session, task: str, references: References) -> None:
@@ -114,6 +117,8 @@ def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContex
     if session.method.joint:  # everything kept is training data
         fresh, memory = [*memory, *fresh], []
     features = _features(session, fresh, specs)
+    mixture = mixture_of(session, tasks[0])
+    rows = len(features) if mixture is None else tasks[0].rows_per_epoch
     return TaskContext(
         task=tasks[0].name,
         index=number,
@@ -123,14 +128,22 @@ def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContex
         training=session.config.training,
         seed=derive_seed(session.config.seed, "task", number),
         features=features,
-        steps=planned_steps(len(features), session.config.training),
+        steps=planned_steps(rows, session.config.training),
         spec=tasks[0].spec,
         earlier=earlier,
         candidates=session.candidates,
         deployed=session.deployed,
         trained=session.trained,
         listener=session.listener,
+        mixture=mixture,
     )
+
+
+def mixture_of(session: Session, task: Task) -> Mixture | None:
+    """Return the tokenised examples of the data mixed into a task."""
+    if task.mix is None:
+        return None
+    return Mixture(session.backbone.features(task.mix.examples, AnswerSpec()), task.mix.share)
 
 
 def _features(
@@ -162,6 +175,7 @@ def _train(
         records=records,
         hooks=TaskHooks(callbacks, session.method.penalty(context)),
         checkpoints=checkpoints,
+        mixture=context.mixture,
     )
 
 

@@ -2,27 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from merganser.models.base import Backbone
-from merganser.streams.task import Task
+from merganser.streams.answers import AnswerSpec
+from merganser.streams.task import Example, Task
 
-SPLITS = {"train": "training", "dev": "development", "test": "test"}
+SPLITS = {"train": "training", "dev": "development", "test": "test", "mix": "mixed"}
 
 
 def truncated_examples(backbone: Backbone, task: Task) -> dict[str, int]:
     """Count the inputs and answers that are cut: ``train_inputs``, ``train_answers``, ``dev_inputs`` ...; no zeros."""
     counts: dict[str, int] = {}
     for split in SPLITS:
-        truncated = backbone.count_truncated(getattr(task, split), task.spec)
+        truncated = backbone.count_truncated(_examples(task, split), AnswerSpec() if split == "mix" else task.spec)
         counts |= {f"{split}_inputs": truncated.inputs, f"{split}_answers": truncated.answers}
     return {name: count for name, count in counts.items() if count}
+
+
+def _examples(task: Task, split: str) -> Sequence[Example]:
+    if split == "mix":
+        return () if task.mix is None else task.mix.examples
+    examples: Sequence[Example] = getattr(task, split)
+    return examples
 
 
 def truncation_notices(backbone: Backbone, task: Task, counts: Mapping[str, int]) -> list[str]:
     """Describe what is cut, and the labels that can therefore never be written; empty where nothing is."""
     notices = []
-    sizes = {split: len(getattr(task, split)) for split in SPLITS}
+    sizes = {split: len(_examples(task, split)) for split in SPLITS}
     for part, option, limit in (
         ("inputs", "max_input", backbone.lengths.input),
         ("answers", "max_target", backbone.lengths.target),

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from transformers import TrainerCallback
 
     from merganser.models.base import Backbone
+    from merganser.training.data import Mixture
     from merganser.training.rehearsal import Collator
     from merganser.training.trainer import Penalty
     from merganser.weights import Weights
@@ -69,6 +70,7 @@ class TaskContext:
             own.
         trained: reads the weights of a row's task before any merge, likewise; for methods that start from them.
         listener: receives merges as events.
+        mixture: examples of other data that training reads beside the task's.
     """
 
     task: str
@@ -86,6 +88,7 @@ class TaskContext:
     candidates: CandidatePolicy = field(default_factory=CandidatePolicy)
     memory_groups: Sequence[tuple[str, str]] = ()
     listener: Listener = silent
+    mixture: Mixture | None = None
 
     def collator(self) -> Collator:
         """Return what makes training batches, packed if ``training.packing`` says so.

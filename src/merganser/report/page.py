@@ -94,6 +94,7 @@ def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
         matrix=sections.matrix(run, baseline),
         memory=sections.memory(run),
         cost=sections.cost(run),
+        trained=sections.trained(run),
         ledger=sections.ledger(run),
         tasks=sections.tasks(run),
         causes=[(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],

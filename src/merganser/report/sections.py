@@ -254,9 +254,33 @@ def metric_label(name: str) -> str:
     return name.removeprefix(PREFIX) if is_function_name(name) else name.replace("_", " ")
 
 
+def trained(run: RunRecord) -> list[dict[str, str]]:
+    """Tabulate what tasks were trained on, by source; empty where no other data were mixed in."""
+    if all(len(task.trained) < 2 for task in run.tasks):
+        return []
+    rows = []
+    for task in run.tasks:
+        all_rows, all_tokens = (sum(getattr(part, what) for part in task.trained) for what in ("rows", "tokens"))
+        for part in task.trained:
+            rows.append(
+                {
+                    "task": task.name,
+                    "source": "its own examples" if part.share is None else part.source,
+                    "asked": MISSING if part.share is None else percent(part.share),
+                    "examples": f"{part.examples:,}",
+                    "rows": f"{part.rows:,}",
+                    "rows_share": percent(part.rows / all_rows) if all_rows else MISSING,
+                    "tokens": f"{part.tokens:,}",
+                    "tokens_share": percent(part.tokens / all_tokens) if all_tokens else MISSING,
+                }
+            )
+    return rows
+
+
 def truncated(task: TaskRecord) -> list[str]:
     """Describe which inputs and answers of a task were cut: ``12 of 3,000 train inputs``; empty where none were."""
     sizes = {"train": task.train_examples, "dev": task.dev_examples, "test": task.test_examples}
+    sizes["mix"] = sum(part.examples for part in task.trained[1:])
     return [
         f"{count:,} of {sizes[split]:,} {split} {part}"
         for name, count in task.truncated.items()

@@ -12,7 +12,7 @@ from merganser.report.files import write_whole
 from merganser.report.formatting import finite, metric_title
 from merganser.report.sections import merging_share, other_seconds
 from merganser.report.series import learned_before, rows_learned, task_order
-from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord
+from merganser.runs.record import CostRecord, MergeRecord, RunRecord, SignalRecord, TrainedRecord
 
 FORMULA = ("=", "+", "-", "@", "\t", "\r")
 """Beginnings of texts that spreadsheets may run as a formula."""
@@ -71,6 +71,7 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
     * ``memory.csv``: per task, examples and bytes kept, budget, share, sampler, and bytes kept by the method.
     * ``cost.csv``: per task, wall-clock seconds per part, examples, and the share spent on merging (probing, rehearsal,
       merging and merge losses, of the whole).
+    * ``trained.csv``: per task and source of training examples, rows and tokens trained on.
 
     A missing number is an empty field; a text that a spreadsheet would run as a formula has an apostrophe before it.
     Existing files of these names are replaced.
@@ -109,6 +110,8 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
         [task.name, *(getattr(task.cost, f) for f in cost_fields), other_seconds(task.cost), merging_share([task.cost])]
         for task in run.tasks
     )
+    trained_fields = list(TrainedRecord.model_fields)
+    trained = ([task.name, *(getattr(part, f) for f in trained_fields)] for task in run.tasks for part in task.trained)
     return [
         _write(
             folder / "scores.csv",
@@ -124,4 +127,5 @@ def write_tables(run: RunRecord, folder: Path) -> list[Path]:
         _write(folder / "signals.csv", ["task", *signal_fields], signals),
         _write(folder / "memory.csv", [*memory_head, *(f"method_{name}_bytes" for name in kept)], memory),
         _write(folder / "cost.csv", ["task", *cost_fields, "other_seconds", "merging_share"], cost),
+        _write(folder / "trained.csv", ["task", *trained_fields], trained),
     ]

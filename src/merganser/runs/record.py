@@ -138,6 +138,16 @@ class CostRecord(Record):
     examples_evaluated: int = 0
 
 
+class TrainedRecord(Record):
+    """What a task was trained on from one source."""
+
+    source: str = Field(description="'task': its own examples; else the file that was mixed in, with its SHA-256")
+    share: float | None = Field(None, description="share of the rows that was asked for; None: the task's own")
+    examples: int = Field(description="examples in the source")
+    rows: int = Field(description="rows trained on, counted once per pass")
+    tokens: int = Field(description="tokens of these rows, inputs and answers")
+
+
 class TaskRecord(Record):
     """One task as it was learned."""
 
@@ -152,7 +162,7 @@ class TaskRecord(Record):
     truncated: dict[str, int] = Field(
         default_factory=dict,
         description="inputs longer than training.max_input and answers longer than training.max_target, which are cut: "
-        "train_inputs, train_answers, dev_inputs, dev_answers, test_inputs, test_answers; zeros are omitted",
+        "train_inputs, train_answers, dev_inputs, ... test_answers, mix_inputs, mix_answers; zeros are omitted",
     )
     spec: AnswerSpec = Field(description="labels, prompt, metric, and whether answers are written or ranked")
     source: dict[str, str] = Field(default_factory=dict)
@@ -162,6 +172,10 @@ class TaskRecord(Record):
     )
     memory: MemorySummary = Field(default_factory=MemorySummary)
     cost: CostRecord = Field(default_factory=CostRecord)
+    trained: list[TrainedRecord] = Field(
+        default_factory=list,
+        description="what it was trained on, by source; the first of tasks learned together has the sum",
+    )
     selected_step: int | None = Field(None, description="training.select_best: step whose weights were deployed")
     dev_scores: dict[int, float] = Field(
         default_factory=dict, description="training.select_best: step -> mean score on the development texts"

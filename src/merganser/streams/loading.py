@@ -17,6 +17,7 @@ from merganser.streams.examples import SPLITS, Part, drop_outsiders, drop_unlabe
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.label_sets import LabelSetChoice, choose_labels
 from merganser.streams.metric_source import find_metric
+from merganser.streams.mix_files import read_mix
 from merganser.streams.options import SplitOptions, StreamOptions
 from merganser.streams.sampling import draw_limited, generator, positions_by_output
 from merganser.streams.splits import class_order, groups, hold_out
@@ -29,7 +30,7 @@ SUFFIX = "_T5.json"
 DEMO_TEXTS = 300
 """Training and test texts per task of ``name: demo`` when no limit is given."""
 
-_STREAM_DEFAULTS = ("limit", "limit_dev", "limit_test", "limit_seed", "on_bad_rows")
+_STREAM_DEFAULTS = ("limit", "limit_dev", "limit_test", "limit_seed", "on_bad_rows", "mix")
 """Settings of a task that have their default in the stream."""
 
 
@@ -109,7 +110,8 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
             "Give the whole data set, or describe your own under stream.split without a name.",
         )
     drop_outsiders(parts, choice.labels)
-    remarks = (*settle(_bad(parts), split.on_bad_rows), *reading_remarks(parts))
+    mix, mix_remarks = read_mix(split.mix, base, parts["train"])
+    remarks = (*settle(_bad(parts), split.on_bad_rows), *reading_remarks(parts), *mix_remarks)
     splits = _examples(parts)
     record = {part: read.source for part, read in parts.items()}
     seed = split.limit_seed or 0
@@ -131,7 +133,7 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
         # Of the whole data set: said once, with the first task.
         of_whole = remarks if number == 1 else ()
         train, dev, test = (of_task[part] for part in SPLITS)
-        tasks.append(_limited(Task(name, train, dev, test, spec, dict(record), remarks=of_whole), split))
+        tasks.append(_limited(Task(name, train, dev, test, spec, dict(record), remarks=of_whole, mix=mix), split))
     return Stream(options.name or split.prefix, tuple(tasks))
 
 
@@ -223,7 +225,9 @@ def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
     spec = _with_function(_answer_spec(options.name, options, choice, metric, synonyms, pairs), base, record)
     splits = _examples(parts)
     train, dev, test = (splits[split] for split in SPLITS)
-    return _limited(Task(options.name, train, dev, test, spec, record, remarks=remarks), options)
+    mix, mix_remarks = read_mix(options.mix, base, parts["train"])
+    task = Task(options.name, train, dev, test, spec, record, remarks=(*remarks, *mix_remarks), mix=mix)
+    return _limited(task, options)
 
 
 def _choose_labels(options: TaskSettings, parts: dict[str, Part], tolerated: Collection[str] = ()) -> LabelSetChoice:

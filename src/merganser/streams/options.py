@@ -13,6 +13,7 @@ from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.task_options import (
     Count,
+    MixOptions,
     Options,
     Seed,
     Share,
@@ -119,6 +120,7 @@ class StreamOptions(Options):
     limit_test: Count | None = Field(default=None, description="default of every task's limit_test")
     limit_seed: Seed | None = Field(default=None, description="default of every task's limit_seed")
     on_bad_rows: OnBadRows | None = Field(default=None, description=STREAM_CHOICE)
+    mix: MixOptions | None = Field(default=None, description="default of every task's mix")
     overrides: dict[str, TaskOverrides] = Field(
         default_factory=dict, description="task name -> settings of that task, such as the texts of its labels"
     )
@@ -151,8 +153,8 @@ class StreamOptions(Options):
             raise ValueError(f"'{sources[0]}' needs 'folder': where train/, dev/ and test/ are")
         if not needs_folder and not image_set and self.folder is not None:
             raise ValueError(f"'folder' has no effect with '{sources[0]}'" + ("; give 'order'" if self.tasks else ""))
-        if self.name == DEMO and self.overrides:
-            raise ValueError("'overrides' do not apply to the demo")
+        if self.name == DEMO and (self.overrides or self.mix is not None):
+            raise ValueError(f"'{'overrides' if self.overrides else 'mix'}' does not apply to the demo")
         if (self.split is not None or image_set) and self.overrides:
             raise ValueError("'overrides' do not apply to a split; give its settings in 'split'")
         names = self.task_names()

@@ -7,9 +7,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import InitVar, dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from merganser.errors import InputError
 from merganser.metrics.function import MetricFunction, metric_name
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.conversation import Conversation, Turn
+from merganser.streams.mixing import rows_with_mix
 
 if TYPE_CHECKING:
     from merganser.streams.images.picture import Picture
@@ -90,6 +92,30 @@ class Example:
 
 
 @dataclass(frozen=True)
+class Mix:
+    """Other data that a task is trained on beside its own, such as general instructions.
+
+    Attributes:
+        examples: they are cycled through; none is kept for rehearsal.
+        share: fraction of the training rows that are theirs, above 0 and below 1.
+        source: where they came from (file name and SHA-256), for the record.
+
+    Raises:
+        InputError: a share outside of (0, 1), or no examples.
+    """
+
+    examples: Sequence[Example]
+    share: float
+    source: str = "mix"
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise InputError(f"The share of mixed data is {self.share:g}.", "Give a number between 0 and 1.")
+        if not self.examples:
+            raise InputError("There are no examples to mix in.", "Give at least one, or leave the mix out.")
+
+
+@dataclass(frozen=True)
 class Task:
     """One task: examples, and how they are answered and scored.
 
@@ -99,6 +125,7 @@ class Task:
         spec: labels, prompt, metric, and whether answers are written or ranked.
         source: where the data came from (file names and SHA-256 sums), for the record.
         remarks: what a person should know about the data before learning, such as rows that were skipped.
+        mix: other data that training reads as well.
 
     ``Task(..., metric=...)`` sets the metric of ``spec``: a name, or a function of answers, references and inputs that
     returns one score in [0, 1] per example (:data:`merganser.metrics.function.MetricFunction`).
@@ -114,6 +141,7 @@ class Task:
     source: Mapping[str, str] = field(default_factory=dict)
     metric: InitVar[str | MetricFunction | None] = None
     remarks: Sequence[str] = ()
+    mix: Mix | None = None
 
     def __post_init__(self, metric: str | MetricFunction | None) -> None:
         if metric is not None:
@@ -123,6 +151,11 @@ class Task:
     def labels(self) -> tuple[str, ...] | None:
         """Return the closed set of answers, in a fixed order; ``None`` for free text."""
         return self.spec.labels
+
+    @property
+    def rows_per_epoch(self) -> int:
+        """Return the rows of one pass over the training examples, mixed ones included."""
+        return len(self.train) if self.mix is None else rows_with_mix(len(self.train), self.mix.share)
 
     def fingerprint(self) -> str:
         """Compute the SHA-256 of everything that influences a result; it does not depend on the names of the files."""
@@ -137,6 +170,9 @@ class Task:
         for split in (self.train, self.dev, self.test):
             digest.update(b"\1")
             _hash_examples(digest, split)
+        if self.mix is not None:
+            digest.update(f"\1mix {self.mix.share!r}".encode())
+            _hash_examples(digest, self.mix.examples)
         return digest.hexdigest()
 
     def split_digests(self) -> dict[str, str]:

@@ -50,6 +50,37 @@ class Options(StrictOptions):
     model_config = ConfigDict(frozen=True)
 
 
+class MixOptions(Options):
+    """Other data that a task is trained on beside its own."""
+
+    file: str = Field(
+        min_length=1,
+        description="examples in any format that a task's text can have: a file, or hub:owner/name[:config][:split]",
+    )
+    share: float = Field(
+        gt=0, lt=1, description="fraction of the training rows that are theirs; batches hold it to within one row"
+    )
+    format: RowFormat = Field(default="auto", description="form of the rows, as of a task")
+    input: str | list[str] = Field(default="input", description="field or fields with the text, as of a task")
+    output: str = Field(default="output", description="field with the answer")
+    prompt: str = Field(default="{input}", description="text the model reads, as of a task")
+    on_bad_rows: OnBadRows | None = Field(default=None, description="refuse (also null) or skip, as of a task")
+
+    @model_validator(mode="after")
+    def _check_reading(self) -> MixOptions:
+        self.as_task()
+        return self
+
+    def as_task(self) -> TaskOptions:
+        """Return how the file is read, as options of a task with free text.
+
+        Raises:
+            pydantic.ValidationError: they contradict each other.
+        """
+        reading = {name: getattr(self, name) for name in ("format", "input", "output", "prompt", "on_bad_rows")}
+        return TaskOptions(name="mix", train=self.file, labels=None, **reading)
+
+
 class TaskSettings(Options):
     """How a task's rows become examples: everything but the name and the files."""
 
@@ -123,6 +154,11 @@ class TaskSettings(Options):
     limit_test: Count | None = Field(default=None, description="at most this many test examples, sampled at random")
     limit_seed: Seed | None = Field(default=None, description="seed of these samples; default 0")
     on_bad_rows: OnBadRows | None = Field(default=None, description=TASK_CHOICE)
+    mix: MixOptions | None = Field(
+        default=None,
+        description="other data that training reads as well, such as general instructions: {file: general.jsonl, "
+        "share: 0.05}. They are cycled through, and none is kept for rehearsal",
+    )
 
     @field_validator("labels", mode="before")
     @classmethod

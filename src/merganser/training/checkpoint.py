@@ -39,11 +39,14 @@ class RestoredState(TrainerCallback):
     def __init__(self, checkpoint: Checkpoint, parts: Mapping[str, Resumable], records: TaskRecords) -> None:
         self.checkpoint = checkpoint
         self.parts = parts
-        seen = [values["examples_seen"] for values in checkpoint.process_values]
+        trained = [values["trained"] for values in checkpoint.process_values]
         if checkpoint.same_processes:
-            records.examples_seen = seen[processes.rank()]
-        else:  # they are summed over the processes at the end
-            records.examples_seen = sum(seen) if processes.is_main() else 0
+            trained = [trained[processes.rank()]]
+        elif not processes.is_main():  # they are summed over the processes at the end
+            trained = []
+        records.trained = {}
+        for counts in trained:
+            records.add_trained(counts)
 
     def _tensors(self, prefix: str) -> dict[str, Tensor]:
         return _with_prefix(self.checkpoint, prefix)
@@ -159,8 +162,8 @@ class TaskCheckpoints(TrainerCallback):
             values["parts"][name] = part_state.values
             tensors |= {f"parts.{name}.{key}": tensor for key, tensor in part_state.tensors.items()}
         values["seconds"] = self.seconds
-        # Processes with full weights differ only in their random state and in the number of examples read.
-        rank_state: dict[str, Any] = {"examples_seen": self.records.examples_seen}
+        # Processes with full weights differ only in their random state and in the numbers of examples read.
+        rank_state: dict[str, Any] = {"trained": self.records.trained}
         rank_state["random"], generators = random_state()
         if processes.rank() > 0 and not processes.uses_fsdp():
             tensors = {}

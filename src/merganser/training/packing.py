@@ -73,11 +73,13 @@ def pack(batch: Mapping[str, Tensor], length: int | None) -> dict[str, Tensor]:
 
     Returns:
         ``input_ids``, ``position_ids`` and ``labels`` (rows x tokens). The first label of every text is ignored: a
-        token is predicted from those before it.
+        token is predicted from those before it. A batch of preferences is returned as it is.
 
     Raises:
         ValueError: the batch has other tensors, which cannot be packed.
     """
+    if is_pairs(batch):  # their loss looks at the rows
+        return dict(batch)
     if set(batch) != _PACKED_KEYS:
         raise ValueError(f"a batch with {', '.join(sorted(batch))} cannot be packed")
     kept = batch["attention_mask"].bool()

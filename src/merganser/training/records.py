@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from merganser.events import Listener, Merged, silent
@@ -24,7 +24,7 @@ class TaskRecords:
         signals: one record per optimizer step, in order.
         merges: one record per merge, in order.
         cost: seconds and examples spent so far.
-        examples_seen: training examples that this process has read, counted once per pass.
+        trained: source -> examples, and their tokens, that this process has trained on, counted once per pass.
     """
 
     task: str = "task"
@@ -33,11 +33,17 @@ class TaskRecords:
     signals: list[SignalRecord] = field(default_factory=list)
     merges: list[MergeRecord] = field(default_factory=list)
     cost: CostRecord = field(default_factory=CostRecord)
-    examples_seen: int = 0
+    trained: dict[str, list[int]] = field(default_factory=dict)
 
     def reset(self) -> None:
         """Clear the records; lists that were returned before keep their content."""
-        self.signals, self.merges, self.cost, self.examples_seen = [], [], CostRecord(), 0
+        self.signals, self.merges, self.cost, self.trained = [], [], CostRecord(), {}
+
+    def add_trained(self, counts: Mapping[str, Sequence[int]]) -> None:
+        """Add numbers of examples and tokens by source."""
+        for source, numbers in counts.items():
+            so_far = self.trained.get(source, [0, 0])
+            self.trained[source] = [a + b for a, b in zip(so_far, numbers, strict=True)]
 
     def signal(self, step: int) -> SignalRecord:
         """Return the record of the last step, for a callback to complete.

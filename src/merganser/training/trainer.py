@@ -21,14 +21,24 @@ from merganser.models.library_output import silence_libraries
 from merganser.models.pairs import is_pairs
 from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
+from merganser.streams.mixing import rows_with_mix
 from merganser.training.checkpoint import RestoredState, TaskCheckpoints
-from merganser.training.data import EpochOrder, FeatureList, ignore_padding
+from merganser.training.data import (
+    MIX,
+    OWN,
+    TRAINED,
+    EpochOrder,
+    FeatureList,
+    MixedOrder,
+    Mixture,
+    count_trained,
+    ignore_padding,
+)
 from merganser.training.determinism import derive_seed, isolated_random
 from merganser.training.distributed import (
     LocalBatches,
     loss_weight,
     mean_over_processes,
-    num_examples,
     num_loss_items,
     sharded_as_launched,
     shifts_labels,
@@ -84,14 +94,19 @@ class Outcome:
 
     Attributes:
         steps: optimizer steps taken.
-        examples: examples trained on, counted once per pass.
+        trained: source -> examples trained on, and their tokens, counted once per pass.
         seconds: wall-clock seconds in the training loop, callbacks included; for a resumed task, including those up to
             the checkpoint.
     """
 
     steps: int
-    examples: int
+    trained: Mapping[str, tuple[int, int]]
     seconds: float
+
+    @property
+    def examples(self) -> int:
+        """Return the examples trained on, from whatever source."""
+        return sum(examples for examples, _ in self.trained.values())
 
 
 class TaskTrainer(Trainer):
@@ -122,12 +137,13 @@ class TaskTrainer(Trainer):
         self._shifted = shifts_labels(self.model)
 
     def _get_train_sampler(self, train_dataset: Any = None) -> Any:
-        dataset = self.train_dataset if train_dataset is None else train_dataset
+        dataset: FeatureList = self.train_dataset if train_dataset is None else train_dataset
         grouped = self.args.train_sampling_strategy == "group_by_length"
         size = self.batch * self.args.gradient_accumulation_steps
         lengths = [feature["length"] if grouped else 0 for feature in dataset]
         seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
-        return EpochOrder(lengths, size, seed)
+        order = EpochOrder(lengths, size, seed)
+        return order if dataset.mixture is None else MixedOrder(order, dataset.mixture)
 
     def get_train_dataloader(self) -> torch.utils.data.DataLoader:
         if processes.world_size() == 1:
@@ -174,7 +190,7 @@ class TaskTrainer(Trainer):
         return float(parts * items / num_items_in_batch) if num_items_in_batch else 0.0
 
     def training_step(self, model: nn.Module, inputs: Any, num_items_in_batch: Any = None) -> Tensor:
-        self.records.examples_seen += num_examples(inputs) if num_loss_items(inputs) else 0
+        self.records.add_trained(inputs.pop(TRAINED))
         loss = super().training_step(model, inputs, num_items_in_batch)
         value = mean_over_processes(float(loss))
         if not math.isfinite(value):
@@ -280,6 +296,7 @@ def train_task(
     records: TaskRecords,
     hooks: TaskHooks = TaskHooks(),
     checkpoints: TaskCheckpoints | None = None,
+    mixture: Mixture | None = None,
 ) -> Outcome:
     """Train a model on one task.
 
@@ -292,12 +309,14 @@ def train_task(
         records: filled while training, so that callbacks can read them.
         hooks: what a method does during the task.
         checkpoints: writes checkpoints, and holds the one to resume from.
+        mixture: other examples that training reads as well.
 
     Raises:
         RunError: the loss is not finite, or the disk is full.
     """
     started = time.perf_counter()
-    warmup = fitting_warmup(options, planned_steps(len(features), options))
+    rows = len(features) if mixture is None else rows_with_mix(len(features), mixture.share)
+    warmup = fitting_warmup(options, planned_steps(rows, options))
     options = options.model_copy(update={"warmup": warmup})
     with (
         isolated_random(seed),
@@ -311,8 +330,8 @@ def train_task(
         trainer = kind(
             model=trained,
             args=training_arguments(options, folder=str(folder), precision=model.precision, seed=seed),
-            train_dataset=FeatureList(features),
-            data_collator=training_collator(model, options),
+            train_dataset=FeatureList(features, mixture),
+            data_collator=count_trained(training_collator(model, options)),
             callbacks=[*hooks.callbacks, *(callback for callback in (restored, checkpoints) if callback is not None)],
             options=options,
             records=records,
@@ -324,5 +343,12 @@ def train_task(
             torch.manual_seed(derive_seed(seed, "process", processes.rank()))
         trainer.train(resume_from_checkpoint=None if restored is None else str(restored.checkpoint.folder))
     seconds = time.perf_counter() - started if checkpoints is None else checkpoints.seconds
-    examples = int(processes.all_reduce_sum([records.examples_seen])[0])
-    return Outcome(trainer.state.global_step, examples, seconds)
+    return Outcome(trainer.state.global_step, _over_processes(records, mixture), seconds)
+
+
+def _over_processes(records: TaskRecords, mixture: Mixture | None) -> dict[str, tuple[int, int]]:
+    """Return source -> examples and tokens that all processes have trained on."""
+    sources = [OWN] if mixture is None else [OWN, MIX]
+    numbers = [number for source in sources for number in records.trained.get(source, (0, 0))]
+    total = list(map(int, processes.all_reduce_sum(numbers)))
+    return {source: (total[2 * i], total[2 * i + 1]) for i, source in enumerate(sources)}
