@@ -5,7 +5,7 @@
     python examples/dpo_trainer.py --model HuggingFaceTB/SmolLM2-135M --out dpo
 
 A model learns to prefer right answers to wrong ones in a first task, then in a second one while it rehearses pairs of
-the first. The callback needs the trainer's loss, and the trainer must exist before: ``trainer.add_callback``.
+the first. ``loss_of`` returns the trainer's loss, and the trainer must exist before: ``trainer.add_callback``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser import AimMerging
+from merganser import AimMerging, loss_of
 
 
 def pairs(file: Path, text: str, answer: str) -> Any:
@@ -78,7 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging:
     memory = dates.train_dataset.select(range(given.remembered))
 
     reviews = trainer_of(dates.model, "reviews", pairs(given.data / "reviews-train.jsonl", "text", "mood"))
-    aim = AimMerging(memory, interval=8, threshold_factor=2.0, loss=reviews.compute_loss)
+    aim = AimMerging(memory, interval=8, threshold_factor=2.0, loss=loss_of(reviews))
     reviews.add_callback(aim)
     reviews.train()
 

@@ -248,6 +248,15 @@ def test_dpo_trainer(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert aim.merges[0].norm_old > 0
 
 
+@pytest.mark.skipif(importlib.util.find_spec("trl") is None, reason="trl is not installed")
+def test_grpo_trainer(home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    given = ["--model", str(home / "causal"), "--data", str(home / "data"), "--out", str(tmp_path), "--steps", "6"]
+    aim = load_script("grpo_trainer.py")([*given, "--tokens", "3", "--remembered", "4", "--interval", "2"])
+    assert capsys.readouterr().out.count("merge after step") == len(aim.merges) > 0
+    assert aim.merges[0].norm_old > 0
+    assert all(0 <= merge.loss_old_after <= 1 for merge in aim.merges)
+
+
 def test_own_trainer_without_merging(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     own_trainer = load_script("own_trainer.py")
     arguments = ["--model", str(home / "causal"), "--data", str(home / "data"), "--steps", "2", "--without"]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from merganser.control import ControllerConfig, Merge, MergeController
+    from merganser.integrations.trl import loss_of
     from merganser.learner import Learner
     from merganser.metrics import ScoreMatrix
     from merganser.runs import read_run
@@ -36,6 +37,7 @@ _HOMES = {
     "Stream": "merganser.streams.task",
     "Task": "merganser.streams.task",
     "Weights": "merganser.weights",
+    "loss_of": "merganser.integrations.trl",
     "read_run": "merganser.runs",
 }
 
@@ -52,6 +54,7 @@ __all__ = [
     "Stream",
     "Task",
     "Weights",
+    "loss_of",
     "read_run",
 ]
 

@@ -59,8 +59,8 @@ def check_loss(model: nn.Module, batch: Mapping[str, Any]) -> None:
     except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
         raise InputError(
             f"The model returns no loss for a batch of this trainer's data ({type(error).__name__}: {error}).",
-            "Give AimMerging the trainer's own, loss=trainer.compute_loss, as in examples/dpo_trainer.py: "
-            "trainer.add_callback(AimMerging(memory, loss=trainer.compute_loss)).",
+            "Give AimMerging the trainer's own, as in examples/dpo_trainer.py: "
+            "trainer.add_callback(AimMerging(memory, loss=merganser.loss_of(trainer))).",
         ) from error
 
 

@@ -92,7 +92,8 @@ class AimMerging(TrainerCallback):
         memory: examples of earlier tasks, in the form of the training dataset (tokenised).
         config: settings; :class:`~merganser.training.aim.config.AimConfig` lists them with their defaults.
         collator: turns examples into a batch; default: the one of the training data loader.
-        loss: ``loss(model, batch)``, such as ``trainer.compute_loss``; default: the loss the model returns.
+        loss: ``loss(model, batch)``, such as :func:`merganser.loss_of` of the trainer; default: the loss the model
+            returns. If it has a method ``collate``, that is the default of ``collator``.
         probe_groups: one group (such as task and label) per example of the memory, over which a fixed probe set is
             spread; default: no groups, any examples.
         resume_from: the checkpoint that the trainer resumes from, if it is not in its ``output_dir``.
@@ -130,7 +131,7 @@ class AimMerging(TrainerCallback):
         self.config = check_settings(config or AimConfig(), settings)
         check_memory(memory, self.config, probe_groups)
         self.memory = memory
-        self.collator = collator
+        self.collator = collator or getattr(loss, "collate", None)
         self.loss = loss
         self.probe_groups = probe_groups
         self.resume_from = resume_from
