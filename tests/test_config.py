@@ -55,7 +55,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("method", {"name": "aim", "ablation": {"only_at_and": 1}}, "method.ablation.only_at_and", "only_at_end"),
         ("method", {"name": "aim", "rehearsal_draws": "iid"}, "method.rehearsal_draws", "rehearsal_sampling"),
         ("method", {"name": "trm", "measure": "off"}, "method.measure", "responsiveness"),
-        ("model.lora.rank", 4, "model.lora.rank", ["alpha, dropout, r, targets"]),
+        ("model.lora.rank", 4, "model.lora.rank", ["alpha, dora, dropout, r, rslora, targets"]),
         ("method", {"name": "sequential", "batch": 3}, "method.batch", ["name"]),
     ],
 )
@@ -172,7 +172,7 @@ def test_a_method_by_name_or_by_mapping(name: str) -> None:
 
 
 def test_known_keys() -> None:
-    assert known_keys(RunConfig, ["model", "lora"]) == ["alpha", "dropout", "r", "targets"]
+    assert known_keys(RunConfig, ["model", "lora"]) == ["alpha", "dora", "dropout", "r", "rslora", "targets"]
     assert "interval" in known_keys(RunConfig, ["method"], ["method", "aim", "x"])
     assert "interval" not in known_keys(RunConfig, ["method"], ["method", "replay", "x"])
 

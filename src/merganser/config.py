@@ -26,7 +26,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 
 from merganser.errors import InputError, nearest
 from merganser.files.documents import Malformed, parse_yaml, read_text
-from merganser.methods import METHODS, MethodOptions
+from merganser.methods import METHODS, MethodOptions, make_method
 from merganser.models.options import ModelOptions
 from merganser.options import StrictOptions, first_problem, problem_text, yaml_text
 from merganser.streams.options import MemoryOptions, StreamOptions
@@ -104,6 +104,17 @@ class RunConfig(StrictOptions):
     def _method_fits_model(self) -> RunConfig:
         if self.model.lora is None and METHODS[self.method.name].lora_only:
             raise ValueError(f"method '{self.method.name}' works on an adapter's factors, and model.lora is null")
+        if self.model.lora is not None and make_method(self.method).uses_products() and self.model.lora.dora:
+            raise ValueError(
+                f"method '{self.method.name}' merges the updates B A, and the update of DoRA (model.lora.dora) is "
+                "another one: the merge would not be exact"
+            )
+        if self.model.adapter is not None and make_method(self.method).uses_products():
+            raise ValueError(
+                f"method '{self.method.name}' computes with the updates B A, which must be zero before the first task, "
+                "and model.adapter begins with others. Put that adapter into the model first: merganser merge "
+                "BASE+ADAPTER --out FOLDER"
+            )
         return self
 
     @model_validator(mode="after")
@@ -121,6 +132,11 @@ class RunConfig(StrictOptions):
         given = self.training.model_fields_set
         defaults = {key: value for key, value in self.method.training_defaults().items() if key not in given}
         self.training = training.model_copy(update=defaults) if defaults else training
+        if make_method(self.method).reads_adam() and not self.training.optimizer.startswith("adamw_torch"):
+            raise ValueError(
+                f"method '{self.method.name}' reads the moments of AdamW (adamw_torch), and training.optimizer is "
+                f"{self.training.optimizer}"
+            )
         return self
 
     def _as_required(self, name: str, section: SectionT, wanted: Mapping[str, Any]) -> SectionT:
@@ -172,7 +188,9 @@ def check_config(value: Any, where: str) -> RunConfig:
 
 
 def load_config(path: Path) -> RunConfig:
-    """Read a run's YAML file. A model named by a path beside the file becomes that path, wherever the command runs.
+    """Read a run's YAML file.
+
+    A model or adapter named by a path beside the file becomes that path, wherever the command runs.
 
     Raises:
         InputError: the file is missing, not YAML, or not a valid configuration.
@@ -186,10 +204,10 @@ def load_config(path: Path) -> RunConfig:
     except Malformed as error:
         raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
     config = check_config(value, str(path))
-    beside = path.resolve().parent / config.model.name
-    if not os.path.exists(beside):
-        return config
-    return config.model_copy(update={"model": config.model.model_copy(update={"name": str(beside)})})
+    named = {"name": config.model.name, "adapter": config.model.adapter}
+    beside = {key: str(path.resolve().parent / name) for key, name in named.items() if name is not None}
+    found = {key: name for key, name in beside.items() if os.path.exists(name)}
+    return config.model_copy(update={"model": config.model.model_copy(update=found)}) if found else config
 
 
 RENAMED_KEYS = {"rehearsal_draws": "rehearsal_sampling", "measure": "responsiveness"}

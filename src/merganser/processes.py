@@ -15,6 +15,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
+from merganser.devices import join_process_group, model_device
 from merganser.errors import DiskFullError, InputError, MerganserError, RunError
 
 T = TypeVar("T")
@@ -57,10 +58,7 @@ def initialize() -> None:
     import torch
 
     if not torch.distributed.is_initialized():
-        cuda = torch.cuda.is_available()
-        if cuda:
-            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        torch.distributed.init_process_group("cuda:nccl,cpu:gloo" if cuda else "gloo")
+        join_process_group()
 
 
 def exit_after_barrier() -> None:
@@ -112,7 +110,7 @@ def is_main() -> bool:
 
 def _device(group: Any) -> str:
     """Return the device of tensors in collectives."""
-    return "cpu" if "cpu" in str(group.get_backend_config()) else "cuda"
+    return "cpu" if "cpu" in str(group.get_backend_config()) else str(model_device())
 
 
 def all_reduce_sum(values: Sequence[float]) -> list[float]:

@@ -126,7 +126,6 @@ def test_what_has_no_effect_is_noted() -> None:
         ({"chat_template": "auto"}, "chat_template"),
         ({"modules": {"x": {}}}, "modules"),
         ({"lora": 1}, "lora cannot be expressed"),
-        ({"models": [{"model": "x/a+x/b"}]}, r"model\+adapter"),
         ({"models": [{"model": "a"}]}, "has no weight"),
         ({"base_model": None}, "needs base_model"),
         ({"parameters": {"weight": 1, "rescale": True}}, "rescale with ties"),

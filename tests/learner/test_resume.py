@@ -105,6 +105,10 @@ CASES: dict[str, dict[str, Any]] = {
         "mix": {"file": "truth.json", "share": 0.3},
         "training": {"gradient_checkpointing": True, "group_by_length": False, "packing": "packed"},
     },
+    "aim, causal, 4bit, 8-bit optimizer": {
+        "model": {"kind": "causal", "name": "causal", "weights": "4bit"},
+        "training": {"optimizer": "paged_adamw_8bit"},
+    },
     "joint": {"method": {"name": "joint"}},
     "trm, all weights, Adam's direction": {
         "method": {"name": "trm", "steps": 3, "batch": 8, "ablation": {"augmentation": "adam"}},

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,6 +13,7 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from merganser.errors import RunError
+from merganser.training import trainer
 from merganser.training.data import EpochOrder
 from merganser.training.options import TrainingOptions
 from merganser.training.records import TaskRecords
@@ -208,3 +211,37 @@ def test_options_are_checked() -> None:
         TrainingOptions(warmup=1.5)
     with pytest.raises(ValidationError):
         TrainingOptions(batch=0)
+
+
+def test_one_process_trains_on_one_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trainer, "model_device", lambda: torch.device("cuda"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    arguments = trainer.training_arguments(TrainingOptions(), folder=str(tmp_path), precision="fp32", seed=0)
+    assert arguments.n_gpu <= 1
+    assert arguments.train_batch_size == TrainingOptions().batch
+    assert arguments.dataloader_pin_memory
+
+
+def test_the_state_of_an_8bit_optimizer_goes_through_a_checkpoint() -> None:
+    from bitsandbytes.optim import AdamW8bit
+
+    from merganser.training.checkpoint import load_optimizer_state, optimizer_state
+
+    def step(weight: nn.Parameter, optimizer: Any) -> None:
+        (weight.sin() ** 2).sum().backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    torch.manual_seed(0)
+    weight = nn.Parameter(torch.randn(64, 128))
+    optimizer = AdamW8bit([weight], lr=0.01)
+    step(weight, optimizer)
+    values, tensors = optimizer_state(optimizer)
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.uint8, torch.float32}
+    again = nn.Parameter(weight.detach().clone())
+    restored = AdamW8bit([again], lr=0.5)
+    load_optimizer_state(restored, json.loads(json.dumps(values)), {k: v.clone() for k, v in tensors.items()})
+    for _ in range(2):
+        step(weight, optimizer)
+        step(again, restored)
+    assert torch.equal(weight, again)

@@ -104,7 +104,7 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
             refuse_pickle(folder / "adapter_model.bin")
         raise InputError(f"{label} has no {ADAPTER_WEIGHTS}.", "Save the adapter again.")
     config = read_json(folder / ADAPTER_CONFIG)
-    _refuse_variants(label, config)
+    refuse_variants(label, config)
     patterns = check_alphas(config, folder / ADAPTER_CONFIG)
     header = read_header(folder / ADAPTER_WEIGHTS)[0]
     tensors, copies = _read_tensors(config, header, label, allow_nonfinite)
@@ -114,8 +114,12 @@ def read_adapter(source: Source | str, allow_nonfinite: bool = False) -> Adapter
     return replace(adapter, copies=copies, bytes=nbytes)
 
 
-def _refuse_variants(label: str, config: Mapping[str, Any]) -> None:
-    """Refuse adapters that are not plain LoRA on an unchanged base."""
+def refuse_variants(label: str, config: Mapping[str, Any]) -> None:
+    """Refuse adapters that are not plain LoRA on an unchanged base.
+
+    Raises:
+        InputError: names the variant.
+    """
     if config.get("peft_type") != "LORA":
         raise InputError(f"{label} is of type {config.get('peft_type')}.", "Only LoRA adapters can be merged.")
     unknown_uses = [key for key in config if key.startswith("use_") and key != "use_rslora"]

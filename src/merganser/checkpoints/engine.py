@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.dtypes import count_nonfinite, encode, fits, join_pairs, split_pairs
-from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Workspace, read_into, write_from
+from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Workspace, read_elements, write_from
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
 from merganser.merging.combine import Combination, combine
@@ -110,7 +110,7 @@ class Engine:
         for start in range(0, source.nbytes, len(buffer)):
             part = buffer[: min(len(buffer), source.nbytes - start)]
             with self._files.use(source.path) as file:
-                read_into(file, part, source.offset + start, source)
+                read_elements(file, part, source, start // ITEM_SIZE[source.dtype])
             if source.dtype in FLOATING:
                 self._check(job, [part])
                 self._record_nonfinite(job, part)

@@ -24,7 +24,7 @@ from merganser.checkpoints.engine import load_kernels, run_jobs
 from merganser.checkpoints.plan import Plan, check_room, make_plan
 from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
-from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe
+from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, Source
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import StagedChanges
@@ -200,11 +200,14 @@ def write_recipe(folder: Path, located: LocatedRecipe) -> None:
     """Write ``merge.yaml`` with absolute paths and pinned hub ids, so that the merge can be repeated from anywhere."""
     import yaml
 
-    def absolute(name: str) -> str:
-        path = Path(name).expanduser()
-        return str(path.resolve()) if path.exists() else name
+    def absolute(source: Source) -> str:
+        if source.adapter is not None:
+            base = replace(source, name=source.name.removesuffix(f"+{source.adapter.name}"), adapter=None)
+            return f"{absolute(base)}+{absolute(source.adapter)}"
+        path = Path(source.name).expanduser()
+        return str(path.resolve()) if path.exists() else source.name
 
-    recipe = located.recipe.renamed({source.name: absolute(source.name) for source in located.sources})
+    recipe = located.recipe.renamed({source.name: absolute(source) for source in located.sources})
     text = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
     (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
 
@@ -215,6 +218,9 @@ def write_recipe(folder: Path, located: LocatedRecipe) -> None:
 def input_paths(located: LocatedRecipe, plan: Plan | None = None) -> list[Path]:
     """List the inputs of a merge: the paths that the recipe names, then the files that a plan reads."""
     named = [path for source in located.sources if (path := Path(source.name).expanduser()).exists()]
+    for source in located.sources:
+        if source.adapter is not None:
+            named += [source.path, source.adapter.path]
     return named + sorted({tensor.path for job in plan.jobs for tensor in job.inputs} if plan is not None else ())
 
 

@@ -124,15 +124,14 @@ def _parameters(content: Mapping[str, Any], where: str) -> Mapping[str, Any]:
 
 
 def _model_name(value: Any, where: str) -> str:
-    """Return a model's path or hub id, with its revision."""
+    """Return a model's path or hub id, with its revision and, after a ``+``, its adapter."""
     if isinstance(value, str):
-        if "+" in value and not value.startswith((".", "/")):
-            raise _inexpressible(where, f"model+adapter ({value})")
         return value
-    if isinstance(value, Mapping) and isinstance(value.get("model"), Mapping) and not value.get("lora"):
-        inner = value["model"]
-        if isinstance(inner.get("path"), str):
-            return inner["path"] + (f"@{inner['revision']}" if inner.get("revision") else "")
+    parts: list[Any] = [value.get("model"), value.get("lora")] if isinstance(value, Mapping) else [None]
+    if parts[-1] is None and len(parts) > 1:
+        parts.pop()
+    if all(isinstance(part, Mapping) and isinstance(part.get("path"), str) for part in parts):
+        return "+".join(part["path"] + (f"@{part['revision']}" if part.get("revision") else "") for part in parts)
     raise _inexpressible(where, f"the model reference {value!r}")
 
 

@@ -18,12 +18,12 @@ from merganser.checkpoints.source import (
     LocatedRecipe,
     Source,
     locate_recipe,
-    open_checkpoint,
 )
 from merganser.checkpoints.streaming import Job
 from merganser.checkpoints.tied_names import EMBEDDING, vocabulary_names
 from merganser.checkpoints.tying import Groups, is_untied, share_fisher, share_tied
 from merganser.checkpoints.vocabulary import check_kinds, check_tokenizer_size, check_vocabularies, read_vocabulary
+from merganser.checkpoints.with_adapter import open_model
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor, header_bytes
 from merganser.merging.rule import Rule
@@ -123,9 +123,9 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
             base; types that cannot be merged; an override that matches nothing; nothing to merge; an option that only
             adapters take.
     """
-    _refuse_adapter_options(recipe.recipe if isinstance(recipe, LocatedRecipe) else recipe)
     located = locate_recipe(recipe)
     recipe = located.recipe
+    _refuse_adapter_options(located)
     models, base, fishers, groups = _open_all(located)
     reference = base or models[0]
     checkpoints = [*models, *([] if base is None else [base])]
@@ -146,8 +146,9 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
 
 def _open_all(located: LocatedRecipe) -> tuple[list[Checkpoint], Checkpoint | None, list[Checkpoint], Groups]:
     """Open the models, the base and the Fishers, with all names of their tied weights."""
-    models = [_open(source) for source in located.models]
-    base = None if located.base is None else _open(located.base)
+    any_base = located.recipe.allow_different_bases
+    models = [_open(source, any_base) for source in located.models]
+    base = None if located.base is None else _open(located.base, any_base)
     fishers = [_open(source) for source in located.fishers]
     if base is None:
         models, groups = share_tied(models)
@@ -233,9 +234,9 @@ def _refuse_other_tokens(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:
         check_tokenizer_size(plan.tokenizer, read, max(rows))
 
 
-def _open(source: Source) -> Checkpoint:
-    """Open a checkpoint; refuse a folder that holds two sets of weights."""
-    checkpoint = open_checkpoint(source)
+def _open(source: Source, allow_different_bases: bool = False) -> Checkpoint:
+    """Open a checkpoint, with its adapter; refuse a folder that holds two sets of weights."""
+    checkpoint = open_model(source, allow_different_bases)
     both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
     if both and SINGLE not in checkpoint.shards and not source.path.is_file():
         raise InputError(
@@ -245,12 +246,13 @@ def _open(source: Source) -> Checkpoint:
     return checkpoint
 
 
-def _refuse_adapter_options(recipe: Recipe) -> None:
+def _refuse_adapter_options(located: LocatedRecipe) -> None:
     """Refuse options that apply only to merges of adapters."""
+    recipe = located.recipe
     options = {
         "rank": recipe.rank is not None,
         "space": recipe.space != "update",
-        "allow_different_bases": recipe.allow_different_bases,
+        "allow_different_bases": recipe.allow_different_bases and not located.adds_adapter,
     }
     for key, present in options.items():
         if present:

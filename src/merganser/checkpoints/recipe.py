@@ -111,7 +111,7 @@ class ModelEntry(StrictOptions):
     model_config = ConfigDict(extra="allow")
     __pydantic_extra__: dict[str, Setting]
 
-    model: str = Field(min_length=1, description="folder, .safetensors file, adapter or hub id (owner/name@revision)")
+    model: str = Field(min_length=1, description="folder, file, adapter, hub id (owner/name@revision) or BASE+ADAPTER")
     fisher: str | None = Field(None, description="checkpoint of Fisher information, for the rule `fisher`")
 
     @model_validator(mode="before")

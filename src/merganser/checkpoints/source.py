@@ -60,10 +60,12 @@ class Source:
     Attributes:
         name: as the user gave it; a hub id with the commit that it resolved to (``owner/name@commit``).
         path: its file or folder on this machine.
+        adapter: an adapter that is added to it (``BASE+ADAPTER``).
     """
 
     name: str
     path: Path
+    adapter: Source | None = None
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,13 @@ class LocatedRecipe:
 
     @property
     def has_adapter(self) -> bool:
-        """Whether a model is a PEFT adapter."""
+        """Whether a model is a PEFT adapter, without a base."""
         return any(adapter_folder(source.path) is not None for source in self.models)
+
+    @property
+    def adds_adapter(self) -> bool:
+        """Whether a model is a base with an adapter."""
+        return any(source.adapter is not None for source in self.sources)
 
 
 def locate_recipe(recipe: Recipe | LocatedRecipe) -> LocatedRecipe:
@@ -131,6 +138,8 @@ def _input_named(name: str, recipe: Recipe, sources: Mapping[str, Source]) -> st
 def locate(label: str) -> Source:
     """Find a model: a path, or a hub id (``name``, ``owner/name``, ``owner/name@revision``), which is downloaded.
 
+    ``BASE+ADAPTER`` is a model with an adapter, each of them a path or a hub id.
+
     Raises:
         InputError: neither exists, or the folder holds a model and an adapter.
     """
@@ -138,6 +147,8 @@ def locate(label: str) -> Source:
     if os.path.exists(path):
         _refuse_two_models(label, path)
         return Source(label, path)
+    if "+" in label:  # no hub id has one
+        return _locate_with_adapter(label)
     name, _, revision = label.partition("@")
     looks_like_path = label.startswith((".", "/", "~")) or name.count("/") > 1
     if looks_like_path or not _HUB_ID.fullmatch(label):
@@ -158,6 +169,26 @@ def locate(label: str) -> Source:
     _refuse_two_models(label, folder)
     # The hub's cache keeps every commit in a folder of its name.
     return Source(f"{name}@{folder.name}" if folder.parent.name == "snapshots" else label, folder)
+
+
+def _locate_with_adapter(label: str) -> Source:
+    """Find a base and the adapter after a ``+``; where the paths themselves have one, at that where both exist."""
+    parts = label.split("+")
+    splits = [("+".join(parts[:number]), "+".join(parts[number:])) for number in range(len(parts) - 1, 0, -1)]
+    if not all(all(split) for split in splits):
+        raise InputError(f"{label} has nothing before or after a '+'.", "Write BASE+ADAPTER.")
+
+    def existing(split: tuple[str, str]) -> int:
+        return sum(os.path.exists(Path(part).expanduser()) for part in split)
+
+    base, adapter = (locate(part) for part in max(splits, key=existing))
+    if base.adapter is not None or adapter_folder(base.path) is not None:
+        raise InputError(f"{label} names more than one adapter.", "Merge the adapters first, and add the result.")
+    if adapter_folder(adapter.path) is None:
+        raise InputError(
+            f"{adapter.name} (after the '+') is not an adapter: it has no {ADAPTER_CONFIG}.", "Write BASE+ADAPTER."
+        )
+    return Source(f"{base.name}+{adapter.name}", base.path, adapter)
 
 
 def _refuse_two_models(label: str, folder: Path) -> None:

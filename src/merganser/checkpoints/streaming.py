@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.dtypes import decode
+from merganser.checkpoints.updated_tensor import UpdatedTensor
 from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, Tensor
 from merganser.merging.rule import Rule
@@ -165,7 +166,7 @@ class FileInputs:
             item = ITEM_SIZE[tensor.dtype]
             part = buffer[: (stop - start) * item]
             with self._files.use(tensor.path) as descriptor:
-                read_into(descriptor, part, tensor.offset + start * item, tensor)
+                read_elements(descriptor, part, tensor, start)
             parts.append(part)
         return parts
 
@@ -206,6 +207,17 @@ class FileInputs:
             above, ties, count = self.kernels.scan(row, base, start, bracket, source, values, indices)
             scanned.append((above, ties, values[:count].copy(), indices[:count].copy()))
         return scanned
+
+
+def read_elements(descriptor: int, buffer: NDArray[np.uint8], tensor: Tensor, start: int) -> None:
+    """Fill a buffer with the elements of a tensor from ``start`` on, the update of an adapter added.
+
+    Raises:
+        InputError: as :func:`read_into`.
+    """
+    read_into(descriptor, buffer, tensor.offset + start * ITEM_SIZE[tensor.dtype], tensor)
+    if isinstance(tensor, UpdatedTensor):
+        tensor.add_update(buffer, start)
 
 
 def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: Tensor) -> None:

@@ -21,6 +21,7 @@ from merganser.checkpoints.tied_names import (
     tied_to,
     vocabulary_names,
 )
+from merganser.checkpoints.updated_tensor import UpdatedTensor
 from merganser.errors import InputError
 from merganser.files.safetensors_file import Tensor
 
@@ -136,6 +137,9 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     """Return whether two tensors have equal type, shape and bytes."""
     if (first.dtype, first.shape) != (second.dtype, second.shape):
         return False
+    updates = [tensor.update if isinstance(tensor, UpdatedTensor) else None for tensor in (first, second)]
+    if updates[0] is not updates[1]:
+        return False  # one of them has been trained apart
     if (first.path, first.offset) == (second.path, second.offset):
         return True
     try:

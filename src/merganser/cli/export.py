@@ -9,6 +9,7 @@ import typer
 
 from merganser.cli.options import ModelOption, RunArgument
 from merganser.errors import InputError
+from merganser.events import Event, Notice
 from merganser.models.gguf_export import LLAMA_CPP, TYPES, GgufOptions
 
 
@@ -74,10 +75,18 @@ def export(
     if llama_cpp is not None and gguf is None:
         raise InputError("--llama-cpp is given without --gguf.", "Add --gguf TYPE, for instance --gguf q8_0.")
     converted = None if gguf is None else GgufOptions(gguf, llama_cpp)
-    with Learner.open(run, read_only=True, model_path=model) as learner:
+    told: list[str] = []
+
+    def listener(event: Event) -> None:
+        if isinstance(event, Notice):
+            told.append(event.text)
+
+    with Learner.open(run, read_only=True, model_path=model, listener=listener) as learner:
         learner.export(
             out, merged=merged, task=task, dtype=dtype, base_model=base_model, gguf=converted, overwrite=overwrite
         )
     typer.echo(
         f"Wrote {out} ({'the whole model' if merged else 'a PEFT adapter'}); {out / 'README.md'} shows how to load it."
     )
+    for text in told:
+        typer.echo(text)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def merge(
     models: Annotated[
         list[str] | None,
-        typer.Argument(help="Models to merge: folders, .safetensors files, adapters or hub ids; or one merge.yaml."),
+        typer.Argument(help="Models to merge: folders, files, adapters, hub ids or BASE+ADAPTER; or one merge.yaml."),
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Write the merged model to this new folder.")] = None,
     base: Annotated[str | None, typer.Option(help="Model that all of them were fine-tuned from.")] = None,

@@ -10,6 +10,7 @@ from merganser.errors import InputError
 from merganser.events import Notice
 from merganser.learner.session import Session
 from merganser.learner.truncation import truncated_examples, truncation_notices
+from merganser.models.weight_format import QUANTISED
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
@@ -257,6 +258,11 @@ def check_processes(session: Session) -> None:
         )
     check_batch_for_processes(session.config.training.batch)
     if processes.uses_fsdp():
+        if session.backbone.weights in QUANTISED:
+            raise InputError(
+                f"FSDP shards whole weights, and model.weights is {session.backbone.weights}.",
+                "Use DDP (torchrun without FSDP), or model.weights: bf16.",
+            )
         layers_to_wrap(session.backbone.module)
 
 

@@ -163,7 +163,7 @@ def _config(place: _Place, record: ExportedRecord, lineage: Lineage | None, mode
     """Return the configuration that the model is loaded with."""
     values = dict(record.model)
     if record.holds == "model":
-        values |= {"name": str(place.folder), "revision": None, "lora": None}
+        values |= {"name": str(place.folder), "revision": None, "lora": None, "weights": "auto"}
         if place.commit is not None:  # by its id: the files of the hub's cache are links
             values |= {"name": place.name, "revision": place.commit}
     elif model_path is not None:

@@ -9,8 +9,10 @@ from pathlib import Path
 
 from merganser.checkpoints.merge import check_target
 from merganser.errors import InputError, nearest
+from merganser.events import Notice
 from merganser.files.atomic import new_folder
 from merganser.learner.lineage import lineage_after
+from merganser.learner.merged_difference import measure_difference
 from merganser.learner.session import Session
 from merganser.lineage import Lineage, write_lineage
 from merganser.methods import make_method
@@ -52,7 +54,8 @@ def export(session: Session, out: Path, form: Form, *, task: str | None = None, 
         after: the model as it was after this task was learned; ``None``: as it is.
 
     Returns:
-        What the export was made from, as in its ``lineage.json``.
+        What the export was made from, as in its ``lineage.json``. How a merged adapter on a quantised base differs is
+        told to the listener.
 
     Raises:
         InputError: ``out`` exists or is being written by another process, nothing was learned yet, a task must be
@@ -72,6 +75,8 @@ def export(session: Session, out: Path, form: Form, *, task: str | None = None, 
     to = replace(form.to, name=out.resolve().name)
     with new_folder(out, shared=True, replace=form.overwrite) as folder:
         export_model(session.backbone, folder, specs, form.merged, form.dtype, to)
+        if form.merged and (difference := measure_difference(session, folder, known)) is not None:
+            session.listener(Notice(str(difference)))
         return _write_origin(session, folder, specs, row, form)
 
 
@@ -140,7 +145,8 @@ def _write_origin(session: Session, folder: Path, specs: Mapping[str, AnswerSpec
     apart = session.method.per_task_models  # the weights have seen the tasks that they answer
     data = [task for task in lineage.data if task.task in specs or not apart]
     lineage = lineage.model_copy(update={"base": base, "holds": holds, "data": data})
-    model = options.model_copy(update={"name": name, "revision": None, "precision": session.backbone.precision})
+    resolved = {"precision": session.backbone.precision, "weights": session.backbone.weights}
+    model = options.model_copy(update={"name": name, "revision": None, "adapter": None, **resolved})
     record = ExportedRecord(
         model=model.model_dump(mode="json"),
         holds=holds,

@@ -15,6 +15,9 @@ from merganser.runs.directory import RunDirectory
 from merganser.runs.rows import Row
 from merganser.streams.task import Task
 
+QUANTISED_AS = {"4bit": "bitsandbytes nf4, doubly quantised", "8bit": "bitsandbytes int8"}
+"""``model.weights`` -> the name of the quantisation."""
+
 
 def base_of(directory: RunDirectory) -> BaseModelLineage:
     """Return the pretrained model that a run was started with."""
@@ -63,7 +66,7 @@ def check_base(directory: RunDirectory, backbone: Backbone) -> None:
 
 def quantisation(options: ModelOptions) -> str:
     """Return how the base's weights are quantised in training."""
-    return "none"
+    return QUANTISED_AS.get(options.weights, "none")
 
 
 def row_lineage(session: Session, tasks: Sequence[Task], sha256: Mapping[str, str]) -> Lineage:

@@ -13,16 +13,21 @@ from merganser import processes
 from merganser.config import RunConfig, check_config, differences
 from merganser.errors import InputError
 from merganser.events import Listener, Notice
-from merganser.learner.lineage import check_base
+from merganser.learner.lineage import check_base, loaded_base
 from merganser.learner.model_fingerprint import fingerprint, hub_commit, tokenizer_digest
 from merganser.learner.session import Session
+from merganser.lineage import read_lineage
 from merganser.models.base import Backbone
+from merganser.models.first_adapter import adapter_digest
 from merganser.models.loading import load_backbone, resolve_lengths
+from merganser.models.options import LoraOptions
+from merganser.models.weight_format import require_bitsandbytes
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunInfo
 from merganser.runs.rows import row_folders
 from merganser.runs.versions import versions
 from merganser.training.determinism import derive_seed
+from merganser.training.options import WITHOUT_BITSANDBYTES
 
 
 def plain_values(value: Any) -> Any:
@@ -37,8 +42,9 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
         InputError: the folder holds something else or cannot be written, or the model cannot be loaded.
     """
     RunDirectory.check_new(path)
+    _check_optimizer(config)
     # The model comes before the folder: if it is not there, nothing is left behind.
-    backbone = processes.run_collectively(lambda: _load_backbone(config, config.model.precision))
+    backbone = processes.run_collectively(lambda: _check_adapter(_load_backbone(config, {})))
     info = RunInfo(
         created=datetime.now(UTC).isoformat(timespec="seconds"),
         command=command,
@@ -97,6 +103,7 @@ def reopen(
     if "training" in requested:
         config = config.with_changes_of(wanted)
     if not read_only:
+        _check_optimizer(config)
         directory.lock.acquire()
     try:
         notes = [] if read_only else directory.repair()
@@ -114,6 +121,11 @@ def reopen(
     return session
 
 
+def _check_optimizer(config: RunConfig) -> None:
+    if config.training.optimizer not in WITHOUT_BITSANDBYTES:
+        require_bitsandbytes(f"training.optimizer: {config.training.optimizer}")
+
+
 def _stored_config(directory: RunDirectory) -> RunConfig:
     stored = {key: value for key, value in directory.info.config.items() if key != "resolved"}
     return check_config(stored, str(directory.path / "run.yaml"))
@@ -127,17 +139,47 @@ def _read_examples(session: Session) -> None:
 
 def _load_session(directory: RunDirectory, config: RunConfig, listener: Listener, model_path: str | None) -> Session:
     """Load the run's model and method, as they are after its last row."""
-    # The precision that `auto` resolved to where the run was started is kept on every machine.
+    # What `auto` resolved to where the run was started is kept on every machine.
     resolved = directory.info.config.get("resolved", {})
-    backbone = _load_backbone(config, resolved.get("precision", config.model.precision), model_path)
+    kept: dict[str, Any] = {
+        "precision": resolved.get("precision", config.model.precision),
+        "weights": resolved.get("weights", "fp32"),
+    }
+    begun = bool(row_folders(directory.path / "tasks"))
+    if config.model.adapter is not None and begun:  # its weights are those of row 0
+        kept |= {"adapter": None, "lora": LoraOptions.model_validate(resolved["lora"])}
+    backbone = _load_backbone(config, kept, model_path)
+    if config.model.adapter is not None and not begun and _adapter(backbone) != resolved["adapter_sha256"]:
+        raise InputError(
+            f"The adapter '{config.model.adapter}' has changed since '{directory.path}' was started.",
+            "Restore it, or use another folder for a new run.",
+        )
     check_base(directory, backbone)
     session = Session(directory, config, backbone, listener)
     session.restore()
     return session
 
 
-def _load_backbone(config: RunConfig, precision: str, model_path: str | None = None) -> Backbone:
-    options = config.model.model_copy(update={"precision": precision, "name": model_path or config.model.name})
+def _check_adapter(backbone: Backbone) -> Backbone:
+    """Return a backbone; refuse an adapter to begin with whose lineage has another base or tokenizer.
+
+    Raises:
+        InputError: naming both.
+    """
+    folder = backbone.pretrained_from.adapter
+    if folder is not None and (lineage := read_lineage(folder)) is not None:
+        lineage.check_base(loaded_base(backbone), tokenizer_digest(backbone), f"The adapter in '{folder}'")
+    return backbone
+
+
+def _adapter(backbone: Backbone) -> str | None:
+    """Return the SHA-256 of the adapter that the run begins with."""
+    folder = backbone.pretrained_from.adapter
+    return None if folder is None else adapter_digest(folder)
+
+
+def _load_backbone(config: RunConfig, kept: Mapping[str, Any], model_path: str | None = None) -> Backbone:
+    options = config.model.model_copy(update={**kept, "name": model_path or config.model.name})
     lengths = resolve_lengths(options, config.training.max_input, config.training.max_target)
     return load_backbone(options, lengths, derive_seed(config.seed, "model"))
 
@@ -146,8 +188,14 @@ def _resolved(backbone: Backbone) -> dict[str, Any]:
     """Return what ``auto`` resolved to, the numbers of parameters, and the fingerprint of the model."""
     trainable = {name: p.numel() for name, p in backbone.module.named_parameters() if p.requires_grad}
     layers = {name.split(".lora_")[0].rsplit(".", 1)[-1] for name in trainable if ".lora_" in name}
+    begun_with: dict[str, Any] = {}
+    if backbone.pretrained_from.adapter is not None and backbone.options.lora is not None:
+        begun_with = {"lora": backbone.options.lora.model_dump(mode="json"), "adapter_sha256": _adapter(backbone)}
     return {
+        **begun_with,
+        "device": backbone.device.type,
         "precision": backbone.precision,
+        "weights": backbone.weights,
         "lora_targets": sorted(layers),
         "trainable_parameters": sum(trainable.values()),
         "parameters": sum(p.numel() for p in backbone.module.parameters()),

@@ -41,6 +41,8 @@ def _key(session: Session, task: Task, seed: int) -> str:
         "start": derive_seed(session.config.seed, "model"),
         "training": session.config.training.model_dump(mode="json", exclude=set(MAY_CHANGE)),
         "precision": session.backbone.precision,
+        "weights": session.backbone.weights,
+        "adapter": info.config.get("resolved", {}).get("adapter_sha256"),
         "versions": {name: info.versions.get(name) for name in ("merganser", "torch", "transformers", "peft")},
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()

@@ -216,6 +216,17 @@ class Method(Generic[OptionsT]):
         """
         return self.start == "pretrained"
 
+    def uses_products(self) -> bool:
+        """Return whether the method computes with the updates BA of an adapter, which must be zero before any task.
+
+        DoRA, whose update is another one, and an adapter to begin with (``model.adapter``) are refused then.
+        """
+        return self.lora_only
+
+    def reads_adam(self) -> bool:
+        """Return whether the method reads Adam's moments, so that other optimizers are refused."""
+        return False
+
     def answered_by(self, learned: Mapping[str, int]) -> dict[str, int]:
         """Map each learned task to the row of the run whose weights answer it: by default the last row for all.
 

@@ -148,6 +148,9 @@ class KMerge(Method[KMergeOptions]):
     def bytes_kept(self) -> dict[str, int]:
         return {"slots": len(self._text())}
 
+    def uses_products(self) -> bool:
+        return True
+
     def save(self, folder: Path) -> None:
         write_text(folder / KEPT, self._text())
 

@@ -75,6 +75,9 @@ class Opcm(Method[OpcmOptions]):
             sizes=sizes.norms(),
         )
 
+    def uses_products(self) -> bool:
+        return True
+
     def save(self, folder: Path) -> None:
         from merganser.files.atomic import write_json
 

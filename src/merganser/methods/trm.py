@@ -117,6 +117,12 @@ class Trm(Method[TrmOptions]):
             )
         )
 
+    def reads_adam(self) -> bool:
+        return self.options.ablation.augmentation == "adam"
+
+    def uses_products(self) -> bool:
+        return self.options.space == "updates"
+
     def save(self, folder: Path) -> None:
         """Write coefficients and objective of the task's merge for inspection; the program does not read them."""
         if self._report is not None:

@@ -18,6 +18,7 @@ from merganser.models.options import Kind, ModelOptions
 from merganser.models.precision import autocast, resolve_precision
 from merganser.models.pretrained import Pretrained
 from merganser.models.vocabulary import refuse_unreadable
+from merganser.models.weight_format import Held
 from merganser.streams.conversation import Conversation
 
 if TYPE_CHECKING:
@@ -85,6 +86,7 @@ class LoadedModel:
         tokenizer: the model's own; for images a :class:`merganser.models.vision.VisionProcessor`.
         options, lengths: as configured.
         pretrained: the files and settings of the pretrained model.
+        weights: how the frozen weights are held.
     """
 
     model: nn.Module
@@ -92,6 +94,7 @@ class LoadedModel:
     options: ModelOptions
     lengths: Lengths
     pretrained: Pretrained
+    weights: Held = "fp32"
 
 
 class Backbone(ABC):
@@ -105,6 +108,7 @@ class Backbone(ABC):
         tokenizer: the model's own.
         options, lengths: as configured.
         precision: ``options.precision`` as resolved on this machine, ``bf16`` or ``fp32``.
+        weights: how the frozen weights are held: ``options.weights`` as resolved for this model and machine.
         pretrained_from: the files and settings of the pretrained model.
     """
 
@@ -117,6 +121,7 @@ class Backbone(ABC):
         self.options = loaded.options
         self.lengths = loaded.lengths
         self.precision = resolve_precision(loaded.options.precision)
+        self.weights = loaded.weights
         self.pretrained_from = loaded.pretrained
 
     @property
@@ -298,8 +303,13 @@ class Backbone(ABC):
             weight_files.load_model(self.model, folder)
 
     def reset(self, seed: int) -> None:
-        """Reset to the pretrained model: initialise LoRA factors from ``seed``, or reload the pretrained weights."""
-        if self.options.lora is not None:
+        """Reset to the start of a run: initialise LoRA factors from ``seed``, or reload the pretrained weights.
+
+        An adapter to begin with is read again.
+        """
+        if self.pretrained_from.adapter is not None:
+            weight_files.load_adapter(self.model, self.pretrained_from.adapter)
+        elif self.options.lora is not None:
             stacking.set_frozen_adapter(self.model, None)
             lora.initialise(self.model, seed)
         else:

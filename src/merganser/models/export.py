@@ -21,6 +21,7 @@ from merganser.models.merged import merge_adapter, stored_types
 from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
 from merganser.models.modelfile import MODELFILE, modelfile, weights_lines
 from merganser.models.sentence_encoder import write_sentence_encoder
+from merganser.models.weight_format import QUANTISED, dequantised
 from merganser.streams.answers import AnswerSpec
 
 CARD = "README.md"
@@ -91,7 +92,7 @@ def export_model(
     pretrained = backbone.pretrained_from
     whole = merged or backbone.options.lora is None
     if whole:
-        model = backbone.model if backbone.options.lora is None else merge_adapter(backbone.model)
+        model = backbone.model if backbone.options.lora is None else _merged(backbone)
         pretrained.settings.save_model(model, folder, stored_types(model, pretrained.source, dtype))
     else:
         weight_files.save_adapter(backbone.model, folder, dtype, base)
@@ -110,6 +111,13 @@ def export_model(
 
 def _write(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _merged(backbone: Backbone) -> Any:
+    """Return the model with its adapter merged; of quantised weights, into their de-quantised values."""
+    if backbone.weights not in QUANTISED:
+        return merge_adapter(backbone.model)
+    return merge_adapter(dequantised(backbone.model, backbone.pretrained_from.load("fp32")), in_place=True)
 
 
 def _write_labels(backbone: Backbone, folder: Path, specs: Mapping[str, AnswerSpec]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,20 +11,24 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+from merganser.devices import model_device
 from merganser.errors import InputError, first_line
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
 from merganser.models.chat_template import TEMPLATES, chat_prompt
+from merganser.models.first_adapter import find_adapter, with_options_of
 from merganser.models.library_output import silence_libraries
 from merganser.models.lora import add_lora
 from merganser.models.matcher import Matcher
 from merganser.models.options import Kind, ModelOptions
-from merganser.models.precision import model_device
+from merganser.models.precision import resolve_precision
 from merganser.models.pretrained import Pretrained, PretrainedSettings, TokenizerSettings
 from merganser.models.seq2seq import Seq2Seq
 from merganser.models.source import refuse_adapter, resolve_source
 from merganser.models.vocabulary import refuse_unreadable, unreadable_tokens
+from merganser.models.weight_files import load_adapter
+from merganser.models.weight_format import QUANTISED, Held, loading_arguments, resolve_weights
 
 if TYPE_CHECKING:
     from merganser.models.vision import VisionProcessor
@@ -37,7 +42,8 @@ BACKBONES: dict[Kind, type[Backbone]] = {"seq2seq": Seq2Seq, "causal": Causal, "
 def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbone:
     """Load a pretrained model for training and inference.
 
-    The weights are fp32 and on :func:`merganser.models.precision.model_device`. LoRA factors depend on ``seed`` alone.
+    The weights are on :func:`merganser.devices.model_device`, those that are trained in fp32. LoRA factors depend on
+    ``seed`` alone.
     The global random state of torch is unchanged, and nothing is printed.
 
     Args:
@@ -48,12 +54,15 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
     Raises:
         InputError: the model does not exist, needs remote code, has weights only in pickle files, does not fit the
             kind or the lengths, comes with an adapter, or has no layer named as a LoRA target; an image encoder, and
-            pillow is not installed.
+            pillow is not installed; an adapter to begin with that does not fit it.
     """
     with silence_libraries(), torch.random.fork_rng():
         torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
         if options.chat_template:
             TEMPLATES.start()  # ready when it is needed
+        adapter = find_adapter(options)
+        if adapter is not None:
+            options = with_options_of(adapter, options)
         source = resolve_source(options)
         location = source.location
         config = _load_config(location, options)
@@ -76,17 +85,25 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
             # Now: a template that cannot be used is refused before any work.
             refuse_unreadable(unreadable, [chat_prompt(tokenizer, options.name, "a message")], options.name)
 
-        def load_pretrained() -> nn.Module:
+        precision = resolve_precision(options.precision)
+        weights = resolve_weights(options, precision, config)
+
+        def load_pretrained(held: Held = weights) -> nn.Module:
             with silence_libraries(), torch.random.fork_rng():
                 torch.manual_seed(seed)
-                return _load_model(location, options)
+                return _load_model(location, options, loading_arguments(held, precision))
 
-        model: Any = _load_model(location, options)
+        model: Any = load_pretrained()
         generation = copy.deepcopy(model.generation_config) if model.can_generate() else None
         if options.lora is not None:
             model = add_lora(model, options.lora, options.kind, options.name, seed)
-        pretrained = Pretrained(source, PretrainedSettings(config, generation, settings), load_pretrained, unreadable)
-        return backbone_class(LoadedModel(model.to(model_device()), tokenizer, options, lengths, pretrained))
+        if adapter is not None:
+            load_adapter(model, adapter)
+        kept = PretrainedSettings(config, generation, settings)
+        pretrained = Pretrained(source, kept, load_pretrained, unreadable, adapter)
+        if weights not in QUANTISED:  # else they are there, and cannot be moved
+            model = model.to(model_device())
+        return backbone_class(LoadedModel(model, tokenizer, options, lengths, pretrained, weights))
 
 
 def _hub_arguments(options: ModelOptions) -> dict[str, Any]:
@@ -252,8 +269,14 @@ def _load_vision_processor(
     return VisionProcessor(processor, tokenizer, channels), settings
 
 
-def _load_model(source: str, options: ModelOptions) -> nn.Module:
-    """Return the pretrained model in evaluation mode, fp32; every weight in use comes from the checkpoint."""
+def _load_model(source: str, options: ModelOptions, held: Mapping[str, Any]) -> nn.Module:
+    """Return the pretrained model in evaluation mode; every weight in use comes from the checkpoint.
+
+    Args:
+        source: folder or hub id.
+        options: of the model.
+        held: arguments of :func:`merganser.models.weight_format.loading_arguments`.
+    """
     from transformers import AutoModel, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
     loaders = {"seq2seq": AutoModelForSeq2SeqLM, "causal": AutoModelForCausalLM, "matcher": AutoModel}
@@ -266,7 +289,7 @@ def _load_model(source: str, options: ModelOptions) -> nn.Module:
             source,
             config=config,
             **attention,
-            dtype=torch.float32,
+            **held,
             use_safetensors=True,
             output_loading_info=True,
             **_hub_arguments(options),

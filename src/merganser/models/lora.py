@@ -38,6 +38,8 @@ def find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
 
     ``auto`` takes the query and the value projections by their last name (``q_proj``, ``query``, ``q_lin``, ``q``
     ...); where attention is one fused layer (``c_attn``, ``qkv_proj``, ``query_key_value``), that layer.
+    ``all-linear`` takes every linear layer but the output layer, as in PEFT; ``mlp`` those of the blocks that are in no
+    attention module.
 
     Raises:
         InputError: no linear layer has such a name, or no attention layer was recognised; lists the linear layers.
@@ -45,6 +47,17 @@ def find_targets(model: nn.Module, targets: str | list[str]) -> list[str]:
     layers = linear_layers(model)
     if targets == "auto":
         return _attention_layers(layers)
+    if targets in ("all-linear", "mlp"):
+        head = _output_layer(model)
+        chosen = {name: layer for name, layer in layers.items() if layer is not head}
+        if targets == "mlp":
+            chosen = {name: layer for name, layer in chosen.items() if _is_mlp(model, name)}
+        if not chosen:
+            raise InputError(
+                f"The model has no such layers (lora.targets: {targets}).",
+                f"Name layers in lora.targets. Linear layers here: {_listing(layers)}.",
+            )
+        return _endings(list(chosen), {name for name, _ in model.named_modules()} - chosen.keys())
     other_modules = {name for name, _ in model.named_modules() if name and name not in layers}
     for target in targets:
         matches = [name for name in layers if _ends_with(name, target)]
@@ -79,6 +92,34 @@ def _attention_layers(layers: dict[str, nn.Module]) -> list[str]:
         "No query and value projections were found in the model (lora.targets: auto).",
         f"Name layers in lora.targets. Linear layers here: {_listing(layers)}.",
     )
+
+
+def _output_layer(model: nn.Module) -> nn.Module | None:
+    """Return the layer that gives the logits of the vocabulary, if the model has one."""
+    get_output = getattr(model, "get_output_embeddings", None)
+    layer: nn.Module | None = get_output() if callable(get_output) else None
+    return layer
+
+
+def _is_mlp(model: nn.Module, name: str) -> bool:
+    """Return whether a layer is in a repeated block and there in no attention module (by the modules' classes)."""
+    module, in_block = model, False
+    for part in name.split("."):
+        if in_block and "attention" in type(module).__name__.lower():
+            return False
+        in_block = in_block or isinstance(module, nn.ModuleList)
+        module = module.get_submodule(part)
+    return in_block
+
+
+def _endings(chosen: list[str], others: set[str]) -> list[str]:
+    """Return the shortest endings of names that match the chosen modules and no others, sorted."""
+    found = set()
+    for name in chosen:
+        parts = name.split(".")
+        candidates = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
+        found.add(next(ending for ending in candidates if not any(_ends_with(other, ending) for other in others)))
+    return sorted(found)
 
 
 def _role(last_name: str) -> str | None:
@@ -123,6 +164,8 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
         task_type=None if is_image_encoder(model.config) else TaskType[TASK_TYPES[kind]],
         r=options.r,
         lora_alpha=options.alpha,
+        use_rslora=options.rslora,
+        use_dora=options.dora,
         lora_dropout=options.dropout,
         target_modules=targets,
         exclude_modules=unused or None,
@@ -137,6 +180,8 @@ def add_lora(model: nn.Module, options: LoraOptions, kind: Kind, name: str, seed
 def initialise(model: nn.Module, seed: int) -> None:
     """Initialise the trained factors in place: A uniform within +-1/sqrt(in) (PEFT's Kaiming, a = sqrt 5), B zero.
 
+    With DoRA, magnitudes become the norms of the pretrained weights' rows, so that the model computes as without.
+
     The values depend on ``seed`` and the names of the layers alone: they are drawn on the CPU with a generator of their
     own, so that neither the device nor the global random state matters.
     """
@@ -150,3 +195,15 @@ def initialise(model: nn.Module, seed: int) -> None:
             if ".lora_A." in name:
                 nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
             parameter.copy_(fresh)
+        _initialise_magnitudes(model)
+
+
+def _initialise_magnitudes(model: nn.Module) -> None:
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.integrations import dequantize_module_weight
+
+    for layer in model.modules():
+        if isinstance(layer, LoraLayer) and TRAINED in layer.lora_magnitude_vector:
+            weight = dequantize_module_weight(layer.get_base_layer())
+            norms = torch.linalg.norm(weight.T if layer.fan_in_fan_out else weight, dim=1)
+            layer.lora_magnitude_vector[TRAINED].weight.copy_(norms)

@@ -18,27 +18,40 @@ STORED = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of safetensors files that a model is written in again; every other one becomes fp32."""
 
 
-def merge_adapter(model: Any) -> Any:
-    """Return a copy of the model with ``W + (alpha / r) B A`` in place of ``W``; the model itself is unchanged.
+def merge_adapter(model: Any, *, in_place: bool = False) -> Any:
+    """Return a copy of the model with ``W + s B A`` in place of ``W``, in fp32; the model itself is unchanged.
 
     A matrix that the output layer shares with the input embedding, and that has factors in the output layer, is no
     longer shared in the copy: the update is the output layer's alone.
+
+    Args:
+        model: wrapped by PEFT, its weights not quantised.
+        in_place: merge into the model itself, which is then no longer usable as it was.
 
     Raises:
         InputError: another matrix with factors is shared, or the architecture cannot store the two apart.
         RunError: a merged weight is not finite.
     """
     _tied_output(model)  # refused before anything is copied
-    merged = copy.deepcopy(model)
+    merged = model if in_place else copy.deepcopy(model)
     output = _tied_output(merged)
     if output is not None:
         output.weight = nn.Parameter(output.weight.detach().clone(), requires_grad=False)
         _record_untied(merged.get_base_model())
+    for layer in _layers_with_factors(merged).values():
+        layer.get_base_layer().float()  # bf16 would round the update before the sum
     try:
         with silence_libraries():
             return merged.merge_and_unload(safe_merge=True)
     except ValueError as error:
         raise RunError(f"The merged weights are not finite: {error}", "Undo the last task, then export.") from error
+
+
+def _layers_with_factors(model: Any) -> dict[str, Any]:
+    """Return name in the base -> layer, of the layers that have factors."""
+    from peft.tuners.lora import LoraLayer
+
+    return {name: layer for name, layer in model.get_base_model().named_modules() if isinstance(layer, LoraLayer)}
 
 
 def _tied_output(model: Any) -> Any | None:
@@ -47,10 +60,7 @@ def _tied_output(model: Any) -> Any | None:
     Raises:
         InputError: a layer with factors shares its matrix in another way.
     """
-    from peft.tuners.lora import LoraLayer
-
-    base = model.get_base_model()
-    with_factors = {name: layer for name, layer in base.named_modules() if isinstance(layer, LoraLayer)}
+    base, with_factors = model.get_base_model(), _layers_with_factors(model)
     owners: dict[int, list[nn.Module]] = {}
     for module in base.modules():
         for parameter in module._parameters.values():

@@ -11,7 +11,9 @@ from merganser.files.markdown import code_block, code_span, escaped
 from merganser.models.base import Backbone
 from merganser.models.base_reference import BaseReference
 from merganser.models.generative import GenerativeBackbone
+from merganser.models.options import LoraOptions
 from merganser.models.stacking import total_rank
+from merganser.models.weight_format import code_that_holds
 from merganser.streams.answers import AnswerSpec
 
 LABELS = "labels.json"
@@ -43,7 +45,7 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool,
         title = "All weights of the model, fine-tuned"
     else:
         rank = total_rank(backbone.model)
-        update = f"a LoRA update (r {rank}, alpha {options.lora.alpha * rank / options.lora.r:g})"
+        update = f"a {_kind_of_lora(options.lora)} update (r {rank}, alpha {options.lora.alpha_at(rank):g})"
         title = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
     lines += [f"{title} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
     if base.gguf:
@@ -81,6 +83,10 @@ def _placeholder(base: BaseReference) -> list[str]:
     ]
 
 
+def _kind_of_lora(options: LoraOptions) -> str:
+    return "DoRA" if options.dora else "rsLoRA" if options.rslora else "LoRA"
+
+
 def _loading_code(backbone: Backbone, base: BaseReference | None) -> list[str]:
     """Return the lines that load the model.
 
@@ -96,7 +102,8 @@ def _loading_code(backbone: Backbone, base: BaseReference | None) -> list[str]:
             where += f", gguf_file={base.gguf!r}"
         elif base.revision is not None:
             where += f", revision={base.revision!r}"
-    load = [f"model = {auto}.from_pretrained({where}, dtype=torch.float32)"]  # the run's weights are fp32
+    held, imports = ("dtype=torch.float32", []) if whole else code_that_holds(backbone.weights, backbone.precision)
+    load = [f"model = {auto}.from_pretrained({where}, {held})"]
     if isinstance(backbone, GenerativeBackbone):
         load += _decoding_code(backbone)
     load.append("model = model.eval()" if whole else "model = PeftModel.from_pretrained(model, folder).eval()")
@@ -109,7 +116,7 @@ def _loading_code(backbone: Backbone, base: BaseReference | None) -> list[str]:
         *(["from safetensors.torch import load_file"] if backbone.kind == "matcher" else []),
         *(["from PIL import Image"] if backbone.modality == "image" else []),
         f"from transformers import {auto}, "
-        + {"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.modality]
+        + ", ".join([{"text": "AutoTokenizer", "image": "AutoImageProcessor"}[backbone.modality], *imports])
         + (", GenerationConfig" if isinstance(backbone, GenerativeBackbone) else ""),
         "",
         'folder = "."  # the folder this card is in',

@@ -5,6 +5,7 @@ No torch here: the command reads and checks these options before anything slow i
 
 from __future__ import annotations
 
+import math
 from typing import Literal
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
@@ -22,21 +23,40 @@ MATCHER_ONLY = ("pooling", "temperature", "candidates", "label_prompt")
 class LoraOptions(StrictOptions):
     """Low-rank adapters (Hu et al. 2022, "LoRA: Low-Rank Adaptation of Large Language Models").
 
-    A linear layer ``y = W x`` becomes ``y = W x + (alpha / r) B A x``; only ``A`` and ``B`` are trained.
+    A linear layer ``y = W x`` becomes ``y = W x + s B A x`` with ``s = alpha / r``; only ``A`` and ``B`` are trained.
     """
 
     model_config = ConfigDict(frozen=True)
 
     r: int = Field(default=8, ge=1, description="rank of the factors A (r x in) and B (out x r)")
     alpha: float = Field(default=32, gt=0, allow_inf_nan=False, description="the update is scaled by alpha / r")
+    rslora: bool = Field(
+        default=False,
+        description="scale the update by alpha / sqrt(r), which keeps its size at high ranks (Kalajdzievski 2023)",
+    )
+    dora: bool = Field(
+        default=False,
+        description="also train the norm of each row of the updated weights (DoRA, Liu et al. 2024); not with methods "
+        "that merge the updates B A",
+    )
     dropout: float = Field(
         default=0.05, ge=0, lt=1, description="fraction of a layer's inputs zeroed before A, in training"
     )
-    targets: Literal["auto"] | list[str] = Field(
+    targets: Literal["auto", "all-linear", "mlp"] | list[str] = Field(
         default="auto",
-        description="linear layers that get factors: 'auto' (query and value projections of attention), or a list of "
-        "layer names or endings of names, such as 'q_proj' or 'attention.output.dense'",
+        description="linear layers that get factors: 'auto' (query and value projections of attention), 'all-linear' "
+        "(all but the output layer), 'mlp' (those of the blocks outside of attention), or a list of layer names or "
+        "endings of names, such as 'q_proj' or 'attention.output.dense'",
     )
+
+    @property
+    def scaling(self) -> float:
+        """The factor ``s`` on the update ``B A``."""
+        return self.alpha / (math.sqrt(self.r) if self.rslora else self.r)
+
+    def alpha_at(self, rank: int) -> float:
+        """Return the alpha with which an adapter of another rank has the same scaling."""
+        return self.scaling * (math.sqrt(rank) if self.rslora else rank)
 
     @field_validator("targets")
     @classmethod
@@ -62,9 +82,20 @@ class ModelOptions(StrictOptions):
         "or image embedding is compared with frozen embeddings of the labels"
     )
     lora: LoraOptions | None = Field(default=LoraOptions(), description="low-rank adapters; null trains all weights")
+    adapter: str | None = Field(
+        default=None,
+        min_length=1,
+        description="adapter to begin with: folder or hub id. Its factors are trained on, with its rank, scaling and "
+        "layers in place of the defaults of lora",
+    )
     precision: Precision = Field(
         default="auto",
         description="number format of forward passes; auto: bf16 if the device has it natively, else fp32",
+    )
+    weights: Literal["auto", "fp32", "bf16", "8bit", "4bit"] = Field(
+        default="auto",
+        description="how the pretrained weights are held in memory; auto: bf16 where they are stored so, frozen (lora) "
+        "and multiplied in bf16, else fp32. 8bit and 4bit (QLoRA: NF4, doubly quantised) need bitsandbytes",
     )
     dropout: float | None = Field(
         default=None,
@@ -107,6 +138,13 @@ class ModelOptions(StrictOptions):
             changed = [key for key in MATCHER_ONLY if getattr(self, key) != type(self).model_fields[key].default]
             if changed:
                 raise ValueError(f"'{changed[0]}' is an option of kind 'matcher', not of '{self.kind}'")
+        if self.lora is None and self.adapter is not None:
+            raise ValueError("the adapter (adapter) would be trained on, and lora is null")
+        if self.lora is None and self.weights not in ("auto", "fp32"):
+            raise ValueError(
+                f"weights: {self.weights} holds frozen weights, and without lora all are trained: small steps would be "
+                "lost. Use lora, or weights: fp32"
+            )
         if "{label}" not in self.label_prompt:
             raise ValueError("label_prompt has no {label}: all labels would be the same")
         if self.kind != "causal" and self.chat_template:

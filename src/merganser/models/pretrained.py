@@ -130,14 +130,16 @@ class Pretrained:
     Attributes:
         source: the files of the pretrained model.
         settings: what it brought along beside its weights.
-        load: loads another copy of it; used if all weights are trained.
+        load: loads another copy of it, held as the model or in another way (``load("fp32")``).
         unreadable: tokens of its tokenizer that it has no embedding for.
+        adapter: folder of the adapter that the run began with.
     """
 
     source: ModelSource
     settings: PretrainedSettings
-    load: Callable[[], nn.Module]
+    load: Callable[..., nn.Module]
     unreadable: tuple[str, ...] = ()
+    adapter: Path | None = None
 
 
 def cast(tensors: Mapping[str, Tensor], dtypes: Mapping[str, torch.dtype]) -> dict[str, Tensor]:

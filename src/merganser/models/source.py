@@ -204,14 +204,14 @@ def refuse_adapter(source: ModelSource) -> None:
     if _holds_model(source):
         raise InputError(
             f"{source.name} holds a model and an adapter ({ADAPTER_CONFIG}): it is not clear which weights are meant.",
-            f"For the model alone, move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own; for both "
-            "together, add the adapter to the model first (merge_and_unload of PEFT).",
+            f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own; to begin with the adapter, name "
+            "that folder under model.adapter.",
         )
     base = read_json(config).get("base_model_name_or_path")
     of_base = f" (of {base})" if isinstance(base, str) and base else ""
     raise InputError(
         f"{source.name} holds an adapter{of_base}, not a model.",
-        "Give the model; to begin with the adapter in it, add it first (merge_and_unload of PEFT).",
+        "Give the model as model.name; to begin with the adapter in it, name this folder under model.adapter.",
     )
 
 

@@ -1,14 +1,15 @@
 """Adapters whose rank grows: frozen factors of earlier tasks beside trained ones.
 
 In the model the frozen factors are a second PEFT adapter, :data:`FROZEN`, always active and never trained. On disk both
-are one ordinary adapter: factors concatenated along the rank, ``B A = B_1 A_1 + B_2 A_2``, with rank and alpha grown in
-proportion, so that the scaling ``alpha / r`` stays.
+are one ordinary adapter: factors concatenated along the rank, ``B A = B_1 A_1 + B_2 A_2``, with an alpha that has grown
+with the rank, so that the scaling stays.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -43,7 +44,7 @@ def concatenate_adapters(model: Any) -> tuple[dict[str, Tensor], Any]:
     if FROZEN not in model.peft_config:
         return trained, config
     frozen, rank = adapter_tensors(model, FROZEN), total_rank(model)
-    config.lora_alpha, config.r = config.lora_alpha * rank / config.r, rank
+    _grow(config, rank)
     return {name: torch.cat([frozen[name], factor], _rank_axis(name)) for name, factor in trained.items()}, config
 
 
@@ -57,6 +58,12 @@ def split_adapter(tensors: Mapping[str, Tensor], frozen_rank: int) -> tuple[dict
     return frozen, rest
 
 
+def _grow(config: Any, rank: int) -> None:
+    """Set the rank of a PEFT configuration at the same scaling: alpha grows with it (of rsLoRA, with its root)."""
+    config.lora_alpha *= math.sqrt(rank / config.r) if config.use_rslora else rank / config.r
+    config.r = rank
+
+
 def set_frozen_adapter(model: Any, tensors: Mapping[str, Tensor] | None) -> None:
     """Replace the frozen factors, whatever their rank; ``None`` removes them."""
     if FROZEN in model.peft_config:
@@ -65,7 +72,7 @@ def set_frozen_adapter(model: Any, tensors: Mapping[str, Tensor] | None) -> None
     if tensors is not None:
         config = copy.deepcopy(model.peft_config[TRAINED])
         rank = next(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
-        config.lora_alpha, config.r = config.lora_alpha * rank / config.r, rank
+        _grow(config, rank)
         config.lora_dropout = 0.0  # dropout regularises training, and these are not trained
         with silence_libraries(), torch.random.fork_rng():
             model.add_adapter(FROZEN, config)

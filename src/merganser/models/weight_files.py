@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -121,8 +122,11 @@ def _check_config(model: Any, stored: dict[str, Any], folder: Path) -> int:
 def _extra_rank(stored: dict[str, Any], current: dict[str, Any]) -> int:
     """Return how many ranks a stored adapter has beyond the model's at the same scaling; 0 if it was not stacked."""
     extra = stored.get("r", 0) - current["r"]
-    same_scaling = stored.get("lora_alpha", 0) * current["r"] == current["lora_alpha"] * stored.get("r", 0)
-    return extra if extra > 0 and same_scaling and not stored.get("use_rslora") else 0
+    if extra <= 0 or bool(stored.get("use_rslora")) != bool(current["use_rslora"]):
+        return 0
+    growth = stored["r"] / current["r"]
+    alpha = current["lora_alpha"] * (math.sqrt(growth) if current["use_rslora"] else growth)
+    return extra if math.isclose(stored.get("lora_alpha", 0), alpha, rel_tol=1e-9) else 0
 
 
 def load_model(model: nn.Module, folder: Path) -> None:

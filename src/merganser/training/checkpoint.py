@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -195,12 +195,21 @@ def optimizer_state(optimizer: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     plain: dict[str, dict[str, Any]] = {}
     tensors = {}
     for number, moments in state["state"].items():
-        for key, value in moments.items():
+        for key, value in _flat(moments):
             if isinstance(value, Tensor):
                 tensors[f"{number}.{key}"] = local_shard(value)
             else:
                 plain.setdefault(str(number), {})[key] = value
     return {"groups": state["param_groups"], "plain": plain}, tensors
+
+
+def _flat(moments: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the values of a parameter; bitsandbytes puts some in a mapping within, and reads them without it, too."""
+    for key, value in moments.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value)
+        else:
+            yield key, value
 
 
 def load_optimizer_state(optimizer: Any, values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:

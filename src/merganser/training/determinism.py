@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser import devices
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -30,8 +32,8 @@ def isolated_random(seed: int) -> Iterator[None]:
 
     python_state = random.getstate()
     numpy_state = np.random.get_state()
-    devices = list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
-    with torch.random.fork_rng(devices=devices):
+    device_states = devices.random_states()
+    with torch.random.fork_rng(devices=[]):
         random.seed(seed)
         np.random.seed(seed)
         torch.manual_seed(seed)
@@ -40,6 +42,7 @@ def isolated_random(seed: int) -> Iterator[None]:
         finally:
             random.setstate(python_state)
             np.random.set_state(numpy_state)
+            devices.set_random_states(device_states)
 
 
 def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -52,10 +55,7 @@ def random_state() -> tuple[dict[str, Any], dict[str, Tensor]]:
         "python": [version, list(words), gauss],
         "numpy": [kind, np.asarray(key).tolist(), int(position), int(has_gauss), float(cached)],
     }
-    tensors = {"torch": torch.get_rng_state()}
-    if torch.cuda.is_available():
-        tensors |= {f"cuda.{device}": state for device, state in enumerate(torch.cuda.get_rng_state_all())}
-    return values, tensors
+    return values, {"torch": torch.get_rng_state(), **devices.random_states()}
 
 
 def set_random_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> None:
@@ -67,6 +67,4 @@ def set_random_state(values: Mapping[str, Any], tensors: Mapping[str, Tensor]) -
     kind, key, position, has_gauss, cached = values["numpy"]
     np.random.set_state((kind, np.array(key, dtype=np.uint32), position, has_gauss, cached))
     torch.set_rng_state(tensors["torch"])
-    for device in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        if f"cuda.{device}" in tensors:
-            torch.cuda.set_rng_state(tensors[f"cuda.{device}"], device)
+    devices.set_random_states(tensors)

@@ -13,6 +13,28 @@ from merganser.options import StrictOptions
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
 """Options that change no result, and may differ when a run is resumed."""
 
+Optimizer = Literal[
+    "adamw_torch_fused",
+    "adamw_torch",
+    "adamw_8bit",
+    "paged_adamw_32bit",
+    "paged_adamw_8bit",
+    "ademamix",
+    "ademamix_8bit",
+    "paged_ademamix_32bit",
+    "paged_ademamix_8bit",
+    "lion_32bit",
+    "lion_8bit",
+    "paged_lion_32bit",
+    "paged_lion_8bit",
+    "adafactor",
+    "rmsprop",
+    "sgd",
+]
+"""Optimizers of transformers whose state is of plain tensors and numbers, so that a checkpoint can hold it."""
+
+WITHOUT_BITSANDBYTES = ("adamw_torch_fused", "adamw_torch", "adafactor", "rmsprop", "sgd")
+
 RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
 
@@ -28,8 +50,12 @@ class TrainingOptions(StrictOptions):
     steps: int | None = Field(None, gt=0, description="optimizer steps instead of epochs")
     batch: int = Field(32, gt=0, description="examples per forward pass, over all processes")
     accumulation: int = Field(1, gt=0, description="batches whose gradients are accumulated for one optimizer step")
-    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate of AdamW")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay of AdamW")
+    optimizer: Optimizer = Field(
+        "adamw_torch_fused",
+        description="an optimizer by its name in transformers; names with 8bit, paged and lion need bitsandbytes",
+    )
+    learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay")
     schedule: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = Field(
         "linear", description="learning-rate schedule of a task (a scheduler name of transformers)"
     )

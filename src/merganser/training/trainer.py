@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from merganser import processes
+from merganser.devices import model_device, pins_memory
 from merganser.errors import RunError
 from merganser.files.temporary_folder import temporary_folder
 from merganser.models.library_output import silence_libraries
 from merganser.models.pairs import is_pairs
-from merganser.models.precision import model_device
 from merganser.runs.record import SignalRecord
 from merganser.streams.mixing import rows_with_mix
 from merganser.training.checkpoint import RestoredState, TaskCheckpoints
@@ -253,12 +253,13 @@ def steps_per_epoch(examples: int, options: TrainingOptions) -> int:
 
 def training_arguments(options: TrainingOptions, *, folder: str, precision: str, seed: int) -> TrainingArguments:
     """Return the options as ``TrainingArguments``; nothing is saved, logged or reported by the ``Trainer`` itself."""
-    return TrainingArguments(
+    arguments = TrainingArguments(
         output_dir=folder,
         num_train_epochs=options.epochs,
         max_steps=options.steps or -1,
         per_device_train_batch_size=max(1, options.batch // processes.world_size()),
         gradient_accumulation_steps=options.accumulation,
+        optim=options.optimizer,
         learning_rate=options.learning_rate,
         weight_decay=options.weight_decay,
         lr_scheduler_type=options.schedule,
@@ -276,7 +277,7 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         report_to=[],
         disable_tqdm=True,
         remove_unused_columns=False,
-        dataloader_pin_memory=model_device().type == "cuda",
+        dataloader_pin_memory=pins_memory(model_device()),
         # Every forward pass uses every trained weight, and buffers are the same on every rank.
         ddp_find_unused_parameters=False,
         ddp_broadcast_buffers=False,
@@ -285,6 +286,9 @@ def training_arguments(options: TrainingOptions, *, folder: str, precision: str,
         if processes.uses_fsdp()
         else None,
     )
+    # One device per process: a Trainer would split every batch over all that one process sees (DataParallel).
+    arguments._n_gpu = min(arguments.n_gpu, 1)
+    return arguments
 
 
 def train_task(
