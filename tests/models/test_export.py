@@ -45,6 +45,7 @@ CASES = [
     ("seq2seq", LORA, False, {}),
     ("seq2seq", LORA, True, {}),
     ("causal", LORA, False, {}),
+    ("causal", LORA, False, {"weights": "4bit"}),
     ("causal", None, True, {}),
     ("chat", LORA, True, {"chat_template": True}),
     ("matcher", LORA, False, {"pooling": "cls"}),
