@@ -27,7 +27,7 @@ from pydantic_core import CoreSchema, InitErrorDetails
 from merganser.errors import InputError, nearest
 from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.methods import METHODS, MethodOptions, make_method
-from merganser.models.options import ModelOptions
+from merganser.models.options import Engine, ModelOptions
 from merganser.options import StrictOptions, first_problem, problem_text, yaml_text
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import MAY_CHANGE, TrainingOptions
@@ -44,6 +44,10 @@ class AnyMethod:
         return handler(TypeAdapter(Annotated[options, Field(discriminator="name")]).core_schema)
 
 
+ENGINE = frozenset({"engine", "engine_sample", "engine_memory"})
+"""Options of ``evaluation`` that change no result, and may differ when a run is resumed."""
+
+
 class EvaluationOptions(StrictOptions):
     """What is measured after every task."""
 
@@ -53,6 +57,17 @@ class EvaluationOptions(StrictOptions):
         "before any training and right before it is learned",
     )
     batch: int = Field(64, gt=0, description="examples per batch of inference")
+    engine: Engine = Field(
+        "transformers",
+        description="causal: what writes answers; transformers: batches of generate; continuous: transformers' "
+        "continuous batching; vllm: the package vllm, with the current weights",
+    )
+    engine_sample: int = Field(
+        16, gt=0, description="engine: texts of every test set that transformers answers too, to compare"
+    )
+    engine_memory: float = Field(
+        0.4, gt=0, lt=1, description="engine vllm: fraction of the device's memory that it takes, beside the model here"
+    )
 
 
 class RunConfig(StrictOptions):
@@ -118,10 +133,15 @@ class RunConfig(StrictOptions):
         return self
 
     @model_validator(mode="after")
-    def _packing_fits_model(self) -> RunConfig:
+    def _model_is_causal(self) -> RunConfig:
         if self.training.packing != "none" and self.model.kind != "causal":
             raise ValueError(
                 f"training.packing: {self.training.packing} is for kind 'causal', and model.kind is '{self.model.kind}'"
+            )
+        if self.evaluation.engine != "transformers" and self.model.kind != "causal":
+            raise ValueError(
+                f"evaluation.engine: {self.evaluation.engine} is for kind 'causal', and model.kind is "
+                f"'{self.model.kind}'"
             )
         return self
 
@@ -156,7 +176,9 @@ class RunConfig(StrictOptions):
 
     def sections(self) -> dict[str, Any]:
         """Return what must stay the same for a run to be resumed: plain values with defaults filled in."""
-        return self.model_dump(mode="json", exclude={"stream": True, "training": set(MAY_CHANGE)})
+        return self.model_dump(
+            mode="json", exclude={"stream": True, "training": set(MAY_CHANGE), "evaluation": set(ENGINE)}
+        )
 
     def digest(self) -> str:
         """Return the SHA-256 of :meth:`sections`."""
@@ -164,8 +186,14 @@ class RunConfig(StrictOptions):
 
     def with_changes_of(self, other: RunConfig) -> RunConfig:
         """Return this configuration with those options of ``other`` that may differ when a run is resumed."""
-        changes = {key: getattr(other.training, key) for key in MAY_CHANGE}
-        return self.model_copy(update={"training": self.training.model_copy(update=changes)})
+        training = {key: getattr(other.training, key) for key in MAY_CHANGE}
+        evaluation = {key: getattr(other.evaluation, key) for key in ENGINE}
+        return self.model_copy(
+            update={
+                "training": self.training.model_copy(update=training),
+                "evaluation": self.evaluation.model_copy(update=evaluation),
+            }
+        )
 
 
 def check_config(value: Any, where: str) -> RunConfig:

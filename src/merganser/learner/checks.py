@@ -256,6 +256,11 @@ def check_processes(session: Session) -> None:
             f"{session.method.title} learns in one process, and there are {processes.world_size()}.",
             "Start it without torchrun or accelerate launch.",
         )
+    if session.config.evaluation.engine == "vllm":
+        raise InputError(
+            f"evaluation.engine: vllm answers in one process, and there are {processes.world_size()}.",
+            "Start it without torchrun or accelerate launch, or use evaluation.engine: transformers.",
+        )
     check_batch_for_processes(session.config.training.batch)
     if processes.uses_fsdp():
         if session.backbone.weights in QUANTISED:

@@ -18,6 +18,8 @@ from merganser.learner.model_fingerprint import fingerprint, hub_commit, tokeniz
 from merganser.learner.session import Session
 from merganser.lineage import read_lineage
 from merganser.models.base import Backbone
+from merganser.models.causal import Causal
+from merganser.models.engines import make_engine
 from merganser.models.first_adapter import adapter_digest
 from merganser.models.loading import load_backbone, resolve_lengths
 from merganser.models.options import LoraOptions
@@ -181,7 +183,13 @@ def _adapter(backbone: Backbone) -> str | None:
 def _load_backbone(config: RunConfig, kept: Mapping[str, Any], model_path: str | None = None) -> Backbone:
     options = config.model.model_copy(update={**kept, "name": model_path or config.model.name})
     lengths = resolve_lengths(options, config.training.max_input, config.training.max_target)
-    return load_backbone(options, lengths, derive_seed(config.seed, "model"))
+    backbone = load_backbone(options, lengths, derive_seed(config.seed, "model"))
+    evaluation = config.evaluation
+    if evaluation.engine != "transformers" and isinstance(backbone, Causal):
+        backbone.engine = make_engine(
+            evaluation.engine, backbone, evaluation.batch, evaluation.engine_memory, evaluation.engine_sample
+        )
+    return backbone
 
 
 def _resolved(backbone: Backbone) -> dict[str, Any]:

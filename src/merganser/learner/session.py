@@ -9,12 +9,13 @@ from pathlib import Path
 from merganser.config import RunConfig
 from merganser.errors import InputError
 from merganser.evaluation import score_tasks
-from merganser.events import Listener
+from merganser.events import Listener, Notice
 from merganser.learner.example_store import read_prototypes, stored_examples
 from merganser.methods import make_method
 from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.metrics.score import Score
 from merganser.models.base import Backbone
+from merganser.models.generative import GenerativeBackbone
 from merganser.runs.directory import RunDirectory
 from merganser.runs.rows import Row
 from merganser.streams.answers import CandidatePolicy
@@ -53,6 +54,8 @@ class Session:
         self.truncated: dict[str, dict[str, int]] = {}
         self.announced: set[str] = set()
         self.noted: set[tuple[str, str]] = set()
+        if isinstance(backbone, GenerativeBackbone) and backbone.engine is not None:
+            backbone.engine.notify = lambda text: self.listener(Notice(text))
         self._examples: dict[str, list[tuple[str, Example]]] = {}
         self._weights_of: str | None = None  # name of the row whose weights are in the model; None: of no row
 

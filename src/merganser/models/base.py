@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -221,6 +221,10 @@ class Backbone(ABC):
         """Return the number of tokens of one encoded text."""
         return len(encoded)
 
+    def _begin(self, encoded: Sequence[Any]) -> AbstractContextManager[None]:
+        """Prepare for answering these texts, in batches, inside of the returned context."""
+        return nullcontext()
+
     @abstractmethod
     def _answer_batch(self, encoded: list[Any], spec: AnswerSpec) -> list[Answer]:
         """Return the answers of one batch; called in evaluation mode without gradients."""
@@ -255,19 +259,20 @@ class Backbone(ABC):
         rank, world_size = (processes.rank(), processes.world_size()) if shared else (0, 1)
         if batch_size < 1:
             raise InputError(f"The batch size is {batch_size}.", "Use at least 1.")
-        self.check_tokens(text for given in texts for text in _texts_in(given))
+        self.check_tokens(text for given in texts for text in texts_in(given))
         with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
             encoded = self._encode(texts)
             # Longest first: a batch that does not fit in memory fails at once, not after an hour.
             order = sorted(range(len(encoded)), key=lambda i: (-self._size(encoded[i]), i))
             answers: dict[int, Answer] = {}
-            for start in range(0, len(order), batch_size * world_size):
-                batches = order[start : start + batch_size * world_size]
-                local = batches[rank * batch_size : (rank + 1) * batch_size]
-                if local:
-                    answers.update(zip(local, self._answer_batch([encoded[i] for i in local], spec), strict=True))
-                if on_progress is not None:
-                    on_progress(len(batches))
+            with self._begin(encoded):
+                for start in range(0, len(order), batch_size * world_size):
+                    batches = order[start : start + batch_size * world_size]
+                    local = batches[rank * batch_size : (rank + 1) * batch_size]
+                    if local:
+                        answers.update(zip(local, self._answer_batch([encoded[i] for i in local], spec), strict=True))
+                    if on_progress is not None:
+                        on_progress(len(batches))
         if world_size > 1:
             rows = [[i, answer.text, answer.score] for i, answer in answers.items()]
             gathered = processes.all_gather_object(rows)
@@ -330,7 +335,7 @@ class Backbone(ABC):
         lora.initialise(self.model, seed)
 
 
-def _texts_in(given: str | Picture | Conversation) -> Iterable[str]:
+def texts_in(given: str | Picture | Conversation) -> Iterable[str]:
     """Return the texts of one input; none of an image."""
     if isinstance(given, str):
         return [given]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORE_INDEX, Feature, Truncated
+from merganser.models.base import IGNORE_INDEX, Feature, LoadedModel, Truncated
 from merganser.models.chat_template import chat_prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
 from merganser.models.pairs import PREFERENCE, is_pair, pair_feature, preference_tensor
+from merganser.models.prefix import Prefix, compute_prefix, keeps_all_tokens, label_scores, prompt_inputs, run_prompts
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 
@@ -31,6 +33,12 @@ class Causal(GenerativeBackbone):
     """
 
     kind = "causal"
+
+    def __init__(self, loaded: LoadedModel) -> None:
+        super().__init__(loaded)
+        self._prefix: Prefix | None = None
+        self._cache_is_whole: bool | None = None
+        self._prefix_is_exact: bool | None = None
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         features = []
@@ -172,22 +180,48 @@ class Causal(GenerativeBackbone):
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
-    def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:
-        """Pad on the left, so that every answer starts at the same column."""
-        return {
-            "input_ids": pad(ids, self.tokenizer.pad_token_id, left=True).to(self.device),
-            "attention_mask": attention_mask(ids, left=True).to(self.device),
-        }
+    @contextmanager
+    def _begin(self, encoded: Sequence[list[int]]) -> Iterator[None]:
+        """Compute the cache of what all texts begin with, for the batches inside."""
+        self._prefix = self._trusted(compute_prefix(self.base, encoded), encoded) if self._reads_cache() else None
+        try:
+            yield
+        finally:
+            self._prefix = None
+
+    def _reads_cache(self) -> bool:
+        if self._cache_is_whole is None:
+            self._cache_is_whole = keeps_all_tokens(self.base)
+        return self._cache_is_whole
+
+    def _trusted(self, prefix: Prefix | None, encoded: Sequence[list[int]]) -> Prefix | None:
+        """Return the prefix, or ``None`` for a model that goes on from it in another way; tried once."""
+        if prefix is not None and self._prefix_is_exact is None:
+            texts = [min(encoded, key=len), max(encoded, key=len)]
+            padding = self.tokenizer.pad_token_id
+            shared, _ = run_prompts(self.base, prompt_inputs(texts, padding, prefix, self.device))
+            alone = [run_prompts(self.base, prompt_inputs([text], padding, None, self.device))[0] for text in texts]
+            difference = (shared - torch.cat(alone)).float().abs().max()
+            exact = self.precision == "fp32" and shared.dtype == torch.float32
+            self._prefix_is_exact = bool(difference <= (1e-3 if exact else 0.1) * torch.cat(alone).float().std())
+        return prefix if self._prefix_is_exact else None
+
+    def _inputs(self, ids: list[list[int]]) -> dict[str, Any]:
+        """Pad on the left, so that every answer starts at the same column; after the prefix, if there is one."""
+        return prompt_inputs(ids, self.tokenizer.pad_token_id, self._prefix, self.device)
 
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
-        answers = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
-        pairs = [(prompt, answer) for prompt in ids for answer in answers[self._after_break(prompt)]]
-        parameters = inspect.signature(self.base.forward).parameters
+        by_break = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
+        answers = [by_break[self._after_break(prompt)] for prompt in ids]
         rows = max(RANKING_BATCH, len(ids))
+        if self._reads_cache():
+            return label_scores(self.base, self._inputs(ids), answers, rows, summed_log_probability)
+        pairs = [(prompt, answer) for prompt, choices in zip(ids, answers, strict=True) for answer in choices]
+        parameters = inspect.signature(self.base.forward).parameters
         sums = []
         for start in range(0, len(pairs), rows):
             chosen = pairs[start : start + rows]
-            inputs: dict[str, Any] = self._inputs([prompt + answer for prompt, answer in chosen])
+            inputs = self._inputs([prompt + answer for prompt, answer in chosen])
             targets = pad([answer for _, answer in chosen], IGNORE_INDEX, left=True).to(self.device)
             width = targets.shape[1] + 1
             if "position_ids" in parameters:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch.nn import functional
 from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 
+from merganser import processes
 from merganser.metrics.text import TEXT_SCORES
-from merganser.models.base import IGNORE_INDEX, Answer, Backbone, LoadedModel
+from merganser.models.base import IGNORE_INDEX, Answer, Backbone, LoadedModel, eval_mode, texts_in
 from merganser.models.distinct_labels import LabelTokens, Reading, refuse_equal_tokens
+from merganser.models.engines import CheckedEngine
+from merganser.models.precision import autocast
 from merganser.streams.answers import AnswerSpec
 
 RANKING_BATCH = 32
@@ -43,6 +46,53 @@ class GenerativeBackbone(Backbone):
         # Set on the model itself: ``generate()`` would take what is not given to it from the model's own settings.
         self.base.generation_config = self.decoding
         self.model.generation_config = self.decoding
+        self.engine: CheckedEngine | None = None
+
+    def answer(
+        self,
+        texts: Sequence[Any],
+        spec: AnswerSpec,
+        batch_size: int = 32,
+        on_progress: Callable[[int], None] | None = None,
+        *,
+        shared: bool = False,
+    ) -> list[Answer]:
+        """Answer texts as :meth:`Backbone.answer`; many texts by the engine, if there is one."""
+        if self.engine is None or spec.mode != "generate" or len(texts) <= self.engine.sample:
+            return super().answer(texts, spec, batch_size, on_progress, shared=shared)
+        answers = self._written_by(self.engine, texts, spec, batch_size, shared)
+        if answers is None:
+            return super().answer(texts, spec, batch_size, on_progress, shared=shared)
+        if on_progress is not None:
+            on_progress(len(texts))
+        return answers
+
+    def _written_by(
+        self, engine: CheckedEngine, texts: Sequence[Any], spec: AnswerSpec, batch_size: int, shared: bool
+    ) -> list[Answer] | None:
+        """Return the answers of an engine, of which every process writes a part; ``None`` if they cannot be used."""
+        rank, world_size = (processes.rank(), processes.world_size()) if shared else (0, 1)
+        local = range(rank, len(texts), world_size)
+        self.check_tokens(text for given in texts for text in texts_in(given))
+        with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
+            mine = [texts[i] for i in local]
+            answers = engine.answers(
+                self._encode(mine),
+                lambda places: Backbone.answer(self, [mine[i] for i in places], spec, batch_size),
+                lambda written: self._answer_of(written.tokens, written.probabilities),
+            )
+        if world_size == 1:
+            return answers
+        gathered = processes.all_gather_object(None if answers is None else [[a.text, a.score] for a in answers])
+        if any(part is None for part in gathered):
+            return None
+        return [Answer(*gathered[i % world_size][i // world_size]) for i in range(len(texts))]
+
+    def _answer_of(self, tokens: list[int], probabilities: list[float]) -> Answer:
+        """Return the answer of generated tokens, up to the end of text; its score is their mean probability."""
+        end = next((i + 1 for i, token in enumerate(tokens) if token in self.eos_ids), len(tokens))
+        text = self.tokenizer.decode(tokens[:end], skip_special_tokens=True).strip()
+        return Answer(text, sum(probabilities[:end]) / end)
 
     @property
     def base(self) -> Any:
@@ -112,12 +162,7 @@ class GenerativeBackbone(Backbone):
         )
         tokens = generated[:, generated.shape[1] - len(probabilities.steps) :].tolist()
         confidence = torch.stack(probabilities.steps, 1).tolist()
-        answers = []
-        for row, probability in zip(tokens, confidence, strict=True):
-            end = next((i + 1 for i, token in enumerate(row) if token in self.eos_ids), len(row))
-            text = self.tokenizer.decode(row[:end], skip_special_tokens=True).strip()
-            answers.append(Answer(text, sum(probability[:end]) / end))
-        return answers
+        return [self._answer_of(row, probability) for row, probability in zip(tokens, confidence, strict=True)]
 
 
 def summed_log_probability(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:

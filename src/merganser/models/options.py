@@ -14,6 +14,8 @@ from merganser.options import StrictOptions
 from merganser.streams.answers import Candidates
 
 Kind = Literal["seq2seq", "causal", "matcher"]
+Engine = Literal["transformers", "continuous", "vllm"]
+"""What writes the answers of a causal model, see :mod:`merganser.models.engines`."""
 Precision = Literal["auto", "fp32", "bf16"]
 Pooling = Literal["mean", "cls", "last"]
 
