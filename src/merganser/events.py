@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+ALONE = " (alone)"
+"""After the name of a task in the events of a training that is no part of the run: of a single-task reference."""
+
 
 @dataclass(frozen=True, slots=True)
 class Notice:
@@ -40,6 +43,7 @@ class StepDone:
     loss: float | None
     probe: float | None = None
     interval: int | None = None
+    learning_rate: float | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,6 +13,7 @@ from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
 from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, exporting, inference, learn_task, opening, references
+from merganser.learner.reporting import end_reporting
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
 from merganser.lineage import Lineage
@@ -107,7 +108,11 @@ class Learner:
         return cls(opening.start(run, config, listener, command), new=True)
 
     def close(self) -> None:
-        """Release the lock of the run."""
+        """End what is reported to trackers, and release the lock of the run."""
+        self._close(failed=False)
+
+    def _close(self, failed: bool) -> None:
+        end_reporting(self.session, failed)
         self.session.directory.lock.release()
 
     def __enter__(self) -> Learner:
@@ -119,7 +124,7 @@ class Learner:
         if error is not None and self._new:
             # A corrected configuration then finds no run that was started with other options.
             self.session.directory.discard_if_empty()
-        self.close()
+        self._close(failed=error is not None)
 
     @property
     def learned(self) -> list[str]:

@@ -15,7 +15,9 @@ from merganser.errors import InputError
 from merganser.events import Listener, Notice
 from merganser.learner.lineage import check_base, loaded_base
 from merganser.learner.model_fingerprint import fingerprint, hub_commit, tokenizer_digest
+from merganser.learner.reporting import report_to_trackers
 from merganser.learner.session import Session
+from merganser.learner.trackers import check_trackers
 from merganser.lineage import read_lineage
 from merganser.models.base import Backbone
 from merganser.models.causal import Causal
@@ -44,7 +46,7 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
         InputError: the folder holds something else or cannot be written, or the model cannot be loaded.
     """
     RunDirectory.check_new(path)
-    _check_optimizer(config)
+    _check_packages(config)
     # The model comes before the folder: if it is not there, nothing is left behind.
     backbone = processes.run_collectively(lambda: _check_adapter(_load_backbone(config, {})))
     info = RunInfo(
@@ -55,7 +57,7 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
         config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
         versions=versions(),
     )
-    return Session(RunDirectory.create(path, info), config, backbone, listener)
+    return report_to_trackers(Session(RunDirectory.create(path, info), config, backbone, listener))
 
 
 def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
@@ -105,7 +107,7 @@ def reopen(
     if "training" in requested:
         config = config.with_changes_of(wanted)
     if not read_only:
-        _check_optimizer(config)
+        _check_packages(config)
         directory.lock.acquire()
     try:
         notes = [] if read_only else directory.repair()
@@ -120,10 +122,12 @@ def reopen(
         listener(Notice(f"Continuing '{path}' after {len(learned)} learned task(s): {', '.join(learned)}."))
     for note in notes:
         listener(Notice(note))
-    return session
+    return session if read_only else report_to_trackers(session)
 
 
-def _check_optimizer(config: RunConfig) -> None:
+def _check_packages(config: RunConfig) -> None:
+    """Refuse options whose packages are not installed."""
+    check_trackers(config.training.report_to)
     if config.training.optimizer not in WITHOUT_BITSANDBYTES:
         require_bitsandbytes(f"training.optimizer: {config.training.optimizer}")
 

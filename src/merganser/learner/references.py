@@ -14,7 +14,7 @@ from typing import Any
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.events import Notice, StepDone, TaskStarted
+from merganser.events import ALONE, Notice, StepDone, TaskStarted
 from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
 from merganser.files.documents import parse_json, read_text
@@ -104,7 +104,7 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
     session.backbone.prepare_labels(task.train, task.spec)
     features = session.backbone.features(task.train, task.spec)
     steps = planned_steps(task.rows_per_epoch, session.config.training)
-    session.listener(TaskStarted(f"{task.name} (alone)", number, len(features), 0, steps))
+    session.listener(TaskStarted(f"{task.name}{ALONE}", number, len(features), 0, steps))
     session.use(session.rows[0])
     session.weights_changed()
     References(features).measure(session.backbone, session.config.evaluation.batch)
@@ -113,7 +113,7 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
         if isinstance(event, StepDone):
             session.listener(event)
 
-    records = TaskRecords(f"{task.name} (alone)", number, only_steps)
+    records = TaskRecords(f"{task.name}{ALONE}", number, only_steps)
     hooks = TaskHooks([ProgressCallback(records)])
     train_task(
         session.backbone,

@@ -39,7 +39,7 @@ from merganser.runs.summary import score_matrix, scores_file
 
 RUN = "run.yaml"
 
-BESIDE = (SCORES, LEDGER, MODEL, REFERENCES, "report.html", RUN)
+BESIDE = (SCORES, LEDGER, MODEL, REFERENCES, "report.html", "tensorboard", RUN)
 """What a run has beside ``tasks/``."""
 
 

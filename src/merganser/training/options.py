@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from merganser.errors import InputError
 from merganser.options import StrictOptions
 
-MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes"})
+MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes", "report_to", "report_steps"})
 """Options that change no result, and may differ when a run is resumed."""
 
 Optimizer = Literal[
@@ -34,6 +34,8 @@ Optimizer = Literal[
 """Optimizers of transformers whose state is of plain tensors and numbers, so that a checkpoint can hold it."""
 
 WITHOUT_BITSANDBYTES = ("adamw_torch_fused", "adamw_torch", "adafactor", "rmsprop", "sgd")
+
+TrackerName = Literal["tensorboard", "wandb", "mlflow", "trackio"]
 
 RehearsalSampling = Literal["epoch", "iid"]
 """How rehearsal batches are drawn from the memory, see :class:`merganser.training.rehearsal.MemoryBatches`."""
@@ -116,6 +118,22 @@ class TrainingOptions(StrictOptions):
         allow_inf_nan=False,
         description="minutes between two checkpoints of the current task; both null: no checkpoints",
     )
+    report_to: list[TrackerName] = Field(
+        default=[],
+        description="experiment trackers that hear of losses, merges and scores: tensorboard, wandb, mlflow, trackio; "
+        "a name or a list",
+    )
+    report_steps: int = Field(10, gt=0, description="optimizer steps between two reports; losses are means over them")
+
+    @field_validator("report_to", mode="before")
+    @classmethod
+    def _one_tracker(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @field_validator("report_to")
+    @classmethod
+    def _each_tracker_once(cls, value: list[TrackerName]) -> list[TrackerName]:
+        return list(dict.fromkeys(value))
 
     @property
     def takes_checkpoints(self) -> bool:

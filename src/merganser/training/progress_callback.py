@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -18,6 +19,5 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         signal, task = self.records.signals[-1], self.records.task
-        self.records.listener(
-            StepDone(task, state.global_step, state.max_steps, signal.loss, signal.probe, signal.interval)
-        )
+        step = StepDone(task, state.global_step, state.max_steps, signal.loss, signal.probe, signal.interval)
+        self.records.listener(replace(step, learning_rate=signal.learning_rate))
