@@ -13,7 +13,7 @@ import torch
 
 from merganser import AnswerSpec, Example, Learner, Task
 from merganser.errors import InputError
-from merganser.events import Event, StepDone
+from merganser.events import Event, Notice, StepDone
 from merganser.models.pairs import measure_pairs
 from merganser.streams.dpo import DpoOptions
 from tests.learner import toys
@@ -167,3 +167,18 @@ def test_refused_before_any_work(kind: str, method: str, message: str, tmp_path:
         pytest.raises(InputError, match=message),
     ):
         learner.learn_stream(tasks())
+
+
+def test_both_answers_of_a_pair_are_counted_where_they_are_cut(tmp_path: Path) -> None:
+    long = "a weak story and a poor end of the film"
+    given = [Example("good?", "yes", rejected=long), Example("bad?", long, rejected="no"), *pairs(2)]
+    task = Task("cut", given, spec=tasks()[1].spec)
+    notices: list[str] = []
+    with Learner.open(
+        tmp_path / "run",
+        listener=lambda event: notices.append(event.text) if isinstance(event, Notice) else None,
+        **sections(method="sequential", training={"steps": 1}),
+    ) as learner:
+        learner.learn(task)
+        assert learner.record.tasks[0].truncated == {"train_answers": 2}
+    assert "Task 'cut': 2 of 8 training answers are cut after 8 tokens (training.max_target)." in notices

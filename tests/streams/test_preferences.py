@@ -95,7 +95,10 @@ def test_lists_of_messages(row: dict[str, Any], tmp_path: Path) -> None:
     assert (pair.input, pair.output, pair.rejected) == ("Hi", "Good day.", "Go away.")
     assert pair.conversation is not None
     assert pair.conversation.messages() == turns("Hi", "Good day.")
-    assert pair.rejected_conversation.messages() == turns("Hi", "Go away.")
+    other = pair.with_rejected()
+    assert (other.output, other.rejected) == ("Go away.", None)
+    assert other.conversation is not None
+    assert other.conversation.messages() == turns("Hi", "Go away.")
 
 
 def test_a_pair_after_several_turns(tmp_path: Path) -> None:

@@ -64,7 +64,8 @@ def test_loss_of_a_model_and_its_likelihoods(folder: Path) -> None:
         ids = model._encode([pair.input])
         assert row == pytest.approx(model._log_likelihoods(ids, pair.answers)[0].tolist(), abs=1e-4)
     means = model.features(PAIRS, AnswerSpec(dpo=DpoOptions(loss="sigmoid_norm")))
-    sizes = torch.tensor([[len(f["chosen"]), len(f["rejected"])] for f in features])
+    sides = [[f["chosen"], f["rejected"]] for f in features]
+    sizes = torch.tensor([[len(f["input_ids"]) - f["prompt"] for f in pair] for pair in sides])
     assert torch.allclose(measure_pairs(model, means, 3), measure_pairs(model, features, 3) / sizes, atol=1e-5)
 
 

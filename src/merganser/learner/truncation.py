@@ -27,17 +27,23 @@ def _examples(task: Task, split: str) -> Sequence[Example]:
     return examples
 
 
+def _size(task: Task, split: str, part: str) -> int:
+    """Return the number of inputs or answers of a part of the data; a pair has two answers."""
+    examples = _examples(task, split)
+    return len(examples) if part == "inputs" else sum(len(example.answers) for example in examples)
+
+
 def truncation_notices(backbone: Backbone, task: Task, counts: Mapping[str, int]) -> list[str]:
     """Describe what is cut, and the labels that can therefore never be written; empty where nothing is."""
     notices = []
-    sizes = {split: len(_examples(task, split)) for split in SPLITS}
     for part, option, limit in (
         ("inputs", "max_input", backbone.lengths.input),
         ("answers", "max_target", backbone.lengths.target),
     ):
         longer = [
             f"{counts[name]:,} of {size:,} {SPLITS[split]} {part}"
-            for split, size in sizes.items()
+            for split in SPLITS
+            for size in [_size(task, split, part)]
             if (name := f"{split}_{part}") in counts
         ]
         if longer:

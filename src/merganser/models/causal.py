@@ -15,7 +15,7 @@ from merganser.models.chat_template import chat_prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
-from merganser.models.pairs import PREFERENCE, is_pair, pair_feature, preference_tensor
+from merganser.models.pairs import are_pairs, collate_pairs, count_truncated_pairs, is_pair, pair_features
 from merganser.models.prefix import Prefix, compute_prefix, keeps_all_tokens, label_scores, prompt_inputs, run_prompts
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
@@ -41,41 +41,30 @@ class Causal(GenerativeBackbone):
         self._prefix_is_exact: bool | None = None
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
+        if are_pairs(examples):
+            return pair_features(self.features, examples, spec)
         features = []
         prompts = self._encode([example.input for example in examples])
         answers: dict[tuple[str, bool], list[int]] = {}
-
-        def answer(text: str, after_break: bool) -> list[int]:
-            key = (text, after_break)
+        for prompt, example in zip(prompts, examples, strict=True):
+            key = (example.output, self._after_break(prompt))
             if key not in answers:
                 answers[key] = self.answer_ids(*key)
-            return answers[key]
-
-        for prompt, example in zip(prompts, examples, strict=True):
-            after_break = self._after_break(prompt)
-            chosen = answer(example.output, after_break)
-            if example.rejected is not None:
-                features.append(pair_feature(prompt, chosen, answer(example.rejected, after_break), spec))
-                continue
-            ids = prompt + chosen
+            ids = prompt + answers[key]
             features.append({"input_ids": ids, "prompt": len(prompt), "length": len(ids)})
         return features
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        pairs = is_pair(features[0])
-        if pairs:
-            answered = [(f["prompt_ids"], f[side]) for side in ("chosen", "rejected") for f in features]
-        else:
-            answered = [(f["input_ids"][: f["prompt"]], f["input_ids"][f["prompt"] :]) for f in features]
-        rows = [prompt + answer for prompt, answer in answered]
-        labels = [[IGNORE_INDEX] * len(prompt) + answer for prompt, answer in answered]
+        if is_pair(features[0]):
+            return collate_pairs(self.collate, features)
+        rows = [feature["input_ids"] for feature in features]
+        labels = [[IGNORE_INDEX] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
         longest = self.lengths.input + self.lengths.target
-        batch = {
+        return {
             "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=longest),
             "attention_mask": attention_mask(rows, limit=longest),
             "labels": pad(labels, IGNORE_INDEX, limit=longest),
         }
-        return {**batch, PREFERENCE: preference_tensor(features)} if pairs else batch
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
@@ -157,6 +146,8 @@ class Causal(GenerativeBackbone):
         ]
 
     def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        if are_pairs(examples):
+            return count_truncated_pairs(self.count_truncated, examples, spec)
         prompts = self._encode([example.input for example in examples])
         pairs = list(zip(prompts, examples, strict=True))
         # A prompt that was cut nearly fills the length: the others need not be tokenised again.
@@ -165,11 +156,10 @@ class Causal(GenerativeBackbone):
         sizes: dict[tuple[str, bool], int] = {}
         answers = 0
         for prompt, example in pairs:
-            keys = [(text, self._after_break(prompt)) for text in example.answers]
-            for key in keys:
-                if key not in sizes:
-                    sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
-            answers += max(sizes[key] for key in keys) > self.lengths.target
+            key = (example.output, self._after_break(prompt))
+            if key not in sizes:
+                sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
+            answers += sizes[key] > self.lengths.target
         return Truncated(sum(size > self.lengths.input for size in inputs), answers)
 
     def _whole_sizes(self, texts: Sequence[str]) -> list[int]:

@@ -8,6 +8,7 @@ of tokens. :mod:`merganser.training.dpo` computes the loss from it.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from merganser import processes
-from merganser.models.base import IGNORE_INDEX, Feature, eval_mode
+from merganser.models.base import IGNORE_INDEX, Feature, Truncated, eval_mode
 from merganser.models.precision import autocast
 from merganser.streams.answers import AnswerSpec
 
@@ -28,23 +29,57 @@ REFERENCE = "reference"
 """Key of a feature: the reference's log-probabilities of the chosen and the rejected answer, once they are known."""
 
 
-def pair_feature(prompt: list[int], chosen: list[int], rejected: list[int], spec: AnswerSpec) -> Feature:
-    """Return one tokenised pair.
+def pair_features(
+    encode: Callable[[Sequence[Example], AnswerSpec], list[Feature]], examples: Sequence[Example], spec: AnswerSpec
+) -> list[Feature]:
+    """Return tokenised pairs: of both answers what they would be as the only one.
 
     Args:
-        prompt: token ids that both answers follow.
-        chosen, rejected: token ids of the answers, end of text included.
+        encode: tokenises examples with one answer.
         spec: of the task, with the settings of DPO.
     """
     assert spec.dpo is not None
-    return {
-        "prompt_ids": prompt,
-        "chosen": chosen,
-        "rejected": rejected,
-        "length": len(prompt) + max(len(chosen), len(rejected)),
-        "dpo_beta": spec.dpo.beta,
-        "by_length": spec.dpo.by_length,
-    }
+    sides = [encode(side, _one_answer(spec)) for side in _sides(examples)]
+    return [
+        {
+            "chosen": chosen,
+            "rejected": rejected,
+            "length": max(chosen["length"], rejected["length"]),
+            "dpo_beta": spec.dpo.beta,
+            "by_length": spec.dpo.by_length,
+        }
+        for chosen, rejected in zip(*sides, strict=True)
+    ]
+
+
+def collate_pairs(
+    collate: Callable[[Sequence[Feature]], dict[str, Tensor]], features: Sequence[Feature]
+) -> dict[str, Tensor]:
+    """Return a batch of pairs; ``collate`` makes one of features with one answer."""
+    rows = [feature[side] for side in ("chosen", "rejected") for feature in features]
+    return {**collate(rows), PREFERENCE: preference_tensor(features)}
+
+
+def count_truncated_pairs(
+    count: Callable[[Sequence[Example], AnswerSpec], Truncated], examples: Sequence[Example], spec: AnswerSpec
+) -> Truncated:
+    """Count the prompts and the answers, two of each pair, that are cut; ``count`` does of examples with one answer."""
+    chosen, rejected = (count(side, _one_answer(spec)) for side in _sides(examples))
+    return Truncated(chosen.inputs, chosen.answers + rejected.answers)
+
+
+def _one_answer(spec: AnswerSpec) -> AnswerSpec:
+    return AnswerSpec(prompt=spec.prompt)
+
+
+def _sides(examples: Sequence[Example]) -> tuple[list[Example], list[Example]]:
+    """Return the pairs with the chosen answers alone, and with the rejected ones alone."""
+    return [replace(example, rejected=None) for example in examples], [example.with_rejected() for example in examples]
+
+
+def are_pairs(examples: Sequence[Example]) -> bool:
+    """Return whether examples, which are of one task, have two answers."""
+    return bool(examples) and examples[0].rejected is not None
 
 
 def is_pair(feature: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from merganser.models.base import IGNORE_INDEX, Feature, Truncated
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
-from merganser.models.pairs import PREFERENCE, is_pair, pair_feature, preference_tensor
+from merganser.models.pairs import are_pairs, collate_pairs, count_truncated_pairs, is_pair, pair_features
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.conversation import Conversation
@@ -27,26 +27,24 @@ class Seq2Seq(GenerativeBackbone):
     kind = "seq2seq"
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
+        if are_pairs(examples):
+            return pair_features(self.features, examples, spec)
         inputs = self._encode([example.input for example in examples])
         targets = self._targets([example.output for example in examples])
-        if spec.dpo is not None:
-            rejected = self._targets([example.rejected or "" for example in examples])
-            return [pair_feature(*ids, spec) for ids in zip(inputs, targets, rejected, strict=True)]
         return [
             {"input_ids": ids, "labels": labels, "length": len(ids) + len(labels)}
             for ids, labels in zip(inputs, targets, strict=True)
         ]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
-        pairs = is_pair(features[0])
-        inputs = [f["prompt_ids"] for f in features] * 2 if pairs else [f["input_ids"] for f in features]
-        labels = [f[key] for key in (("chosen", "rejected") if pairs else ("labels",)) for f in features]
-        batch = {
+        if is_pair(features[0]):
+            return collate_pairs(self.collate, features)
+        inputs = [feature["input_ids"] for feature in features]
+        return {
             "input_ids": pad(inputs, self.tokenizer.pad_token_id, limit=self.lengths.input),
             "attention_mask": attention_mask(inputs, limit=self.lengths.input),
-            "labels": pad(labels, IGNORE_INDEX),
+            "labels": pad([feature["labels"] for feature in features], IGNORE_INDEX),
         }
-        return {**batch, PREFERENCE: preference_tensor(features)} if pairs else batch
 
     def _encode(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
         if not texts:
@@ -69,12 +67,14 @@ class Seq2Seq(GenerativeBackbone):
         return [[LabelTokens(label, tuple(whole), tuple(kept)) for label, whole, kept in pairs]]
 
     def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
+        if are_pairs(examples):
+            return count_truncated_pairs(self.count_truncated, examples, spec)
         inputs = token_counts(self.tokenizer, [example.input for example in examples])
-        outputs = list(dict.fromkeys(text for example in examples for text in example.answers))
+        outputs = list(dict.fromkeys(example.output for example in examples))
         size = dict(zip(outputs, map(len, self._targets(outputs, whole=True)), strict=True))
         return Truncated(
             sum(count > self.lengths.input for count in inputs),
-            sum(max(size[text] for text in example.answers) > self.lengths.target for example in examples),
+            sum(size[example.output] > self.lengths.target for example in examples),
         )
 
     def _inputs(self, ids: list[list[int]]) -> dict[str, torch.Tensor]:

@@ -281,8 +281,9 @@ def truncated(task: TaskRecord) -> list[str]:
     """Describe which inputs and answers of a task were cut: ``12 of 3,000 train inputs``; empty where none were."""
     sizes = {"train": task.train_examples, "dev": task.dev_examples, "test": task.test_examples}
     sizes["mix"] = sum(part.examples for part in task.trained[1:])
+    answers = 1 if task.spec.dpo is None else 2  # of an example
     return [
-        f"{count:,} of {sizes[split]:,} {split} {part}"
+        f"{count:,} of {sizes[split] * (answers if part == 'answers' else 1):,} {split} {part}"
         for name, count in task.truncated.items()
         for split, _, part in [name.partition("_")]
     ]

@@ -42,13 +42,14 @@ class Example:
         """Make an example of a conversation whose last turn is the answer."""
         return cls(str(conversation.context), conversation.answer.text.strip(), id, None, conversation, row=row)
 
-    @property
-    def rejected_conversation(self) -> Conversation:
-        """Return the conversation of a pair with the rejected answer in place of the chosen one."""
-        assert self.conversation is not None
+    def with_rejected(self) -> Example:
+        """Return a pair as an example of its rejected answer alone."""
         assert self.rejected is not None
+        if self.conversation is None:
+            return replace(self, output=self.rejected, rejected=None)
         turns = (*self.conversation.context.turns, Turn("assistant", self.rejected))
-        return replace(self.conversation, turns=turns)
+        chat = replace(self.conversation, turns=turns)
+        return replace(self, output=self.rejected, rejected=None, conversation=chat)
 
     @property
     def answers(self) -> tuple[str, ...]:
