@@ -171,7 +171,7 @@ def test_refused_before_any_work(kind: str, method: str, message: str, tmp_path:
 
 def test_both_answers_of_a_pair_are_counted_where_they_are_cut(tmp_path: Path) -> None:
     long = "a weak story and a poor end of the film"
-    given = [Example("good?", "yes", rejected=long), Example("bad?", long, rejected="no"), *pairs(2)]
+    given = [Example("good?", "yes", rejected=f"{long} and"), Example("bad?", f"{long} is", rejected=long), *pairs(1)]
     task = Task("cut", given, spec=tasks()[1].spec)
     notices: list[str] = []
     with Learner.open(
@@ -180,5 +180,6 @@ def test_both_answers_of_a_pair_are_counted_where_they_are_cut(tmp_path: Path) -
         **sections(method="sequential", training={"steps": 1}),
     ) as learner:
         learner.learn(task)
-        assert learner.record.tasks[0].truncated == {"train_answers": 2}
-    assert "Task 'cut': 2 of 8 training answers are cut after 8 tokens (training.max_target)." in notices
+        assert learner.record.tasks[0].truncated == {"train_answers": 3}
+    assert "Task 'cut': 3 of 6 training answers are cut after 8 tokens (training.max_target)." in notices
+    assert any("1 of 3 pairs have answers of the same tokens" in notice for notice in notices)

@@ -10,7 +10,7 @@ from typing import Any
 
 from merganser import processes
 from merganser.errors import RunError
-from merganser.events import Evaluating, TaskStarted
+from merganser.events import Evaluating, Notice, TaskStarted
 from merganser.files.atomic import full_disk_is_an_error, make_folder
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.resume import REFERENCES, best_weights, resume
@@ -88,6 +88,9 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
 def _measure_references(session: Session, task: str, references: References) -> None:
     """Take the weights in the model as the reference of the pairs, and show how far that is."""
     done = 0
+    if equal := references.num_equal():
+        text = f"{equal:,} of {len(references.pairs):,} pairs have answers of the same tokens, and teach nothing"
+        session.listener(Notice(f"Task '{task}': {text} (training.max_target is {session.backbone.lengths.target})."))
 
     def progress(measured: int) -> None:
         nonlocal done

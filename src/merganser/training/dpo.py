@@ -81,6 +81,10 @@ class References:
         if self.pairs:
             self._set(measure_pairs(backbone, self.pairs, batch, on_progress))
 
+    def num_equal(self) -> int:
+        """Count the pairs whose answers are the same tokens, as where they differ only beyond the longest answer."""
+        return sum(pair["chosen"] == pair["rejected"] for pair in self.pairs)
+
     def _set(self, measured: Tensor) -> None:
         for feature, values in zip(self.pairs, measured.tolist(), strict=True):
             feature[REFERENCE] = values
