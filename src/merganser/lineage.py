@@ -68,7 +68,7 @@ class TaskLineage(LineageRecord):
 
 
 class Parent(LineageRecord):
-    """A model that a merge was made from."""
+    """A model that a merge was made from, or the adapter that a run began with."""
 
     name: str = Field(description="hub id with commit, or a folder's name")
     weights: str = Field("", description="SHA-256 of its trained weights; empty: it has no lineage")
@@ -86,7 +86,7 @@ class Lineage(LineageRecord):
         description="SHA-256 of the trained weights in the run: the adapter's file, or the whole model"
     )
     holds: str = Field("adapter", description="adapter, or model: all weights")
-    parents: list[Parent] = Field(default_factory=list, description="of a merge")
+    parents: list[Parent] = Field(default_factory=list, description="of a merge; the adapter that a run began with")
     files: dict[str, str] = Field(
         default_factory=dict, description="SHA-256 of the other files of an export but its card, by name"
     )

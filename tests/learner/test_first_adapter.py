@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from merganser.config import check_config, load_config
 from merganser.errors import InputError
+from merganser.files.digests import file_digest
 from merganser.learner import Learner
 from merganser.models.base import Lengths
 from merganser.models.loading import load_backbone
@@ -64,6 +65,7 @@ def test_row_0_is_base_plus_adapter_and_the_export_is_one_adapter(stream: Path, 
     _, second = tasks_of(stream)
     config = check_config(begun(adapter), "file")
     start = load_file(adapter / "adapter_model.safetensors")
+    digest = file_digest(adapter / "adapter_model.safetensors")
     with Learner.of_config(tmp_path / "run", config) as learner:
         learner.learn(second)
     shutil.rmtree(adapter)  # the run has what it needs
@@ -77,6 +79,8 @@ def test_row_0_is_base_plus_adapter_and_the_export_is_one_adapter(stream: Path, 
         assert (lora.r, lora.alpha, lora.rslora) == (2, 6, True)
     written = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
     assert (written["r"], written["lora_alpha"], written["use_rslora"]) == (2, 6, True)
+    lineage = json.loads((tmp_path / "out" / "lineage.json").read_text())
+    assert lineage["parents"] == [{"name": "adapter", "weights": digest}]
     after = load_file(tmp_path / "out" / "adapter_model.safetensors")
     assert {name: tensor.shape for name, tensor in after.items()} == {n: t.shape for n, t in start.items()}
     assert any(not tensor.equal(start[name]) for name, tensor in after.items())

@@ -18,6 +18,7 @@ from merganser.models.base import Backbone
 from merganser.models.export import export_model
 from merganser.models.loading import load_backbone
 from merganser.models.options import LoraOptions, ModelOptions
+from merganser.models.precision import autocast
 from merganser.models.weight_format import resolve_weights
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example
@@ -40,7 +41,7 @@ def options(**values: Any) -> ModelOptions:
         ({}, "bf16", torch.float16, "fp32"),  # would be rounded
         ({}, "bf16", None, "fp32"),
         ({"lora": None}, "bf16", torch.bfloat16, "fp32"),  # all are trained
-        ({"weights": "bf16"}, "fp32", torch.float32, "bf16"),
+        ({"weights": "bf16"}, "bf16", torch.float32, "bf16"),
         ({"weights": "4bit"}, "fp32", torch.float32, "4bit"),
     ],
 )
@@ -52,6 +53,11 @@ def test_weights_are_held_so(values: dict[str, Any], precision: Any, stored: Any
 def test_trained_weights_are_fp32(weights: str) -> None:
     with pytest.raises(ValidationError, match=f"weights: {weights} holds frozen weights, and without lora all are"):
         options(lora=None, weights=weights)
+
+
+def test_bf16_weights_are_multiplied_in_bf16() -> None:
+    with pytest.raises(ValidationError, match="multiplied in bf16, and precision is fp32"):
+        options(weights="bf16", precision="fp32")
 
 
 def test_weights_that_are_quantised_already_are_refused() -> None:
@@ -86,12 +92,16 @@ def nbytes(backbone: Backbone) -> int:
 
 def test_bf16_halves_the_frozen_weights_and_trains_in_fp32(load: Loader) -> None:
     for which in ("causal", "seq2seq", "matcher"):
-        plain, half = load(which), load(which, weights="bf16")
+        plain, half = load(which), load(which, weights="bf16", precision="auto")
+        assert half.precision == "bf16"
         assert nbytes(half) * 2 == nbytes(plain)
         assert {p.dtype for p in half.trainable().values()} == {torch.float32}
         disturb(half)
         batch = half.collate(half.features([Example(text, "positive") for text in TEXTS], RANK))
-        half.module(**batch)["loss"].backward()
+        with autocast(half.device, half.precision):
+            loss = half.module(**batch)["loss"]
+        assert loss.dtype == torch.float32
+        loss.backward()
         assert all(p.grad is not None and p.grad.dtype == torch.float32 for p in half.trainable().values())
         half.stack_adapter(3)
         assert {p.dtype for n, p in half.module.named_parameters() if ".lora_" in n} == {torch.float32}
@@ -101,7 +111,7 @@ def test_bf16_halves_the_frozen_weights_and_trains_in_fp32(load: Loader) -> None
 def test_a_bf16_base_is_merged_in_fp32_and_rounded_once(load: Loader, tmp_path: Path) -> None:
     from safetensors.torch import load_file
 
-    backbone = load("causal", weights="bf16", lora=LoraOptions(r=2, alpha=3))
+    backbone = load("causal", weights="bf16", precision="auto", lora=LoraOptions(r=2, alpha=3))
     disturb(backbone, size=0.1)
     export_model(backbone, tmp_path / "out", {"t": RANK}, True, "bfloat16")
     name = "model.layers.0.self_attn.q_proj"

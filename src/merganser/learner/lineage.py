@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError
 from merganser.learner.model_fingerprint import fingerprint, hub_commit, tokenizer_digest
 from merganser.learner.session import Session
-from merganser.lineage import DIGITS, BaseModelLineage, Lineage, SplitLineage, TaskLineage, weights_digest
+from merganser.lineage import DIGITS, BaseModelLineage, Lineage, Parent, SplitLineage, TaskLineage, weights_digest
 from merganser.models.base import Backbone
 from merganser.models.options import ModelOptions
 from merganser.runs.directory import RunDirectory
@@ -89,7 +90,14 @@ def _lineage(directory: RunDirectory, sha256: Mapping[str, str], data: list[Task
         data=data,
         weights=weights_digest({name: value for name, value in sha256.items() if name.startswith("adapter/")}),
         holds="model" if options.lora is None else "adapter",
+        parents=_begun_with(directory),
     )
+
+
+def _begun_with(directory: RunDirectory) -> list[Parent]:
+    """Return the adapter that a run began with."""
+    adapter, sha256 = directory.info.config["model"].get("adapter"), _resolved(directory).get("adapter_sha256")
+    return [] if adapter is None else [Parent(name=Path(adapter).name, weights=sha256 or "")]
 
 
 def _task_lineage(task: Task, row: int) -> TaskLineage:

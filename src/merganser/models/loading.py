@@ -87,6 +87,9 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
 
         precision = resolve_precision(options.precision)
         weights = resolve_weights(options, precision, config)
+        if weights == "bf16":  # autocast computes losses in fp32, as some models do not by themselves
+            precision = "bf16"
+            options = options.model_copy(update={"precision": precision})
 
         def load_pretrained(held: Held = weights) -> nn.Module:
             with silence_libraries(), torch.random.fork_rng():

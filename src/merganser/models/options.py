@@ -147,6 +147,8 @@ class ModelOptions(StrictOptions):
                 f"weights: {self.weights} holds frozen weights, and without lora all are trained: small steps would be "
                 "lost. Use lora, or weights: fp32"
             )
+        if (self.weights, self.precision) == ("bf16", "fp32"):
+            raise ValueError("weights: bf16 are multiplied in bf16, and precision is fp32. Omit one of them")
         if "{label}" not in self.label_prompt:
             raise ValueError("label_prompt has no {label}: all labels would be the same")
         if self.kind != "causal" and self.chat_template:
