@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from merganser.metrics import ScoreMatrix
     from merganser.runs import read_run
     from merganser.streams.answers import AnswerSpec
-    from merganser.streams.task import Example, Stream, Task
+    from merganser.streams.task import Example, Mix, Stream, Task
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.config import AimConfig
     from merganser.weights import Weights
@@ -33,6 +33,7 @@ _HOMES = {
     "Learner": "merganser.learner",
     "Merge": "merganser.control",
     "MergeController": "merganser.control",
+    "Mix": "merganser.streams.task",
     "ScoreMatrix": "merganser.metrics",
     "Stream": "merganser.streams.task",
     "Task": "merganser.streams.task",
@@ -50,6 +51,7 @@ __all__ = [
     "Learner",
     "Merge",
     "MergeController",
+    "Mix",
     "ScoreMatrix",
     "Stream",
     "Task",

@@ -123,6 +123,11 @@ def test_fields_prompt_and_labels(run: Path, merganser: Command, monkeypatch: py
     assert "the most likely of mood, topic, claims; --task names another." in mixed.err
 
 
+def test_a_mix_needs_its_share(run: Path, merganser: Command) -> None:
+    done = merganser("learn", run, "--task", "t", "--train", "truth.json", "--mix", "general.jsonl")
+    assert (done.code, done.error.partition(".")[0]) == (2, "--mix and --mix-share go together")
+
+
 def test_another_machine(merganser: Command, tmp_path: Path) -> None:
     """The run is copied, the model lies elsewhere, the old training files are gone: it goes on from the copy."""
     here, there = tmp_path / "here", tmp_path / "there"

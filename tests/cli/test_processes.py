@@ -61,7 +61,8 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"guard_factor": 1.0001},
         "training": {"steps": 12, "select_best": True, "select_every": 5},
     },
-    "replay, causal": {
+    "replay, causal, mixed and packed": {
+        "mix": {"file": "truth.json", "share": 0.3},
         "model": {"kind": "causal"},
         "method": {"name": "replay"},
         "training": {"batch": 5, "packing": "packed"},
@@ -76,13 +77,14 @@ def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     model["name"] = str(model_folder(model.get("kind", "matcher")))
     model.setdefault("lora", {"r": 4, "dropout": 0.0})
     model["dropout"] = 0.0
-    method = changes.pop("method", {})
+    method, mix = changes.pop("method", {}), changes.pop("mix", None)
     if "name" not in method:
         method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
     changes["training"] = {"steps": 8, "checkpoint_minutes": None, **changes.get("training", {})}
     path = write_stream(folder, **changes)
     values = toys.settings(**changes)
     values["method"] = method
+    values["stream"]["mix"] = mix
     if values["training"].get("select_best"):
         for task in values["stream"]["tasks"]:
             task["dev"] = task["test"]
@@ -180,9 +182,14 @@ WAYS = {
     "seq2seq, all weights, importance masks": ("fsdp",),
     "seq2seq, bf16": ("ddp",),
     "matcher, refused merges, the best weights": ("fsdp",),
-    "replay, causal": ("ddp",),
+    "replay, causal, mixed and packed": ("ddp",),
 }
 """With which of them a case is tried: each part of it once with whole weights or shards, where both share the code."""
+
+
+def trained_on(run: Path) -> list[Any]:
+    """Rows and tokens of each source, of every task."""
+    return [task["trained"] for row in sorted(run.glob("tasks/*/row.json")) for task in toys.read_json(row)["tasks"]]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -198,6 +205,7 @@ def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -
         several = tmp_path / name
         succeed(together(spawner, "run", stream, "--out", several, environment=KINDS[name]))
         alike(one, several, within)
+        assert trained_on(several) == trained_on(one)
 
 
 def launched(*program: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 
 from merganser.errors import InputError
 from merganser.models.padding import attention_mask, pad
+from merganser.models.pairs import PREFERENCE
+from merganser.training.aim.callback import AimMerging
 from merganser.training.distributed import LocalBatch, num_examples, num_loss_items
 from merganser.training.options import TrainingOptions
 from merganser.training.packing import check_packing, fill_rows, pack, training_collator
 from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import without_cache
-from merganser.training.trainer import train_task
+from merganser.training.trainer import TaskHooks, train_task
 from tests.training.trainable import Model
 
 SMALL = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -182,3 +184,33 @@ def test_memory_rows_are_drawn_before_they_are_packed() -> None:
     batch = LocalBatch.of(EXAMPLES[:4], collator)
     assert num_examples(batch.batch) == 4
     assert batch.items == num_loss_items(collate(EXAMPLES[:4]), shifted=True)
+
+
+def test_aim_probes_and_merges_as_without_packing() -> None:
+    """Examples of probes and rehearsal are drawn as ever; their batches are packed."""
+    examples = [example(2 + seed * 7 % 13, seed) for seed in range(12)]
+    found = []
+    for packing in ("none", "packed"):
+        model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**CONFIGS["Llama"]))
+        model.load_state_dict(model_of("Llama", "sdpa").state_dict())
+        options = TrainingOptions(steps=6, batch=4, learning_rate=1e-3, warmup=0, packing=packing)
+        trained, records, seen = Model(model, collate), TaskRecords("t"), []
+        collator = training_collator(trained, options)
+
+        def counting(batch: list[Any], collator: Any = collator, seen: list[int] = seen) -> Any:
+            seen.append(len(batch))
+            return collator(batch)
+
+        aim = AimMerging(examples[8:], batch=3, interval=2, cold_start=1, collator=counting, seed=0, records=records)
+        train_task(trained, examples[:8], options, seed=1, records=records, hooks=TaskHooks([aim]))
+        assert len(records.merges) >= 2
+        numbers = [signal.probe or 0.0 for signal in records.signals]
+        numbers += [value or 0.0 for m in records.merges for value in (m.norm_new, m.norm_old, m.loss_old_after)]
+        found.append((numbers, seen, [merge.step for merge in records.merges]))
+    assert found[1][0] == pytest.approx(found[0][0], abs=1e-4)
+    assert found[1][1:] == found[0][1:]
+
+
+def test_pairs_keep_their_padding() -> None:
+    batch = {**collate(EXAMPLES), PREFERENCE: torch.zeros(3, 4)}
+    assert pack(batch, None) == batch

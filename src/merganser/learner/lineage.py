@@ -102,6 +102,8 @@ def _begun_with(directory: RunDirectory) -> list[Parent]:
 
 def _task_lineage(task: Task, row: int) -> TaskLineage:
     rows = {"train": len(task.train), "dev": len(task.dev), "test": len(task.test)}
+    if task.mix is not None:
+        rows["mix"] = len(task.mix.examples)
     return TaskLineage(
         task=task.name,
         row=row,

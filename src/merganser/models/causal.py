@@ -203,9 +203,10 @@ class Causal(GenerativeBackbone):
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
         by_break = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}
         answers = [by_break[self._after_break(prompt)] for prompt in ids]
-        rows = max(RANKING_BATCH, len(ids))
         if self._reads_cache():
-            return label_scores(self.base, self._inputs(ids), answers, rows, summed_log_probability)
+            # Few at a time: every pair has a copy of its prompt in the cache.
+            return label_scores(self.base, self._inputs(ids), answers, RANKING_BATCH, summed_log_probability)
+        rows = max(RANKING_BATCH, len(ids))
         pairs = [(prompt, answer) for prompt, choices in zip(ids, answers, strict=True) for answer in choices]
         parameters = inspect.signature(self.base.forward).parameters
         sums = []

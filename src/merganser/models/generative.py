@@ -19,7 +19,7 @@ from merganser.models.precision import autocast
 from merganser.streams.answers import AnswerSpec
 
 RANKING_BATCH = 32
-"""Smallest number of (text, label) pairs per forward pass."""
+"""(text, label) pairs per forward pass where their prompts are in a cache; elsewhere the smallest number."""
 
 
 class GreedyProbability(LogitsProcessor):

@@ -114,6 +114,8 @@ def _split_stream(options: StreamOptions, base: Path) -> Stream:
     remarks = (*settle(_bad(parts), split.on_bad_rows), *reading_remarks(parts), *mix_remarks)
     splits = _examples(parts)
     record = {part: read.source for part, read in parts.items()}
+    if mix is not None:
+        record["mix"] = mix.source
     seed = split.limit_seed or 0
     for part, share in (("test", split.test_share), ("dev", split.dev_share)):
         if share is not None:
@@ -226,6 +228,8 @@ def _load(options: TaskOptions, base: Path, in_layout: bool) -> Task:
     splits = _examples(parts)
     train, dev, test = (splits[split] for split in SPLITS)
     mix, mix_remarks = read_mix(options.mix, base, parts["train"])
+    if mix is not None:
+        record["mix"] = mix.source
     task = Task(options.name, train, dev, test, spec, record, remarks=(*remarks, *mix_remarks), mix=mix)
     return _limited(task, options)
 

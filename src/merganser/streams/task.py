@@ -177,9 +177,11 @@ class Task:
         return digest.hexdigest()
 
     def split_digests(self) -> dict[str, str]:
-        """Compute the SHA-256 of the inputs and answers of ``train``, ``dev`` and ``test``; none of an empty part."""
+        """Compute the SHA-256 of the inputs and answers of ``train``, ``dev``, ``test`` and ``mix``; none of an empty
+        part."""
         digests = {}
-        for name, examples in (("train", self.train), ("dev", self.dev), ("test", self.test)):
+        mixed = () if self.mix is None else self.mix.examples
+        for name, examples in (("train", self.train), ("dev", self.dev), ("test", self.test), ("mix", mixed)):
             if examples:
                 digest = hashlib.sha256()
                 _hash_examples(digest, examples)
