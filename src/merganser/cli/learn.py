@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from merganser import processes
-from merganser.cli.options import ModelOption, RunArgument
+from merganser.cli.options import ModelOption, RunArgument, check_json
 
 
 def learn(
@@ -84,6 +84,11 @@ def learn(
             show_default=False,
         ),
     ] = None,
+    plan: Annotated[
+        bool,
+        typer.Option("--plan", help="Write nothing: show steps, memory, and an estimate of the time from ten steps."),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON instead of tables.")] = False,
 ) -> None:
     """Learn one more task in an existing run, with the method that the run was started with.
 
@@ -92,6 +97,7 @@ def learn(
 
     Example: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
     """
+    check_json(plan, as_json)
     from merganser.cli.live import learn_one
     from merganser.config import explain_options, load_config
     from merganser.errors import InputError
@@ -112,5 +118,10 @@ def learn(
     options.update(name=task, train=train, input=input_field, output=output_field, format=form)
     checked = explain_options(TaskOptions, options, "the task")
     learned = processes.run_collectively(lambda: load_task(checked, Path.cwd()))
+    if plan:
+        from merganser.cli.plan import plan_tasks
+
+        plan_tasks(None if config is None else load_config(config), [learned], run, as_json=as_json, added=True)
+        return
     command = shlex.join(["merganser", "learn", str(run), "--task", task])
     learn_one(run, learned, None if config is None else load_config(config), model, command)

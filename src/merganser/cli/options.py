@@ -18,3 +18,15 @@ ModelOption = Annotated[
         show_default=False,
     ),
 ]
+
+
+def check_json(plan: bool, as_json: bool) -> None:
+    """Refuse ``--json`` without ``--plan``.
+
+    Raises:
+        InputError: it was given alone.
+    """
+    if as_json and not plan:
+        from merganser.errors import InputError
+
+        raise InputError("--json goes with --plan.", "Leave it out: scores.json in the run has all numbers.")

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merganser import processes
+from merganser.cli.options import check_json
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -23,8 +24,13 @@ def run(
         typer.Argument(metavar="STREAM.yaml", help="Model, method and tasks.", show_default=False),
     ],
     out: Annotated[
-        Path, typer.Option(metavar="RUN", help="Directory of the run: a new one, or one to resume.", show_default=False)
-    ],
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="Directory of the run: a new one, or one to resume. Required, but for a plan.",
+            show_default=False,
+        ),
+    ] = None,
     method: Annotated[
         str | None, typer.Option(help="Use this method with its defaults instead of the file's.", show_default=False)
     ] = None,
@@ -36,6 +42,14 @@ def run(
             help="Also train a fresh model per task, for AimMerging's forward transfer (FWT). Cached.",
         ),
     ] = False,
+    plan: Annotated[
+        bool,
+        typer.Option(
+            "--plan",
+            help="Write nothing: show tasks, rows, tokens, steps, memory, and an estimate of the time from ten steps.",
+        ),
+    ] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON instead of tables.")] = False,
 ) -> None:
     """Learn the tasks of a stream one after another and print the scores: overall performance and forgetting.
 
@@ -43,10 +57,20 @@ def run(
 
     Example: merganser run examples/matcher.yaml --out runs/first
     """
-    from merganser.cli.live import learn_stream
+    from merganser.errors import InputError
 
+    check_json(plan, as_json)
+    if out is None and not plan:
+        raise InputError("There is no directory for the run.", "Name one: --out RUN.")
     changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
     config, tasks = processes.run_collectively(lambda: _read(stream, changes))
+    if plan or out is None:
+        from merganser.cli.plan import plan_tasks
+
+        plan_tasks(config, tasks, out, as_json=as_json, fwt=fwt)
+        return
+    from merganser.cli.live import learn_stream
+
     options = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
     command = shlex.join(["merganser", "run", str(stream), "--out", str(out), *options]) + (" --fwt" if fwt else "")
     learn_stream(out, config, tasks, command=command, fwt=fwt)

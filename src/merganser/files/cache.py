@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
@@ -24,6 +25,25 @@ def cache_folder(name: str) -> Path:
     if chosen := os.environ.get(CACHE_VARIABLE):
         return Path(chosen).expanduser() / name
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "merganser" / name
+
+
+_only_read = False
+
+
+@contextmanager
+def cache_only_read() -> Iterator[None]:
+    """Remember nothing in the cache inside; what cannot be done without it, such as a converted model, is put there."""
+    global _only_read
+    before, _only_read = _only_read, True
+    try:
+        yield
+    finally:
+        _only_read = before
+
+
+def remembers() -> bool:
+    """Return whether results that can be computed again are written to the cache."""
+    return not _only_read
 
 
 def make_cache(folder: Path) -> Path:

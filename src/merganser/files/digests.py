@@ -13,7 +13,7 @@ from typing import Any
 
 from merganser.errors import MerganserError
 from merganser.files.atomic import write_json
-from merganser.files.cache import cache_folder, make_cache
+from merganser.files.cache import cache_folder, make_cache, remembers
 from merganser.files.documents import open_file
 from merganser.files.safetensors_file import read_header
 
@@ -84,7 +84,7 @@ def _remembered(path: Path, kind: str, compute: Callable[[], dict[str, str]]) ->
         return dict(known["digests"])
     started = time.time()
     digests = compute()
-    if _state(path) == state and started - state[1] / 1e9 > SETTLED:
+    if remembers() and _state(path) == state and started - state[1] / 1e9 > SETTLED:
         try:
             make_cache(memory.parent)
             write_json(memory, {"state": state, "digests": digests}, shared=True)

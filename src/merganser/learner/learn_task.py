@@ -98,9 +98,17 @@ class TaskRun:
         return row
 
     def _check(self) -> None:
-        session = self.session
-        if session.directory.lock.held is False:
+        if self.session.directory.lock.held is False:
             raise InputError("This run was opened for reading only.", "Open it without read_only to learn.")
+        self.check()
+
+    def check(self) -> None:
+        """Refuse tasks that cannot be learned, before any work.
+
+        Raises:
+            InputError: as :meth:`run`.
+        """
+        session = self.session
         check_processes(session)
         check_packed(session)
         if not self.tasks:

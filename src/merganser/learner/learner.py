@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from merganser import processes
 from merganser.config import RunConfig, check_config
 from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
+from merganser.files.cache import cache_only_read
 from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, exporting, inference, learn_task, opening, references
 from merganser.learner.reporting import end_reporting
@@ -26,6 +27,9 @@ from merganser.models.gguf_export import GgufOptions
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunRecord
 from merganser.streams.task import Task
+
+if TYPE_CHECKING:
+    from merganser.learner.plan import Plan
 
 
 class Learner:
@@ -106,6 +110,34 @@ class Learner:
             requested = config.model_dump(mode="json", exclude={"stream"})
             return cls(opening.reopen(run, requested, listener))
         return cls(opening.start(run, config, listener, command), new=True)
+
+    @staticmethod
+    def plan(
+        config: RunConfig | None,
+        tasks: Sequence[Task],
+        *,
+        run: str | Path | None = None,
+        fwt: bool = False,
+        added: bool = False,
+        listener: Listener = silent,
+    ) -> Plan:
+        """Plan a stream: tasks, tokens, steps, memory, and an estimate of the time from ten steps. Nothing is written.
+
+        Args:
+            config: ``None``: that of the run.
+            tasks: the whole stream.
+            run: the run directory, if it is there already: only the rest of the stream is planned.
+            fwt: with single-task references.
+            added: ``tasks`` are not the whole stream, but tasks to learn after those of the run.
+
+        Raises:
+            InputError, RunError: as :meth:`learn_stream`; also if every task is learned already.
+        """
+        from merganser.learner.plan import make_plan
+
+        with cache_only_read():
+            session = opening.preview(None if run is None else Path(run), config, listener)
+            return make_plan(session, tasks, fwt=fwt, added=added)
 
     def close(self) -> None:
         """End what is reported to trackers, and release the lock of the run."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
@@ -58,6 +59,33 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
         versions=versions(),
     )
     return report_to_trackers(Session(RunDirectory.create(path, info), config, backbone, listener))
+
+
+NOWHERE = Path(os.devnull) / "run"
+"""A run directory that cannot be there."""
+
+
+def preview(path: Path | None, config: RunConfig | None, listener: Listener) -> Session:
+    """Return a session for a plan: of a run, read-only, or of one that is not there. Nothing is written.
+
+    Args:
+        path: of the run, which is used if it has learned anything.
+        config: ``None``: that of the run.
+
+    Raises:
+        InputError: as :func:`start` or :func:`reopen`.
+    """
+    if path is not None and RunDirectory.exists(path) and (config is None or len(row_folders(path / "tasks")) > 1):
+        given = {} if config is None else config.model_dump(mode="json", exclude={"stream"})
+        return reopen(path, given, listener, read_only=True)
+    if config is None:
+        raise InputError(f"There is no run in '{path}'.", "Start one with `merganser run`, or give a configuration.")
+    if path is not None and not RunDirectory.exists(path):
+        RunDirectory.check_new(path)
+    _check_packages(config)
+    backbone = _check_adapter(_load_backbone(config, {}))
+    info = RunInfo(created="", command="", seed=config.seed, config=config.model_dump(mode="json"), versions={})
+    return Session(RunDirectory(NOWHERE, info), config, backbone, listener)
 
 
 def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:

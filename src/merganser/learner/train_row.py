@@ -57,7 +57,7 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     """
     _load_start(session)
     session.weights_changed()
-    context = _context(session, tasks, number)
+    context = task_context(session, tasks, number)
     session.method.records = records = TaskRecords(context.task, number, session.listener)
     session.method.begin_task()
     selector = best_weights(session, tasks)
@@ -111,7 +111,8 @@ def _load_start(session: Session) -> None:
         session.use(last)
 
 
-def _context(session: Session, tasks: Sequence[Task], number: int) -> TaskContext:
+def task_context(session: Session, tasks: Sequence[Task], number: int) -> TaskContext:
+    """Return data and model for a method to learn the tasks of row ``number``."""
     earlier = {name: task.spec for name, task in session.known_tasks().items()}
     by_task = {**earlier, **{task.name: task.spec for task in tasks}}
     specs = {name: session.candidates.spec(spec, by_task.values()) for name, spec in by_task.items()}
