@@ -17,10 +17,11 @@ from merganser.learner.session import Session
 from merganser.lineage import Lineage, write_lineage
 from merganser.methods import make_method
 from merganser.models.base_reference import base_reference
-from merganser.models.export import ANYWHERE, CARD, Destination, check_destination, export_model
+from merganser.models.export import ANYWHERE, Destination, check_destination, export_model
 from merganser.models.exported import ExportedRecord, write_record
 from merganser.models.model_card import LABELS
 from merganser.models.pretrained import DTYPES
+from merganser.runs.card import CARD, History
 from merganser.runs.rows import Row
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Task
@@ -72,7 +73,8 @@ def export(session: Session, out: Path, form: Form, *, task: str | None = None, 
     row, known = _exported(session, known, task, after)
     session.use(row)
     specs = {name: task.spec for name, task in known.items()}
-    to = replace(form.to, name=out.resolve().name)
+    history = History(session.directory.info, [other.file for other in session.rows if other.file.row <= row.file.row])
+    to = replace(form.to, name=out.resolve().name, history=history)
     with new_folder(out, shared=True, replace=form.overwrite) as folder:
         export_model(session.backbone, folder, specs, form.merged, form.dtype, to)
         if form.merged and (difference := measure_difference(session, folder, known)) is not None:

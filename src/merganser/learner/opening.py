@@ -21,6 +21,7 @@ from merganser.learner.session import Session
 from merganser.learner.trackers import check_trackers
 from merganser.lineage import read_lineage
 from merganser.models.base import Backbone
+from merganser.models.base_card import base_card
 from merganser.models.causal import Causal
 from merganser.models.engines import make_engine
 from merganser.models.first_adapter import adapter_digest
@@ -242,4 +243,5 @@ def _resolved(backbone: Backbone) -> dict[str, Any]:
         "model_fingerprint": fingerprint(backbone),
         "tokenizer_sha256": tokenizer_digest(backbone),
         "model_commit": hub_commit(backbone),
+        "base_card": base_card(backbone.pretrained_from.source),
     }

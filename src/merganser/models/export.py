@@ -22,9 +22,8 @@ from merganser.models.model_card import LABEL_VECTORS, LABELS, model_card
 from merganser.models.modelfile import MODELFILE, modelfile, weights_lines
 from merganser.models.sentence_encoder import write_sentence_encoder
 from merganser.models.weight_format import QUANTISED, dequantised
+from merganser.runs.card import CARD, History
 from merganser.streams.answers import AnswerSpec
-
-CARD = "README.md"
 
 
 @dataclass(frozen=True)
@@ -35,11 +34,13 @@ class Destination:
         base_model: ``ID`` or ``ID@REVISION`` of the pretrained model on the hub, if it was read from elsewhere.
         gguf: write a GGUF file, too.
         name: of the exported model, for files that hold one.
+        history: the records of the run, for the model card.
     """
 
     base_model: str | None = None
     gguf: GgufOptions | None = None
     name: str = "model"
+    history: History | None = None
 
 
 ANYWHERE = Destination()
@@ -106,7 +107,7 @@ def export_model(
         _write(folder / MODELFILE, modelfile(backbone, weights_lines(whole, gguf, base)))
     if converter is not None:
         converter.convert(folder, to.name, None if whole else pretrained.source.folder())
-    _write(folder / CARD, model_card(backbone, specs, whole, base))
+    _write(folder / CARD, model_card(backbone, specs, whole, base, to.history, to.name))
 
 
 def _write(path: Path, text: str) -> None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
-
-import yaml
 
 from merganser.files.markdown import code_block, code_span, escaped
 from merganser.models.base import Backbone
 from merganser.models.base_reference import BaseReference
 from merganser.models.generative import GenerativeBackbone
+from merganser.models.matcher import Matcher
 from merganser.models.options import LoraOptions
 from merganser.models.stacking import total_rank
 from merganser.models.weight_format import code_that_holds
+from merganser.runs.card import History, record_sections
+from merganser.runs.card_head import Subject, card_head, licence_section, pipeline_tag
 from merganser.streams.answers import AnswerSpec
 
 LABELS = "labels.json"
@@ -28,31 +28,68 @@ DECODING = (
 SIDES = ("padding_side", "truncation_side")
 
 AUTO_CLASS = {"seq2seq": "AutoModelForSeq2SeqLM", "causal": "AutoModelForCausalLM", "matcher": "AutoModel"}
-PIPELINE = {"seq2seq": "text2text-generation", "causal": "text-generation", "matcher": "text-classification"}
 
 
-def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool, base: BaseReference) -> str:
-    """Return Markdown with the header that the Hugging Face hub reads: the model, its tasks, and code that uses it."""
+def model_card(
+    backbone: Backbone,
+    specs: Mapping[str, AnswerSpec],
+    whole: bool,
+    base: BaseReference,
+    history: History | None = None,
+    name: str = "model",
+) -> str:
+    """Return Markdown with the header that the Hugging Face hub reads: the model, its tasks, and code that uses it.
+
+    Args:
+        specs: how each task is answered, by name.
+        whole: the folder holds a whole model, not an adapter.
+        base: the pretrained model.
+        history: the records of the run; ``None``: the card is without what they tell.
+        name: of the exported model.
+    """
+    library = "sentence-transformers" if isinstance(backbone, Matcher) else "transformers"
+    pipeline = pipeline_tag(backbone.kind, backbone.modality)
+    hub_id = base.name if base.on_hub else None
+    subject = Subject(name, library if whole else "peft", pipeline, hub_id, not whole)
+    code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
+    if backbone.modality == "image":
+        code = _vision_code
+    lines = [
+        card_head(subject, history),
+        f"# {escaped(base.short)}, continually fine-tuned",
+        "",
+        *_description(backbone, len(specs), whole, base),
+        *_answers(backbone, specs),
+        "",
+        "## Use",
+        "",
+        code_block("\n".join([*_loading_code(backbone, None if whole else base), *code(backbone, specs)]), "python"),
+    ]
+    if history is not None:
+        lines += [record_sections(history, "RUN")]
+    return "\n".join([*lines, licence_section(history)])
+
+
+def _description(backbone: Backbone, tasks: int, whole: bool, base: BaseReference) -> list[str]:
     options = backbone.options
-    pipeline = "image-classification" if backbone.modality == "image" else PIPELINE[backbone.kind]
-    head: dict[str, Any] = {"library_name": "transformers" if whole else "peft", "pipeline_tag": pipeline}
-    if base.on_hub:
-        head["base_model"] = base.name
-    head["tags"] = ["merganser", "continual-learning"]
-    lines = ["---", *yaml.safe_dump(head, sort_keys=False).splitlines(), "---", ""]
-    lines += [f"# {escaped(base.short)}, continually fine-tuned", ""]
     if options.lora is None:
         title = "All weights of the model, fine-tuned"
     else:
         rank = total_rank(backbone.model)
         update = f"a {_kind_of_lora(options.lora)} update (r {rank}, alpha {options.lora.alpha_at(rank):g})"
         title = f"The model with {update} merged into its weights" if whole else f"An adapter: {update} for the model"
-    lines += [f"{title} on {len(specs)} task{'s' * (len(specs) != 1)}, one after another, with Merganser.", ""]
+    of = f"; the pretrained model is {code_span(base.pinned)}" if base.on_hub else ""
+    lines = [f"{title} on {tasks} task{'s' * (tasks != 1)}, one after another, with Merganser{of}.", ""]
     if base.gguf:
         lines += ["The pretrained weights were de-quantised from a GGUF file.", ""]
     if not (whole or base.on_hub):
         lines += [*_placeholder(base), ""]
-    lines += ["| task | answered by | labels |", "|---|---|---|"]
+    return lines
+
+
+def _answers(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
+    """Return the table of how each task is answered."""
+    lines = ["| task | answered by | labels |", "|---|---|---|"]
     for name, spec in specs.items():
         if backbone.kind == "matcher":
             how = "nearest label"
@@ -60,16 +97,7 @@ def model_card(backbone: Backbone, specs: Mapping[str, AnswerSpec], whole: bool,
             how = "likeliest label" if spec.mode == "rank" else "generation"
         labels = ", ".join(spec.labels) if spec.labels is not None else "free text"
         lines.append(f"| {escaped(name)} | {how} | {escaped(labels)} |")
-    code = {"matcher": _matcher_code, "seq2seq": _seq2seq_code, "causal": _causal_code}[backbone.kind]
-    if backbone.modality == "image":
-        code = _vision_code
-    lines += [
-        "",
-        "## Use",
-        "",
-        code_block("\n".join([*_loading_code(backbone, None if whole else base), *code(backbone, specs)]), "python"),
-    ]
-    return "\n".join(lines)
+    return lines
 
 
 def _placeholder(base: BaseReference) -> list[str]:

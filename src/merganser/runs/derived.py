@@ -8,9 +8,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from merganser.files.atomic import StagedChanges, json_bytes, json_lines_bytes, make_folder, write
+from merganser.files.markdown import escaped
 from merganser.files.temporary_names import PARTIAL
 from merganser.metrics.score import Score
-from merganser.runs.checksums import CHANGED, MISSING, files_of, problem_of
+from merganser.runs.card import CARD, History, record_sections
+from merganser.runs.card_head import Subject, card_head, licence_section, pipeline_tag
+from merganser.runs.checksums import CHANGED, MISSING, files_of, problem_of, sealed_text, text_problem
+from merganser.runs.record import RunInfo
 from merganser.runs.rows import Row
 from merganser.runs.summary import scores_file
 
@@ -19,6 +23,9 @@ SCORES, LEDGER, MODEL = "scores.json", "ledger.jsonl", "model"
 ROW_MARK = "ROW"
 """File in ``model/`` with the name of the row whose weights they are."""
 
+IMAGES = "images.safetensors"
+"""File of a row that has images."""
+
 OUTDATED = "it is not that of the last task"
 """As an interruption leaves it, between the last task and what is made from it."""
 
@@ -26,8 +33,13 @@ OUTDATED = "it is not that of the last task"
 LINKED = "it was a link, and what it points to is left alone"
 
 
-def stage_derived(changes: StagedChanges, run: Path, rows: Sequence[Row], references: Mapping[str, Score]) -> None:
+def stage_derived(
+    changes: StagedChanges, run: Path, rows: Sequence[Row], references: Mapping[str, Score], info: RunInfo
+) -> None:
     """Prepare the files beside these rows; ``model/`` last, whose mark records that all of them are up to date.
+
+    Args:
+        info: what the run was started with.
 
     Raises:
         InputError: the weights of the last row are damaged.
@@ -39,7 +51,30 @@ def stage_derived(changes: StagedChanges, run: Path, rows: Sequence[Row], refere
     for name in _weight_files(rows[-1]):
         make_folder((model / name).parent)
         shutil.copy2(weights / name, model / name)
+    write(model / CARD, sealed_text(_card(rows, info).encode()))
     write(model / ROW_MARK, _mark(rows[-1]))
+
+
+def _card(rows: Sequence[Row], info: RunInfo) -> str:
+    """Return the model card of ``model/``."""
+    model, resolved = info.config.get("model", {}), info.config.get("resolved", {})
+    modality = "image" if any(IMAGES in row.file.sha256 for row in rows) else "text"
+    name, adapter = str(model.get("name", "")), model.get("lora") is not None
+    hub_id = name if resolved.get("model_commit") else None
+    pipeline = pipeline_tag(model.get("kind", "causal"), modality)
+    subject = Subject("model", "peft" if adapter else "transformers", pipeline, hub_id, adapter)
+    history = History(info, [row.file for row in rows])
+    lines = [
+        card_head(subject, history),
+        f"# {escaped(Path(name).name)}, continually fine-tuned",
+        "",
+        "The weights of a run of Merganser. `merganser ask RUN TEXT` answers with them; `merganser export RUN FOLDER` "
+        "writes them for other programs, with code that uses them.",
+        "",
+        record_sections(history, "RUN"),
+        licence_section(history),
+    ]
+    return "\n".join(lines)
 
 
 def derived_problems(run: Path, rows: Sequence[Row], references: Mapping[str, Score]) -> dict[str, str]:
@@ -64,6 +99,9 @@ def derived_problems(run: Path, rows: Sequence[Row], references: Mapping[str, Sc
     for name in _weight_files(last):
         if problem := _weight_problem(last, name, model / name):
             problems[f"{MODEL}/{name}"] = problem
+    # By its own checksum: its words may be those of another version.
+    if problem := text_problem((model / CARD).read_bytes()) if (model / CARD).is_file() else MISSING:
+        problems[f"{MODEL}/{CARD}"] = problem
     return problems
 
 
@@ -79,7 +117,7 @@ def _mark(row: Row) -> bytes:
 
 def model_files(row: Row) -> list[str]:
     """Return the paths of the files that ``model/`` has after a row, in it; others are not of the run."""
-    return [*_weight_files(row), ROW_MARK]
+    return [*_weight_files(row), CARD, ROW_MARK]
 
 
 def _weight_files(row: Row) -> list[str]:

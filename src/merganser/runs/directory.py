@@ -228,7 +228,7 @@ class RunDirectory:
         target = row.folder.with_name(row.folder.name.removesuffix(PARTIAL))
         with full_disk_is_an_error(target), StagedChanges() as changes:
             changes.rename_folder(row.folder, target)
-            stage_derived(changes, self.path, [*rows, row], self.references())
+            stage_derived(changes, self.path, [*rows, row], self.references(), self.info)
         checkpoint.clear(self.path)
         return target
 
@@ -260,7 +260,7 @@ class RunDirectory:
         with full_disk_is_an_error(folders[-1]), StagedChanges() as changes:
             for folder in reversed(folders[left:]):
                 changes.remove_folder(folder)
-            stage_derived(changes, self.path, remaining, self.references())
+            stage_derived(changes, self.path, remaining, self.references(), self.info)
         self._rows = remaining
         checkpoint.clear(self.path)
         return names
@@ -319,7 +319,7 @@ class RunDirectory:
         """Write ``scores.json``, ``ledger.jsonl`` and ``model/`` from the rows."""
         if self.rows:
             with full_disk_is_an_error(self.path / MODEL), StagedChanges() as changes:
-                stage_derived(changes, self.path, self.rows, self.references())
+                stage_derived(changes, self.path, self.rows, self.references(), self.info)
 
     @processes.main_only
     def repair(self) -> list[str]:

@@ -1,0 +1,65 @@
+"""Licence and languages of a pretrained model, from its own card or licence file."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from merganser.errors import InputError
+from merganser.files.documents import Malformed, parse_yaml, read_text
+from merganser.files.markdown import one_line
+from merganser.models.source import ModelSource
+
+CARD = "README.md"
+
+LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
+
+KNOWN_TEXTS = {"apache-2.0": ("Apache License", "Version 2.0"), "mit": ("MIT License", "Permission is hereby granted")}
+"""Words of a licence file by which a licence is recognised."""
+
+LONGEST = 100
+"""Characters of a value; what is longer is not what the hub means by these keys."""
+
+
+def base_card(source: ModelSource) -> dict[str, Any]:
+    """Return ``license``, ``license_name``, ``license_link`` and ``language`` of a pretrained model, as far as known.
+
+    Of a model without a card, a licence file is ``other`` unless its text is a known one.
+    """
+    try:
+        found = _from_card(source)
+        return found if "license" in found else {**found, **_from_file(source)}
+    except (InputError, Malformed, OSError):
+        return {}  # a card that cannot be read is no reason not to train: the licence is then unknown
+
+
+def _from_card(source: ModelSource) -> dict[str, Any]:
+    path = source.file(CARD)
+    text = "" if path is None else read_text(path)
+    if not text.startswith("---"):
+        return {}
+    head = parse_yaml(text.split("\n---", 1)[0].removeprefix("---"))
+    if not isinstance(head, dict):
+        return {}
+    found: dict[str, Any] = {}
+    for key in ("license", "license_name", "license_link"):
+        if isinstance(value := head.get(key), str) and 0 < len(value) <= LONGEST:
+            found[key] = one_line(value)
+    languages = head.get("language")
+    languages = [languages] if isinstance(languages, str) else languages
+    if isinstance(languages, list):
+        codes = [one_line(code) for code in languages if isinstance(code, str) and 0 < len(code) <= LONGEST]
+        found |= {"language": codes} if codes else {}
+    return found
+
+
+def _from_file(source: ModelSource) -> dict[str, Any]:
+    for name in LICENCE_FILES:
+        path = source.file(name, downloaded=True)
+        if path is None:
+            continue
+        text = read_text(path)
+        for licence, words in KNOWN_TEXTS.items():
+            if all(word in text for word in words):
+                return {"license": licence}
+        return {"license": "other", "license_name": "of-the-pretrained-model", "license_link": name}
+    return {}
