@@ -69,7 +69,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Work]:
     assert config.stream is not None
     starts = [folder / f"after-{number}" for number in range(3)]
     with pytest.MonkeyPatch.context() as patch:
-        backbone = opening._load_backbone(config, config.model.precision)
+        backbone = opening._load_backbone(config, {})
         patch.setattr(opening, "_load_backbone", lambda *_: copy.deepcopy(backbone))
         work = Work(config, load_stream(config.stream, folder).tasks, starts)
         starts[0].mkdir()
