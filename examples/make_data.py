@@ -10,6 +10,8 @@ What it writes under the folder:
     headlines-train.tsv   text, topic                    headlines, by topic
     claims-train.jsonl    premise, hypothesis, verdict   does the second sentence follow from the first?
     dates-train.jsonl     text, date                     a date in words, and in digits
+    support-train.jsonl   messages                       conversations of customers and the support of a product
+    digits-train.json     instruction, input, output     instructions as in Alpaca's files, some without an input
     folder/               train/, dev/, test/            three tasks in the layout of AimMerging's data
     long-sequence/        train/, dev/, test/            placeholders for the 15 tasks of the Long Sequence benchmark
 
@@ -27,8 +29,9 @@ import random
 import string
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-Row = dict[str, str]
+Row = dict[str, Any]
 Words = Mapping[str, Sequence[str]]
 
 DAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday")
@@ -186,6 +189,29 @@ def dates(count: int, rng: random.Random) -> list[Row]:
     return balanced({"dates": rows}, count, rng)
 
 
+def support(count: int, rng: random.Random) -> list[Row]:
+    """Conversations of two exchanges: what is broken, then where."""
+    templates, words = TICKETS["hardware"]
+    mails = [text.split("|")[1] for text in fill(templates, words)]
+    rows = []
+    for mail, room in itertools.product(mails, ("room 12", "the lobby", "our branch")):
+        thing = next(thing for thing in words["thing"] if thing in mail)
+        turns = [mail, "I am sorry to hear that. Where is it?", f"In {room}.", f"A new {thing} will come to {room}."]
+        roles = itertools.cycle(("user", "assistant"))
+        messages = [{"role": role, "content": text} for role, text in zip(roles, turns, strict=False)]
+        rows.append({"messages": [{"role": "system", "content": "You help with hardware."}, *messages]})
+    return balanced({"support": rows}, count, rng)
+
+
+def digits(count: int, rng: random.Random) -> list[Row]:
+    rows = []
+    for row in dates(2 * count, rng):
+        whole = {"instruction": f"Write {row['text']} in digits.", "input": ""}
+        parts = {"instruction": "Write this date in digits.", "input": row["text"]}
+        rows.append({**rng.choice((whole, parts)), "output": row["date"]})
+    return balanced({"digits": rows}, count, rng)
+
+
 # -- tasks in the layout of AimMerging's data: the fields are always id, input and output -----------------------------
 
 
@@ -321,6 +347,8 @@ LISTED: dict[str, tuple[str, Callable[[int, random.Random], list[Row]]]] = {
     "headlines": ("tsv", headlines),
     "claims": ("jsonl", claims),
     "dates": ("jsonl", dates),
+    "support": ("jsonl", support),
+    "digits": ("json", digits),
 }
 
 

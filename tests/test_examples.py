@@ -88,7 +88,7 @@ def test_data_are_the_same_for_the_same_seed_and_no_text_stands_in_two_splits(ho
     make(["--out", str(tmp_path / "same"), "--train", "42", "--test", "8"])
     make(["--out", str(tmp_path / "other"), "--train", "42", "--test", "8", "--seed", "1"])
     files = sorted(path.relative_to(home / "data") for path in (home / "data").rglob("*") if path.is_file())
-    assert len(files) == 2 * 5 + 3 * 3 + 3 * 15
+    assert len(files) == 2 * 7 + 3 * 3 + 3 * 15
     for file in files:
         assert (home / "data" / file).read_bytes() == (tmp_path / "same" / file).read_bytes()
     assert (home / "data/tickets-train.csv").read_bytes() != (tmp_path / "other/tickets-train.csv").read_bytes()
@@ -148,6 +148,19 @@ def test_causal(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     claims = record.tasks[0]
     assert "{premise}" in claims.spec.prompt
     (answer,) = ask(run, "dates", ["May 4, 2024"], capsys)
+    assert 0 <= answer["score"] <= 1
+
+
+def test_chat(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny_run(home, "chat.yaml", steps=2, max_target=6)
+    record = read_run(run)
+    assert record.scores.metrics == {"support": "rouge_l", "digits": "exact_match"}
+    assert "support-train.jsonl: read as format: messages" in record.tasks[0].remarks[0]
+    assert "digits-train.json: read as format: alpaca" in record.tasks[1].remarks[0]
+    assert record.tasks[0].truncated == {"train_answers": 42, "test_answers": 8}
+    kept = (run / "tasks" / "01-support" / "memory.jsonl").read_text().splitlines()
+    assert [len(json.loads(line)["messages"]) for line in kept] == [5] * 8
+    (answer,) = ask(run, "support", ["My laptop does not switch on."], capsys)
     assert 0 <= answer["score"] <= 1
 
 

@@ -5,12 +5,13 @@ import shutil
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
 from merganser.errors import InputError
 from merganser.models.base import Lengths
-from merganser.models.chat_template import TEMPLATES, TemplateProcess, chat_prompt
+from merganser.models.chat_template import ChatTemplate, TemplateProcess, chat_prompt
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from tests.tiny import CHAT_TEMPLATE
@@ -28,6 +29,18 @@ PUBLISHED = [
 ]
 
 TEXTS = ["a film", '  "quoted" <b> \n two lines ü 漢 ', "", "x" * 200_000]
+
+
+JOB = {"messages": [{"role": "user", "content": "a text"}], "tools": None, "turns": None}
+
+
+class _Tokenizer:
+    """A tokenizer with nothing but a template."""
+
+    special_tokens_map: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, template: str) -> None:
+        self.get_chat_template = lambda: template
 
 
 @pytest.mark.parametrize("template", PUBLISHED)
@@ -58,10 +71,10 @@ def test_it_renders_what_transformers_renders(template: str, folders: dict[str, 
 )
 def test_a_template_that_fails_or_grows(template: str, message: str) -> None:
     with pytest.raises(InputError, match=message) as error:
-        TEMPLATES.render("own/model", template, {}, "a text")
+        chat_prompt(_Tokenizer(template), "own/model", "a text")
     assert "The chat template of own/model cannot be used" in error.value.cause
     assert "chat_template: false" in error.value.remedy
-    assert TEMPLATES.render("own/model", "{{ messages[0].content }}", {}, "b") == "b"  # the next one is unharmed
+    assert chat_prompt(_Tokenizer("{{ messages[0].content }}"), "own/model", "b") == "b"  # the next one is unharmed
 
 
 @pytest.fixture
@@ -77,7 +90,7 @@ def test_a_template_that_does_not_end(process: TemplateProcess) -> None:
 
     def render() -> None:  # no signals: it works on any thread
         with pytest.raises(InputError, match=r"does not end within 0\.2 seconds") as error:
-            process.render("own/model", endless, {}, "a text")
+            process.render(ChatTemplate("own/model", endless, {}), [JOB])
         caught.append(error.value)
 
     thread = threading.Thread(target=render)
@@ -85,6 +98,11 @@ def test_a_template_that_does_not_end(process: TemplateProcess) -> None:
     thread.join(60)
     assert len(caught) == 1
     assert process._process is None  # ended, and not left to compute
+
+
+def test_the_date_stands_still() -> None:
+    template = "{% if strftime_now is defined %}{{ strftime_now('%d %b %Y') }} {{ strftime_now(\"%Y\") }}{% endif %}"
+    assert chat_prompt(_Tokenizer(template), "own/model", "x") == "01 Jan 2025 2025"
 
 
 def test_a_template_is_tried_before_the_model_is_read(folders: dict[str, Path], tmp_path: Path) -> None:

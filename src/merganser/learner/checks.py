@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from merganser import processes
 from merganser.errors import InputError
 from merganser.events import Notice
+from merganser.learner.conversations import check_conversations, conversation_remarks, new_remarks
 from merganser.learner.session import Session
 from merganser.learner.truncation import truncated_examples, truncation_notices
 from merganser.models.weight_format import QUANTISED
@@ -68,6 +69,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
                     "Restore the files, or use another folder for a new run.",
                 )
             continue
+        check_conversations(session, task)
         check_labels(session, task, tasks[:position])
         check_mix(session, task)
         note_truncation(session, task)
@@ -152,16 +154,18 @@ def note_truncation(session: Session, task: Task) -> None:
         session.listener(Notice(text))
 
 
-def remarks(task: Task) -> list[str]:
+def remarks(session: Session, task: Task) -> list[str]:
     """Return what to know about the data of a task before it is learned."""
-    return [*task.remarks, *overlap_remarks(task)]
+    return [*task.remarks, *overlap_remarks(task), *conversation_remarks(session, task)]
 
 
 def announce_remarks(session: Session, task: Task) -> None:
     """Tell the listener the remarks on a task, once per session."""
     if task.name not in session.announced:
         session.announced.add(task.name)
-        for remark in remarks(task):
+        # What the template adds is the same for all tasks, and said once.
+        of_task = [*task.remarks, *overlap_remarks(task), *new_remarks(session, conversation_remarks(session, task))]
+        for remark in of_task:
             session.listener(Notice(f"Task '{task.name}': {remark}."))
 
 

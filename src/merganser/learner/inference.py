@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from merganser.errors import InputError, nearest
 from merganser.events import Notice
@@ -12,50 +13,79 @@ from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.streams.answers import AnswerSpec
+from merganser.streams.conversation import Conversation, Turn
 from merganser.streams.decoding import unicode_problem
 from merganser.streams.prompts import prompt_fields
 from merganser.streams.task import Example, Task
+from merganser.streams.turns import conversation_of
+
+Asked = str | Sequence[Mapping[str, Any]]
+"""A text, or the messages of a conversation that ends before an answer."""
 
 
-def predict(session: Answering, texts: Sequence[str], task: str | None = None) -> list[Answer]:
+def predict(session: Answering, texts: Sequence[Asked], task: str | None = None) -> list[Answer]:
     """Answer texts with what was learned.
 
     Args:
-        texts: as a person writes them; the task's prompt is applied.
+        texts: as a person writes them; the task's prompt is applied. With a chat template also conversations: lists of
+            messages with ``role`` and ``content``, as they are.
         task: a learned task, whose labels and prompt are used. ``None``: all labels learned so far are candidates
             (for tasks with labels), or free text is generated. Where tasks have different prompts, where some have
             labels and some free text, or where the method keeps several models, every task answers, and each text gets
             the most likely answer (:func:`_most_likely`) with the name of its task.
 
     Raises:
-        InputError: nothing was learned yet, the task is not known, a text is empty or no valid Unicode, or no prompt
-            can be filled with one text.
+        InputError: nothing was learned yet, the task is not known, a text is empty or no valid Unicode, no prompt
+            can be filled with one text, or the turns of a conversation are in an impossible order.
     """
     known = session.require_learned()
-    for number, text in enumerate(texts, 1):
-        if not text.strip():
-            raise InputError(f"Text {number} is empty.", "Give a text to answer.")
-        if problem := unicode_problem(text):
-            raise InputError(f"Text {number} is no valid Unicode: {problem}.", "Write it as UTF-8.")
+    asked = [_checked(number, text) for number, text in enumerate(texts, 1)]
     if task is not None and task not in known:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
         raise InputError(f"There is no task '{task}'.", hint)
     if task is not None:
-        return _answers(session, texts, task, known[task].spec)
+        return _answers(session, asked, task, known[task].spec)
     spec = _common_spec(session, known)
-    return _most_likely(session, texts, known) if spec is None else _answers(session, texts, list(known)[-1], spec)
+    return _most_likely(session, asked, known) if spec is None else _answers(session, asked, list(known)[-1], spec)
 
 
-def _answers(session: Answering, texts: Sequence[str], task: str, spec: AnswerSpec) -> list[Answer]:
+def _checked(number: int, text: Asked) -> str | Conversation:
+    """Return a text or conversation that can be answered.
+
+    Raises:
+        InputError: it cannot.
+    """
+    if not isinstance(text, str):
+        conversation = conversation_of(text)
+        if conversation.answer.role == "assistant":
+            raise InputError(
+                f"Conversation {number} ends with an answer.", "Add the user's next message, or remove it."
+            )
+        return conversation
+    if not text.strip():
+        raise InputError(f"Text {number} is empty.", "Give a text to answer.")
+    if problem := unicode_problem(text):
+        raise InputError(f"Text {number} is no valid Unicode: {problem}.", "Write it as UTF-8.")
+    return text
+
+
+def _answers(session: Answering, texts: Sequence[str | Conversation], task: str, spec: AnswerSpec) -> list[Answer]:
     """Answer texts with the model of a task."""
     session.use_task(task)
     spec = _candidates(session, spec)
-    prompted = [spec.prompted(text) for text in texts]
-    if cut := session.backbone.count_truncated([Example(text, "") for text in prompted], spec).inputs:
+    prompted = [spec.prompted(text) if isinstance(text, str) else text for text in texts]
+    if cut := session.backbone.count_truncated([_example(text) for text in prompted], spec).inputs:
         limit = f"{session.backbone.lengths.input} tokens (training.max_input)"
         notice = f"{cut:,} of {len(texts):,} texts are cut after {limit}, with the prompt of task '{task}'."
         session.listener(Notice(notice))
     return session.backbone.answer(prompted, spec, session.config.evaluation.batch)
+
+
+def _example(text: str | Conversation) -> Example:
+    """Return an example to count by, with some answer."""
+    if isinstance(text, str):
+        return Example(text, "")
+    return Example.of_conversation(replace(text, turns=(*text.turns, Turn("assistant", "?"))))
 
 
 def _candidates(session: Answering, spec: AnswerSpec) -> AnswerSpec:
@@ -75,7 +105,7 @@ def _common_spec(session: Answering, known: Mapping[str, Task]) -> AnswerSpec | 
     return specs[-1].with_labels_of(specs)
 
 
-def _most_likely(session: Answering, texts: Sequence[str], known: Mapping[str, Task]) -> list[Answer]:
+def _most_likely(session: Answering, texts: Sequence[str | Conversation], known: Mapping[str, Task]) -> list[Answer]:
     """Return for each text the answer that is furthest above chance, of all tasks whose prompt has one field.
 
     Of ``n`` labels each has a chance of ``1 / n``, so probabilities ``p`` among few and among many labels are compared

@@ -22,6 +22,7 @@ from merganser.learner.checks import (
     note_truncation,
     sample,
 )
+from merganser.learner.conversations import check_conversations
 from merganser.learner.lineage import row_lineage
 from merganser.learner.resume import checkpoints_of
 from merganser.learner.row_files import write_row_files
@@ -128,6 +129,7 @@ class TaskRun:
             check_task(task)
             session.backbone.check_examples(task.train, task.spec)
             check_tokens(session, task)
+            check_conversations(session, task)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
             check_mix(session, task)

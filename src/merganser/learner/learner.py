@@ -209,7 +209,7 @@ class Learner:
         """Score a fresh model trained on each task alone (cached); see :mod:`merganser.learner.references`."""
         return references.measure_references(self.session, tasks)
 
-    def predict(self, texts: Sequence[str], task: str | None = None) -> list[Answer]:
+    def predict(self, texts: Sequence[inference.Asked], task: str | None = None) -> list[Answer]:
         """Answer texts with what was learned; see :func:`merganser.learner.inference.predict`."""
         return inference.predict(self.session, texts, task)
 

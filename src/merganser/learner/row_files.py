@@ -121,7 +121,7 @@ def _task_record(
         truncated=session.truncated.get(task.name, {}),
         spec=task.spec,
         source=dict(task.source),
-        remarks=remarks(task),
+        remarks=remarks(session, task),
         memory=summary,
         cost=cost,
         selected_step=selector.step if selector else None,

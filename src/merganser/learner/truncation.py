@@ -50,7 +50,10 @@ def truncation_notices(backbone: Backbone, task: Task, counts: Mapping[str, int]
             if part == "answers" and backbone.kind == "matcher":
                 option, limit = "max_input", backbone.lengths.input
             which = ", ".join(longer)
-            notices.append(f"Task '{task.name}': {which} are cut after {limit} tokens (training.{option}).")
+            how = "cut after"
+            if part == "inputs" and backbone.has_chat_template and any(e.conversation for e in task.train):
+                how = "shortened by their earliest turns to"
+            notices.append(f"Task '{task.name}': {which} are {how} {limit} tokens (training.{option}).")
     if unwritable := backbone.unwritable_labels(task.spec):
         label, written = next(iter(unwritable.items()))
         notices.append(

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from merganser.streams.answers import AnswerSpec
+    from merganser.streams.bad_rows import Problem
     from merganser.streams.images.picture import Picture
     from merganser.streams.task import Example
 
@@ -110,10 +111,12 @@ class Backbone(ABC):
         precision: ``options.precision`` as resolved on this machine, ``bf16`` or ``fp32``.
         weights: how the frozen weights are held: ``options.weights`` as resolved for this model and machine.
         pretrained_from: the files and settings of the pretrained model.
+        has_chat_template: whether texts and conversations go through the tokenizer's chat template.
     """
 
     kind: Kind
     modality: Modality = "text"
+    has_chat_template: bool = False
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.model = loaded.model
@@ -159,6 +162,15 @@ class Backbone(ABC):
                 f"The model {self.options.name} chooses labels, and preferences are learned by a model that writes.",
                 "Use kind 'causal' or 'seq2seq'.",
             )
+
+    def conversation_problems(self, examples: Sequence[Example]) -> list[Problem | None]:
+        """Return what is wrong with each example's conversation for this model; ``None`` where nothing is."""
+        return [None] * len(examples)
+
+    @property
+    def default_system(self) -> str:
+        """Return the system prompt that the chat template puts in where none is given; empty where it puts in none."""
+        return ""
 
     def check_labels(self, spec: AnswerSpec, where: str) -> None:  # noqa: B027
         """Refuse labels that this model cannot tell apart: cut, unknown or folded into one text, or of equal vectors.

@@ -11,7 +11,8 @@ import torch
 
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX, Feature, LoadedModel, Truncated
-from merganser.models.chat_template import chat_prompt
+from merganser.models.chat_template import uses_template
+from merganser.models.chat_tokens import ChatTokens, Encoded, Prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
@@ -19,6 +20,8 @@ from merganser.models.pairs import are_pairs, collate_pairs, count_truncated_pai
 from merganser.models.prefix import Prefix, compute_prefix, keeps_all_tokens, label_scores, prompt_inputs, run_prompts
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
+from merganser.streams.bad_rows import Problem
+from merganser.streams.conversation import Conversation, Turn
 
 if TYPE_CHECKING:
     from merganser.streams.task import Example
@@ -26,6 +29,9 @@ if TYPE_CHECKING:
 
 class Causal(GenerativeBackbone):
     """Backbone of kind ``causal``; the loss is that of the answer's tokens and the end of text.
+
+    With a chat template a text is the message of a user, and conversations have a loss on the assistant's turns
+    (:class:`~merganser.models.chat_tokens.ChatTokens`).
 
     Prompt and answer are tokenised separately, so that the prompt is the same in training and inference. The answer
     follows after a space, or directly if the prompt ends with a line break or the chat template opens the answer.
@@ -39,10 +45,50 @@ class Causal(GenerativeBackbone):
         self._prefix: Prefix | None = None
         self._cache_is_whole: bool | None = None
         self._prefix_is_exact: bool | None = None
+        self.chat: ChatTokens | None = None
+        if uses_template(self.options, self.tokenizer):
+            name, system = self.options.name, self.options.system
+            self.chat = ChatTokens(self.tokenizer, name, system, self.lengths, self.eos_ids)
+        self.has_chat_template = self.chat is not None
+
+    # -- examples --------------------------------------------------------------------------------------------------
+
+    def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
+        super().check_examples(examples, spec)
+        if self.chat is None and any(example.conversation is not None for example in examples):
+            unused = bool(getattr(self.tokenizer, "chat_template", None))
+            raise InputError(
+                f"The task has conversations, and the chat template of {self.options.name} is not used."
+                if unused
+                else f"The task has conversations, and the tokenizer of {self.options.name} has no chat template.",
+                "Leave model.chat_template out." if unused else "Use an instruct model, or texts with one answer each.",
+            )
+
+    def conversation_problems(self, examples: Sequence[Example]) -> list[Problem | None]:
+        return [
+            next((part for part in encoded if isinstance(part, Problem)), None)
+            for encoded in self._encode_chats(examples)
+        ]
+
+    @property
+    def default_system(self) -> str:
+        return "" if self.chat is None else self.chat.default_system
+
+    def _encode_chats(self, examples: Sequence[Example]) -> list[tuple[Encoded | Problem, ...]]:
+        """Encode the conversation of each example, of a pair with either answer; nothing of a text."""
+        if self.chat is None:
+            return [()] * len(examples)
+        chats = [_conversations(example) for example in examples]
+        encoded = iter(self.chat.encode([chat for of_example in chats for chat in of_example]))
+        return [tuple(next(encoded) for _ in of_example) for of_example in chats]
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         if are_pairs(examples):
             return pair_features(self.features, examples, spec)
+        texts = iter(self._text_features([example for example in examples if example.conversation is None]))
+        return [_feature(*encoded) if encoded else next(texts) for encoded in self._encode_chats(examples)]
+
+    def _text_features(self, examples: Sequence[Example]) -> list[Feature]:
         features = []
         prompts = self._encode([example.input for example in examples])
         answers: dict[tuple[str, bool], list[int]] = {}
@@ -58,7 +104,7 @@ class Causal(GenerativeBackbone):
         if is_pair(features[0]):
             return collate_pairs(self.collate, features)
         rows = [feature["input_ids"] for feature in features]
-        labels = [[IGNORE_INDEX] * f["prompt"] + f["input_ids"][f["prompt"] :] for f in features]
+        labels = [_labels(feature) for feature in features]
         longest = self.lengths.input + self.lengths.target
         return {
             "input_ids": pad(rows, self.tokenizer.pad_token_id, limit=longest),
@@ -68,13 +114,14 @@ class Causal(GenerativeBackbone):
 
     # -- tokens ----------------------------------------------------------------------------------------------------
 
-    def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+    def _encode(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
         """Return prompts, truncated to the input length, with the tokenizer's start and without an end of text."""
         if not texts:
             return []
-        if self.options.chat_template:
-            return [self._chat_prompt(text) for text in texts]
-        rows = self.tokenizer([text.rstrip(" ") for text in texts], truncation=True, max_length=self.lengths.input)
+        if self.chat is not None:
+            return self.chat.prompt_ids([_conversation(text) for text in texts])
+        plain = [str(text).rstrip(" ") for text in texts]
+        rows = self.tokenizer(plain, truncation=True, max_length=self.lengths.input)
         return [self._without_end(row) for row in rows["input_ids"]]
 
     def _without_end(self, ids: list[int]) -> list[int]:
@@ -87,30 +134,9 @@ class Causal(GenerativeBackbone):
         begin = self.tokenizer.bos_token_id
         return [end if begin is None else begin]
 
-    def _chat_prompt(self, text: str) -> list[int]:
-        """Return the chat template around the user's message up to the answer; the message is truncated, never the
-        template."""
-        ids = self._chat_ids(text)
-        room = len(ids)
-        while len(ids) > self.lengths.input:
-            offsets = self.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            room = min(room, len(offsets)) - (len(ids) - self.lengths.input)
-            if room < 1:
-                raise InputError(
-                    f"The chat template alone takes more than the input length of {self.lengths.input} tokens.",
-                    "Use a larger input length.",
-                )
-            text = text[: offsets[room - 1][1]]
-            ids = self._chat_ids(text)
-        return ids
-
-    def _chat_ids(self, text: str) -> list[int]:
-        rendered = chat_prompt(self.tokenizer, self.options.name, text)
-        return self.tokenizer(rendered, add_special_tokens=False)["input_ids"]
-
     def _after_break(self, prompt: list[int]) -> bool:
         """Return whether an answer to ``prompt`` starts without a space."""
-        return self.options.chat_template or self.tokenizer.decode(prompt[-1:]).endswith("\n")
+        return self.has_chat_template or self.tokenizer.decode(prompt[-1:]).endswith("\n")
 
     def answer_ids(self, answer: str, after_break: bool) -> list[int]:
         """Return the tokens of an answer and the end of text, at most the target length."""
@@ -133,7 +159,7 @@ class Causal(GenerativeBackbone):
         return ids
 
     def _label_tokens(self, labels: Sequence[str]) -> list[list[LabelTokens]]:
-        ways = (True,) if self.options.chat_template else (False, True)
+        ways = (True,) if self.has_chat_template else (False, True)
         end = self.tokenizer.eos_token_id
         return [
             [
@@ -148,25 +174,32 @@ class Causal(GenerativeBackbone):
     def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
         if are_pairs(examples):
             return count_truncated_pairs(self.count_truncated, examples, spec)
-        prompts = self._encode([example.input for example in examples])
-        pairs = list(zip(prompts, examples, strict=True))
-        # A prompt that was cut nearly fills the length: the others need not be tokenised again.
-        half = self.lengths.input / 2
-        inputs = self._whole_sizes([example.input for prompt, example in pairs if len(prompt) >= half])
-        sizes: dict[tuple[str, bool], int] = {}
-        answers = 0
-        for prompt, example in pairs:
-            key = (example.output, self._after_break(prompt))
-            if key not in sizes:
-                sizes[key] = len(self._answer_tokens(*key)) + 1  # the end of text
-            answers += sizes[key] > self.lengths.target
-        return Truncated(sum(size > self.lengths.input for size in inputs), answers)
+        chats = [
+            chat for of_example in self._encode_chats(examples) for chat in of_example if isinstance(chat, Encoded)
+        ]
+        texts = self._count_truncated_texts([example for example in examples if example.conversation is None])
+        return Truncated(
+            sum(chat.cut for chat in chats) + texts.inputs,
+            sum(chat.answer_cut for chat in chats) + texts.answers,
+        )
 
-    def _whole_sizes(self, texts: Sequence[str]) -> list[int]:
-        """Return the number of tokens of whole prompts."""
-        if self.options.chat_template:
-            return [len(self._chat_ids(text)) for text in texts]
-        return token_counts(self.tokenizer, [text.rstrip(" ") for text in texts])
+    def _count_truncated_texts(self, examples: Sequence[Example]) -> Truncated:
+        inputs = [example.input for example in examples]
+        if self.chat is not None:
+            made = self.chat.prompts([_conversation(text) for text in inputs])
+            cut = sum(isinstance(prompt, Prompt) and prompt.cut for prompt in made)
+            after_break = [True] * len(examples)
+        else:
+            prompts = self._encode(inputs)
+            # A prompt that was cut nearly fills the length: the others need not be tokenised again.
+            long = [text for prompt, text in zip(prompts, inputs, strict=True) if len(prompt) >= self.lengths.input / 2]
+            sizes = token_counts(self.tokenizer, [text.rstrip(" ") for text in long])
+            cut = sum(size > self.lengths.input for size in sizes)
+            after_break = list(map(self._after_break, prompts))
+        keys = [(example.output, after) for example, after in zip(examples, after_break, strict=True)]
+        # The end of text is one more token.
+        too_long = {key: len(self._answer_tokens(*key)) + 1 > self.lengths.target for key in dict.fromkeys(keys)}
+        return Truncated(cut, sum(too_long[key] for key in keys))
 
     # -- answers ---------------------------------------------------------------------------------------------------
 
@@ -223,3 +256,32 @@ class Causal(GenerativeBackbone):
             logits = self.base(**inputs, use_cache=False).logits[:, -width:-1]
             sums.append(summed_log_probability(logits, targets))
         return torch.cat(sums).view(len(ids), len(labels))
+
+
+def _conversation(text: str | Conversation) -> Conversation:
+    """Return a text as the message of a user."""
+    return Conversation((Turn("user", text),)) if isinstance(text, str) else text
+
+
+def _conversations(example: Example) -> list[Conversation]:
+    """Return the conversation of an example, of a pair with either answer; none of a text."""
+    if example.conversation is None:
+        return []
+    rejected = None if example.rejected is None else example.with_rejected().conversation
+    return [example.conversation] if rejected is None else [example.conversation, rejected]
+
+
+def _feature(encoded: Encoded | Problem) -> Feature:
+    """Return the feature of a conversation, of which ``spans`` are the tokens with a loss."""
+    if isinstance(encoded, Problem):
+        raise InputError(f"A conversation cannot be learned: {encoded}.", encoded.remedy_text())
+    return {"input_ids": encoded.ids.tolist(), "spans": encoded.spans, "length": len(encoded.ids)}
+
+
+def _labels(feature: Feature) -> list[int]:
+    """Return the token ids with a loss, and -100 elsewhere."""
+    ids = feature["input_ids"]
+    labels = [IGNORE_INDEX] * len(ids)
+    for start, end in feature["spans"] if "spans" in feature else [(feature["prompt"], len(ids))]:
+        labels[start:end] = ids[start:end]
+    return labels

@@ -16,7 +16,7 @@ from merganser.errors import InputError, first_line
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
-from merganser.models.chat_template import TEMPLATES, chat_prompt
+from merganser.models.chat_template import TEMPLATES, chat_prompt, uses_template
 from merganser.models.first_adapter import find_adapter, with_options_of
 from merganser.models.library_output import silence_libraries
 from merganser.models.lora import add_lora
@@ -58,7 +58,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
     """
     with silence_libraries(), torch.random.fork_rng():
         torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
-        if options.chat_template:
+        if options.chat_template is True:
             TEMPLATES.start()  # ready when it is needed
         adapter = find_adapter(options)
         if adapter is not None:
@@ -81,9 +81,10 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         source.check_weights()
         of_texts = tokenizer.tokenizer if backbone_class.modality == "image" else tokenizer
         unreadable = () if of_texts is None else unreadable_tokens(of_texts, config, options.name)
-        if options.chat_template:
+        if uses_template(options, tokenizer):
             # Now: a template that cannot be used is refused before any work.
-            refuse_unreadable(unreadable, [chat_prompt(tokenizer, options.name, "a message")], options.name)
+            prompt = chat_prompt(tokenizer, options.name, "a message", options.system)
+            refuse_unreadable(unreadable, [prompt], options.name)
 
         precision = resolve_precision(options.precision)
         weights = resolve_weights(options, precision, config)
@@ -232,10 +233,9 @@ def _load_tokenizer(source: str, options: ModelOptions) -> tuple[Any, TokenizerS
             f"The tokenizer of {options.name} has no end-of-text token, so an answer would never end.",
             "Set eos_token in the tokenizer's configuration.",
         )
-    if options.chat_template and not tokenizer.chat_template:
-        raise InputError(
-            f"The tokenizer of {options.name} has no chat template.", "Use chat_template: false, or an instruct model."
-        )
+    if (options.chat_template is True or options.system is not None) and not tokenizer.chat_template:
+        remedy = "Use chat_template: false and no system prompt, or an instruct model."
+        raise InputError(f"The tokenizer of {options.name} has no chat template.", remedy)
     tokenizer.padding_side = "right"
     tokenizer.truncation_side = "right"
     return tokenizer, settings

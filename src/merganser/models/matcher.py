@@ -257,6 +257,15 @@ class Matcher(LabelMatcher):
 
     module_class = MatcherModule
 
+    def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
+        super().check_examples(examples, spec)
+        if any(example.conversation is not None for example in examples):
+            raise InputError(
+                "A matcher chooses a label for one text, and the task has conversations.",
+                "Use kind 'causal' with an instruct model; or name the fields of a text and a label with 'input' and "
+                "'output'.",
+            )
+
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         candidates = self.candidates(examples, spec)
         return [

@@ -254,10 +254,10 @@ def _seq2seq_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[s
 
 
 def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[str]:
-    if backbone.options.chat_template:
+    if backbone.has_chat_template:
         tokenize = [
             "def tokenize(text):",
-            '    chat = [{"role": "user", "content": text}]',
+            f"    chat = [{_system_message(backbone)}" + '{"role": "user", "content": text}]',
             "    prompt = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)",
             '    return tokenizer(prompt, add_special_tokens=False)["input_ids"]',
         ]
@@ -278,7 +278,7 @@ def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
     ]
     ranked = _ranked(specs)
     if ranked is not None:
-        after_break = "True" if backbone.options.chat_template else 'text.rstrip(" ").endswith("\\n")'
+        after_break = "True" if backbone.has_chat_template else 'text.rstrip(" ").endswith("\\n")'
         lines += [
             "",
             "# A task with labels: the likeliest one",
@@ -296,6 +296,12 @@ def _causal_code(backbone: Backbone, specs: Mapping[str, AnswerSpec]) -> list[st
             "print(choices)",
         ]
     return lines
+
+
+def _system_message(backbone: Backbone) -> str:
+    """Return the system prompt of the run as the beginning of a list of messages."""
+    system = backbone.options.system
+    return "" if system is None else f'{{"role": "system", "content": {system!r}}}, '
 
 
 def _ranked(specs: Mapping[str, AnswerSpec]) -> str | None:

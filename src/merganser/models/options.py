@@ -128,8 +128,15 @@ class ModelOptions(StrictOptions):
         description="matcher: what the text encoder reads for a label, such as 'a photo of a {label}'; {label} is "
         "replaced by its text",
     )
-    chat_template: bool = Field(
-        default=False, description="causal: wrap the input as a user's message with the tokenizer's chat template"
+    chat_template: Literal["auto"] | bool = Field(
+        default="auto",
+        description="causal: put the input as a user's message into the tokenizer's chat template; auto: if it has "
+        "one. Conversations need one",
+    )
+    system: str | None = Field(
+        default=None,
+        min_length=1,
+        description="causal, with a chat template: system prompt of texts and conversations that have none",
     )
     revision: str | None = Field(default=None, min_length=1, description="branch, tag or commit of a hub id")
 
@@ -151,8 +158,12 @@ class ModelOptions(StrictOptions):
             raise ValueError("weights: bf16 are multiplied in bf16, and precision is fp32. Omit one of them")
         if "{label}" not in self.label_prompt:
             raise ValueError("label_prompt has no {label}: all labels would be the same")
-        if self.kind != "causal" and self.chat_template:
+        if self.kind != "causal" and self.chat_template is True:
             raise ValueError(f"'chat_template' is an option of kind 'causal', not of '{self.kind}'")
+        if self.system is not None and (self.kind != "causal" or self.chat_template is False):
+            raise ValueError(
+                "'system' is put into a chat template: it needs kind 'causal', and no chat_template: false"
+            )
         if self.revision is not None and self.name.lower().endswith(".gguf"):
             raise ValueError("'revision' is for hub ids; a .gguf file has none")
         return self
