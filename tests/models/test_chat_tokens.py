@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +12,13 @@ import pytest
 from merganser.errors import InputError
 from merganser.models.base import Lengths
 from merganser.models.chat_tokens import ChatTokens, Encoded, Prompt
+from merganser.streams.answers import AnswerSpec
 from merganser.streams.bad_rows import Problem
 from merganser.streams.conversation import Conversation, Turn
+from merganser.streams.dpo import DpoOptions
+from merganser.streams.task import Example
 from merganser.streams.turns import only_last_trained, read_tools, read_turns
+from tests.models.conftest import Loader
 from tests.tiny import CHAT_TEMPLATE
 
 CHATML = (
@@ -249,3 +254,29 @@ def test_turns_without_a_loss(tokenizer: Any) -> None:
     turns = [TWO[0], Turn("assistant", "good", trained=True), TWO[2], Turn("assistant", "bad", trained=False)]
     (encoded,) = tokens(tokenizer, MARKED).encode([chat(*turns)])
     assert parts(tokenizer, encoded) == ["<|user|>a film<|end|><|assistant|>", "good<|end|>"]
+
+
+def test_features_of_conversations_texts_and_pairs(load: Loader) -> None:
+    backbone = load("chat", lengths=Lengths(60, 20))
+    chosen = Example.of_conversation(chat(*only_last_trained(TWO)))
+    pair = replace(chosen, rejected="good")
+    one = Example.of_conversation(chat(*TWO[:2]))
+    spec = AnswerSpec(dpo=DpoOptions())
+    conversation, text, same = backbone.features([chosen, Example("a film", "good"), one], AnswerSpec())
+    labels = backbone.collate([conversation, text, same])["labels"].tolist()
+    decode = backbone.tokenizer.decode
+    assert [decode([token for token in row if token >= 0]) for row in labels] == [
+        "a bad end<|end|>",
+        "good<|end|>",
+        "good<|end|>",
+    ]
+    assert same["input_ids"] == text["input_ids"]  # an instruction is a turn of a user and one of the assistant
+    (feature,) = backbone.features([pair], spec)
+    prompt = "<|user|>a film<|end|><|assistant|>good<|end|><|user|>a play<|end|><|assistant|>"
+    assert [decode(feature[key]) for key in ("prompt_ids", "chosen", "rejected")] == [
+        prompt,
+        "a bad end<|end|>",
+        "good<|end|>",
+    ]
+    read = backbone.answer([one.read, "a film"], AnswerSpec())  # type: ignore[list-item]
+    assert read[0] == read[1]
