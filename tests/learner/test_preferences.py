@@ -16,6 +16,9 @@ from merganser.errors import InputError
 from merganser.events import Event, Notice, StepDone
 from merganser.models.pairs import measure_pairs
 from merganser.streams.dpo import DpoOptions
+from merganser.streams.loading import load_task
+from merganser.streams.task_options import TaskOptions
+from tests import tiny
 from tests.learner import toys
 from tests.learner.test_resume import Stop
 from tests.learner.toys import Command, read_json, results
@@ -183,3 +186,29 @@ def test_both_answers_of_a_pair_are_counted_where_they_are_cut(tmp_path: Path) -
         assert learner.record.tasks[0].truncated == {"train_answers": 3}
     assert "Task 'cut': 3 of 6 training answers are cut after 8 tokens (training.max_target)." in notices
     assert any("1 of 3 pairs have answers of the same tokens" in notice for notice in notices)
+
+
+def test_conversations_as_pairs(tmp_path: Path) -> None:
+    """From a file of messages to a memory that is read back, through the chat template of the model."""
+    folder = tiny.tiny_llama(tmp_path / "chat", chat=True, pad=True)
+
+    def said(*texts: str) -> list[dict[str, str]]:
+        return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]
+
+    rows = [{"chosen": said(f"film {i}?", "good"), "rejected": said(f"film {i}?", "a poor end")} for i in range(6)]
+    toys.write_rows(tmp_path / "pairs.json", rows)
+    task = load_task(TaskOptions(name="chats", train="pairs.json", test="pairs.json", limit_test=3), tmp_path)
+    values = sections(method="replay", training={"steps": 2, "max_input": 64})
+    values["model"]["name"] = str(folder)
+    with Learner.open(tmp_path / "run", **values) as learner:
+        learner.learn(task)
+        learner.learn(tasks()[0])  # rehearses them
+        kept = [example for name, example in learner.session.memory() if name == "chats"]
+        assert len(kept) == 4
+        assert all(pair in task.train for pair in kept)
+        (feature,) = learner.session.backbone.features(kept[:1], task.spec)
+        decode = learner.session.backbone.tokenizer.decode
+        assert (
+            decode(feature["rejected"]["input_ids"]) == f"<|user|>{kept[0].input}<|end|><|assistant|>a poor end<|end|>"
+        )
+        assert learner.scores.rows[-1].scores["chats"].n == 3

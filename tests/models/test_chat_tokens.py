@@ -273,10 +273,11 @@ def test_features_of_conversations_texts_and_pairs(load: Loader) -> None:
     assert same["input_ids"] == text["input_ids"]  # an instruction is a turn of a user and one of the assistant
     (feature,) = backbone.features([pair], spec)
     prompt = "<|user|>a film<|end|><|assistant|>good<|end|><|user|>a play<|end|><|assistant|>"
-    assert [decode(feature[key]) for key in ("prompt_ids", "chosen", "rejected")] == [
-        prompt,
-        "a bad end<|end|>",
-        "good<|end|>",
+    assert [decode(feature[side]["input_ids"]) for side in ("chosen", "rejected")] == [
+        f"{prompt}a bad end<|end|>",
+        f"{prompt}good<|end|>",
     ]
+    labels = backbone.collate([feature])["labels"].tolist()
+    assert [decode([token for token in row if token >= 0]) for row in labels] == ["a bad end<|end|>", "good<|end|>"]
     read = backbone.answer([one.read, "a film"], AnswerSpec())  # type: ignore[list-item]
     assert read[0] == read[1]

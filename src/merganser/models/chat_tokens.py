@@ -61,14 +61,6 @@ class Encoded:
     cut: bool
     answer_cut: bool
 
-    def prompt(self) -> list[int]:
-        """Return the tokens before the last answer."""
-        return self.ids[: self.start].tolist()
-
-    def last_answer(self) -> list[int]:
-        """Return the tokens of the last answer."""
-        return self.ids[self.start :].tolist()
-
 
 class ChatTokens:
     """Encodes conversations for one tokenizer.
