@@ -43,7 +43,7 @@ def known(name: str, answers: Sequence[tuple[str, str]]) -> Task:
 
 def test_a_score_with_its_count_and_error() -> None:
     task = known("a", [("yes", "yes"), ("no", "no"), ("no", "yes"), ("yes", "yes")])
-    score = score_task(Parrot(), task, batch=3)  # type: ignore[arg-type]
+    score = score_task(Parrot(), task, batch=3).score  # type: ignore[arg-type]
     assert (score.value, score.n) == (0.75, 4)
     assert score.stderr == pytest.approx(math.sqrt(0.75 * 0.25 / 4), rel=0.2)  # over n or n - 1
 
@@ -53,7 +53,7 @@ def test_progress_counts_over_all_tasks() -> None:
     backbone = Parrot()
     tasks = [known("a", [("yes", "yes")] * 3), known("none", []), known("b", [("yes", "no")] * 4)]
     scores = score_tasks(backbone, tasks, 2, events.append)  # type: ignore[arg-type]
-    assert {name: score.value for name, score in scores.items()} == {"a": 1.0, "b": 0.0}
+    assert {name: each.score.value for name, each in scores.items()} == {"a": 1.0, "b": 0.0}
     assert events == [
         Evaluating("a", 2, 7),
         Evaluating("a", 3, 7),

@@ -68,6 +68,11 @@ class EvaluationOptions(StrictOptions):
     engine_memory: float = Field(
         0.4, gt=0, lt=1, description="engine vllm: fraction of the device's memory that it takes, beside the model here"
     )
+    keep_answers: bool = Field(
+        True,
+        description="keep every answer to a test example with its score, so that rows, runs and methods are compared "
+        "example by example (`merganser check`)",
+    )
 
 
 class RunConfig(StrictOptions):

@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from merganser import processes
 from merganser.events import Evaluating, Listener, silent
 from merganser.metrics.score import Score
-from merganser.metrics.text import mean_and_stderr, score_answers
+from merganser.metrics.text import score_each, score_of
 from merganser.models.base import Backbone
 from merganser.models.pairs import prefers_chosen
 from merganser.streams.task import Task
+
+
+@dataclass(frozen=True)
+class ScoredTask:
+    """The answers to a task's test set and their scores.
+
+    Attributes:
+        answers: one per example, as they were compared with the references; none for pairs.
+        values: the score of each example, in [0, 1].
+    """
+
+    answers: tuple[str, ...]
+    values: tuple[float, ...]
+
+    @property
+    def score(self) -> Score:
+        """The mean over the examples."""
+        return score_of(self.values)
 
 
 def score_task(
@@ -20,7 +39,7 @@ def score_task(
     listener: Listener = silent,
     offset: int = 0,
     total: int | None = None,
-) -> Score:
+) -> ScoredTask:
     """Answer a task's test set and score it. Several processes share the work and must all call it.
 
     Pairs are not answered: their score is the share of those whose chosen answer is likelier than the rejected one.
@@ -39,26 +58,27 @@ def score_task(
 
     if task.spec.dpo is not None:
         correct = prefers_chosen(backbone, task.test, task.spec, batch, progress)
-        mean, stderr = mean_and_stderr(correct)
-        return Score(value=mean, n=len(correct), stderr=stderr)
+        return ScoredTask((), tuple(map(float, correct)))
     answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress, shared=True)
     references = [example.output for example in task.test]
     inputs = [example.input for example in task.test]
     counted = [task.spec.counts_as(answer.text) for answer in answers]
     metric = task.spec.metric
     if isinstance(metric, str):
-        return score_answers(metric, counted, references, inputs)
-    # A function may cost money, or differ from call to call: it runs once, and every process has its scores.
-    return Score.model_validate(
-        processes.on_main(lambda: score_answers(metric, counted, references, inputs).model_dump())
-    )
+        values = score_each(metric, counted, references, inputs).tolist()
+    else:
+        # A function may cost money, or differ from call to call: it runs once, and every process has its scores.
+        values = processes.on_main(lambda: score_each(metric, counted, references, inputs).tolist())
+    return ScoredTask(tuple(counted), tuple(values))
 
 
-def score_tasks(backbone: Backbone, tasks: Sequence[Task], batch: int, listener: Listener = silent) -> dict[str, Score]:
-    """Scores of all tasks that have a test set."""
+def score_tasks(
+    backbone: Backbone, tasks: Sequence[Task], batch: int, listener: Listener = silent
+) -> dict[str, ScoredTask]:
+    """Answer and score all tasks that have a test set."""
     tested = [task for task in tasks if task.test]
     total = sum(len(task.test) for task in tested)
-    scores: dict[str, Score] = {}
+    scores: dict[str, ScoredTask] = {}
     done = 0
     for task in tested:
         scores[task.name] = score_task(backbone, task, batch, listener, done, total)

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from merganser import processes
 from merganser.errors import DiskFullError, InputError, RunError
+from merganser.evaluation import ScoredTask
 from merganser.events import RowDone
+from merganser.files.atomic import write_json_lines
 from merganser.learner.checks import (
     announce_remarks,
     check_labels,
@@ -25,13 +27,13 @@ from merganser.learner.checks import (
 from merganser.learner.conversations import check_conversations
 from merganser.learner.lineage import row_lineage
 from merganser.learner.resume import checkpoints_of
-from merganser.learner.row_files import write_row_files
+from merganser.learner.row_files import answer_lines, write_row_files
 from merganser.learner.row_scores import score_all_tasks, score_new_tasks, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
 from merganser.learner.train_row import save_weights, train_row
 from merganser.metrics.function import metric_name
-from merganser.metrics.score import Score, ScoreRow
+from merganser.metrics.score import ScoreRow
 from merganser.runs.record import RowFile
 from merganser.runs.rows import row_checksums, write_row_record
 from merganser.streams.checks import check_names, check_task
@@ -85,17 +87,18 @@ class TaskRun:
         session.listener(RowDone(tuple(row.learned), {task: score.value for task, score in row.scores.items()}))
         return row
 
-    def _learn(self, number: int, folder: Path, earlier: dict[int, dict[str, Score]]) -> ScoreRow:
+    def _learn(self, number: int, folder: Path, earlier: dict[int, dict[str, ScoredTask]]) -> ScoreRow:
         """Train, score every known task, and write all of the row's files."""
         session = self.session
         trained = train_row(session, self.tasks, number, folder)
         evaluation_began = time.perf_counter()
-        scores = score_all_tasks(session, self.tasks, number)
+        scores, scored = score_all_tasks(session, self.tasks, number)
         trained.cost.evaluating_seconds += time.perf_counter() - evaluation_began
         trained.cost.examples_evaluated += sum(score.n for score in scores.values())
         row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)
         began = self.began - trained.seconds_before
-        processes.on_main(lambda: write_row_files(session, self.tasks, folder, trained, row, earlier, began))
+        measured = {**earlier, number: scored}
+        processes.on_main(lambda: write_row_files(session, self.tasks, folder, trained, row, measured, began))
         return row
 
     def _check(self) -> None:
@@ -151,11 +154,12 @@ class TaskRun:
         tasks = tasks_to_score(session, self.tasks)
         folder = session.directory.begin_row(0, "start")
         try:
-            scores = session.score(tasks, {})
+            scored = session.score_examples(tasks, {})
+            scores = {name: each.score for name, each in scored.items()}
             metrics = {task.name: metric_name(task.spec.metric) for task in tasks}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
-            processes.on_main(lambda: _write_start(session, folder, row))
+            processes.on_main(lambda: _write_start(session, folder, row, scored))
             session.commit(folder)
         except BaseException:
             session.directory.abandon_row(folder)
@@ -163,7 +167,14 @@ class TaskRun:
         session.listener(RowDone((), {task: score.value for task, score in scores.items()}))
 
 
-def _write_start(session: Session, folder: Path, row: RowFile) -> None:
+def _write_start(session: Session, folder: Path, row: RowFile, scored: dict[str, ScoredTask]) -> None:
+    answers = answer_lines(session, {0: scored})
+    write_json_lines(folder / "answers.jsonl", answers)
     sha256, run_sha256 = row_checksums(folder)
-    recorded = {"sha256": sha256, "run_sha256": run_sha256, "lineage": row_lineage(session, [], sha256)}
+    recorded = {
+        "lines": {"answers": len(answers)},
+        "sha256": sha256,
+        "run_sha256": run_sha256,
+        "lineage": row_lineage(session, [], sha256),
+    }
     write_row_record(folder, row.model_copy(update=recorded))

@@ -6,7 +6,9 @@ import time
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
+from merganser.evaluation import ScoredTask
 from merganser.files.atomic import write_json_lines
 from merganser.learner.best_weights import BestWeights
 from merganser.learner.checks import memory_options, remarks, sample
@@ -16,7 +18,7 @@ from merganser.learner.row_scores import answered_by, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.train_row import TrainedRow
 from merganser.metrics.function import metric_name
-from merganser.metrics.score import Score, ScoreRow
+from merganser.metrics.score import ScoreRow
 from merganser.runs.record import CostRecord, RowFile, TaskRecord, TrainedRecord
 from merganser.runs.rows import row_checksums, write_row_record
 from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
@@ -31,14 +33,15 @@ def write_row_files(
     folder: Path,
     trained: TrainedRow,
     scores: ScoreRow,
-    earlier: dict[int, dict[str, Score]],
+    measured: dict[int, dict[str, ScoredTask]],
     began: float,
 ) -> None:
     """Write all files of a row but its weights and the method's state.
 
     Args:
         scores: of this row.
-        earlier: row -> scores of tasks that were not known when that row was measured.
+        measured: row -> examples that its weights answered: this row, and earlier ones for tasks that were not known
+            when those were measured.
         began: value of ``time.perf_counter`` when the row was begun.
 
     Raises:
@@ -52,6 +55,7 @@ def write_row_files(
     if session.config.training.select_best:
         examples["dev"] = [(task.name, example) for task in tasks for example in task.dev]
     lines = {name: [as_line(kept_example(*pair)) for pair in pairs] for name, pairs in examples.items()}
+    lines["answers"] = answer_lines(session, measured)
     lines["merges"] = [merge.model_dump() for merge in trained.records.merges]
     lines["signals"] = [signal.model_dump() for signal in trained.records.signals]
     for name, values in lines.items():
@@ -71,7 +75,11 @@ def write_row_files(
         row=len(session.rows),
         tasks=records,
         scores=scores,
-        earlier=earlier,
+        earlier={
+            row: {name: each.score for name, each in scored.items()}
+            for row, scored in measured.items()
+            if row < len(session.rows)
+        },
         metrics={task.name: metric_name(task.spec.metric) for task in tasks_to_score(session, tasks)},
         lines={name: len(values) for name, values in lines.items()},
         sha256=sha256,
@@ -93,6 +101,23 @@ def _trained(tasks: Sequence[Task], trained: TrainedRow) -> list[TrainedRecord]:
     return [
         own,
         TrainedRecord(source=mix.source, share=mix.share, examples=examples, rows=rows, tokens=tokens),
+    ]
+
+
+def answer_lines(session: Session, measured: dict[int, dict[str, ScoredTask]]) -> list[dict[str, Any]]:
+    """Return the lines of ``answers.jsonl``; none where answers are not kept."""
+    if not session.config.evaluation.keep_answers:
+        return []
+    return [
+        # Right and wrong as 1 and 0: a test set may have many examples.
+        {
+            "row": row,
+            "task": name,
+            "answers": list(each.answers),
+            "scores": [int(value) if value in (0.0, 1.0) else value for value in each.values],
+        }
+        for row, scored in measured.items()
+        for name, each in scored.items()
     ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from merganser.evaluation import ScoredTask
 from merganser.learner.session import Session
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
@@ -22,7 +23,7 @@ def answered_by(session: Session, tasks: Sequence[Task], number: int) -> dict[st
     return session.method.answered_by({**session.learned_in(), **{task.name: number for task in tasks}})
 
 
-def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[str, Score]]:
+def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[str, ScoredTask]]:
     """Score, with the weights of row 0 and of the last row, tasks that were not known when those were measured."""
     columns = set(session.directory.matrix().tasks)
     new = [task for task in tasks if task.name not in columns and task.test]
@@ -33,17 +34,26 @@ def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[s
         # With several models, a task that is not learned is answered by the pretrained one.
         alone = session.method.per_task_models
         session.use(session.rows[0 if alone else number])
-        scores[number] = session.score(new, session.known_tasks() if number else {})
+        scores[number] = session.score_examples(new, session.known_tasks() if number else {})
     return scores
 
 
-def score_all_tasks(session: Session, tasks: Sequence[Task], number: int) -> dict[str, Score]:
-    """Score every known task when these were trained, for row ``number``."""
+def score_all_tasks(
+    session: Session, tasks: Sequence[Task], number: int
+) -> tuple[dict[str, Score], dict[str, ScoredTask]]:
+    """Score every known task when these were trained, for row ``number``.
+
+    Returns:
+        The scores of all, and the examples of those that were answered: a task whose weights did not change keeps its
+        score.
+    """
     known = tasks_to_score(session, tasks)
-    if not session.method.per_task_models:
+    if session.method.per_task_models:
+        kept = {name: score for row in session.rows for name, score in row.file.scores.scores.items()}
+        changed = {name for name, row in answered_by(session, tasks, number).items() if row == number}
+        scored = session.score_examples([task for task in known if task.name in changed], {})
+    else:
+        kept = {}
         names = {*session.learned, *(task.name for task in tasks)}
-        return session.score(known, {task.name: task for task in known if task.name in names})
-    # A task whose weights did not change keeps its score.
-    scores = {name: score for row in session.rows for name, score in row.file.scores.scores.items()}
-    changed = {name for name, row in answered_by(session, tasks, number).items() if row == number}
-    return {**scores, **session.score([task for task in known if task.name in changed], {})}
+        scored = session.score_examples(known, {task.name: task for task in known if task.name in names})
+    return {**kept, **{name: each.score for name, each in scored.items()}}, scored

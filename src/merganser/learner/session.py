@@ -8,7 +8,7 @@ from pathlib import Path
 
 from merganser.config import RunConfig
 from merganser.errors import InputError
-from merganser.evaluation import score_tasks
+from merganser.evaluation import ScoredTask, score_tasks
 from merganser.events import Listener, Notice
 from merganser.learner.example_store import read_prototypes, stored_examples
 from merganser.methods import make_method
@@ -205,6 +205,10 @@ class Session:
                 ) from error
 
     def score(self, tasks: Sequence[Task], learned: Mapping[str, Task]) -> dict[str, Score]:
+        """Return the scores of :meth:`score_examples`."""
+        return {name: scored.score for name, scored in self.score_examples(tasks, learned).items()}
+
+    def score_examples(self, tasks: Sequence[Task], learned: Mapping[str, Task]) -> dict[str, ScoredTask]:
         """Score the model as it is on every task that has a test set.
 
         Args:

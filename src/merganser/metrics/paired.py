@@ -35,6 +35,7 @@ class PairedChange:
         p: two-sided p value of no change.
         lost, gained: examples whose score fell, and rose.
         deviation: standard deviation of the differences, over the examples.
+        right_or_wrong: whether all scores are 0 or 1.
     """
 
     n: int
@@ -47,6 +48,7 @@ class PairedChange:
     lost: int
     gained: int
     deviation: float
+    right_or_wrong: bool
 
 
 def paired_change(
@@ -97,15 +99,16 @@ def paired_change(
         lost=lost,
         gained=gained,
         deviation=float(differences.std()),
+        right_or_wrong=right_or_wrong or not differences.any(),
     )
 
 
 def mcnemar_p(lost: int, gained: int) -> float:
     """Return the two-sided p value of McNemar's exact test: each changed answer is lost or gained with equal chance."""
-    from scipy.stats import binomtest  # takes about a second to import
+    from scipy.special import bdtr
 
     changed = lost + gained
-    return 1.0 if changed == 0 else float(binomtest(lost, changed, 0.5).pvalue)
+    return 1.0 if changed == 0 else min(1.0, 2.0 * float(bdtr(min(lost, gained), changed, 0.5)))
 
 
 def tango_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
@@ -127,24 +130,31 @@ def tango_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> 
     change = (gained - lost) / n
 
     def statistic(delta: float) -> float:
-        """The standardised distance of the change from ``delta``, with the variance that ``delta`` implies."""
-        a = 2.0 * n
-        b = -lost - gained + (2 * n - gained + lost) * delta
-        c = -lost * delta * (1.0 - delta)
-        share = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
-        variance = n * (2.0 * share + delta * (1.0 - delta))
-        distance = gained - lost - n * delta
-        if variance <= 0.0:
-            return 0.0 if distance == 0.0 else math.copysign(math.inf, distance)
-        return distance / math.sqrt(variance)
+        return tango_statistic(lost, gained, n, delta)
 
     def limit(edge: float, level: float) -> float:
         inside = change - 1e-12 if edge < 0 else change + 1e-12
         if abs(edge - change) < 1e-9 or abs(statistic(edge * (1.0 - 1e-12))) < z:
             return edge
-        return float(brentq(lambda delta: _finite(statistic(delta)) - level, edge * (1.0 - 1e-12), inside))
+        return float(brentq(lambda delta: _finite(statistic(delta)) - level, edge * (1.0 - 1e-12), inside, xtol=1e-9))
 
     return limit(-1.0, z), limit(1.0, -z)
+
+
+def tango_statistic(lost: int, gained: int, n: int, delta: float) -> float:
+    """Return the standardised distance of the observed change from ``delta``, with the variance that ``delta`` implies.
+
+    Approximately standard normal if ``delta`` is the true change; see :func:`tango_interval`.
+    """
+    a = 2.0 * n
+    b = -lost - gained + (2 * n - gained + lost) * delta
+    c = -lost * delta * (1.0 - delta)
+    share = (math.sqrt(max(b * b - 4.0 * a * c, 0.0)) - b) / (2.0 * a)
+    variance = n * (2.0 * share + delta * (1.0 - delta))
+    distance = gained - lost - n * delta
+    if variance <= 0.0:
+        return 0.0 if distance == 0.0 else math.copysign(math.inf, distance)
+    return distance / math.sqrt(variance)
 
 
 def _finite(value: float) -> float:

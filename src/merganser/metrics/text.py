@@ -100,10 +100,10 @@ TEXT_SCORES: dict[str, TextScore] = {
 """Text scores by the name used in a task's ``metric``."""
 
 
-def score_answers(
+def score_each(
     metric: str | MetricFunction, answers: Sequence[str], references: Sequence[str], inputs: Sequence[str] = ()
-) -> Score:
-    """Score a test set: mean of the text score ``metric`` over the examples, their number, standard error.
+) -> Scores:
+    """Score the answers one by one.
 
     Args:
         metric: a name of :data:`TEXT_SCORES`, or a :data:`~merganser.metrics.function.MetricFunction`.
@@ -114,14 +114,28 @@ def score_answers(
     """
     if not isinstance(metric, str):
         _pairs(answers, references)  # the same checks
-        mean, stderr = mean_and_stderr(function_scores(metric, answers, references, inputs))
-        return Score(value=mean, n=len(answers), stderr=stderr)
+        return function_scores(metric, answers, references, inputs)
     if metric not in TEXT_SCORES:
         hint = nearest(metric, TEXT_SCORES) or f"Choose from {', '.join(TEXT_SCORES)}."
         raise InputError(f"Text score '{metric}' is unknown.", hint)
-    scores = TEXT_SCORES[metric](answers, references)
-    mean, stderr = mean_and_stderr(scores)
-    return Score(value=mean, n=len(scores), stderr=stderr)
+    return TEXT_SCORES[metric](answers, references)
+
+
+def score_answers(
+    metric: str | MetricFunction, answers: Sequence[str], references: Sequence[str], inputs: Sequence[str] = ()
+) -> Score:
+    """Score a test set: mean of :func:`score_each` over the examples, their number, standard error.
+
+    Raises:
+        InputError: as :func:`score_each`.
+    """
+    return score_of(score_each(metric, answers, references, inputs))
+
+
+def score_of(values: Scores | Sequence[float]) -> Score:
+    """Return the score of a test set from those of its examples."""
+    mean, stderr = mean_and_stderr(values)
+    return Score(value=mean, n=len(values), stderr=stderr)
 
 
 def mean_and_stderr(scores: Scores | Sequence[float]) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 ``run.yaml``                     :class:`RunInfo`
 ``tasks/NN-name/row.json``       :class:`RowFile`: the tasks learned in this row of the matrix, its scores, and the
                                  SHA-256 of its other files
+``tasks/NN-name/answers.jsonl``  one :class:`KeptAnswers` per task that was scored
 ``tasks/NN-name/signals.jsonl``  one :class:`SignalRecord` per optimizer step
 ``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
 ``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
@@ -201,6 +202,15 @@ class KeptExample(Record):
     )
     tools: list[Any] = Field(default_factory=list, description="tools that a conversation's template describes")
     rejected: str | None = Field(None, description="of a pair: the rejected answer; the output is the chosen one")
+
+
+class KeptAnswers(Record):
+    """One line of ``answers.jsonl``: how the weights of a row answered a task's test set, in the order of its file."""
+
+    row: int = Field(description="row whose weights answered: this one, or an earlier one for a task new in this one")
+    task: str
+    answers: list[str] = Field(description="one per test example; empty for pairs, of which none is written")
+    scores: list[float] = Field(description="of each example, in [0, 1]")
 
 
 class RowFile(Record):

@@ -13,7 +13,7 @@ from merganser.files.safetensors_file import read_header
 from merganser.files.temporary_names import PARTIAL
 from merganser.runs.checksums import CHANGED, checksums, files_of, first_problem, is_intact, sealed, sha256_of
 from merganser.runs.reading import damaged, read_counted_lines, read_record
-from merganser.runs.record import KeptExample, MergeRecord, RowFile, SignalRecord
+from merganser.runs.record import KeptAnswers, KeptExample, MergeRecord, RowFile, SignalRecord
 
 ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 """Names of the folders: the number of the row, and what was learned in it."""
@@ -64,6 +64,18 @@ class Row:
         signals = read_counted_lines(self.folder, "signals", SignalRecord, self.file)
         self.checked("signals.jsonl")
         return signals
+
+    def answers(self) -> list[KeptAnswers]:
+        """Read the answers to the test examples, a record per row and task; none where they were not kept.
+
+        Raises:
+            InputError: the file is missing or damaged.
+        """
+        if not self.file.lines.get("answers"):
+            return []
+        answers = read_counted_lines(self.folder, "answers", KeptAnswers, self.file)
+        self.checked("answers.jsonl")
+        return answers
 
     def checked(self, part: str) -> Path:
         """Return the path of a file or folder of the row, whose content is as recorded.
