@@ -16,6 +16,7 @@ import typer
 from merganser import processes
 from merganser.cli import failures
 from merganser.cli.ask import ask
+from merganser.cli.check import check
 from merganser.cli.demo import demo
 from merganser.cli.evaluate import evaluate
 from merganser.cli.export import export
@@ -101,7 +102,10 @@ BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 SEVERAL = (run, learn, evaluate)
 """Commands that run on several processes."""
 
-for command in (demo, run, learn, undo, verify, ask, evaluate, report, replay, export, merge, methods, streams, schema):
+WORK = (demo, run, learn, check, undo, verify, ask, evaluate, report, replay, export, merge)
+"""Commands in the order of the help; those that only list things come last."""
+
+for command in (*WORK, methods, streams, schema):
     app.command()(_guarded(command))
 
 

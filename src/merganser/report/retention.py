@@ -1,0 +1,306 @@
+"""The retention check: what the tasks of a run gained and lost, example by example, and whether to keep it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from merganser.errors import InputError, nearest
+from merganser.metrics.paired import PairedChange, noise_floor, paired_change
+from merganser.metrics.retention import Bounds, TaskVerdict, Verdict, judge
+from merganser.report.formatting import MISSING, plural, score
+from merganser.runs import RunDirectory
+from merganser.runs.record import KeptAnswers, KeptExample
+from merganser.runs.rows import Row
+
+Against = Literal["previous", "best"]
+"""Row that a task is compared with: the one before, or the one in which the task scored best."""
+
+
+@dataclass(frozen=True)
+class Check:
+    """What :func:`check_row` found.
+
+    Attributes:
+        run, row: directory of the run, and the folder of the row that is judged.
+        against: what it is compared with, in words.
+        verdict: of all tasks together.
+        tasks: the verdict on each.
+        floors: task -> smallest change that could be told from none.
+        compared: task -> folder of the row that it is compared with.
+        bounds: what was allowed.
+    """
+
+    run: str
+    row: str
+    against: str
+    verdict: Verdict
+    tasks: list[TaskVerdict]
+    floors: dict[str, float] = field(default_factory=dict)
+    compared: dict[str, str] = field(default_factory=dict)
+    bounds: Bounds = field(default_factory=Bounds)
+
+    def sentence(self) -> str:
+        """Say the verdict with its reason."""
+        changed = [each for each in self.tasks if each.change is not None]
+        worst = min(changed, key=lambda each: each.change.change if each.change else 0.0, default=None)
+        failed = [each for each in self.tasks if each.verdict is Verdict.DROP]
+        if failed:
+            reason = "; ".join(_reason(each) for each in failed)
+        elif self.verdict is Verdict.UNCLEAR:
+            reason = "; ".join(_open_question(each) for each in self.tasks if each.verdict is Verdict.UNCLEAR)
+        elif worst is not None and worst.change is not None and worst.change.change < 0:
+            reason = f"most lost: {worst.task} {score(worst.change.change, signed=True)} points, within the bound"
+        else:
+            reason = "nothing was lost"
+        return f"{self.verdict.value.capitalize()}: {reason}."
+
+    def as_dict(self) -> dict[str, Any]:
+        """Convert to a dict for JSON; scores and changes are fractions."""
+        return {
+            "run": self.run,
+            "row": self.row,
+            "against": self.against,
+            "verdict": self.verdict.value,
+            "confidence": self.bounds.confidence,
+            "tasks": [self._task_dict(each) for each in self.tasks],
+        }
+
+    def _task_dict(self, each: TaskVerdict) -> dict[str, Any]:
+        content: dict[str, Any] = {
+            "task": each.task,
+            "verdict": each.verdict.value,
+            "score": each.score.value,
+            "examples": each.score.n,
+            "bound": each.bound,
+            "examples_needed": each.needed,
+        }
+        if (change := each.change) is not None:
+            content |= {
+                "compared_with": self.compared[each.task],
+                "before": change.before,
+                "change": change.change,
+                "low": change.low,
+                "high": change.high,
+                "p": each.p,
+                "became_wrong": change.lost,
+                "became_right": change.gained,
+                "noise_floor": self.floors[each.task],
+            }
+        return content
+
+
+def check_row(
+    directory: RunDirectory,
+    *,
+    row: str | None = None,
+    against: Against = "previous",
+    other: RunDirectory | None = None,
+    bounds: Bounds | None = None,
+) -> Check:
+    """Compare a row of a run with an earlier one, or with the last row of another run, example by example.
+
+    Args:
+        row: folder under ``tasks/``, or the name of a task that was learned in it; by default the last.
+        against: row of the same run that each task is compared with.
+        other: another run with the same test examples, instead.
+        bounds: what may be lost.
+
+    Raises:
+        InputError: no such row, nothing to compare, answers that were not kept, or other test examples.
+    """
+    bounds = bounds or Bounds()
+    rows = directory.rows
+    number = _position(rows, row, str(directory.path))
+    if number == 0:
+        raise InputError(f"'{rows[0].folder.name}' is the row before any training.", "Name a row with a task.")
+    answers = _Answers(rows)
+    current = rows[number]
+    own = [task.name for task in current.file.tasks]
+    earlier = [task.name for before in rows[:number] for task in before.file.tasks]
+    _check_names(bounds, [*earlier, *own])
+    if other is None:
+        judged = [name for name in earlier if name in current.file.scores.scores]
+        befores = {name: _reference(rows, answers, name, number, against) for name in judged}
+        words = "the row before" if against == "previous" else "the best row of each task"
+        foreign = answers
+    else:
+        theirs = other.rows
+        foreign = _Answers(theirs)
+        learned = [task.name for before in theirs for task in before.file.tasks]
+        judged = [name for name in [*earlier, *own] if name in learned and name in current.file.scores.scores]
+        if not judged:
+            raise InputError(f"'{directory.path}' and '{other.path}' have no task in common.", "Name another run.")
+        _check_tests(rows, theirs, judged)
+        befores = dict.fromkeys(judged, len(theirs) - 1)
+        words = f"{other.path} after {theirs[-1].folder.name}"
+    changes = {
+        name: _change(foreign.of(name, befores[name]), answers.of(name, number), bounds.confidence) for name in judged
+    }
+    scores = current.file.scores.scores
+    fresh = [name for name in own if name in scores and name not in changes]
+    unknown = [name for name in (bounds.max_drop_of or {}) if name not in changes]
+    if unknown:
+        raise InputError(
+            f"Task '{unknown[0]}' is not compared (--max-drop-of).", f"Compared are: {', '.join(changes) or 'none'}."
+        )
+    if not changes and bounds.min_new is None:
+        raise InputError(
+            f"'{current.folder.name}' has no earlier task to compare.", "Learn a second task, or give --min-new."
+        )
+    verdict, tasks = judge(changes, scores, fresh, bounds)
+    folders = rows if other is None else other.rows
+    return Check(
+        run=str(directory.path),
+        row=current.folder.name,
+        against=words,
+        verdict=verdict,
+        tasks=tasks,
+        floors={name: noise_floor(change, bounds.confidence) for name, change in changes.items()},
+        compared={name: folders[befores[name]].folder.name for name in changes},
+        bounds=bounds,
+    )
+
+
+class _Answers:
+    """The answers of a run by row and task, read when they are first asked for."""
+
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self._rows = rows
+        self._known: dict[tuple[int, str], KeptAnswers] | None = None
+
+    def of(self, task: str, row: int) -> KeptAnswers:
+        """Return the answers that the weights of a row gave; a task whose weights did not change has earlier ones.
+
+        Raises:
+            InputError: none were kept.
+        """
+        if self._known is None:
+            # What is new in a later row was answered with the weights of earlier ones as well.
+            self._known = {(kept.row, kept.task): kept for each in self._rows for kept in each.answers()}
+        for number in range(row, -1, -1):
+            if (number, task) in self._known:
+                return self._known[number, task]
+        raise InputError(
+            f"The answers to the test examples of '{task}' in row '{self._rows[row].folder.name}' were not kept.",
+            "Runs with evaluation.keep_answers: true (the default) keep them.",
+        )
+
+
+def _position(rows: Sequence[Row], name: str | None, run: str) -> int:
+    if name is None:
+        return len(rows) - 1
+    for number, row in enumerate(rows):
+        if name == row.folder.name or name in [task.name for task in row.file.tasks]:
+            return number
+    names = [row.folder.name for row in rows]
+    raise InputError(f"There is no row '{name}' in '{run}'.", nearest(name, names) or f"Rows: {', '.join(names)}.")
+
+
+def _reference(rows: Sequence[Row], answers: _Answers, task: str, number: int, against: Against) -> int:
+    """Return the row that a task is compared with: the one before, or that of its best score since it was learned."""
+    if against == "previous":
+        return number - 1
+    first = next(index for index, row in enumerate(rows) if task in [each.name for each in row.file.tasks])
+    known = {index: rows[index].file.scores.scores for index in range(first, number)}
+    return max((index for index in known if task in known[index]), key=lambda index: known[index][task].value)
+
+
+def _change(before: KeptAnswers, after: KeptAnswers, confidence: float) -> PairedChange:
+    return paired_change(before.scores, after.scores, confidence)
+
+
+def _check_names(bounds: Bounds, known: Sequence[str]) -> None:
+    for name in bounds.max_drop_of or {}:
+        if name not in known:
+            hint = nearest(name, known) or f"Learned tasks: {', '.join(known)}."
+            raise InputError(f"There is no task '{name}' (--max-drop-of).", hint)
+
+
+def _check_tests(ours: Sequence[Row], theirs: Sequence[Row], tasks: Sequence[str]) -> None:
+    """Refuse runs whose test examples differ: their answers could not be paired."""
+    sides = [_tests(rows) for rows in (ours, theirs)]
+    for name in tasks:
+        if sides[0].get(name) != sides[1].get(name):
+            raise InputError(f"The two runs have other test examples of '{name}'.", "Compare runs of the same tests.")
+
+
+def _tests(rows: Sequence[Row]) -> dict[str, list[KeptExample]]:
+    found: dict[str, list[KeptExample]] = {}
+    for row in rows:
+        for example in row.examples("test"):
+            found.setdefault(example.task, []).append(example)
+    return found
+
+
+def _reason(each: TaskVerdict) -> str:
+    if (change := each.change) is None:
+        return f"{each.task} reaches {score(each.score.value)}, and {score(each.bound)} was asked for"
+    lost = f"{each.task} lost {score(-change.change)} points ({score(change.before)} to {score(change.after)})"
+    return f"{lost}, more than the {score(each.bound)} allowed"
+
+
+def _open_question(each: TaskVerdict) -> str:
+    needed = f"about {each.needed:,} test examples would tell" if each.needed else "no number of examples would tell"
+    return f"{each.task} with {plural(each.score.n, 'test example')}, {needed}"
+
+
+# As text -------------------------------------------------------------------------------------------------------------
+
+HEADER = ("task", "before", "now", "change", "interval", "p", "wrong/right", "verdict")
+
+
+def table_rows(check: Check) -> list[tuple[str, ...]]:
+    """Return one row of cells per task, under :data:`HEADER`; scores in percent, changes in points."""
+    rows: list[tuple[str, ...]] = []
+    for each in check.tasks:
+        change = each.change
+        now = score(each.score.value)
+        if change is None:
+            rows.append((each.task, MISSING, now, "new", "", "", "", each.verdict.value))
+            continue
+        interval = f"{score(change.low, signed=True)} to {score(change.high, signed=True)}"
+        flips = f"{change.lost}/{change.gained}"
+        p = "<.001" if (each.p or 0.0) < 0.001 else f"{each.p:.3f}".removeprefix("0")
+        moved = score(change.change, signed=True)
+        rows.append((each.task, score(change.before), now, moved, interval, p, flips, each.verdict.value))
+    return rows
+
+
+def markdown(check: Check) -> str:
+    """Return the check as Markdown, for a comment on a pull request."""
+    from merganser.files.markdown import code_span, escaped
+
+    lines = [
+        f"**{escaped(check.sentence())}**",
+        "",
+        f"{code_span(check.run)}, row {code_span(check.row)}, against {escaped(check.against)}; scores in percent, "
+        f"{100 * check.bounds.confidence:g} % intervals of the change over the same test examples, p values corrected "
+        "for the number of tasks (Holm); wrong/right: answers that became wrong, and right.",
+        "",
+        f"| {' | '.join(HEADER)} |",
+        f"|{'---|' * len(HEADER)}",
+    ]
+    return "\n".join([*lines, *(f"| {' | '.join(map(escaped, row))} |" for row in table_rows(check))]) + "\n"
+
+
+def parse_drops(values: Sequence[str]) -> Mapping[str, float]:
+    """Parse ``TASK=POINTS`` of the command line to fractions.
+
+    Raises:
+        InputError: one is not of this form, or out of range.
+    """
+    drops = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            points = float(number)
+        except ValueError:
+            points = -1.0
+        if not equals or not name or not 0 <= points <= 100:
+            raise InputError(
+                f"'{value}' does not say what a task may lose.", "Write TASK=POINTS, such as --max-drop-of safety=0."
+            )
+        drops[name] = points / 100
+    return drops
