@@ -203,6 +203,8 @@ def test_a_flipped_bit_is_found_when_a_row_is_read(run: Path) -> None:
             found = next(each for each in RunDirectory.open(run).rows if each.folder.name == row)
             if part == "signals.jsonl":
                 found.signals()
+            elif part == "answers.jsonl":
+                found.answers()
             elif part in ("memory.jsonl", "test.jsonl"):
                 found.examples(part.removesuffix(".jsonl"))
             elif "/" in part:  # row.json and merges.jsonl are read with the row
