@@ -6,14 +6,17 @@ it. An adapter is loaded on the base of its lineage only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from merganser.errors import InputError
 from merganser.files.atomic import json_bytes
-from merganser.files.digests import combine, file_digest
+from merganser.files.digests import combine, file_digest, tensor_digests
 from merganser.files.documents import Malformed, parse_json, read_text
 
 FILE = "lineage.json"
@@ -113,6 +116,25 @@ class Lineage(LineageRecord):
                 f"'{other.name}' is another one ({tokenizer[:DIGITS] or 'none'}).",
                 "Give the model with the files of its tokenizer as they were.",
             )
+
+
+INCIDENTAL = ("_name_or_path", "transformers_version", "transformers_weights", "architectures", "dtype", "torch_dtype")
+"""Keys of a configuration that do not change what a model computes in fp32."""
+
+
+def model_digest(weights: Iterable[Path], config: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a model: every byte of its tensors, however they are divided into files, and its settings.
+
+    Args:
+        weights: its safetensors files.
+        config: its ``config.json``.
+
+    Raises:
+        InputError: a file is damaged.
+    """
+    content = {key: value for key, value in config.items() if key not in INCIDENTAL}
+    of_config = hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return combine([*(pair for path in weights for pair in tensor_digests(path).items()), ("config.json", of_config)])
 
 
 def weights_digest(files: Mapping[str, str]) -> str:

@@ -20,6 +20,7 @@ from merganser.checkpoints.card import model_card
 from merganser.checkpoints.chat_settings import dropped_settings
 from merganser.checkpoints.dtypes import LARGEST, encode
 from merganser.checkpoints.merge import Report, check_target, existing_parent, input_paths, result_folder, write_recipe
+from merganser.checkpoints.merged_lineage import check_lineages, write_merged_lineage
 from merganser.checkpoints.plan import check_room
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
@@ -115,6 +116,7 @@ def plan_adapters(recipe: Recipe | LocatedRecipe) -> AdapterPlan:
     """
     _refuse_options(recipe)
     located = locate_recipe(recipe)
+    check_lineages(located)
     recipe = located.recipe
     started = time.perf_counter()
     adapters = [read_adapter(source, recipe.allow_nonfinite) for source in located.models]
@@ -321,6 +323,7 @@ def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tenso
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")
     write_recipe(folder, plan.located)
     (folder / "README.md").write_text(model_card(plan.recipe, adapter=True), encoding="utf-8")
+    write_merged_lineage(plan.located, folder)
 
 
 def describe(

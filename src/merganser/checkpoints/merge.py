@@ -21,6 +21,7 @@ from merganser.checkpoints.card import model_card
 from merganser.checkpoints.chat_settings import dropped_settings
 from merganser.checkpoints.config_file import write_config
 from merganser.checkpoints.engine import load_kernels, run_jobs
+from merganser.checkpoints.merged_lineage import write_merged_lineage
 from merganser.checkpoints.plan import Plan, check_room, make_plan
 from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
@@ -166,6 +167,7 @@ def _fill(
     write_config(plan, folder / "config.json")
     write_recipe(folder, plan.located)
     (folder / "README.md").write_text(model_card(plan.recipe, notes=plan.notes), encoding="utf-8")
+    write_merged_lineage(plan.located, folder)
     return nonfinite
 
 

@@ -13,9 +13,12 @@ from merganser.checkpoints.source import ADAPTER_CONFIG, PICKLES, SIDECAR_FILES,
 from merganser.files.links import leads_outside
 
 _WEIGHTS = (".safetensors", ".gguf", ".h5", ".msgpack", ".onnx", *PICKLES)
-_NOT_COPIED = (".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json")
-"""Not copied: training states describe one model only; a matcher's labels need their vectors beside them."""
-_REPLACED = ("README.md", "merge.yaml", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
+_NOT_COPIED = (
+    *(".index.json", ADAPTER_CONFIG, "trainer_state.json", "aim_merging.json", "labels.json"),
+    *("lineage.json", "merganser.json"),
+)
+"""Not copied: training states and origins describe one model only; a matcher's labels need their vectors."""
+_REPLACED = ("README.md", "merge.yaml", "lineage.json", "ROW", "trainer_state.json", "aim_merging.json", ADAPTER_CONFIG)
 """Rewritten, or meaningless elsewhere (``ROW``: which task's weights a run's ``model/`` has)."""
 _NAMING_CODE = ("config.json", "tokenizer_config.json", "processor_config.json", "preprocessor_config.json")
 

@@ -14,6 +14,7 @@ from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.tied_names import tie_setting, tied_to
 from merganser.errors import InputError
 from merganser.files.documents import Malformed, parse_json, read_text
+from merganser.files.hub import explained, refusal
 from merganser.files.safetensors_file import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -159,6 +160,9 @@ def locate(label: str) -> Source:
         patterns = ["*.safetensors", *SIDECAR_FILES]
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
+        if (answer := refusal(error)) is not None:
+            doing = f"'{label}' is not a file or folder, and cannot be downloaded from the hub"
+            raise explained(answer, doing) from error
         # The hub client raises many kinds of errors when a repository is unavailable.
         raise InputError(
             f"'{label}' is not a file or folder, and cannot be downloaded from the hub: {_reason(error)}",

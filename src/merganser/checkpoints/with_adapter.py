@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from merganser.checkpoints.adapter_source import Adapter, read_adapter, same_base
+from merganser.checkpoints.merged_lineage import check_lineage_of_base
 from merganser.checkpoints.source import Checkpoint, Source, open_checkpoint
 from merganser.checkpoints.tied_names import OUTPUT, tie_setting, tied_to
 from merganser.checkpoints.updated_tensor import Update, UpdatedTensor
@@ -42,6 +43,8 @@ def open_model(source: Source, allow_different_bases: bool = False) -> Checkpoin
             f"{adapter.label} was trained on {base_name} (base_model_name_or_path), not on {parts[1]}.",
             "Name that base. If both are the same model, pass --allow-different-bases (allow_different_bases: true).",
         )
+    if not allow_different_bases:
+        check_lineage_of_base(checkpoint, source.adapter)
     return _with_update(checkpoint, adapter)
 
 

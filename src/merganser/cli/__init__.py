@@ -23,6 +23,7 @@ from merganser.cli.export import export
 from merganser.cli.learn import learn
 from merganser.cli.listing import methods, schema
 from merganser.cli.merge import merge
+from merganser.cli.push import push
 from merganser.cli.replay import replay
 from merganser.cli.report import report
 from merganser.cli.run import run
@@ -102,7 +103,7 @@ BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 SEVERAL = (run, learn, evaluate)
 """Commands that run on several processes."""
 
-WORK = (demo, run, learn, check, undo, verify, ask, evaluate, report, replay, export, merge)
+WORK = (demo, run, learn, check, undo, verify, ask, evaluate, report, replay, export, push, merge)
 """Commands in the order of the help; those that only list things come last."""
 
 for command in (*WORK, methods, streams, schema):

@@ -44,10 +44,15 @@ def hub_errors(doing: str) -> Iterator[None]:
         raise
     except (*known, ConnectionError, RuntimeError, ValueError) as error:
         # What happened may be wrapped: an upload that failed is a RuntimeError.
-        chain = _chain(error)
-        found = next((each for each in chain if isinstance(each, HfHubHTTPError)), None)
-        found = found or next((each for each in chain if isinstance(each, known)), error)
+        found = refusal(error) or next((each for each in _chain(error) if isinstance(each, known)), error)
         raise explained(found, doing) from error
+
+
+def refusal(error: BaseException) -> HfHubHTTPError | None:
+    """Return the answer of the hub that an error was raised from; ``None``: it gave none."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    return next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
@@ -76,7 +81,7 @@ def explained(error: BaseException, doing: str) -> MerganserError:
     if isinstance(error, OfflineModeIsEnabled) or is_offline():
         return InputError(f"{doing}: HF_HUB_OFFLINE is set, so the hub is not asked.", "Unset HF_HUB_OFFLINE.")
     return RunError(
-        f"{doing}: the connection to the hub failed ({first_line(error)}).",
+        f"{doing}: the connection to the hub failed ({first_line(error).rstrip('.')}).",
         "Check the network, and start the same command again",
     )
 

@@ -7,12 +7,10 @@ import json
 from pathlib import Path
 
 from merganser.checkpoints.source import read_json
-from merganser.files.digests import combine, file_digest, tensor_digests
+from merganser.files.digests import file_digest
+from merganser.lineage import model_digest
 from merganser.models.base import Backbone
-from merganser.models.source import CONFIG, ModelSource
-
-INCIDENTAL = ("_name_or_path", "transformers_version", "transformers_weights", "architectures", "dtype", "torch_dtype")
-"""Keys of a configuration that do not change what a model computes in fp32."""
+from merganser.models.source import CONFIG
 
 
 def fingerprint(backbone: Backbone) -> str:
@@ -26,8 +24,8 @@ def fingerprint(backbone: Backbone) -> str:
     source = backbone.pretrained_from.source
     if source.gguf is not None:
         return file_digest(source.gguf)
-    tensors = [pair for path in source.weight_files() for pair in tensor_digests(path).items()]
-    return combine([*tensors, (CONFIG, _config_digest(source))])
+    config = source.file(CONFIG, downloaded=True)
+    return model_digest(source.weight_files(), {} if config is None else read_json(config))
 
 
 def tokenizer_digest(backbone: Backbone) -> str:
@@ -49,10 +47,3 @@ def hub_commit(backbone: Backbone) -> str | None:
     source = backbone.pretrained_from.source
     path = None if Path(source.location).is_dir() else source.file(CONFIG, downloaded=True)
     return path.parent.name if path is not None and path.parent.parent.name == "snapshots" else None
-
-
-def _config_digest(source: ModelSource) -> str:
-    path = source.file(CONFIG, downloaded=True)
-    config = {} if path is None else read_json(path)
-    content = {key: value for key, value in config.items() if key not in INCIDENTAL}
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

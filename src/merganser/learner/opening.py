@@ -24,7 +24,7 @@ from merganser.models.base import Backbone
 from merganser.models.base_card import base_card
 from merganser.models.causal import Causal
 from merganser.models.engines import make_engine
-from merganser.models.first_adapter import adapter_digest
+from merganser.models.first_adapter import adapter_digest, with_base_named
 from merganser.models.loading import load_backbone, resolve_lengths
 from merganser.models.options import LoraOptions
 from merganser.models.weight_format import require_bitsandbytes
@@ -49,6 +49,9 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
     """
     RunDirectory.check_new(path)
     _check_packages(config)
+    config = _with_base_named(config)
+    if config.model.adapter is not None:
+        listener(Notice(f"The run begins with the adapter '{config.model.adapter}' on '{config.model.name}'."))
     # The model comes before the folder: if it is not there, nothing is left behind.
     backbone = processes.run_collectively(lambda: _check_adapter(_load_backbone(config, {})))
     info = RunInfo(
@@ -92,7 +95,7 @@ def preview(path: Path | None, config: RunConfig | None, listener: Listener) -> 
 def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
     """Delete a run that was started with other options and has learned nothing; whether that was done."""
     directory = processes.run_collectively(lambda: RunDirectory.open(path))
-    if len(row_folders(path / "tasks")) > 1 or not differences(_stored_config(directory).sections(), config.sections()):
+    if len(row_folders(path / "tasks")) > 1 or not _changes(_stored_config(directory), config):
         return False
     if foreign := directory.foreign_files():
         raise InputError(
@@ -128,7 +131,7 @@ def reopen(
     config = _stored_config(directory)
     requested = {key: value for key, value in given.items() if key != "stream"}
     wanted = check_config({**config.sections(), **requested}, "options")
-    if changed := differences(config.sections(), wanted.sections()):
+    if changed := _changes(config, wanted):
         raise InputError(
             f"The run '{path}' was started differently: {'; '.join(changed)}.",
             "Use the same configuration to continue it, or another folder for a new run.",
@@ -152,6 +155,19 @@ def reopen(
     for note in notes:
         listener(Notice(note))
     return session if read_only else report_to_trackers(session)
+
+
+def _changes(stored: RunConfig, wanted: RunConfig) -> list[str]:
+    """Return how a configuration differs from that of a run."""
+    if stored.model.adapter is not None and wanted.model.name != stored.model.name:
+        wanted = _with_base_named(wanted)
+    return differences(stored.sections(), wanted.sections())
+
+
+def _with_base_named(config: RunConfig) -> RunConfig:
+    """Return a configuration whose model is none of an adapter alone."""
+    named = processes.run_collectively(lambda: with_base_named(config.model))
+    return config.model_copy(update={"model": named})
 
 
 def _check_packages(config: RunConfig) -> None:

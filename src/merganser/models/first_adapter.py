@@ -12,6 +12,7 @@ from merganser.errors import InputError
 from merganser.files.digests import file_digest
 from merganser.files.safetensors_file import Tensor, read_header
 from merganser.models.options import LoraOptions, ModelOptions
+from merganser.models.source import ModelSource, holds_model
 
 MERGE = "To train other factors, put it into its base first: merganser merge BASE+ADAPTER --out FOLDER."
 
@@ -36,6 +37,32 @@ def find_adapter(options: ModelOptions) -> Path | None:
             f"Give a folder with {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS}.",
         )
     return folder
+
+
+def with_base_named(options: ModelOptions) -> ModelOptions:
+    """Return options whose ``name`` is a model: where it was an adapter, its base, and the adapter to begin with.
+
+    An adapter that does not say where its base is stays, as does what cannot be read: loading it is the error.
+    """
+    path = Path(options.name).expanduser()
+    if options.adapter is not None or options.lora is None or path.is_file() or path.suffix.lower() == ".gguf":
+        return options
+    if not path.is_dir() and (path.is_absolute() or options.name.startswith(".") or options.name.count("/") > 1):
+        return options  # no such folder
+    source = ModelSource(options.name, str(path) if path.is_dir() else options.name, options.revision)
+    try:
+        file = source.file(ADAPTER_CONFIG)
+        if file is None or holds_model(source):
+            return options
+    except InputError:
+        return options
+    config = read_json(file)
+    base, revision = config.get("base_model_name_or_path"), config.get("revision")
+    if not isinstance(base, str) or not base.strip("/ ") or base.startswith("./"):
+        return options
+    adapter = options.name if options.revision is None else f"{options.name}@{options.revision}"
+    at = revision if isinstance(revision, str) and not Path(base).expanduser().exists() else None
+    return options.model_copy(update={"name": base, "revision": at, "adapter": adapter})
 
 
 def adapter_digest(folder: Path) -> str:

@@ -12,7 +12,8 @@ from safetensors import SafetensorError
 from torch import nn
 
 from merganser.devices import model_device
-from merganser.errors import InputError, first_line
+from merganser.errors import InputError, MerganserError, first_line
+from merganser.files.hub import explained, refusal
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
@@ -138,7 +139,7 @@ def _load_config(source: str, options: ModelOptions) -> Any:
         ) from error
 
 
-def _missing_model(options: ModelOptions, error: OSError) -> InputError:
+def _missing_model(options: ModelOptions, error: OSError) -> MerganserError:
     """Return the error for a model that neither the hub nor its cache has."""
     from huggingface_hub import constants
 
@@ -148,6 +149,8 @@ def _missing_model(options: ModelOptions, error: OSError) -> InputError:
             f"The model {name} is neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, download the model first, or give a folder.",
         )
+    if (answer := refusal(error)) is not None:
+        return explained(answer, f"The model {name} is no folder here and cannot be read from the hub")
     return InputError(
         f"The model {name} is neither a folder here nor could it be read from the hub: {first_line(error)}",
         "Check the name, the network and, for a gated model, your access; or give a folder.",

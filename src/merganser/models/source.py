@@ -9,6 +9,7 @@ from typing import Any
 
 from merganser.checkpoints.source import holds_whole_model, read_json
 from merganser.errors import InputError, first_line
+from merganser.files.hub import explained, refusal
 from merganser.files.links import leads_outside
 from merganser.models.options import ModelOptions
 
@@ -63,6 +64,9 @@ class ModelSource:
         except EntryNotFoundError:
             return None
         except (OSError, ValueError) as error:
+            if (answer := refusal(error)) is not None:
+                doing = f"{name} of the model {self.name} cannot be read from the hub"
+                raise explained(answer, doing) from error
             raise InputError(
                 f"{name} of the model {self.name} could not be read from the hub: {first_line(error)}",
                 "Check the name, the network and, for a gated model, your access; or give a folder.",
@@ -201,7 +205,7 @@ def refuse_adapter(source: ModelSource) -> None:
     config = source.file(ADAPTER_CONFIG)
     if config is None:
         return
-    if _holds_model(source):
+    if holds_model(source):
         raise InputError(
             f"{source.name} holds a model and an adapter ({ADAPTER_CONFIG}): it is not clear which weights are meant.",
             f"Move {ADAPTER_CONFIG} and {ADAPTER_WEIGHTS} to a folder of their own; to begin with the adapter, name "
@@ -215,8 +219,8 @@ def refuse_adapter(source: ModelSource) -> None:
     )
 
 
-def _holds_model(source: ModelSource) -> bool:
-    """Return whether there are weights beside the adapter; of a hub id only the configuration is asked for."""
+def holds_model(source: ModelSource) -> bool:
+    """Return whether there is a model, perhaps beside an adapter; of a hub id only the configuration is asked for."""
     folder = Path(source.location)
     if not folder.is_dir():
         return source.file(CONFIG) is not None

@@ -17,6 +17,7 @@ from typing import Any
 
 from merganser.errors import InputError, nearest
 from merganser.files.documents import read_bytes
+from merganser.files.hub import explained, refusal
 from merganser.streams.bad_rows import EMPTY, BadCell, BadRows, Problem
 from merganser.streams.class_names import class_name
 from merganser.streams.decoding import UNICODE_REMEDY, unicode_problem
@@ -230,6 +231,8 @@ def read_hub(source: str, default_split: str) -> Table:
     try:
         data = datasets.load_dataset(name, config, split=split)
     except (DatasetsError, OSError, ValueError) as error:
+        if (answer := refusal(error)) is not None:
+            raise explained(answer, f"{source}: split '{split}' cannot be loaded from the hub") from error
         first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
             f"{source}: split '{split}' cannot be loaded: {first_line}",
