@@ -26,7 +26,7 @@ from merganser.metrics import ScoreMatrix, summary
 from merganser.runs import read_run
 from merganser.runs.record import MergeRecord
 from merganser.streams.options import MemoryOptions, StreamOptions
-from tests.tiny import tiny_bert
+from tests.tiny import tiny_bert, tiny_llama
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -98,7 +98,7 @@ def test_the_example_of_the_metrics_runs(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_sections_of_a_stream_are_valid() -> None:
     sections = [yaml.safe_load(block) for block in blocks(DOCS / "streams.md", "yaml")]
     streams = [StreamOptions.model_validate(section["stream"]) for section in sections if "stream" in section]
-    assert len(streams) == 4
+    assert len(streams) == 5
     (memory,) = [MemoryOptions.model_validate(section["memory"]) for section in sections if "memory" in section]
     assert memory == MemoryOptions()
 
@@ -271,11 +271,16 @@ def test_the_walk_for_engineers_runs_as_printed(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples" / "make_data.py"), run_name="example")["main"](["--out", "examples/data"])
     page = DOCS / "walks" / "engineer.md"
-    (settings,) = blocks(page, "yaml")
+    settings, chat = blocks(page, "yaml")
     tiny = f"{tiny_bert(tmp_path / 'model')}, precision: fp32"
     (tmp_path / "support.yaml").write_text(settings.replace(HUB_MODEL, tiny), encoding="utf-8")
+    model = "HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert model in chat
+    tiny = f"{tiny_llama(tmp_path / 'chat-model', pad=True, chat=True)}, precision: fp32"
+    chat = chat.replace(model, tiny).replace("steps: 24", "steps: 2").replace("max_target: 32", "max_target: 4")
+    (tmp_path / "chat.yaml").write_text(chat, encoding="utf-8")
     commands = run_as_printed(page, lambda line: True, monkeypatch)
-    assert commands == ["run", "learn", "report", "ask", "undo", "export", "export"]
+    assert commands == ["run", "learn", "run", "learn", "ask", "report", "ask", "undo", "export", "export"]
     assert {path.name for path in (tmp_path / "exported").iterdir()} == {"adapter", "model"}
 
 
