@@ -7,6 +7,7 @@ configuration file from such a class.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import numbers
 import types
@@ -82,11 +83,11 @@ class Settings:
         return dataclasses.replace(self, **self.implied(changes), **changes)
 
 
-def described(settings: type[Settings]) -> Iterator[tuple[str, Any, Mapping[str, Any]]]:
+@functools.cache
+def described(settings: type[Settings]) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
     """Name, type and metadata (``description``, ``bounds``, ``section``) of every setting of a class."""
     types_of = typing.get_type_hints(settings)
-    for item in dataclasses.fields(settings):
-        yield item.name, types_of[item.name], item.metadata
+    return tuple((item.name, types_of[item.name], item.metadata) for item in dataclasses.fields(settings))
 
 
 def alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import itertools
 import json
@@ -68,22 +69,28 @@ def _asset(name: str) -> str:
     return resources.files("merganser.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
-def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
-    """Return the page of ``run`` as HTML; see :func:`write_report`."""
-    if baseline is not None:
-        check_comparable(run, baseline)
-    environment = jinja2.Environment(
+@functools.cache
+def _templates() -> jinja2.Environment:
+    """The templates, compiled once."""
+    return jinja2.Environment(
         loader=jinja2.FunctionLoader(_asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
+
+
+def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
+    """Return the page of ``run`` as HTML; see :func:`write_report`."""
+    if baseline is not None:
+        check_comparable(run, baseline)
     script = _asset("report.js")
     data = chart_data(run, baseline)
     stream = run.info.config.get("stream")
     stream_name = stream.get("name") if isinstance(stream, dict) else stream
-    return environment.get_template("report.html.j2").render(
+    template = _templates().get_template("report.html.j2")
+    return template.render(
         run=run,
         title=stream_name if isinstance(stream_name, str) and stream_name else Path(run.path).name or run.path,
         method=sections.method_name(run),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
 from importlib import metadata
@@ -12,15 +13,19 @@ PACKAGES = ("merganser", "torch", "transformers", "peft", "accelerate", "dataset
 def versions() -> dict[str, str]:
     """Return versions of the libraries that influence numbers, the Python version and the processor."""
     libraries = {"python": platform.python_version()}
-    for package in PACKAGES:
-        try:
-            libraries[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            libraries[package] = "not installed"
+    libraries |= {package: _version_of(package) for package in PACKAGES}
     libraries["system"] = f"{platform.system()} {platform.machine()}"
     libraries["processor"] = _processor()
     libraries["cores"] = str(os.cpu_count())
     return libraries
+
+
+@functools.cache
+def _version_of(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
 
 
 def _processor() -> str:
