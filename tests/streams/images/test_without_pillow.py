@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import subprocess
+import importlib
 import sys
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from merganser.models.options import ModelOptions
 from merganser.streams.images.picture import require_pillow
 from merganser.streams.loading import load_task
 from merganser.streams.task_options import TaskOptions
+from tests.faults import forked
 from tests.tiny import tiny_vit
 
 REMEDY = r"needs the package pillow\. Install it: pip install 'merganser\[images\]'\."
@@ -61,17 +62,16 @@ def test_pillow_that_is_there_is_accepted() -> None:
 
 def test_texts_import_nothing_of_images(tmp_path: Path) -> None:
     (tmp_path / "t.csv").write_text("input,output\nfine,yes\ngood,yes\nbad,no\npoor,no\n")
-    code = (
-        "import sys\n"
-        "from pathlib import Path\n"
-        "import merganser.learner.learner, merganser.learner.example_store, merganser.models.loading\n"
-        "from merganser.streams.loading import load_task\n"
-        "from merganser.streams.options import TaskOptions\n"
-        f"load_task(TaskOptions(name='t', train='t.csv'), Path({str(tmp_path)!r}))\n"
-        "tables = {'merganser.streams.images', 'merganser.streams.images.image_sets'}\n"  # names of built-in streams
-        "images = {name for name in sys.modules if name.startswith('merganser.streams.images')}\n"
-        "vision = {'merganser.models.vision'} & set(sys.modules)\n"
-        "print(sorted(images - tables | vision))"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+
+    def from_nothing() -> None:
+        for name in [name for name in sys.modules if name.partition(".")[0] == "merganser"]:
+            del sys.modules[name]
+        for name in ("learner.learner", "learner.example_store", "models.loading"):
+            importlib.import_module(f"merganser.{name}")
+        options = importlib.import_module("merganser.streams.task_options").TaskOptions(name="t", train="t.csv")
+        importlib.import_module("merganser.streams.loading").load_task(options, tmp_path)
+        tables = {"merganser.streams.images", "merganser.streams.images.image_sets"}  # names of built-in streams
+        images = {name for name in sys.modules if name.startswith("merganser.streams.images")}
+        assert (images - tables) | ({"merganser.models.vision"} & set(sys.modules)) == set()
+
+    forked(from_nothing)
