@@ -126,9 +126,11 @@ CASES: dict[str, dict[str, Any]] = {
     },
     **{
         name: {"method": {"name": name}}
-        for name in ("became", "cofima", "coma", "ewc", "kmerge", "lwf", "magmax", "migu", "olora", "pam", "pm", "slao")
+        for name in ("coma", "ewc", "lwf", "magmax", "migu", "olora", "opcm", "pam", "running_average", "slao", "tasl")
     },
-    **{name: {"method": {"name": name}} for name in ("opcm", "running_average", "tasl", "tunable_magmax")},
+    **{name: {"method": {"name": name, "fisher_examples": 4}} for name in ("became", "cofima", "pm")},
+    "kmerge": {"method": {"name": "kmerge", "models": 1}},
+    "tunable_magmax": {"method": {"name": "tunable_magmax", "preference": "feature_similarity"}},
 }
 
 
@@ -160,23 +162,20 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
 def test_interrupted_in_the_middle_of_tasks_it_ends_in_the_same_bytes(case: str, tmp_path: Path) -> None:
     run = stream_of(tmp_path, CASES[case])
     whole = run.with_name("whole")
-    told = learn(whole)
     last = "mood" if "joint" in case else "topic"
-    total = started(told, last).steps
-    stops = [(last, 4), (last, total)]
-    if case == "aim":
-        stops.insert(0, ("mood", 4))
-    else:  # what comes before the last row is the same, and need not be learned again
-        shutil.copytree(whole, run)
-        with RunDirectory.open(run).lock:
-            RunDirectory.open(run).undo_row()
+    first = "mood" if case == "aim" else last
+
+    def killed(event: Event) -> bool:
+        if at(first, 4)(event):  # what a process that ends here leaves, the finished rows included
+            shutil.copytree(whole, run)
+        return False
+
+    total = started(learn(whole, killed), last).steps
     every = CASES[case].get("training", {}).get("checkpoint_steps", 1)
-    for task, step in stops:
+    check_checkpoints(run, 4, every)
+    for task, step in [(last, 4), (last, total)] if first != last else [(last, total)]:
         learn(run, at(task, step))
-        kept = sorted((run / "checkpoint").glob("*")) if (run / "checkpoint").exists() else []
-        newest = int(kept[-1].name.rsplit("-", 1)[1]) if kept else 0
-        assert newest == (step - 1) // every * every
-        assert len(kept) <= 2
+        check_checkpoints(run, step, every)
     told = learn(run)
     again = started(told, last)
     assert again.step == (total - 1) // every * every
@@ -186,12 +185,35 @@ def test_interrupted_in_the_middle_of_tasks_it_ends_in_the_same_bytes(case: str,
     assert results(run) == results(whole)
 
 
+def check_checkpoints(run: Path, step: int, every: int) -> None:
+    """The newest one of a task that ended at a step is the last that was due before, and one more is kept."""
+    kept = sorted((run / "checkpoint").glob("*")) if (run / "checkpoint").exists() else []
+    newest = int(kept[-1].name.rsplit("-", 1)[1]) if kept else 0
+    assert newest == (step - 1) // every * every
+    assert len(kept) <= 2
+
+
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of the plain case, never interrupted."""
     run = stream_of(tmp_path_factory.mktemp("plain"), {})
     learn(run)
     return run
+
+
+@pytest.fixture(scope="module")
+def stopped_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the plain case that ended in the fifth step of the second task."""
+    run = stream_of(tmp_path_factory.mktemp("stopped"), {})
+    learn(run, at("topic", 5))
+    return run
+
+
+@pytest.fixture
+def stopped(stopped_run: Path, tmp_path: Path) -> Path:
+    """A copy of it, with its stream."""
+    shutil.copytree(stopped_run.parent, tmp_path, dirs_exist_ok=True)
+    return tmp_path / stopped_run.name
 
 
 def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
@@ -226,10 +248,9 @@ def test_interrupted_in_rehearsal_at_a_merge_and_while_scoring(
     assert results(run) == results(whole)
 
 
-def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_path: Path) -> None:
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 6))
-    file = run / "checkpoint" / "02-step-000005" / "checkpoint.json"
+def test_time_and_examples_of_before_the_interruption_count(whole: Path, stopped: Path) -> None:
+    run = stopped
+    file = run / "checkpoint" / "02-step-000004" / "checkpoint.json"
     held = json.loads(file.read_text())
     assert 0 < held["values"]["seconds"] < 60
     held["values"]["seconds"] += 1000
@@ -244,16 +265,15 @@ def test_time_and_examples_of_before_the_interruption_count(whole: Path, tmp_pat
     assert {key: cost[key] for key in counts} == {key: other[key] for key in counts}
 
 
-def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path) -> None:
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 5))
+def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, stopped: Path) -> None:
+    run, folder = stopped, stopped.parent
     tensors = run / "checkpoint" / "02-step-000004" / "tensors.safetensors"
     tensors.write_bytes(tensors.read_bytes()[:-5])
     told = learn(run, at("topic", 6))
     assert any("'02-step-000004' is damaged" in text for text in notices(told))
     assert started(told).step == 3
-    rows = read_json(tmp_path / "topic.json")
-    write = (tmp_path / "topic.json").write_text
+    rows = read_json(folder / "topic.json")
+    write = (folder / "topic.json").write_text
     write(json.dumps([*rows[:-1], {**rows[-1], "input": "another text"}]))
     told = learn(run, at("topic", 1))
     assert any("is of 'topic' as learned with other data" in text for text in notices(told))
@@ -263,9 +283,8 @@ def test_a_damaged_checkpoint_and_one_of_other_data(whole: Path, tmp_path: Path)
     assert results(run) == results(whole)
 
 
-def test_a_memory_that_was_changed_in_between(tmp_path: Path) -> None:
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 5))
+def test_a_memory_that_was_changed_in_between(stopped: Path) -> None:
+    run = stopped
     memory = without_checksums(run) / "tasks" / "01-mood" / "memory.jsonl"
     lines = [json.loads(line) for line in memory.read_text().splitlines()]
     lines[0]["input"] = "something else"
@@ -276,19 +295,20 @@ def test_a_memory_that_was_changed_in_between(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("file", ["checkpoint.json", "tensors.safetensors", "trainer_state.json"])
-def test_a_half_deleted_checkpoint_is_not_used(file: str, whole: Path, tmp_path: Path) -> None:
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 5))
-    (run / "checkpoint" / "02-step-000004" / file).unlink()
-    told = learn(run, at("topic", 5))
+def test_a_half_deleted_checkpoint_is_not_used(file: str, stopped: Path) -> None:
+    (stopped / "checkpoint" / "02-step-000004" / file).unlink()
+    told = learn(stopped, at("topic", 4))
     assert any("'02-step-000004' is damaged" in text for text in notices(told))
     assert started(told).step == 3
-    for folder in (run / "checkpoint").iterdir():
+
+
+def test_without_a_checkpoint_that_can_be_used_the_task_starts_over(whole: Path, stopped: Path) -> None:
+    for file, folder in zip(("checkpoint.json", "trainer_state.json"), (stopped / "checkpoint").iterdir(), strict=True):
         (folder / file).unlink()
-    told = learn(run)
+    told = learn(stopped)
     assert any("No other checkpoint can be used: the task starts over." in text for text in notices(told))
     assert started(told).step == 0
-    assert results(run) == results(whole)
+    assert results(stopped) == results(whole)
 
 
 def test_how_often_checkpoints_are_taken_may_change(whole: Path, tmp_path: Path) -> None:
@@ -309,11 +329,11 @@ def test_how_often_checkpoints_are_taken_may_change(whole: Path, tmp_path: Path)
     assert results(run) == results(whole)
 
 
-def test_training_that_diverged_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_that_diverged_leaves_no_checkpoint(stopped: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from merganser.training.trainer import Trainer
 
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 1))
+    run = stopped
+    shutil.rmtree(run / "checkpoint")
     before = contents(run)
     step = Trainer.training_step
 
@@ -347,13 +367,12 @@ def test_a_full_disk_leaves_the_checkpoints_to_resume_from(
     assert results(run) == results(whole)
 
 
-def test_undo_takes_the_checkpoints_of_the_task_in_hand(tmp_path: Path) -> None:
-    run = stream_of(tmp_path, {})
-    learn(run, at("topic", 4))
-    assert (run / "checkpoint").exists()
-    with Learner.open(run) as learner:
-        learner.session.directory.undo_row()
-    assert not (run / "checkpoint").exists()
+def test_undo_takes_the_checkpoints_of_the_task_in_hand(stopped: Path) -> None:
+    assert (stopped / "checkpoint").exists()
+    directory = RunDirectory.open(stopped)
+    with directory.lock:
+        directory.undo_row()
+    assert not (stopped / "checkpoint").exists()
 
 
 def test_the_same_learner_goes_on_after_ctrl_c(whole: Path, tmp_path: Path) -> None:

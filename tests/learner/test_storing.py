@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shutil
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -63,15 +65,32 @@ def noted_bytes(name: str, folder: Path) -> int:
 
 @pytest.mark.parametrize(("name", "lora"), CASES)
 def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    run, bare = tmp_path / "run", tmp_path / "bare"
     with Learner.open(run, **options_of(name, lora)) as learner:
         for each in TASKS[:2]:
             learner.learn(task(each))
-        said = dict(learner.record.tasks[-1].method_bytes)
+        shutil.copytree(run, bare)
         answering = set(learner.session.answered_by().values())
-        method = learner.session.method
-        frozen = sum(p.nbytes for p in learner.session.backbone.module.parameters() if not p.requires_grad)
-    rows = [row.folder for row in RunDirectory.open(run).rows]
+        spare = check_what_is_counted(learner, lora, answering)
+        # Without anything that is not counted the next task comes out the same. The weights before any task stay:
+        # where they are not counted, the ledger still measures lengths from them.
+        for unneeded in spare:
+            shutil.rmtree(bare / unneeded.relative_to(run), ignore_errors=True)
+        learner.learn(task(TASKS[2]))
+        last = learner.session.rows[-1].folder.name
+    with Learner.open(bare) as learner:
+        learner.learn(task(TASKS[2]))
+    whole, rest = (toys.contents(place / "tasks" / last / "adapter") for place in (run, bare))
+    assert whole == rest
+    assert any(content for content in whole.values())
+
+
+def check_what_is_counted(learner: Learner, lora: bool, answering: set[int]) -> list[Path]:
+    """What is said to be stored after two tasks against the files; the folders that need not be kept."""
+    method, name = learner.session.method, learner.session.method.options.name
+    said = dict(learner.record.tasks[-1].method_bytes)
+    frozen = sum(p.nbytes for p in learner.session.backbone.module.parameters() if not p.requires_grad)
+    rows = [row.folder for row in learner.session.rows]
     assert len(rows) == 3
 
     memory = [json.loads(line) for row in rows[1:] for line in (row / "memory.jsonl").open(encoding="utf-8")]
@@ -90,23 +109,14 @@ def test_bytes_are_those_on_disk_and_suffice(name: str, lora: bool, tmp_path: Pa
     folder = rows[-1] / "method"
     assert sum(said.values()) == tensor_bytes(folder) + noted_bytes(name, folder)
 
-    # Without anything that is not counted the next task comes out the same. The weights before any task stay: where
-    # they are not counted, the ledger still measures lengths from them.
-    shutil.copytree(run, tmp_path / "bare")
-    bare = [row.folder for row in RunDirectory.open(tmp_path / "bare").rows]
-    for number in range(1, len(bare)):
-        spare = [] if number in answering else [bare[number] / "adapter"]
-        if number < len(bare) - 1:
-            spare += [bare[number] / "method"] + ([] if earlier else [bare[number] / "trained"])
-        for unneeded in spare:
-            shutil.rmtree(unneeded, ignore_errors=True)
-    for folder in (run, tmp_path / "bare"):
-        with Learner.open(folder) as learner:
-            learner.learn(task(TASKS[2]))
-    last = RunDirectory.open(run).rows[-1].folder.name
-    whole, rest = (toys.contents(place / "tasks" / last / "adapter") for place in (run, tmp_path / "bare"))
-    assert whole == rest
-    assert any(content for content in whole.values())
+    spare = [rows[number] / "adapter" for number in (1, 2) if number not in answering]
+    return [*spare, rows[1] / "method", *([] if earlier else [rows[1] / "trained"])]
+
+
+@pytest.fixture(scope="module")
+def simpler(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], dict[str, Tensor]]:
+    """The weights of a method with its default options; learned once."""
+    return functools.cache(lambda name: trained(name, tmp_path_factory.mktemp(name) / "run"))
 
 
 def trained(name: str, folder: Path, **method: Any) -> dict[str, Tensor]:
@@ -134,10 +144,14 @@ def trained(name: str, folder: Path, **method: Any) -> dict[str, Tensor]:
     ],
 )
 def test_at_its_limit_a_method_is_a_simpler_one(
-    name: str, method: dict[str, Any], other: str | None, tmp_path: Path
+    name: str,
+    method: dict[str, Any],
+    other: str | None,
+    simpler: Callable[[str], dict[str, Tensor]],
+    tmp_path: Path,
 ) -> None:
     """And away from it (``None``) it is not: the comparison can fail."""
-    mine, its = trained(name, tmp_path / "one", **method), trained(other or "sequential", tmp_path / "other")
+    mine, its = trained(name, tmp_path / "run", **method), simpler(other or "sequential")
     assert mine.keys() == its.keys()
     same = all(torch.allclose(value, its[key], rtol=1e-5, atol=1e-7) for key, value in mine.items())
     assert same == (other is not None)
