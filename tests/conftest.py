@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "0")
+# Nothing is compiled by torch; libraries that ask for it when they are imported would load the compiler first.
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # No test needs the network; without this a missing model would be looked for on the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 

@@ -58,8 +58,8 @@ def _write(folder: Path, build: Callable[[], Any], tokenizer: Any, seed: int) ->
     return folder
 
 
-def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path:
-    """A T5 of 2 + 2 layers, width 32, byte-level BPE of at most 400 pieces, ``</s>`` at the end of every text."""
+def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2) -> Path:
+    """A T5 of ``layers`` + ``layers``, width 32, byte-level BPE of at most 400 pieces, ``</s>`` after every text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -71,8 +71,8 @@ def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path:
         d_model=32,
         d_kv=8,
         d_ff=64,
-        num_layers=2,
-        num_decoder_layers=2,
+        num_layers=layers,
+        num_decoder_layers=layers,
         num_heads=4,
         dropout_rate=0.1,
         pad_token_id=0,
@@ -83,9 +83,15 @@ def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path:
 
 
 def tiny_llama(
-    folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, *, pad: bool = False, chat: bool = False
+    folder: Path,
+    texts: Sequence[str] = TEXTS,
+    seed: int = 0,
+    layers: int = 2,
+    *,
+    pad: bool = False,
+    chat: bool = False,
 ) -> Path:
-    """A Llama of 2 layers, width 32, with ``<s>`` before every text; without a padding token unless ``pad``."""
+    """A Llama of ``layers``, width 32, with ``<s>`` before every text; without a padding token unless ``pad``."""
     from tokenizers.processors import TemplateProcessing
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -106,7 +112,7 @@ def tiny_llama(
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
         max_position_embeddings=512,
@@ -118,8 +124,8 @@ def tiny_llama(
     return _write(folder, lambda: LlamaForCausalLM(config), tokenizer, seed)
 
 
-def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path:
-    """A BERT encoder of 2 layers, width 32, lower-case WordPiece, at most 128 positions."""
+def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2) -> Path:
+    """A BERT encoder of ``layers``, width 32, lower-case WordPiece, at most 128 positions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -146,7 +152,7 @@ def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0) -> Path
         vocab_size=len(tokenizer),
         hidden_size=32,
         intermediate_size=64,
-        num_hidden_layers=2,
+        num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=128,
         initializer_range=0.2,

@@ -33,14 +33,10 @@ ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE
 ENVIRONMENT |= {"COLUMNS": "120", "NO_COLOR": "1", "GLOO_SOCKET_IFNAME": "lo"}
 ROOT = Path(__file__).parents[2]
 PRELOADED = (
-    "matplotlib.figure",
-    "matplotlib.backends.backend_agg",
-    "matplotlib.backends.backend_svg",
     "merganser.learner",
     "merganser.merging.trajectory",
     "merganser.models.matcher",
     "merganser.report",
-    "merganser.report.curves",
     "merganser.training.trainer",
     "peft",
     "rich.live",
@@ -171,6 +167,8 @@ def serve() -> None:
     """Answer orders until standard input ends."""
     import torch
 
+    from merganser.report import page
+
     for module in PRELOADED:
         importlib.import_module(module)
     for command in pkgutil.iter_modules(merganser.cli.__path__):
@@ -179,6 +177,7 @@ def serve() -> None:
     gc.freeze()  # the pages of what is loaded stay shared with the children
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # as in tests/conftest.py
+    page.curve_images = lambda data: []  # as in tests/cli/conftest.py
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         order = json.loads(line)

@@ -43,6 +43,7 @@ def to_disk(run: RunRecord, path: Path) -> Path:
     return path
 
 
+@pytest.mark.usefixtures("curves")
 def test_page_figures_and_tables(tmp_path: Path) -> None:
     run = to_disk(make_run(["a", "b"], steps=30), tmp_path / "run")
     plain = to_disk(make_run(["a", "b"], steps=30, merging=False, method="sequential"), tmp_path / "plain")
@@ -61,6 +62,7 @@ def test_page_figures_and_tables(tmp_path: Path) -> None:
     page = written[0].read_text(encoding="utf-8")
     assert "compared with sequential, seed 42" in page
     assert "Merge 1 of b, after step 15" in page
+    assert page.count('class="chart curve"') == 2
 
 
 def test_out_and_nothing_else(tmp_path: Path) -> None:

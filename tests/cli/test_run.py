@@ -11,6 +11,7 @@ from tests.learner import toys
 from tests.learner.toys import Command, contents, read_json, results, values_of, write_rows, write_stream
 
 
+@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("method", ["sequential", "replay", "aim"])
 def test_a_method_learns_three_tasks(method: str, merganser: Command, tmp_path: Path) -> None:
     stream = write_stream(
@@ -45,7 +46,9 @@ def test_a_method_learns_three_tasks(method: str, merganser: Command, tmp_path: 
         ]
     else:
         assert rehearsed == [0, 0, 0]
-    assert "<html" in (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert "<html" in page
+    assert page.count('class="chart curve"') == 3
     weights = {
         f: (tmp_path / "run" / "tasks" / f / "adapter" / "adapter_model.safetensors").read_bytes() for f in folders
     }

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import typer.main
 import yaml
 
 from tests import tiny
@@ -51,28 +52,20 @@ def write_rows(path: Path, values: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-@functools.cache
-def _models() -> Path:
-    """Folder with one model per kind, written once per test process; removed with it."""
-    holder = tempfile.TemporaryDirectory(prefix="merganser-tiny-")
-    _HOLDERS.append(holder)
-    root = Path(holder.name)
-    texts = [*tiny.TEXTS, *CUES.values(), " ".join(CUES)]
-    tiny.tiny_bert(root / "matcher", texts)
-    tiny.tiny_t5(root / "seq2seq", texts)
-    tiny.tiny_llama(root / "causal", texts)
-    # What is loaded by now stays; training collects garbage after every task, and need not look at it again.
-    gc.collect()
-    gc.freeze()
-    return root
-
-
 _HOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
-def model_folder(kind: str = "matcher") -> Path:
-    """The tiny model of a kind."""
-    return _models() / kind
+@functools.cache
+def model_folder(kind: str = "matcher", layers: int = 1) -> Path:
+    """The tiny model of a kind (T5: ``layers`` twice). Written once per test process; removed with it."""
+    holder = tempfile.TemporaryDirectory(prefix="merganser-tiny-")
+    _HOLDERS.append(holder)
+    make = {"matcher": tiny.tiny_bert, "seq2seq": tiny.tiny_t5, "causal": tiny.tiny_llama}[kind]
+    folder = make(Path(holder.name) / kind, [*tiny.TEXTS, *CUES.values(), " ".join(CUES)], layers=layers)
+    # What is loaded by now stays; training collects garbage after every task, and need not look at it again.
+    gc.collect()
+    gc.freeze()
+    return folder
 
 
 def settings(tasks: Sequence[str] = ("mood", "topic"), **changes: Any) -> dict[str, Any]:
@@ -124,6 +117,10 @@ class Done:
         return lines[0].removeprefix("error: ")
 
 
+_command_of = functools.cache(typer.main.get_command)
+"""Made once: reading all signatures takes longer than most commands."""
+
+
 class Command:
     """Calls the command's own entry point in this process."""
 
@@ -134,6 +131,7 @@ class Command:
     def __call__(self, *arguments: str | Path) -> Done:
         from merganser.cli import main
 
+        self.monkeypatch.setattr("typer.main.get_command", _command_of)
         self.monkeypatch.setattr(sys, "argv", ["merganser", *map(str, arguments)])
         self.capsys.readouterr()
         with pytest.raises(SystemExit) as stopped:

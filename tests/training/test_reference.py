@@ -56,7 +56,8 @@ class Setting:
 
 
 def backbone() -> Backbone:
-    options = ModelOptions(name=str(toys.model_folder("seq2seq")), kind="seq2seq", precision="fp32", lora={"r": 2})
+    name = str(toys.model_folder("seq2seq", layers=2))
+    options = ModelOptions(name=name, kind="seq2seq", precision="fp32", lora={"r": 2})
     found = load_backbone(options, Lengths(32, 8), 0)
     found.module.double()
     seconds = itertools.count()

@@ -34,9 +34,8 @@ A, B = ".lora_A.", ".lora_B."
 
 
 def backbone_of(kind: Any = "matcher", lora: bool = False) -> Backbone:
-    options = ModelOptions(
-        name=str(toys.model_folder(kind)), kind=kind, precision="fp32", lora=LoraOptions(r=2) if lora else None
-    )
+    name = str(toys.model_folder(kind, layers=2))
+    options = ModelOptions(name=name, kind=kind, precision="fp32", lora=LoraOptions(r=2) if lora else None)
     found = load_backbone(options, Lengths(32, 8), seed=1)
     found.module.eval()
     return found
