@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from merganser.cli import main
 from merganser.runs.lock import RunLock
 from tests.cli.spawner import ENVIRONMENT, Spawner, until
 from tests.learner import toys
@@ -84,24 +83,6 @@ def test_ctrl_c(spawner: Spawner, stream: Path, uninterrupted: Path, tmp_path: P
     assert not list(run.rglob("*.partial*"))
     assert "Learning task 1" not in finish(spawner, stream, run).err
     assert results(run) == results(uninterrupted)
-
-
-def unread(*arguments: str) -> None:
-    """In a process of its own: the command, after the reader of its output has gone."""
-    reading, writing = os.pipe()
-    os.close(reading)
-    for descriptor in (1, 2):
-        os.dup2(writing, descriptor)
-    main()
-
-
-def test_work_goes_on_when_nobody_reads_on(spawner: Spawner, tmp_path: Path) -> None:
-    """As in ``merganser run ... 2>&1 | head -1``: everything is learned, and what would be printed is not."""
-    stream, run = write_stream(tmp_path), tmp_path / "run"
-    done = spawner.wait(spawner.start("run", stream, "--out", run, call="tests.cli.test_interruptions:unread"))
-    assert (done.code, done.out, done.err) == (0, "", "")
-    assert rows_of(run) == ["00-start", "01-mood", "02-topic"]
-    assert (run / "report.html").is_file()
 
 
 def test_two_processes_in_one_run(spawner: Spawner, stream: Path, tmp_path: Path) -> None:

@@ -53,7 +53,7 @@ def test_page_figures_and_tables(tmp_path: Path) -> None:
     assert result.exit_code == 0, result.output
     written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines()]
     assert written[0] == run / "report.html"
-    assert len(written) == 1 + 8 + 4 + 6
+    assert len(written) == 1 + 8 + 4 + 7
     assert {"first_task.svg", "memory_loss.svg"} <= {path.name for path in written}
     assert all(path.is_file() for path in written)
     refused = CliRunner().invoke(app, [str(run), "--compare", str(third)])

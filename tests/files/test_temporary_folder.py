@@ -70,3 +70,22 @@ def test_another_process_may_sweep_the_folder_while_it_is_deleted(
     with temporary_folder():
         monkeypatch.setattr(os, "rmdir", swept_before)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_another_process_may_lock_the_folder_while_it_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It finds the lock, and creates it again when it is gone; then the folder is its to delete."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    remove = os.rmdir
+
+    def locked_before(path: str, *, dir_fd: int | None = None) -> None:
+        monkeypatch.setattr(os, "rmdir", remove)
+        Path(path, LOCK).touch()
+        remove(path, dir_fd=dir_fd)
+
+    with temporary_folder():
+        monkeypatch.setattr(os, "rmdir", locked_before)
+    assert [path.name for path in tmp_path.rglob("*.lock")] == [LOCK]
+    sweep_temporary_folders()
+    assert list(tmp_path.iterdir()) == []

@@ -80,7 +80,7 @@ def test_an_adapter_is_refused_on_another_base(trained: Path, tmp_path: Path) ->
     folder = trained.parent / "adapter"
     moved = shutil.copytree(toys.model_folder(), tmp_path / "moved")
     assert ExportedModel.open(folder, model_path=str(moved)).learned == ["mood", "topic"]
-    other = tiny.tiny_bert(tmp_path / "other", seed=7)
+    other = tiny.tiny_bert(tmp_path / "other", seed=7, layers=1)
     with pytest.raises(InputError, match=r"trained on 'matcher' \(\w{12}\), and '.*other' \(\w{12}\) is another model"):
         ExportedModel.open(folder, model_path=str(other))
     for place in (str(tmp_path / "absent"), None):

@@ -175,7 +175,7 @@ def test_where_there_can_be_none(changes: dict[str, Any], message: str) -> None:
 def test_another_base_of_the_same_name_is_refused(adapter: Path, tmp_path: Path) -> None:
     from tests import tiny
 
-    tiny.tiny_bert(tmp_path / model_folder().name, seed=9)
+    tiny.tiny_bert(tmp_path / model_folder().name, seed=9, layers=1)
     config = check_config(begun(adapter, model={"name": str(tmp_path / model_folder().name)}), "file")
     with pytest.raises(InputError, match=r"The adapter in .* was trained on .* is another model"):
         Learner.of_config(tmp_path / "run", config)

@@ -90,7 +90,8 @@ def test_the_numbers_are_those_of_the_run_and_nothing_is_written(
 def test_every_kind_of_method(tmp_path: Path, method: str) -> None:
     """Snapshots are what the method holds: none, Fisher information, the weights before the task."""
     training = {"steps": 40, "select_best": False}
-    config = check_config(toys.settings(method=method, training=training, memory={"number": 4}), "options")
+    model = {"name": str(toys.model_folder(layers=2))}
+    config = check_config(toys.settings(method=method, training=training, memory={"number": 4}, model=model), "options")
     stream = toys.write_stream(tmp_path, ("mood", "topic"))
     options = load_config(stream).stream
     assert options is not None

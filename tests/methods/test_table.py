@@ -79,7 +79,7 @@ def test_an_installed_method_learns_and_resumes(anchor: dict[str, str], tmp_path
     tasks = [task("mood"), task("topic"), task("truth")]
     with Learner.open(tmp_path / "whole", **given) as learner:
         learner.learn_stream(tasks)
-        assert learner.record.tasks[-1].method_bytes["mean"] == 4096
+        assert learner.record.tasks[-1].method_bytes["mean"] == 2048
     with (
         pytest.raises(Interrupted),
         Learner.open(tmp_path / "broken", listener=at_step("truth", 1), **given) as learner,

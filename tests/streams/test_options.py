@@ -73,7 +73,7 @@ def test_labels_as_yaml_gives_them() -> None:
         ({"tasks": [TASK], "order": ["a"], "folder": "d"}, "gives both 'tasks' and 'order'"),
         ({"tasks": [TASK], "folder": "d"}, "'folder' has no effect with 'tasks'; give 'order'"),
         ({"name": "demo", "folder": "d"}, "'folder' has no effect"),
-        ({"name": "demo", "overrides": {"reuters-r8": {"limit": 3}}}, "do not apply to the demo"),
+        ({"name": "demo", "overrides": {"reuters-r8": {"limit": 3}}}, "does not apply to the demo"),
         ({"tasks": [TASK, TASK]}, "task 't' occurs twice"),
         ({"folder": "d", "order": ["a", "b", "a"]}, "task 'a' occurs twice"),
         ({"folder": "d", "order": ["../a"]}, "cannot name a folder"),

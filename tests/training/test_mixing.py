@@ -16,6 +16,7 @@ from merganser.streams.loading import load_stream
 from merganser.streams.mixing import mixed_before, rows_with_mix
 from merganser.streams.task import Example, Mix, Stream, Task
 from merganser.training.data import EpochOrder, FeatureList, MixedOrder, Mixture
+from tests import tiny
 from tests.learner.toys import model_folder, settings, write_config, write_stream
 
 
@@ -84,11 +85,13 @@ def stream(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     lines = [json.dumps({"messages": one}) for one in messages]
     (folder / "general.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    texts = [*tiny.TEXTS, "say number 0 1 2"]
+    tiny.tiny_llama(folder / "model", texts, layers=1, pad=True, chat=True)
     return folder
 
 
 def configured(folder: Path, mix: Any, name: str = "stream.yaml", **changes: Any) -> Path:
-    values = settings(**{"model": {"kind": "causal", "name": str(model_folder("causal"))}, **changes})
+    values = settings(**{"model": {"kind": "causal", "name": str(folder / "model")}, **changes})
     values["method"] = "replay"
     values["stream"]["tasks"][0]["mix"] = mix
     return write_config(folder / name, values)

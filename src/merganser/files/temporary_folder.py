@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
 import tempfile
@@ -76,6 +77,12 @@ def _delete(folder: Path) -> None:
     for path in folder.iterdir():
         if path.name != LOCK:
             shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-    # Without its lock the folder is anybody's to sweep: another process may be the one that removes it.
-    with contextlib.suppress(FileNotFoundError):
+    # Without its lock the folder is anybody's to sweep: another process may have removed it, or put a lock of its own
+    # into it in order to remove it.
+    try:
         shutil.rmtree(folder)
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        if error.errno != errno.ENOTEMPTY:
+            raise

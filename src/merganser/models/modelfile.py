@@ -39,7 +39,7 @@ def modelfile(backbone: Causal, source: Sequence[str], template: str | None = No
     lines = ["# ollama create NAME -f Modelfile", *source]
     if template is not None:
         lines.append(f"TEMPLATE {quoted(template)}")
-    elif not backbone.options.chat_template:
+    elif backbone.chat is None:
         lines += ["# The model was trained on texts as they are.", f"TEMPLATE {quoted(RAW)}"]
     else:
         lines.append("# No TEMPLATE: Ollama takes the chat template of the tokenizer, if it knows it. Check with")
