@@ -83,9 +83,13 @@ class Settings:
         return dataclasses.replace(self, **self.implied(changes), **changes)
 
 
-@functools.cache
 def described(settings: type[Settings]) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
     """Name, type and metadata (``description``, ``bounds``, ``section``) of every setting of a class."""
+    return _described(settings)
+
+
+@functools.cache
+def _described(settings: Any) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
     types_of = typing.get_type_hints(settings)
     return tuple((item.name, types_of[item.name], item.metadata) for item in dataclasses.fields(settings))
 
