@@ -7,7 +7,6 @@ configuration file from such a class.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import math
 import numbers
 import types
@@ -83,13 +82,18 @@ class Settings:
         return dataclasses.replace(self, **self.implied(changes), **changes)
 
 
+_KNOWN: dict[Any, tuple[tuple[str, Any, Mapping[str, Any]], ...]] = {}
+"""What :func:`described` has returned: reading type hints takes long."""
+
+
 def described(settings: type[Settings]) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
     """Name, type and metadata (``description``, ``bounds``, ``section``) of every setting of a class."""
-    return _described(settings)
+    if settings not in _KNOWN:
+        _KNOWN[settings] = _read(settings)
+    return _KNOWN[settings]
 
 
-@functools.cache
-def _described(settings: Any) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
+def _read(settings: Any) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
     types_of = typing.get_type_hints(settings)
     return tuple((item.name, types_of[item.name], item.metadata) for item in dataclasses.fields(settings))
 
