@@ -6,7 +6,7 @@
 
 The tasks are newsgroup topics (4 of them), Reuters categories (8) and the authors of tweets (2), asked as questions of
 a user that name the possible answers; training, development and test texts are those of ``merganser demo``. The model
-writes its answer, and an answer is right if it is the expected one after SQuAD's normalisation. The settings are the
+writes its answer, and an answer is right if it is the expected one, up to letter case. The settings are the
 same for all methods, were set once before the first run and are not tuned.
 
 Its own abilities: perplexity on excerpts of books, which are of no task, before the first task and after each. The
@@ -184,9 +184,9 @@ def main() -> None:
     parser.add_argument("--methods", nargs="*", default=["sequential", "replay", "aim"])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--texts", type=int, default=96, help="training texts per task")
-    parser.add_argument("--tests", type=int, default=50, help="test texts per task")
-    parser.add_argument("--excerpts", type=int, default=12, help="texts of the perplexity")
-    parser.add_argument("--tokens", type=int, default=128, help="their tokens at most")
+    parser.add_argument("--tests", type=int, default=40, help="test texts per task")
+    parser.add_argument("--excerpts", type=int, default=8, help="texts of the perplexity")
+    parser.add_argument("--tokens", type=int, default=96, help="their tokens at most")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--table", action="store_true", help="print the results")
     arguments = parser.parse_args()
