@@ -122,7 +122,7 @@ def test_a_recorded_command_is_quoted(merganser: Command, monkeypatch: pytest.Mo
     recorded = {}
     monkeypatch.setattr(sys.modules["merganser.cli.run"], "_read", lambda stream, changes: (None, ()))
     monkeypatch.setattr(
-        "merganser.cli.live.learn_stream", lambda *given, command, fwt: recorded.update(command=command)
+        "merganser.cli.live.learn_stream", lambda *given, command, **more: recorded.update(command=command)
     )
     assert merganser("run", "my stream.yaml", "--out", "$(x)", "--seed", "3").code == 0
     assert recorded["command"] == "merganser run 'my stream.yaml' --out '$(x)' --seed 3"

@@ -23,9 +23,13 @@ def add(merganser: Command, run: Path, *more: str | Path, data: Path | None = No
 
 def test_a_later_task_is_known_to_the_rows_that_matter(run: Path, merganser: Command) -> None:
     earlier = values_of(run)
-    done = add(merganser, run)
+    done = add(merganser, run, "--json")
     assert done.code == 0, done.err
     rows = values_of(run)
+    result = json.loads(done.out)
+    assert [task["task"] for task in result["tasks"]] == ["mood", "topic", "truth"]
+    assert [row["scores"] for row in result["matrix"]] == rows
+    assert "Learning task 3: truth" in done.err
     assert [sorted(row) for row in rows] == [
         ["mood", "topic", "truth"],
         ["mood", "topic"],

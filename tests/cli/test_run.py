@@ -271,3 +271,19 @@ def test_a_run_that_learned_nothing_starts_over(merganser: Command, tmp_path: Pa
     fresh = tmp_path / "fresh"
     assert merganser("run", str(good), "--out", str(fresh)).code == 0
     assert results(out) == results(fresh)
+
+
+def test_the_result_as_json(merganser: Command, tmp_path: Path) -> None:
+    """One document on standard output, with what is in ``scores.json``; progress is on standard error."""
+    run = toys.copy_of_trained(tmp_path)
+    done = merganser("run", tmp_path / "stream.yaml", "--out", run, "--json")
+    assert (done.code, "learned already" in done.err) == (0, True)
+    result = json.loads(done.out)
+    mood, topic = result["tasks"]
+    rows = values_of(run)
+    assert (mood["before"], mood["learned"], mood["now"]) == (rows[0]["mood"], rows[1]["mood"], rows[2]["mood"])
+    assert mood["change"] == rows[2]["mood"] - rows[1]["mood"]
+    assert (topic["row"], topic["change"], topic["examples"], topic["metric"]) == (2, 0.0, 8, "accuracy")
+    assert (result["method"], result["seed"], result["page"]) == ("aim", 1, str(run / "report.html"))
+    assert result["metrics"] == read_json(run / "scores.json")["summary"]
+    assert set(result["stored_bytes"]) == {"memory", "weights"}

@@ -144,4 +144,3 @@ def test_options_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     merganser = Command(monkeypatch, capsys)
     stream = stream_of(tmp_path)
     assert merganser("run", stream).error == "There is no directory for the run. Name one: --out RUN."
-    assert "--json goes with --plan" in merganser("run", stream, "--out", "run", "--json").error

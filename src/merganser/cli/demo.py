@@ -39,12 +39,12 @@ def demo(
     console = OutputConsole()
     if beside is not None:
         with beside:
-            record = learn_stream(out / method, config, tasks, command=command, summary=False)
+            record = learn_stream(out / method, config, tasks, command=command, output="none")
             console.print("Waiting for the sequential run to finish ...", style="dim")
             beside.wait()
         other = read_run(out / "sequential")
     else:
-        record, other = learn_stream(out / method, config, tasks, command=command, summary=False), None
+        record, other = learn_stream(out / method, config, tasks, command=command, output="none"), None
     show_result(console, record, other)
     page = write_report(record, out / "report.html", other)
     console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)

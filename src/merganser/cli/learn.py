@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from merganser import processes
-from merganser.cli.options import ModelOption, RunArgument, check_json
+from merganser.cli.options import JsonOption, ModelOption, RunArgument
 
 
 def learn(
@@ -88,7 +88,7 @@ def learn(
         bool,
         typer.Option("--plan", help="Write nothing: show steps, memory, and an estimate of the time from ten steps."),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Learn one more task in an existing run, with the method that the run was started with.
 
@@ -97,7 +97,6 @@ def learn(
 
     Example: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
     """
-    check_json(plan, as_json)
     from merganser.cli.live import learn_one
     from merganser.config import explain_options, load_config
     from merganser.errors import InputError
@@ -124,4 +123,11 @@ def learn(
         plan_tasks(None if config is None else load_config(config), [learned], run, as_json=as_json, added=True)
         return
     command = shlex.join(["merganser", "learn", str(run), "--task", task])
-    learn_one(run, learned, None if config is None else load_config(config), model, command)
+    learn_one(
+        run,
+        learned,
+        None if config is None else load_config(config),
+        model,
+        command=command,
+        output="json" if as_json else "screen",
+    )

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
+import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -215,8 +217,12 @@ def rows_of(record: RunRecord) -> list[Row]:
     ]
 
 
+Output = Literal["screen", "json", "none"]
+"""How the result is printed: for people, as one JSON document, or not at all."""
+
+
 def learn_stream(
-    out: Path, config: RunConfig, tasks: Sequence[Task], *, command: str, fwt: bool = False, summary: bool = True
+    out: Path, config: RunConfig, tasks: Sequence[Task], *, command: str, fwt: bool = False, output: Output = "screen"
 ) -> RunRecord:
     """Learn a stream with a live view, write the report, print the result."""
     from merganser.learner import Learner
@@ -230,12 +236,14 @@ def learn_stream(
         if fwt:
             learner.measure_references(tasks)
         record = learner.record
-    if summary:
-        _finish(out, record)
+    if output != "none":
+        _finish(out, record, output)
     return record
 
 
-def learn_one(run: Path, task: Task, config: RunConfig | None, model: str | None, command: str) -> None:
+def learn_one(
+    run: Path, task: Task, config: RunConfig | None, model: str | None, *, command: str, output: Output = "screen"
+) -> None:
     """Learn one task with a live view, write the report, print the result."""
     from merganser.errors import InputError
     from merganser.learner import Learner
@@ -255,13 +263,17 @@ def learn_one(run: Path, task: Task, config: RunConfig | None, model: str | None
     with watching(f"Merganser: learning {task.name}") as listener, opened(listener) as learner:
         learner.learn(task)
         record = learner.record
-    _finish(run, record)
+    _finish(run, record, output)
 
 
-def _finish(run: Path, record: RunRecord) -> None:
+def _finish(run: Path, record: RunRecord, output: Output) -> None:
     from merganser.report import write_report
+    from merganser.report.result import run_result
 
     page = processes.on_main(lambda: write_report(record, run / "report.html"))
+    if output == "json":
+        typer.echo(json.dumps(run_result(record, page), indent=2, allow_nan=False))
+        return
     console = OutputConsole()
     show_result(console, record)
     console.print(f"\nThe run is in {run}; open {page} to see it.", highlight=False, soft_wrap=True)

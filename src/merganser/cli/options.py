@@ -20,13 +20,10 @@ ModelOption = Annotated[
 ]
 
 
-def check_json(plan: bool, as_json: bool) -> None:
-    """Refuse ``--json`` without ``--plan``.
-
-    Raises:
-        InputError: it was given alone.
-    """
-    if as_json and not plan:
-        from merganser.errors import InputError
-
-        raise InputError("--json goes with --plan.", "Leave it out: scores.json in the run has all numbers.")
+JsonOption = Annotated[
+    bool,
+    typer.Option(
+        "--json",
+        help="Print the result as one JSON document (of --plan: the plan); all else goes to standard error.",
+    ),
+]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merganser import processes
-from merganser.cli.options import check_json
+from merganser.cli.options import JsonOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -49,7 +49,7 @@ def run(
             help="Write nothing: show tasks, rows, tokens, steps, memory, and an estimate of the time from ten steps.",
         ),
     ] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="With --plan: print JSON instead of tables.")] = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Learn the tasks of a stream one after another and print the scores: overall performance and forgetting.
 
@@ -59,7 +59,6 @@ def run(
     """
     from merganser.errors import InputError
 
-    check_json(plan, as_json)
     if out is None and not plan:
         raise InputError("There is no directory for the run.", "Name one: --out RUN.")
     changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
@@ -73,7 +72,7 @@ def run(
 
     options = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
     command = shlex.join(["merganser", "run", str(stream), "--out", str(out), *options]) + (" --fwt" if fwt else "")
-    learn_stream(out, config, tasks, command=command, fwt=fwt)
+    learn_stream(out, config, tasks, command=command, fwt=fwt, output="json" if as_json else "screen")
 
 
 def _read(stream: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Sequence[Task]]:
