@@ -99,6 +99,13 @@ def test_the_example_at_which_a_function_fails_is_named() -> None:
     with pytest.raises(InputError, match=r"together' failed: KeyError: 2"):
         score_answers(together, ANSWERS, REFERENCES, INPUTS)
 
+    def of_several(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [float(answer) / (len(answers) - 1) for answer in answers]
+
+    numbers = ["0", "1", "2", "3", "4", "x"]
+    with pytest.raises(InputError, match=r"of_several' failed at example 6 \(answer 'x'\): ValueError"):
+        score_answers(of_several, numbers, numbers, numbers)
+
     def explained(answers: Sequence[str], references: Sequence[str]) -> list[float]:
         raise RunError("The server is gone.", "Start it.")
 

@@ -72,8 +72,8 @@ def function_scores(
     except MerganserError as error:  # it names its cause and remedy itself
         raise InputError(error.cause, error.remedy) from error
     except Exception as error:
-        cause = f"{type(error).__name__}: {first_line(error)}"
-        raise InputError(f"The metric '{name}' failed{_failing_example(called, texts)}: {cause}.", CONTRACT) from error
+        where, cause = _failing_example(called, texts, type(error)), f"{type(error).__name__}: {first_line(error)}"
+        raise InputError(f"The metric '{name}' failed{where}: {cause}.", CONTRACT) from error
     try:
         scores = np.asarray(values, dtype=np.float64)
     except (TypeError, ValueError) as error:
@@ -89,15 +89,19 @@ def function_scores(
     return scores
 
 
-def _failing_example(function: MetricFunction, texts: Sequence[Sequence[str]]) -> str:
-    """Describe the example at which a function fails, sought by halving; empty if no single example makes it fail."""
+def _failing_example(function: MetricFunction, texts: Sequence[Sequence[str]], kind: type[Exception]) -> str:
+    """Describe the example at which a function fails, sought by halving; empty if none alone makes it fail.
+
+    Args:
+        kind: of its error. Another one, such as that of a function that needs two examples, points to none.
+    """
     low, high = 0, len(texts[0])
 
     def fails(first: int, last: int) -> bool:
         try:
             function(*([*part[first:last]] for part in texts))
-        except Exception:
-            return True
+        except Exception as error:  # a function of the user may raise anything
+            return type(error) is kind
         return False
 
     while high - low > 1:
