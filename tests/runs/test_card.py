@@ -36,7 +36,7 @@ def row(number: int, tasks: list[TaskRecord], **scores: float) -> RowFile:
 
 def history(*rows: RowFile, **resolved: Any) -> History:
     config = {
-        "model": {"name": "/home/me/base", "kind": "causal", "adapter": "/home/me/adapter"},
+        "model": {"name": "/home/me/base", "kind": "causal", "adapter": "/home/me/adapter", "system": "/no_think"},
         "method": {"name": "aim"},
         "resolved": resolved,
     }
@@ -84,12 +84,15 @@ def test_what_the_records_tell(forgetful: History) -> None:
     assert f"| orders | 1,234 | 0 | 10 | `{SHA}` |" in lines
     assert f"* orders, train: `orders.csv sha256:{SHA}`" in lines
     assert "/home/me" not in text  # the places of a machine, also in the configuration
+    assert "  adapter: adapter\n  system: /no_think\n" in text
     assert "| no training | 20.0 | 10.0 | 0.0 |" in lines
     assert "| orders | 90.0 ± 10.0 | 50.0 ± 10.0 | -40.0 |" in lines
     assert "| own | 30.0 ± 10.0 | 30.0 ± 10.0 | the last task |" in lines
     assert "Lower than right after learning: orders (-40.0 points)." in lines
     assert any(line.startswith("* Backward transfer (BWT): -20.0 %") for line in lines)
-    assert any(line.startswith("merganser undo RUN --to 01-orders") for line in lines)
+    assert any(line.startswith("merganser undo RUN --to 01-orders ") for line in lines)
+    together = record_sections(history(row(0, []), row(1, [task("a", 1), task("b", 1)]), row(2, [task("c", 2)])), "RUN")
+    assert "merganser undo RUN --to 01-a+1 " in together
 
 
 def test_nothing_forgotten_and_nothing_measured() -> None:

@@ -47,7 +47,7 @@ def merge(task: str, step: int) -> MergeRecord:
 
 def write_row(directory: RunDirectory, number: int, task: str | None, scores: dict[str, float]) -> Path:
     """A row's folder, not yet committed."""
-    folder = directory.begin_row(number, task or "start")
+    folder = directory.begin_row(number, [task or "start"])
     (folder / "adapter").mkdir()
     (folder / "adapter" / "weights").write_text(f"weights {number}")
     tasks = []

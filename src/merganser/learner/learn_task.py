@@ -70,7 +70,7 @@ class TaskRun:
         number = len(session.rows)
         names = [task.name for task in self.tasks]
         earlier = score_new_tasks(session, self.tasks)
-        folder = session.directory.begin_row(number, names[0] if len(names) == 1 else f"{names[0]}+{len(names) - 1}")
+        folder = session.directory.begin_row(number, names)
         try:
             row = self._learn(number, folder, earlier)
             session.commit(folder)
@@ -152,7 +152,7 @@ class TaskRun:
         """Write row 0: the weights before any training, and their scores on every task known by now."""
         session = self.session
         tasks = tasks_to_score(session, self.tasks)
-        folder = session.directory.begin_row(0, "start")
+        folder = session.directory.begin_row(0, ["start"])
         try:
             scored = session.score_examples(tasks, {})
             scores = {name: each.score for name, each in scored.items()}

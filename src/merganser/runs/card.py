@@ -6,7 +6,6 @@ import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -15,6 +14,7 @@ from merganser.metrics.continual import Metric, average_performance, backward_tr
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
 from merganser.runs.record import RowFile, RunInfo, TaskRecord
+from merganser.runs.rows import folder_name
 from merganser.runs.summary import score_matrix
 from merganser.streams.formats import parse_hub
 
@@ -150,8 +150,10 @@ def _forgetting(history: History) -> list[str]:
 def _training(history: History) -> list[str]:
     info, costs = history.info, [task.cost for task in history.tasks]
     model = {key: value for key, value in info.config.get("model", {}).items() if key != "name"}
+    if isinstance(adapter := model.get("adapter"), str):
+        model["adapter"] = _without_path(adapter)
     shown = {"model": model, **{key: info.config[key] for key in SECTIONS if key in info.config}}
-    content = yaml.safe_dump(_without_paths({**shown, "seed": info.seed}), sort_keys=False, allow_unicode=True)
+    content = yaml.safe_dump({**shown, "seed": info.seed}, sort_keys=False, allow_unicode=True)
     versions = ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in info.versions.items())
     return [
         "## How it was trained",
@@ -170,7 +172,7 @@ def _undo(history: History, run: str) -> list[str]:
     commands = [f"merganser undo {run}    # takes back the last task"]
     if len(history.rows) > 2:
         first = history.rows[1]
-        folder = f"{first.row:02d}-{first.tasks[0].name}" if first.tasks else "01-..."
+        folder = folder_name(first.row, [task.name for task in first.tasks])
         commands.append(f"merganser undo {run} --to {shlex.quote(folder)}    # every task after that one")
     commands.append(f"merganser export {run} NEW-FOLDER")
     return [
@@ -198,14 +200,6 @@ def _without_path(text: str) -> str:
     """Return a source without the folders of this machine, which mean nothing elsewhere."""
     name, mark, digest = text.partition(" sha256:")
     return (Path(name).name if Path(name).is_absolute() or name.startswith("~") else name) + mark + digest
-
-
-def _without_paths(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _without_paths(inner) for key, inner in value.items()}
-    if isinstance(value, list):
-        return [_without_paths(inner) for inner in value]
-    return _without_path(value) if isinstance(value, str) else value
 
 
 def unique(values: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ A learned row is one folder under ``tasks/``, complete from the moment it is ren
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,7 +35,7 @@ from merganser.runs.lock import RunLock
 from merganser.runs.reading import damaged, problem, read_text
 from merganser.runs.record import FORMAT, RunInfo, RunRecord, ScoresFile
 from merganser.runs.references import REFERENCES, read_references, write_references
-from merganser.runs.rows import ROW_FOLDER, Row, read_row, row_folders, unfinished_rows
+from merganser.runs.rows import ROW_FOLDER, Row, folder_name, read_row, row_folders, unfinished_rows
 from merganser.runs.summary import score_matrix, scores_file
 
 RUN = "run.yaml"
@@ -197,13 +198,13 @@ class RunDirectory:
         self._rows = self._references = None
 
     @processes.main_only
-    def begin_row(self, row: int, name: str) -> Path:
+    def begin_row(self, row: int, learned: Sequence[str]) -> Path:
         """Create an empty folder to write a row into; it counts only after :meth:`commit_row`.
 
         Raises:
             InputError: something that no run has written has the folder's temporary name.
         """
-        folder = temporary_path(self.path / TASKS / f"{row:02d}-{name}")
+        folder = temporary_path(self.path / TASKS / folder_name(row, learned))
         if folder.is_symlink() or folder.is_file():
             raise InputError(f"'{folder}' is not of this run, and in its way.", "Move it elsewhere.")
         remove(folder)

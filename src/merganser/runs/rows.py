@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,12 @@ ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 
 RECORD = "row.json"
 """Name of the record of a row."""
+
+
+def folder_name(row: int, learned: Sequence[str]) -> str:
+    """Return the name of a row's folder: its number with the task, or the first task and the number of the others."""
+    others = f"+{len(learned) - 1}" if len(learned) > 1 else ""
+    return f"{row:02d}-{learned[0]}{others}"
 
 
 @dataclass(frozen=True)
