@@ -150,6 +150,8 @@ def weights_digest(files: Mapping[str, str]) -> str:
 def write_lineage(folder: Path, lineage: Lineage, *, without: tuple[str, ...] = ()) -> Lineage:
     """Write ``lineage.json`` of an exported folder, with the hashes of the other files in it.
 
+    Weights without a hash, as those of a merge, get that of their files.
+
     Args:
         folder: complete but for this file.
         without: names of files that people edit.
@@ -159,7 +161,8 @@ def write_lineage(folder: Path, lineage: Lineage, *, without: tuple[str, ...] = 
     """
     found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
     names = sorted(name for name in found if name not in (FILE, *without))
-    lineage = lineage.model_copy(update={"files": {name: file_digest(folder / name) for name in names}})
+    files = {name: file_digest(folder / name) for name in names}
+    lineage = lineage.model_copy(update={"files": files, "weights": lineage.weights or weights_digest(files)})
     (folder / FILE).write_bytes(json_bytes(lineage.model_dump()))
     return lineage
 

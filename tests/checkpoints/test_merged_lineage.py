@@ -9,6 +9,7 @@ from merganser.checkpoints.adapter_files import merge_adapters
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe import Recipe
 from merganser.errors import InputError
+from merganser.files.digests import file_digest
 from merganser.learner import Learner
 from merganser.lineage import FILE, Lineage, read_lineage, weights_digest, write_lineage
 from tests.learner import toys
@@ -32,7 +33,12 @@ def lineage(folder: Path) -> Lineage:
 
 
 @pytest.mark.parametrize("form", ["adapter", "whole"])
-def test_a_merge_has_the_lineage_of_its_models(form: str, exports: Path, tmp_path: Path) -> None:
+def test_a_merge_has_the_lineage_of_its_models(
+    form: str, exports: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[str] = []
+    digest = file_digest
+    monkeypatch.setattr("merganser.lineage.file_digest", lambda path: (hashed.append(path.name), digest(path))[1])
     merge = merge_adapters if form == "adapter" else merge_checkpoints
     mood, topic = (exports / f"{form}-{task}" for task in ("mood", "topic"))
     merge(Recipe(rule="linear", models=[str(mood), str(topic)]), tmp_path / "merged")
@@ -42,6 +48,7 @@ def test_a_merge_has_the_lineage_of_its_models(form: str, exports: Path, tmp_pat
     assert [(parent.name, parent.weights) for parent in merged.parents] == [
         (folder.name, lineage(folder).weights) for folder in (mood, topic)
     ]
+    assert sorted(hashed) == sorted(merged.files)  # large files are read once
     assert merged.weights == weights_digest(merged.files) != lineage(topic).weights
     assert not (tmp_path / "merged" / "merganser.json").exists()  # it describes one of the models
 

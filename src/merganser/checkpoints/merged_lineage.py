@@ -14,7 +14,6 @@ from merganser.lineage import (
     TaskLineage,
     model_digest,
     read_lineage,
-    weights_digest,
     write_lineage,
 )
 
@@ -80,8 +79,7 @@ def write_merged_lineage(located: LocatedRecipe, folder: Path) -> None:
         holds="adapter" if adapter_folder(folder) is not None else "model",
         parents=parents,
     )
-    written = write_lineage(folder, merged, without=(CARD,))
-    write_lineage(folder, written.model_copy(update={"weights": weights_digest(written.files)}), without=(CARD,))
+    write_lineage(folder, merged, without=(CARD,))
 
 
 def lineage_of(source: Source) -> Lineage | None:
