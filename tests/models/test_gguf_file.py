@@ -127,13 +127,23 @@ def test_the_conversion_is_kept(file: Path, tmp_path: Path, monkeypatch: pytest.
     assert gguf_file.convert_gguf(copy) == folder
 
 
-def test_a_file_that_is_no_gguf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("size", [0, 19, 3680, -1000])
+def test_a_file_that_is_no_whole_gguf(size: int, file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(CACHE_VARIABLE, str(tmp_path / "cache"))
     bad = tmp_path / "bad.gguf"
-    bad.write_bytes(b"nothing of the kind")
-    with pytest.raises(InputError, match="could not be read as a GGUF model"):
+    bad.write_bytes(file.read_bytes()[:size] or b"nothing of the kind")
+    with pytest.raises(InputError, match=r"bad\.gguf could not be read as a GGUF model"):
         gguf_file.convert_gguf(bad)
     assert [path.suffix for path in (tmp_path / "cache" / "gguf").iterdir()] == [".lock"]
+
+
+def test_a_full_disk_is_no_fault_of_the_file(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full() -> Path:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(gguf_file, "temporary_folder", full)
+    with pytest.raises(OSError, match="No space left"):
+        gguf_file.read_gguf(file)
 
 
 def test_a_cache_that_cannot_be_written(file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merganser.errors import InputError
+from merganser.errors import InputError, first_line
 from merganser.files.cache import cache_folder, fill_once
 from merganser.files.digests import file_digest
 from merganser.files.temporary_folder import temporary_folder
@@ -49,24 +49,21 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
 
     if not is_gguf_available():
         raise InputError(f"Reading {file} needs the package gguf.", "Install it: pip install 'merganser[gguf]'.")
-    arguments: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
-    try:
-        # The reader writes its progress bars straight to the standard error stream.
-        with silence_libraries(), contextlib.redirect_stderr(io.StringIO()), temporary_folder() as alone:
-            # Beside other files transformers would load an adapter, or another model's settings, with it.
-            (alone / file.name).symlink_to(file.resolve())
+    # The reader writes its progress bars straight to the standard error stream.
+    with silence_libraries(), contextlib.redirect_stderr(io.StringIO()), temporary_folder() as alone:
+        # Beside other files transformers would load an adapter, or another model's settings, with it.
+        (alone / file.name).symlink_to(file.resolve())
+        arguments: dict[str, Any] = {"gguf_file": file.name, "trust_remote_code": False}
+        try:
             config = AutoConfig.from_pretrained(alone, **arguments)
             loader = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
             loaded = loader.from_pretrained(alone, dtype=torch.float32, **arguments)
             tokenizer = AutoTokenizer.from_pretrained(alone, **arguments)
-    # The reader of transformers has no error type of its own: a truncated file is an IndexError or OSError, a missing
-    # field a KeyError, an unknown architecture or quantisation a ValueError or NotImplementedError, shapes that do not
-    # fit a RuntimeError. Each becomes one that names the file, with its reason.
-    except (OSError, ValueError, KeyError, IndexError, RuntimeError, NotImplementedError) as error:
-        raise InputError(
-            f"The file {file} could not be read as a GGUF model: {error}",
-            "Download it again, or use a folder as saved by transformers.",
-        ) from error
+        except Exception as error:  # the reader has no error of its own, and a damaged file can raise any
+            raise InputError(
+                f"The file {file} could not be read as a GGUF model: {type(error).__name__}: {first_line(error)}",
+                "Download it again, or use a folder as saved by transformers.",
+            ) from error
     config = loaded.config
     if hasattr(config, "quantization_config"):
         del config.quantization_config
