@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
+import subprocess
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -98,6 +100,27 @@ def test_a_template_that_does_not_end(process: TemplateProcess) -> None:
     thread.join(60)
     assert len(caught) == 1
     assert process._process is None  # ended, and not left to compute
+
+
+def test_an_interruption_leaves_no_answer_for_the_next_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    echoing = TemplateProcess()
+
+    def start() -> None:
+        if echoing._process is None:
+            echoing._process = subprocess.Popen(["cat"], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+            echoing._owner, echoing._ready, echoing._rest = os.getpid(), True, b""
+
+    def interrupted(seconds: float) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(echoing, "_start", start)
+    with monkeypatch.context() as patch:
+        patch.setattr(echoing, "_read_line", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            echoing.render(ChatTemplate("own/model", "first", {}), [JOB])
+    (answer,) = echoing.render(ChatTemplate("own/model", "second", {}), [JOB])
+    echoing.stop()
+    assert answer["template"] == "second"
 
 
 def test_the_date_stands_still() -> None:

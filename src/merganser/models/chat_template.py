@@ -118,6 +118,9 @@ class TemplateProcess:
                 except _Stopped as error:
                     self.stop()
                     raise failed(template.name, f"it does not end within {self.seconds:g} seconds") from error
+                except BaseException:
+                    self.stop()  # interrupted: the next request would take what is still to come for its answers
+                    raise
         return answers
 
     def _wait_until_ready(self) -> None:
