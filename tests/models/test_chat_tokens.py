@@ -254,6 +254,19 @@ def test_turns_without_a_loss(tokenizer: Any) -> None:
     turns = [TWO[0], Turn("assistant", "good", trained=True), TWO[2], Turn("assistant", "bad", trained=False)]
     (encoded,) = tokens(tokenizer, MARKED).encode([chat(*turns)])
     assert parts(tokenizer, encoded) == ["<|user|>a film<|end|><|assistant|>", "good<|end|>"]
+    for template in (MARKED, BARE):  # a mean loss over no tokens would be no number
+        short = tokens(tokenizer, template)
+        short.lengths = Lengths(len(short.prompt_ids([chat(TWO[2])])[0]), 60)
+        cut, without = short.encode([chat(*turns), chat(*turns[2:])])
+        assert "no turn with a loss is left" in str(cut)
+        assert "no turn has a loss" in str(without)
+
+
+def test_an_answer_of_which_nothing_is_rendered(tokenizer: Any) -> None:
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    call = Turn("assistant", "", extra='{"tool_calls": []}')
+    (encoded,) = tokens(tokenizer, template).encode([chat(TWO[0], call)])
+    assert parts(tokenizer, encoded) == ["a film", tokenizer.eos_token]
 
 
 def test_features_of_conversations_texts_and_pairs(load: Loader) -> None:

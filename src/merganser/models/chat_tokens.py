@@ -30,6 +30,7 @@ _REMEDIES = {
     "begins": f"{_OTHER_MODEL}.",
     "changes": f"{_OTHER_MODEL}, or set train_turns: last to train the last answers alone.",
 }
+_NO_LOSS = "Use a larger training.max_input, give the last answer weight 1, or remove the row."
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,7 +189,8 @@ class ChatTokens:
         """Encode conversations that end with an answer.
 
         Returns:
-            For each its tokens, or what is wrong: the template fails, or changes turns when others follow.
+            For each its tokens, or what is wrong: the template fails, or changes turns when others follow, or no turn
+            with a loss fits into the input length.
 
         Raises:
             InputError: the template alone is longer than the input length, or does not end in time.
@@ -244,7 +246,8 @@ class ChatTokens:
         The model will read that prompt by itself. Where the template has marks they decide, as in transformers.
         """
         border = spans[-1][0]
-        if not self.template.marked and offsets[_token_span(offsets, *spans[-1])[0]][0] < border:
+        first = _token_span(offsets, *spans[-1])[0]  # of an empty last turn, the number of all tokens
+        if not self.template.marked and first < len(offsets) and offsets[first][0] < border:
             rows = self.tokenizer(
                 [text[:border], text[border:]], add_special_tokens=False, return_offsets_mapping=True, verbose=False
             )
@@ -253,7 +256,7 @@ class ChatTokens:
             offsets = [*before, *((start + border, end + border) for start, end in after)]
         return _Tokens(ids, offsets, text, [_token_span(offsets, *span) for span in spans])
 
-    def _lengthened(self, tokens: _Tokens, chat: Conversation, cut: bool) -> Encoded:
+    def _lengthened(self, tokens: _Tokens, chat: Conversation, cut: bool) -> Encoded | Problem:
         """Place the loss: on an answer and the token that ends it, at most ``lengths.target`` tokens of the last."""
         spans = tokens.spans if self.template.marked else [self._without_space(tokens, *span) for span in tokens.spans]
         start, end = spans[-1]
@@ -264,6 +267,8 @@ class ChatTokens:
         answer_cut = end - start > self.lengths.target
         end = min(end, start + self.lengths.target)
         spans = [*spans[:-1], *([(start, end)] if chat.answer.trained else [])]
+        if not spans:
+            return Problem("no turn with a loss is left" if cut else "no turn has a loss", _NO_LOSS)
         return Encoded(array("l", ids[:end]), tuple(spans), start, cut, answer_cut)
 
     def _without_space(self, tokens: _Tokens, start: int, end: int) -> tuple[int, int]:
