@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import defaultdict, deque
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,10 +25,16 @@ class Rewarded:
         self.model = nn.Linear(1, 1, bias=False)
         nn.init.constant_(self.model.weight, 1.0)
         self._metrics: dict[str, Any] = {"train": defaultdict(list), "eval": defaultdict(list, {"reward": [0.5]})}
+        self._logs: dict[str, Any] = {"prompt": deque(["own"], maxlen=2), "rewards": defaultdict(deque)}
+        self._last_loaded_step = self.state.global_step  # vLLM writes, and has the weights of this step
         self.asked: list[list[Any]] = []
 
     def _prepare_inputs(self, rows: list[Any]) -> dict[str, torch.Tensor]:
         assert not self.model.training
+        assert self._last_loaded_step != self.state.global_step  # else vLLM would keep weights from before a merge
+        self._last_loaded_step = self.state.global_step
+        self._logs["prompt"].extend(row["prompt"] for row in rows)
+        self._logs["rewards"]["abs"].append(1.0)
         self.asked.append(rows)
         drawn = torch.rand(len(rows), 1)
         self._metrics["eval"]["reward"].append(1 - drawn.mean().item())
@@ -51,6 +57,8 @@ def test_the_reward_that_is_missed_with_the_gradient_of_the_trainer() -> None:
     assert torch.equal(torch.get_rng_state(), before)
     assert [row["prompt"] for row in trainer.asked[0]] == ["a", "a", "b", "b"]
     assert trainer._metrics["eval"] == {"reward": [0.5]}
+    assert trainer._logs == {"prompt": deque(["own"]), "rewards": {}}
+    assert trainer._last_loaded_step != trainer.state.global_step
     value.backward()
     assert trainer.model.weight.grad is not None
     drawn = trainer.model.weight.grad.item() / 2  # of the squares, by hand

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -46,8 +48,8 @@ class RewardLoss:
 
     A batch of the memory has prompts, with the columns that the reward functions need. Each is answered as often as in
     the trainer's evaluation, without dropout. What is drawn depends on the trainer's seed and its step alone, and
-    leaves the trainer's own random numbers and logs as they were. Uses ``_prepare_inputs`` and ``_metrics`` of TRL
-    1.16, which later versions may rename.
+    leaves the trainer's own random numbers and logs as they were. Uses ``_prepare_inputs``, ``_metrics``, ``_logs`` and
+    ``_last_loaded_step`` of TRL 1.16, which later versions may rename.
 
     Args:
         trainer: TRL's ``GRPOTrainer``.
@@ -58,7 +60,7 @@ class RewardLoss:
     """
 
     def __init__(self, trainer: Any, best_reward: float = 1.0) -> None:
-        for name in ("_prepare_inputs", "_metrics", "compute_loss", "num_generations"):
+        for name in ("_prepare_inputs", "_metrics", "_logs", "compute_loss", "num_generations"):
             if not hasattr(trainer, name):
                 raise InputError(
                     f"The {type(trainer).__name__} of this version of TRL has no '{name}', which AimMerging needs.",
@@ -83,7 +85,7 @@ class RewardLoss:
         with (
             isolated_random(derive_seed(trainer.args.seed, "memory", step, self._calls)),
             eval_mode(model),
-            _without_logs(trainer),
+            _apart(trainer),
         ):
             inputs = trainer._prepare_inputs(rows)
             reward = trainer._metrics["eval"]["reward"][-1]
@@ -95,14 +97,26 @@ class RewardLoss:
 
 
 @contextlib.contextmanager
-def _without_logs(trainer: Any) -> Iterator[None]:
-    """Forget what is added to the trainer's averages of evaluation inside."""
-    logs = trainer._metrics["eval"]
-    before = {name: len(values) for name, values in logs.items()}
+def _apart(trainer: Any) -> Iterator[None]:
+    """Let the trainer write completions apart from its own: with the weights as they are now, into logs of their own.
+
+    Weights change between two of its steps, at merges, and vLLM would keep those of the first completions of a step.
+    """
+    metrics, logs = trainer._metrics, trainer._logs
+    trainer._metrics = {**metrics, "eval": defaultdict(list)}
+    trainer._logs = {
+        name: defaultdict(kept.default_factory) if isinstance(kept, defaultdict) else copy.copy(kept)
+        for name, kept in logs.items()
+    }
+    _load_again(trainer)
     try:
         yield
     finally:
-        for name in list(logs):
-            del logs[name][before.get(name, 0) :]
-            if name not in before:
-                del logs[name]
+        trainer._metrics, trainer._logs = metrics, logs
+        _load_again(trainer)
+
+
+def _load_again(trainer: Any) -> None:
+    """Have vLLM, if it writes the completions, take the weights before the next ones."""
+    if hasattr(trainer, "_last_loaded_step"):
+        trainer._last_loaded_step = -1
