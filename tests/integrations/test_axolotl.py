@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import Trainer
 
+from merganser import processes
 from merganser.errors import InputError
 from tests.training.test_aim import NEW, OLD, Regression, arguments
 
@@ -74,6 +75,13 @@ def test_two_tasks_in_a_row(plugin: Any, tmp_path: Path) -> None:
     second.rl = "dpo"
     (aim,) = plugin.add_callbacks_post_trainer(second, trainer)
     assert aim.loss == trainer.compute_loss
+
+
+def test_one_process_of_several_writes(plugin: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "on_main", lambda work: None)  # the first process has done it
+    section = {"keep": {"folder": str(tmp_path)}}
+    trainer = SimpleNamespace(train_dataset=None)
+    assert plugin.add_callbacks_post_trainer(SimpleNamespace(aim_merging=section), trainer) == []
 
 
 def test_what_is_wrong_is_named(plugin: Any, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from merganser import processes
 from merganser.errors import InputError
 from merganser.options import StrictOptions, first_problem, problem_text
 from merganser.training.aim.callback import AimMerging
@@ -130,8 +131,9 @@ def read_memory(folders: list[str]) -> Any:
     return datasets.concatenate_datasets(parts)
 
 
+@processes.main_only
 def keep_examples(dataset: Any, options: KeepOptions, seed: int) -> None:
-    """Write some examples of a task, drawn with a seed, in the order of the data set.
+    """Write some examples of a task, drawn with a seed, in the order of the data set; of several processes, the first.
 
     Raises:
         InputError: the folder exists, or the training data is a stream.
