@@ -64,6 +64,7 @@ def test_each_task_has_its_own_bound_and_a_new_one_its_least_score() -> None:
     found, tasks = judge(changes, scores, ["new"], Bounds(max_drop=0.05, max_drop_of={"safety": 0.0}))
     assert (found, [each.verdict for each in tasks]) == (Verdict.DROP, [Verdict.KEEP, Verdict.DROP, Verdict.KEEP])
     assert judge(changes, scores, ["new"], Bounds(max_drop=0.05, min_new=0.97))[0] is Verdict.DROP
+    assert judge({}, {"new": score_of([0.0] * 50)}, ["new"], Bounds(min_new=0.0))[0] is Verdict.KEEP
 
 
 def test_what_cannot_be_told_names_the_number_of_examples() -> None:

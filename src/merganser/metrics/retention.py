@@ -34,7 +34,7 @@ class Bounds:
     Attributes:
         max_drop: largest allowed loss of a task, a fraction (0.02: two points).
         max_drop_of: of single tasks, by name.
-        min_new: least score of a new task; ``None``: any.
+        min_new: least score of a new task; ``None`` or 0: any.
         confidence: of the verdict, in (0, 1).
     """
 
@@ -106,7 +106,7 @@ def judge(
     """
     level = 1.0 - bounds.confidence
     sides = {task: beyond_p(change, bounds.allowed(task)) for task, change in changes.items()}
-    fresh = [task for task in new if bounds.min_new is not None]
+    fresh = [task for task in new if bounds.min_new]
     sides |= {task: _below_p(scores[task], bounds.min_new or 0.0) for task in fresh}
     dropped = dict(zip(sides, holm([side[0] for side in sides.values()]), strict=True))
     plain = dict(zip(changes, holm([change.p for change in changes.values()]), strict=True))
