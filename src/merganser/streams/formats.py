@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError, first_line, nearest
 from merganser.files.documents import read_bytes
 from merganser.files.hub import explained, refusal
 from merganser.streams.bad_rows import EMPTY, BadCell, BadRows, Problem
@@ -233,9 +233,8 @@ def read_hub(source: str, default_split: str) -> Table:
     except (DatasetsError, OSError, ValueError) as error:
         if (answer := refusal(error)) is not None:
             raise explained(answer, f"{source}: split '{split}' cannot be loaded from the hub") from error
-        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise InputError(
-            f"{source}: split '{split}' cannot be loaded: {first_line}",
+            f"{source}: split '{split}' cannot be loaded: {first_line(error)}",
             "Check the name, configuration and split, and that the hub can be reached; or download the data to a file.",
         ) from error
     for key, feature in data.features.items():
