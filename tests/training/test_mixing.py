@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from merganser.config import load_config
@@ -135,11 +136,13 @@ def test_a_run_records_rows_and_tokens_of_each_source(stream: Path, tmp_path: Pa
         ({"file": "absent.jsonl", "share": 0.1}, "absent.jsonl: there is no such file"),
         ({"file": "mood.json", "share": 0.1}, "mood.json: 'mix' has the same content"),
         ({"file": "broken.jsonl", "share": 0.1}, "broken.jsonl"),
+        ({"file": "pairs.jsonl", "share": 0.1}, "no field 'input'; the fields are 'prompt', 'chosen', 'rejected'"),
         ({"share": 0.1}, "mix.file: missing"),
     ],
 )
 def test_bad_mixes_are_refused_while_reading(mix: Any, message: str, stream: Path, tmp_path: Path) -> None:
     (stream / "broken.jsonl").write_text("{", encoding="utf-8")
+    (stream / "pairs.jsonl").write_text('{"prompt": "a", "chosen": "b", "rejected": "c"}', encoding="utf-8")
     with pytest.raises(InputError, match=message):
         read(configured(stream, mix, "bad.yaml"))
 
@@ -155,6 +158,13 @@ def test_models_and_methods_without_use_for_a_mix_refuse_it(what: str, tmp_path:
     task = Task("t", rows, mix=Mix([Example("a", "b")], 0.1))
     with Learner.open(tmp_path / "run", **values) as learner, pytest.raises(InputError, match="has a mix"):
         learner.learn(task)
+
+
+def test_the_share_may_be_a_number_of_numpy() -> None:
+    rows = [Example("a", "b")] * 9
+    tasks = [Task("t", rows, mix=Mix(rows, share)) for share in (0.1, np.float64(0.1))]
+    assert tasks[0].rows_per_epoch == tasks[1].rows_per_epoch == 10
+    assert tasks[0].fingerprint() == tasks[1].fingerprint()
 
 
 def test_a_stream_gives_its_mix_to_every_task(stream: Path) -> None:

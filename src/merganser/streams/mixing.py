@@ -15,5 +15,5 @@ def mixed_before(position: int, share: float) -> int:
 
 
 def rows_with_mix(own: int, share: float) -> int:
-    """Return the fewest training rows in which every one of a task's ``own`` rows comes, beside a share of others."""
+    """Return the training rows of one pass: every one of a task's ``own`` rows comes, beside a share of others."""
     return math.ceil(own / (1 - Fraction(repr(share))))

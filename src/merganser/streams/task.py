@@ -114,6 +114,7 @@ class Mix:
             raise InputError(f"The share of mixed data is {self.share:g}.", "Give a number between 0 and 1.")
         if not self.examples:
             raise InputError("There are no examples to mix in.", "Give at least one, or leave the mix out.")
+        object.__setattr__(self, "share", float(self.share))  # as a number of numpy, it would be written otherwise
 
 
 @dataclass(frozen=True)

@@ -72,13 +72,13 @@ class MixOptions(Options):
         return self
 
     def as_task(self) -> TaskOptions:
-        """Return how the file is read, as options of a task with free text.
+        """Return how the file is read, as options of a task with free text; of preferences, the fields that are named.
 
         Raises:
             pydantic.ValidationError: they contradict each other.
         """
         reading = {name: getattr(self, name) for name in ("format", "input", "output", "prompt", "on_bad_rows")}
-        return TaskOptions(name="mix", train=self.file, labels=None, **reading)
+        return TaskOptions(name="mix", train=self.file, kind="answers", labels=None, **reading)
 
 
 class TaskSettings(Options):
