@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merganser.cli.options import ModelOption, RunArgument
+from merganser.cli.options import BaseModelOption, ModelOption, RunArgument
 from merganser.errors import InputError
 from merganser.events import Event, Notice
 from merganser.models.gguf_export import LLAMA_CPP, TYPES, GgufOptions
@@ -37,14 +37,7 @@ def export(
             show_default=False,
         ),
     ] = None,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME[@REVISION]",
-            help="The pretrained model on the hub, if the run read it from elsewhere; an adapter names it.",
-            show_default=False,
-        ),
-    ] = None,
+    base_model: BaseModelOption = None,
     gguf: Annotated[
         str | None,
         typer.Option(

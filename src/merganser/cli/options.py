@@ -19,6 +19,15 @@ ModelOption = Annotated[
     ),
 ]
 
+BaseModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--base-model",
+        metavar="OWNER/NAME[@REVISION]",
+        help="The pretrained model on the hub, if the run read it from elsewhere; an adapter names it.",
+        show_default=False,
+    ),
+]
 
 JsonOption = Annotated[
     bool,

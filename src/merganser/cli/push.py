@@ -9,7 +9,7 @@ from typing import Annotated
 
 import typer
 
-from merganser.cli.options import ModelOption, RunArgument
+from merganser.cli.options import BaseModelOption, ModelOption, RunArgument
 
 
 def push(
@@ -37,14 +37,7 @@ def push(
             "revisions to what the run has. The commits stay in the repository's history.",
         ),
     ] = False,
-    base_model: Annotated[
-        str | None,
-        typer.Option(
-            metavar="OWNER/NAME[@REVISION]",
-            help="The pretrained model on the hub, if the run read it from elsewhere; an adapter names it.",
-            show_default=False,
-        ),
-    ] = None,
+    base_model: BaseModelOption = None,
     message: Annotated[
         str | None,
         typer.Option(metavar="TEXT", help="Message of the commits. Default: Learn TASK.", show_default=False),
