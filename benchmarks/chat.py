@@ -5,7 +5,7 @@
     python benchmarks/chat.py --out runs/chat --table > benchmarks/results/chat.md
 
 The tasks are newsgroup topics (4 of them), Reuters categories (8) and the authors of tweets (2), asked as questions of
-a user that name the possible answers; training, development and test texts are those of ``merganser demo``. The model
+a user that name the possible answers; training and test texts are those of ``merganser demo``. The model
 writes its answer, and an answer is right if it is the expected one, up to letter case. The settings are the
 same for all methods, were set once before the first run and are not tuned.
 
