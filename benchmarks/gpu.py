@@ -30,6 +30,8 @@ from typing import Any
 
 import torch
 
+from merganser.runs.checkpoint import list_checkpoints
+
 SHAPES: dict[str, dict[str, int]] = {
     "toy": {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4},
     "1.5B": {"hidden_size": 2048, "intermediate_size": 8192, "num_hidden_layers": 22, "num_attention_heads": 16},
@@ -50,8 +52,8 @@ def device() -> torch.device:
     return PartialState().device
 
 
-def write_tokenizer(folder: Path) -> int:
-    """Write a tokenizer of whole made-up words with a chat template; return its size."""
+def write_tokenizer(folder: Path) -> None:
+    """Write a tokenizer of whole made-up words with a chat template."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -67,7 +69,6 @@ def write_tokenizer(folder: Path) -> int:
     )
     fast.chat_template = TEMPLATE
     fast.save_pretrained(folder)
-    return len(vocabulary)
 
 
 def write_model(folder: Path, shape: str) -> int:
@@ -224,8 +225,7 @@ def resumes(work: Path, config: Path, whole: Path) -> str:
 
 
 def _in_second_task(out: Path) -> bool:
-    rows = list((out / "tasks").glob("01-*/row.json")) if (out / "tasks").is_dir() else []
-    return bool(rows) and any((out / "checkpoint").glob("*/checkpoint.json"))
+    return any(checkpoint.name.startswith("02-") for checkpoint in list_checkpoints(out))
 
 
 def lines(arguments: argparse.Namespace) -> Iterator[str]:
@@ -243,7 +243,6 @@ def lines(arguments: argparse.Namespace) -> Iterator[str]:
         for seed, file in enumerate(files):
             write_chats(file, arguments.rows, arguments.words, seed)
         tokens = tokens_of(files[1])
-        last = 0.0
         started = time.monotonic()
         speed, peak = peak_of(lambda: plain_trainer(model, files[1], arguments.steps, arguments.batch))  # noqa: B023
         last = time.monotonic() - started
