@@ -174,6 +174,16 @@ def test_another_layer_and_more_tokens_are_refused(base: Path, tmp_path: Path) -
         open_model(locate(f"{base}+{saved}"))
 
 
+def test_nan_in_an_adapter_is_accepted_where_it_is_allowed(base: Path, tmp_path: Path) -> None:
+    tensors = load_adapter(adapter(tmp_path / "a"))
+    tensors[f"{P}{Q}.lora_B.weight"][3] = np.nan
+    model = f"{base}+{write_adapter(tmp_path / 'nan', tensors, r=2)}"
+    with pytest.raises(InputError, match="holds NaN or infinity"):
+        merged([model], tmp_path / "out")
+    found = merged([model], tmp_path / "out", allow_nonfinite=True)
+    assert np.isnan(found[f"{Q}.weight"]).all(axis=1).tolist() == [row == 3 for row in range(8)]
+
+
 def test_prefixes_of_the_files_and_of_the_adapter_may_differ(tmp_path: Path) -> None:
     tensors = {name.removeprefix("model."): value for name, value in example(0).items()}
     base = write_folder(tmp_path / "base", tensors)

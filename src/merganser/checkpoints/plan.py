@@ -146,10 +146,9 @@ def make_plan(recipe: Recipe | LocatedRecipe) -> Plan:
 
 def _open_all(located: LocatedRecipe) -> tuple[list[Checkpoint], Checkpoint | None, list[Checkpoint], Groups]:
     """Open the models, the base and the Fishers, with all names of their tied weights."""
-    any_base = located.recipe.allow_different_bases
-    models = [_open(source, any_base) for source in located.models]
-    base = None if located.base is None else _open(located.base, any_base)
-    fishers = [_open(source) for source in located.fishers]
+    models = [_open(source, located.recipe) for source in located.models]
+    base = None if located.base is None else _open(located.base, located.recipe)
+    fishers = [_open(source, located.recipe) for source in located.fishers]
     if base is None:
         models, groups = share_tied(models)
     else:
@@ -234,9 +233,9 @@ def _refuse_other_tokens(plan: Plan, checkpoints: Sequence[Checkpoint]) -> None:
         check_tokenizer_size(plan.tokenizer, read, max(rows))
 
 
-def _open(source: Source, allow_different_bases: bool = False) -> Checkpoint:
+def _open(source: Source, recipe: Recipe) -> Checkpoint:
     """Open a checkpoint, with its adapter; refuse a folder that holds two sets of weights."""
-    checkpoint = open_model(source, allow_different_bases)
+    checkpoint = open_model(source, recipe.allow_different_bases, recipe.allow_nonfinite)
     both = (checkpoint.folder / INDEX).is_file() and (checkpoint.folder / SINGLE).is_file()
     if both and SINGLE not in checkpoint.shards and not source.path.is_file():
         raise InputError(

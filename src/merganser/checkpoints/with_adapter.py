@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
-from merganser.checkpoints.adapter_source import Adapter, read_adapter, same_base
+from merganser.checkpoints.adapter_source import PREFIX, Adapter, read_adapter, same_base
 from merganser.checkpoints.merged_lineage import check_lineage_of_base
-from merganser.checkpoints.source import Checkpoint, Source, open_checkpoint
+from merganser.checkpoints.source import ADAPTER_WEIGHTS, Checkpoint, Source, open_checkpoint
 from merganser.checkpoints.tied_names import OUTPUT, tie_setting, tied_to
 from merganser.checkpoints.updated_tensor import Update, UpdatedTensor
 from merganser.errors import InputError
@@ -20,12 +20,13 @@ from merganser.merging.adapters import Factors
 ALONE = "Put the adapter into its model (merge_and_unload of PEFT, or merganser export --merged) and name that folder."
 
 
-def open_model(source: Source, allow_different_bases: bool = False) -> Checkpoint:
+def open_model(source: Source, allow_different_bases: bool = False, allow_nonfinite: bool = False) -> Checkpoint:
     """Read the headers of a checkpoint, with the update of its adapter, if it is named with one.
 
     Args:
         source: where it is.
         allow_different_bases: accept an adapter that names another base.
+        allow_nonfinite: accept NaN and infinity in the adapter.
 
     Raises:
         InputError: as :func:`open_checkpoint` and :func:`read_adapter`; an adapter of another base, or one that
@@ -34,7 +35,7 @@ def open_model(source: Source, allow_different_bases: bool = False) -> Checkpoin
     checkpoint = open_checkpoint(source)
     if source.adapter is None:
         return checkpoint
-    adapter = read_adapter(source.adapter)
+    adapter = read_adapter(source.adapter, allow_nonfinite)
     base_name: Any = adapter.config.get("base_model_name_or_path")
     named = isinstance(base_name, str) and base_name.strip("/ ")
     parts = str(source.path), checkpoint.label.removesuffix(f"+{source.adapter.name}")
@@ -121,5 +122,5 @@ def _whole_tensors(adapter: Adapter) -> dict[str, Tensor]:
     """Return the tensors of the adapter's file that replace the base's (biases, modules to save), by name there."""
     if not adapter.others:
         return {}
-    header: Any = {tensor.name: tensor for tensor in read_header(adapter.folder / "adapter_model.safetensors")[0]}
-    return {name.removeprefix("base_model.model."): header[name] for name in adapter.others}
+    header: Any = {tensor.name: tensor for tensor in read_header(adapter.folder / ADAPTER_WEIGHTS)[0]}
+    return {name.removeprefix(PREFIX): header[name] for name in adapter.others}
