@@ -7,7 +7,6 @@ A learned row is one folder under ``tasks/``, complete from the moment it is ren
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -198,7 +197,7 @@ class RunDirectory:
         self._rows = self._references = None
 
     @processes.main_only
-    def begin_row(self, row: int, learned: Sequence[str]) -> Path:
+    def begin_row(self, row: int, learned: list[str]) -> Path:
         """Create an empty folder to write a row into; it counts only after :meth:`commit_row`.
 
         Raises:
