@@ -94,6 +94,12 @@ def test_how_many_examples_would_tell() -> None:
     assert needed == math.ceil((spread * (1.6448536 + 0.8416212) / 0.01) ** 2)
     assert examples_needed(change, 0.03) is None
     assert noise_floor(change) == pytest.approx(1.959964 * spread / 10)
+    # Nothing changed: as much as one changed answer of 100 would vary, .1.
+    same = paired_change(before, before)
+    assert noise_floor(same) == pytest.approx(1.959964 * 0.1 / 10)
+    assert examples_needed(same, 0.02) == math.ceil((0.1 * (1.6448536 + 0.8416212) / 0.02) ** 2)
+    one = paired_change([0.5] * 100, [0.5] * 99 + [0.6])
+    assert noise_floor(one) == pytest.approx(1.959964 * one.deviation / 10)
 
 
 def test_what_cannot_be_compared() -> None:

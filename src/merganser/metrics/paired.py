@@ -201,9 +201,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def noise_floor(change: PairedChange, confidence: float = 0.95) -> float:
     """Return the smallest change that could be told from none, with as many examples that vary as much as these."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    # Where nothing changed, at most z^2 of the examples would (the score interval of no change).
-    variance = max(change.deviation**2, z * z / (change.n + z * z) / change.n)
-    return min(1.0, z * math.sqrt(variance / change.n))
+    return min(1.0, z * math.sqrt(_variance(change) / change.n))
 
 
 def examples_needed(change: PairedChange, allowed: float, confidence: float = 0.95) -> int | None:
@@ -220,5 +218,9 @@ def examples_needed(change: PairedChange, allowed: float, confidence: float = 0.
         return None
     normal = NormalDist()
     z = normal.inv_cdf(confidence) + normal.inv_cdf(POWER)
-    variance = max(change.deviation**2, 1.0 / change.n)
-    return max(change.n + 1, math.ceil(variance * (z / distance) ** 2))
+    return max(change.n + 1, math.ceil(_variance(change) * (z / distance) ** 2))
+
+
+def _variance(change: PairedChange) -> float:
+    """Return the variance of a difference; where nothing differed, as if one example had become right or wrong."""
+    return change.deviation**2 or 1.0 / change.n
