@@ -56,6 +56,15 @@ def test_a_run_recognises_its_tokenizer(trained: Path, tmp_path: Path) -> None:
         Learner.open(trained, read_only=True, model_path=str(base))
 
 
+def test_another_tokenizer_is_refused(trained: Path) -> None:
+    lineage = lineage_of(trained, "01-mood")
+    lineage.check_base(lineage.base, lineage.tokenizer, "It")
+    with pytest.raises(
+        InputError, match=rf"It was trained with the tokenizer {lineage.tokenizer[:12]} of .*\(0{{12}}\)"
+    ):
+        lineage.check_base(lineage.base, "0" * 64, "It")
+
+
 def test_weights_in_several_files_have_one_hash() -> None:
     assert weights_digest({"a.safetensors": "1", "config.json": "2"}) == "1"
     several = {"a.safetensors": "1", "b.safetensors": "2"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from scipy.stats import ttest_1samp
 
 from merganser.metrics.paired import paired_change
 from merganser.metrics.retention import Bounds, Verdict, beyond_p, judge
@@ -75,6 +76,20 @@ def test_what_cannot_be_told_names_the_number_of_examples() -> None:
     assert (found, task.verdict) == (Verdict.UNCLEAR, Verdict.UNCLEAR)
     assert task.needed is not None
     assert 1000 < task.needed < 1300
+
+
+def test_how_many_examples_would_tell_whether_a_new_task_is_good_enough() -> None:
+    """Of 90 % and 89.4 %: 1.645^2 .09 / .006^2 = 6,765; doubled from 1,000 until it suffices."""
+    scores = {"t": score_of([1.0] * 900 + [0.0] * 100)}
+    _, (task,) = judge({}, scores, ["t"], Bounds(min_new=0.894))
+    assert (task.verdict, task.needed) == (Verdict.UNCLEAR, 8000)
+
+
+def test_scores_between_right_and_wrong_have_the_p_value_of_a_t_test() -> None:
+    rng = np.random.default_rng(4)
+    before, after = rng.beta(6, 2, (2, 30))
+    test = ttest_1samp(after - before, -0.02, alternative="less")
+    assert beyond_p(paired_change(before, after), 0.02) == pytest.approx((test.pvalue, 1 - test.pvalue))
 
 
 def test_scores_between_right_and_wrong() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator, Sequence
@@ -164,6 +165,17 @@ def test_vllm_gets_each_new_adapter_under_a_new_number(backbone: Any, monkeypatc
         "model": str(model_folder("causal")), "max_model_len": 68, "dtype": "float32", "gpu_memory_utilization": 0.3,
         "seed": 0, "enable_lora": True, "max_lora_rank": 8,
     }  # fmt: skip
+
+
+def test_vllm_is_loaded_again_for_a_larger_rank(backbone: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setitem(sys.modules, "vllm.lora.request", None)
+    module, loaded = fake_vllm(backbone)
+    vllm = Vllm(backbone, 0.3, module)
+    config = tmp_path / "adapter_config.json"
+    for rank in (4, 8, 9, 16, 2):
+        monkeypatch.setattr(backbone, "save_weights", lambda _, rank=rank: config.write_text(json.dumps({"r": rank})))
+        vllm._prepared(tmp_path)
+    assert [options["max_lora_rank"] for options in loaded] == [8, 16]
 
 
 def test_vllm_loads_whole_weights_again_when_they_changed(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from merganser.models.base import Lengths
 from merganser.models.base_reference import BaseReference
 from merganser.models.causal import Causal
 from merganser.models.export import Destination, export_model
@@ -70,3 +71,9 @@ def test_sampling_and_length(load: Loader) -> None:
     wanted = ["repeat_penalty 1.05", "temperature 0.6", "top_k 50", "top_p 0.95", "min_p 0"]
     assert [line.removeprefix("PARAMETER ") for line in lines if line.startswith("PARAMETER")][:5] == wanted
     assert not any("num_ctx" in line for line in lines)
+    backbone.lengths = Lengths(2000, 100)
+    for system, line in (("Be brief.", 'SYSTEM "Be brief."'), ('a """ b', "# The system prompt of the run cannot be")):
+        backbone.options = backbone.options.model_copy(update={"system": system})
+        lines = modelfile(backbone, ["FROM ."]).splitlines()
+        assert "PARAMETER num_ctx 2100" in lines
+        assert any(each.startswith(line) for each in lines)

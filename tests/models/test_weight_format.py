@@ -41,6 +41,7 @@ def options(**values: Any) -> ModelOptions:
         ({}, "bf16", torch.float16, "fp32"),  # would be rounded
         ({}, "bf16", None, "fp32"),
         ({"lora": None}, "bf16", torch.bfloat16, "fp32"),  # all are trained
+        ({"name": "m.gguf"}, "bf16", torch.bfloat16, "fp32"),  # de-quantised to fp32
         ({"weights": "bf16"}, "bf16", torch.float32, "bf16"),
         ({"weights": "4bit"}, "fp32", torch.float32, "4bit"),
     ],
