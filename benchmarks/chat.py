@@ -154,9 +154,17 @@ def table(out: Path) -> None:
     print("# A chat model learns three tasks as conversations\n")
     print(f"{(__doc__ or '').split(chr(10) * 2)[2].strip()}\n".replace("\n", " "))
     print("\nScores are exact match in percent with the standard error of the mean over test texts.\n")
-    print("    python benchmarks/chat.py --out runs/chat --methods sequential replay aim --seeds 0\n")
-    for path in sorted(out.glob("*/run.yaml")):
-        record, name = read_run(path.parent), path.parent.name
+    runs = {path.parent.name: read_run(path.parent) for path in sorted(out.glob("*/run.yaml"))}
+    methods, seeds = zip(*(name.rsplit("-", 1) for name in runs), strict=True)
+    texts, tests = (
+        max(getattr(task, key) for record in runs.values() for task in record.tasks)
+        for key in ("train_examples", "test_examples")
+    )
+    print(
+        f"    python benchmarks/chat.py --out runs/chat --methods {' '.join(sorted(set(methods)))} "
+        f"--seeds {' '.join(sorted(set(seeds)))} --texts {texts} --tests {tests}\n"
+    )
+    for name, record in runs.items():
         perplexity = out / f"{name}.perplexity.json"
         values = json.loads(perplexity.read_text(encoding="utf-8")) if perplexity.is_file() else []
         names = [task.name for task in record.tasks]
