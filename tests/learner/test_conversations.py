@@ -127,13 +127,15 @@ def test_conversations_that_the_template_fails_on_are_named_with_their_rows(mode
     (other / "chat_template.jinja").write_text(template)
     mixed = [*CHATS["banks"][:3], {}, *CHATS["films"][:2]]
     task = load(tmp_path, "mixed", mixed, on_bad_rows="skip", limit_test=None)
-    with (
-        Learner.open(tmp_path / "run", **sections(other)) as learner,
-        pytest.raises(InputError, match=r"train: 2 of 5 rows cannot be used: 2 × the chat template fails") as error,
-    ):
-        learner.learn(task)
-    assert "TemplateError: one turn only (first: row 5)" in error.value.cause
-    assert "Task 'mixed', test" in error.value.cause
+    with Learner.open(tmp_path / "run", **sections(other)) as learner:
+        with pytest.raises(InputError, match=r"train: 2 of 5 rows cannot be used: 2 × the chat template") as error:
+            learner.learn(task)
+        assert "TemplateError: one turn only (first: row 5)" in error.value.cause
+        assert "Task 'mixed', test" in error.value.cause
+        load(tmp_path, "general", CHATS["films"])
+        task = load(tmp_path, "banks", CHATS["banks"], mix={"file": "general.jsonl", "share": 0.3})
+        with pytest.raises(InputError, match="mix: 8 of 8 rows cannot be used"):
+            learner.learn(task)
     assert not (tmp_path / "run" / "tasks").exists() or not any((tmp_path / "run" / "tasks").glob("0*"))
 
 

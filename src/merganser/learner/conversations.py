@@ -19,7 +19,8 @@ def check_conversations(session: Session, task: Task) -> None:
         BadRowsError: naming the kinds, with counts and first rows, of all splits at once.
     """
     sources = []
-    for split, examples in (("train", task.train), ("dev", task.dev), ("test", task.test)):
+    mixed = () if task.mix is None else task.mix.examples
+    for split, examples in (("train", task.train), ("dev", task.dev), ("test", task.test), ("mix", mixed)):
         if not any(example.conversation is not None for example in examples):
             continue
         bad = BadRows(f"Task '{task.name}', {split}", "row", good=len(examples))
