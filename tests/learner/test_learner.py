@@ -248,6 +248,8 @@ def test_whole_weights_instead_of_adapters(tmp_path: Path) -> None:
         asked = learner.predict(["great film"], "mood")
     with Learner.open(tmp_path / "run", read_only=True) as again:
         assert again.predict(["great film"], "mood") == asked
+        with pytest.raises(InputError, match="A matcher chooses a label for one text"):
+            again.predict([[{"role": "user", "content": "a text"}]])
         assert {name: s.value for name, s in again.evaluate().items()} == values_of(tmp_path / "run")[-1]
 
 

@@ -36,10 +36,13 @@ def predict(session: Answering, texts: Sequence[Asked], task: str | None = None)
 
     Raises:
         InputError: nothing was learned yet, the task is not known, a text is empty or no valid Unicode, no prompt
-            can be filled with one text, or the turns of a conversation are in an impossible order.
+            can be filled with one text, the turns of a conversation are in an impossible order, or a matcher is given
+            one.
     """
     known = session.require_learned()
     asked = [_checked(number, text) for number, text in enumerate(texts, 1)]
+    if session.backbone.kind == "matcher" and not all(isinstance(text, str) for text in asked):
+        raise InputError("A matcher chooses a label for one text, and a conversation was given.", "Give texts.")
     if task is not None and task not in known:
         hint = f"{nearest(task, known)} Learned tasks: {', '.join(known)}.".strip()
         raise InputError(f"There is no task '{task}'.", hint)
