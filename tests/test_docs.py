@@ -98,7 +98,7 @@ def test_the_example_of_the_metrics_runs(capsys: pytest.CaptureFixture[str]) -> 
 def test_the_sections_of_a_stream_are_valid() -> None:
     sections = [yaml.safe_load(block) for block in blocks(DOCS / "streams.md", "yaml")]
     streams = [StreamOptions.model_validate(section["stream"]) for section in sections if "stream" in section]
-    assert len(streams) == 5
+    assert len(streams) == 6
     (memory,) = [MemoryOptions.model_validate(section["memory"]) for section in sections if "memory" in section]
     assert memory == MemoryOptions()
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from merganser.runs import read_run
     from merganser.streams.answers import AnswerSpec
     from merganser.streams.task import Example, Mix, Stream, Task
+    from merganser.streams.watch import WatchedTask
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.config import AimConfig
     from merganser.weights import Weights
@@ -37,6 +38,7 @@ _HOMES = {
     "ScoreMatrix": "merganser.metrics",
     "Stream": "merganser.streams.task",
     "Task": "merganser.streams.task",
+    "WatchedTask": "merganser.streams.watch",
     "Weights": "merganser.weights",
     "loss_of": "merganser.integrations.trl",
     "read_run": "merganser.runs",
@@ -55,6 +57,7 @@ __all__ = [
     "ScoreMatrix",
     "Stream",
     "Task",
+    "WatchedTask",
     "Weights",
     "loss_of",
     "read_run",

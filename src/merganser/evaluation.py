@@ -7,11 +7,13 @@ from dataclasses import dataclass
 
 from merganser import processes
 from merganser.events import Evaluating, Listener, silent
+from merganser.integrations import harness
 from merganser.metrics.score import Score
 from merganser.metrics.text import score_each, score_of
 from merganser.models.base import Backbone
 from merganser.models.pairs import prefers_chosen
 from merganser.streams.task import Task
+from merganser.streams.watch import WatchedTask
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,10 @@ def score_task(
         done += answered
         listener(Evaluating(task.name, done, everything))
 
+    if isinstance(task, WatchedTask) and task.harness is not None:
+        scored = harness.score(backbone, task.harness, batch)
+        progress(len(task.test))
+        return ScoredTask(scored.answers, scored.values)
     if task.spec.dpo is not None:
         correct = prefers_chosen(backbone, task.test, task.spec, batch, progress)
         return ScoredTask((), tuple(map(float, correct)))

@@ -120,7 +120,7 @@ def test_names_in_suggested_commands_are_quoted(name: str) -> None:
 
 def test_a_recorded_command_is_quoted(merganser: Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     recorded = {}
-    monkeypatch.setattr(sys.modules["merganser.cli.run"], "_read", lambda stream, changes: (None, ()))
+    monkeypatch.setattr(sys.modules["merganser.cli.run"], "_read", lambda stream, changes: (None, (), ()))
     monkeypatch.setattr(
         "merganser.cli.live.learn_stream", lambda *given, command, **more: recorded.update(command=command)
     )

@@ -109,7 +109,7 @@ def print_check(found: Check) -> None:
     from rich.table import Table
 
     from merganser.cli.output import OutputConsole
-    from merganser.report.retention import HEADER, table_rows
+    from merganser.report.retention import HEADER, legend, table_rows
 
     console = OutputConsole()
     console.print(found.sentence(), soft_wrap=True)
@@ -123,6 +123,6 @@ def print_check(found: Check) -> None:
     confidence = f"{100 * found.bounds.confidence:g} %"
     console.print(
         f"{found.row} against {found.against}; percent; {confidence} intervals; p corrected for the number of tasks; "
-        "wrong/right: answers that became wrong, and right.",
+        f"wrong/right: answers that became wrong, and right{legend(found)}.",
         soft_wrap=True,
     )

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merganser import processes
+from merganser.cli.check import Confidence, MaxDrop, MaxDropOf, MinNew, bounds_of
 from merganser.cli.options import JsonOption, ModelOption, RunArgument
+
+if TYPE_CHECKING:
+    from merganser.cli.gate import Gate
 
 
 def learn(
@@ -89,19 +93,38 @@ def learn(
         typer.Option("--plan", help="Write nothing: show steps, memory, and an estimate of the time from ten steps."),
     ] = False,
     as_json: JsonOption = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Keep the task only if the check says 'keep', as `merganser check` would; else the run stays as it "
+            "was. Bounds: the four options below.",
+        ),
+    ] = False,
+    max_drop: MaxDrop = 2.0,
+    max_drop_of: MaxDropOf = None,
+    min_new: MinNew = None,
+    confidence: Confidence = 95.0,
 ) -> None:
     """Learn one more task in an existing run, with the method that the run was started with.
 
     The run directory changes only when the task is complete. Interrupted, the same command resumes from the last
     checkpoint.
 
+    With --check the answers after the task are compared with those before it. Exit code 0: kept. 3: it lost too much
+    (or the new task is below --min-new) and was not kept. 4: the test sets are too small to tell, and it was not kept.
+    What changed is then in RUN-refused.
+
     Example: merganser learn runs/first --task tickets --train tickets.csv --input text --output queue
+
+    Example: merganser learn runs/first --task new --train new.csv --test new-test.csv --check --max-drop-of safety=0
     """
-    from merganser.cli.live import learn_one
+    from merganser.cli.live import Output, learn_one
     from merganser.config import explain_options, load_config
     from merganser.errors import InputError
     from merganser.streams.loading import load_task
     from merganser.streams.task_options import TaskOptions
+    from merganser.streams.watch import WatchedTask, load_watched
 
     given = {"image": image_field, "prompt": prompt, "metric": metric, "answer": answer, "test": test, "dev": dev}
     given["on_bad_rows"] = on_bad_rows
@@ -117,17 +140,33 @@ def learn(
     options.update(name=task, train=train, input=input_field, output=output_field, format=form)
     checked = explain_options(TaskOptions, options, "the task")
     learned = processes.run_collectively(lambda: load_task(checked, Path.cwd()))
+    started = None if config is None else load_config(config)
+    watch: tuple[WatchedTask, ...] = ()
+    if config is not None and started is not None and (stream := started.stream) is not None:
+        beside = config.resolve().parent
+        watch = processes.run_collectively(lambda: load_watched(stream, beside))
     if plan:
         from merganser.cli.plan import plan_tasks
 
-        plan_tasks(None if config is None else load_config(config), [learned], run, as_json=as_json, added=True)
+        plan_tasks(started, [learned], run, as_json=as_json, added=True, watch=watch)
         return
+    gate = _gate(run, check, (max_drop, max_drop_of, min_new, confidence))
     command = shlex.join(["merganser", "learn", str(run), "--task", task])
-    learn_one(
-        run,
-        learned,
-        None if config is None else load_config(config),
-        model,
-        command=command,
-        output="json" if as_json else "screen",
-    )
+    output: Output = "json" if as_json else "screen"
+    learn_one(run, learned, started, model, command=command, output=output, watch=watch, gate=gate)
+
+
+def _gate(run: Path, check: bool, given: tuple[float, list[str] | None, float | None, float]) -> Gate | None:
+    """Return what decides whether the task is kept; ``None``: it is kept in any case.
+
+    Raises:
+        InputError: bounds without --check, or bounds that cannot be read.
+    """
+    from merganser.cli.gate import Gate
+    from merganser.errors import InputError
+
+    if not check:
+        if given != (2.0, None, None, 95.0):
+            raise InputError("Bounds were given, and nothing is checked.", "Give --check too.")
+        return None
+    return Gate(run, bounds_of(*given))

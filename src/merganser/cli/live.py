@@ -33,10 +33,12 @@ from merganser.report.formatting import (
 from merganser.report.sections import stored_over_time
 
 if TYPE_CHECKING:
+    from merganser.cli.gate import Gate
     from merganser.config import RunConfig
     from merganser.learner import Learner
     from merganser.runs.record import RunRecord
     from merganser.streams.task import Task
+    from merganser.streams.watch import WatchedTask
 
 NOT_SCORED = "not scored (no test file)"
 
@@ -222,7 +224,14 @@ Output = Literal["screen", "json", "none"]
 
 
 def learn_stream(
-    out: Path, config: RunConfig, tasks: Sequence[Task], *, command: str, fwt: bool = False, output: Output = "screen"
+    out: Path,
+    config: RunConfig,
+    tasks: Sequence[Task],
+    *,
+    command: str,
+    fwt: bool = False,
+    output: Output = "screen",
+    watch: Sequence[WatchedTask] = (),
 ) -> RunRecord:
     """Learn a stream with a live view, write the report, print the result."""
     from merganser.learner import Learner
@@ -232,6 +241,7 @@ def learn_stream(
         watching(f"Merganser: {config.method.name} on {len(tasks)} tasks", console) as listener,
         Learner.of_config(out, config, listener=listener, command=command) as learner,
     ):
+        learner.watch(*watch)
         learner.learn_stream(tasks)
         if fwt:
             learner.measure_references(tasks)
@@ -242,11 +252,24 @@ def learn_stream(
 
 
 def learn_one(
-    run: Path, task: Task, config: RunConfig | None, model: str | None, *, command: str, output: Output = "screen"
+    run: Path,
+    task: Task,
+    config: RunConfig | None,
+    model: str | None,
+    *,
+    command: str,
+    output: Output = "screen",
+    watch: Sequence[WatchedTask] = (),
+    gate: Gate | None = None,
 ) -> None:
-    """Learn one task with a live view, write the report, print the result."""
+    """Learn one task with a live view, write the report, print the result.
+
+    Args:
+        gate: decides whether it is kept. Where it is not, the verdict is printed and the run is as it was.
+    """
     from merganser.errors import InputError
     from merganser.learner import Learner
+    from merganser.learner.learn_task import RefusedRow
     from merganser.runs.directory import RunDirectory
 
     if config is None and not RunDirectory.exists(run):
@@ -260,20 +283,31 @@ def learn_one(
             return Learner.open(run, listener=listener, model_path=model)
         return Learner.of_config(run, config, listener=listener, command=command)
 
-    with watching(f"Merganser: learning {task.name}") as listener, opened(listener) as learner:
-        learner.learn(task)
-        record = learner.record
-    _finish(run, record, output)
+    try:
+        with watching(f"Merganser: learning {task.name}") as listener, opened(listener) as learner:
+            learner.watch(*watch)
+            if gate is not None:
+                gate.prepare(learner.session, [task])
+            learner.learn(task, accept=gate)
+            record = learner.record
+    except RefusedRow:
+        if gate is not None:
+            gate.print_refusal(as_json=output == "json")
+        raise typer.Exit(0 if gate is None else gate.exit_code) from None
+    _finish(run, record, output, gate)
 
 
-def _finish(run: Path, record: RunRecord, output: Output) -> None:
+def _finish(run: Path, record: RunRecord, output: Output, gate: Gate | None = None) -> None:
     from merganser.report import write_report
     from merganser.report.result import run_result
 
     page = processes.on_main(lambda: write_report(record, run / "report.html"))
     if output == "json":
-        typer.echo(json.dumps(run_result(record, page), indent=2, allow_nan=False))
+        checked = {} if gate is None else gate.as_dict(kept=True)
+        typer.echo(json.dumps({**run_result(record, page), **checked}, indent=2, allow_nan=False))
         return
     console = OutputConsole()
     show_result(console, record)
+    if gate is not None:
+        gate.print_verdict()
     console.print(f"\nThe run is in {run}; open {page} to see it.", highlight=False, soft_wrap=True)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from merganser.config import RunConfig
     from merganser.learner.plan import Plan
     from merganser.streams.task import Task
+    from merganser.streams.watch import WatchedTask
 
 PARTS = {
     "weights": "weights of the model",
@@ -34,13 +35,14 @@ def plan_tasks(
     as_json: bool,
     fwt: bool = False,
     added: bool = False,
+    watch: Sequence[WatchedTask] = (),
 ) -> None:
     """Print a plan; as :meth:`merganser.Learner.plan`."""
     from merganser.cli.live import watching
     from merganser.learner import Learner
 
     with watching("Planning: ten steps and a few answers") as listener:
-        plan = Learner.plan(config, tasks, run=out, fwt=fwt, added=added, listener=listener)
+        plan = Learner.plan(config, tasks, run=out, fwt=fwt, added=added, listener=listener, watch=watch)
     if as_json:
         typer.echo(json.dumps(plan.as_json(), indent=2))
     else:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from merganser.config import RunConfig
     from merganser.streams.task import Task
+    from merganser.streams.watch import WatchedTask
 
 
 def run(
@@ -62,28 +63,31 @@ def run(
     if out is None and not plan:
         raise InputError("There is no directory for the run.", "Name one: --out RUN.")
     changes = {key: value for key, value in {"method": method, "seed": seed}.items() if value is not None}
-    config, tasks = processes.run_collectively(lambda: _read(stream, changes))
+    config, tasks, watch = processes.run_collectively(lambda: _read(stream, changes))
     if plan or out is None:
         from merganser.cli.plan import plan_tasks
 
-        plan_tasks(config, tasks, out, as_json=as_json, fwt=fwt)
+        plan_tasks(config, tasks, out, as_json=as_json, fwt=fwt, watch=watch)
         return
-    from merganser.cli.live import learn_stream
+    from merganser.cli.live import Output, learn_stream
 
     options = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
     command = shlex.join(["merganser", "run", str(stream), "--out", str(out), *options]) + (" --fwt" if fwt else "")
-    learn_stream(out, config, tasks, command=command, fwt=fwt, output="json" if as_json else "screen")
+    output: Output = "json" if as_json else "screen"
+    learn_stream(out, config, tasks, command=command, fwt=fwt, output=output, watch=watch)
 
 
-def _read(stream: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Sequence[Task]]:
+def _read(stream: Path, changes: Mapping[str, Any]) -> tuple[RunConfig, Sequence[Task], Sequence[WatchedTask]]:
     from merganser.config import check_config, load_config
     from merganser.errors import InputError
     from merganser.streams.loading import load_stream
+    from merganser.streams.watch import load_watched
 
     config = load_config(stream)
     if config.stream is None:
         raise InputError(f"{stream}: there is no 'stream' section.", "Name the tasks to learn; see examples/.")
     tasks = load_stream(config.stream, stream.resolve().parent).tasks
+    watch = load_watched(config.stream, stream.resolve().parent)
     if changes:
         config = check_config({**config.model_dump(mode="json"), **changes}, "--method/--seed")
-    return config, tasks
+    return config, tasks, watch

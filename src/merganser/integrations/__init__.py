@@ -1,1 +1,2 @@
-"""AimMerging in other programs: losses of TRL's trainers, a plugin of Axolotl. No package is needed to import it."""
+"""Other programs: losses of TRL's trainers, a plugin of Axolotl, tasks of lm-evaluation-harness. No package is needed
+to import it."""

@@ -11,6 +11,7 @@ from merganser.events import Notice
 from merganser.learner.conversations import check_conversations, conversation_remarks, new_remarks
 from merganser.learner.session import Session
 from merganser.learner.truncation import truncated_examples, truncation_notices
+from merganser.learner.watching import check_watch
 from merganser.models.weight_format import QUANTISED
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
@@ -40,6 +41,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_selection(session, tasks)
     check_names([task.name for task in tasks])
     check_metrics(session, tasks)
+    check_watch(session, tasks)
     check_preferences(session, tasks)
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())

@@ -10,6 +10,7 @@ from merganser.errors import InputError, nearest
 from merganser.events import Notice
 from merganser.learner.answering import Answering
 from merganser.learner.session import Session
+from merganser.learner.watching import check_watch
 from merganser.metrics.score import Score
 from merganser.models.base import Answer
 from merganser.streams.answers import AnswerSpec
@@ -134,7 +135,7 @@ def _above_chance(probability: float, chance: float) -> float:
 
 
 def evaluate(session: Session) -> dict[str, Score]:
-    """Score the model as it is now on the test sets of all learned tasks, without changing the run.
+    """Score the model as it is now on the test sets of all learned and watched tasks, without changing the run.
 
     Raises:
         InputError: nothing was learned yet, no task has a test set, or a function that scores a task is not there.
@@ -143,11 +144,16 @@ def evaluate(session: Session) -> dict[str, Score]:
     session.require_metrics(task for task in known.values() if task.test)
     if not any(task.test for task in known.values()):
         raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
+    watched = session.watched()
+    check_watch(session, ())
     if not session.method.per_task_models:
         session.use(session.rows[-1])
-        return session.score(list(known.values()), known)
+        return session.score([*known.values(), *watched.values()], known)
     scores: dict[str, Score] = {}
     for name, task in known.items():
         session.use_task(name)
         scores.update(session.score([task], known))
+    if watched:
+        session.use(session.rows[0])  # what is not learned is answered by the pretrained model
+        scores.update(session.score(list(watched.values()), {}))
     return scores

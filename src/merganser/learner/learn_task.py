@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from merganser import processes
@@ -25,6 +25,7 @@ from merganser.learner.checks import (
     sample,
 )
 from merganser.learner.conversations import check_conversations
+from merganser.learner.example_store import write_images
 from merganser.learner.lineage import row_lineage
 from merganser.learner.resume import checkpoints_of
 from merganser.learner.row_files import answer_lines, write_row_files
@@ -32,12 +33,19 @@ from merganser.learner.row_scores import score_all_tasks, score_new_tasks, tasks
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
 from merganser.learner.train_row import save_weights, train_row
-from merganser.metrics.function import metric_name
+from merganser.learner.watching import check_watch, metrics_of, watch_lines, watch_records
 from merganser.metrics.score import ScoreRow
 from merganser.runs.record import RowFile
-from merganser.runs.rows import row_checksums, write_row_record
+from merganser.runs.rows import Row, read_row, row_checksums, write_row_record
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.task import Task
+
+Accept = Callable[[Sequence[Row]], bool]
+"""Decides whether a row is kept: called with the rows of the run and the new one, whose folder is complete."""
+
+
+class RefusedRow(RunError):
+    """A row that was learned and not kept; the run is as it was."""
 
 
 class TaskRun:
@@ -47,9 +55,10 @@ class TaskRun:
     checkpoints of the training, from which the same call resumes.
     """
 
-    def __init__(self, session: Session, tasks: Sequence[Task]) -> None:
+    def __init__(self, session: Session, tasks: Sequence[Task], accept: Accept | None = None) -> None:
         self.session = session
         self.tasks = tasks
+        self.accept = accept
         self.began = time.perf_counter()
 
     def run(self) -> ScoreRow:
@@ -73,13 +82,15 @@ class TaskRun:
         folder = session.directory.begin_row(number, names)
         try:
             row = self._learn(number, folder, earlier)
+            if self.accept is not None:
+                self._ask(self.accept, folder)
             session.commit(folder)
         except BaseException as error:
             try:
                 session.directory.abandon_row(folder)
-                diverged = isinstance(error, RunError) and not isinstance(error, DiskFullError)
-                if diverged and processes.is_main():
-                    # Resuming would diverge again, so the next attempt starts over.
+                in_vain = isinstance(error, RunError) and not isinstance(error, DiskFullError)
+                if in_vain and processes.is_main():
+                    # Resuming would diverge, or be refused, again: the next attempt starts over.
                     checkpoints_of(session, self.tasks, number).clear()
             finally:
                 session.restore()
@@ -100,6 +111,17 @@ class TaskRun:
         measured = {**earlier, number: scored}
         processes.on_main(lambda: write_row_files(session, self.tasks, folder, trained, row, measured, began))
         return row
+
+    def _ask(self, accept: Accept, folder: Path) -> None:
+        """Ask whether the row in ``folder`` is to be kept.
+
+        Raises:
+            RefusedRow: it is not.
+        """
+        rows = self.session.rows
+        if not processes.on_main(lambda: accept([*rows, read_row(folder)])):
+            names = ", ".join(f"'{task.name}'" for task in self.tasks)
+            raise processes.mark_collective(RefusedRow(f"The check refused {names}.", "The run is as it was."))
 
     def _check(self) -> None:
         if self.session.directory.lock.held is False:
@@ -127,6 +149,7 @@ class TaskRun:
         check_names([task.name for task in self.tasks])
         check_selection(session, self.tasks)
         check_metrics(session, self.tasks)
+        check_watch(session, self.tasks)
         check_preferences(session, self.tasks)
         for task in self.tasks:
             check_task(task)
@@ -156,8 +179,7 @@ class TaskRun:
         try:
             scored = session.score_examples(tasks, {})
             scores = {name: each.score for name, each in scored.items()}
-            metrics = {task.name: metric_name(task.spec.metric) for task in tasks}
-            row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics)
+            row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics_of(tasks))
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
             processes.on_main(lambda: _write_start(session, folder, row, scored))
             session.commit(folder)
@@ -168,11 +190,14 @@ class TaskRun:
 
 
 def _write_start(session: Session, folder: Path, row: RowFile, scored: dict[str, ScoredTask]) -> None:
-    answers = answer_lines(session, {0: scored})
-    write_json_lines(folder / "answers.jsonl", answers)
+    lines = {"answers": answer_lines(session, {0: scored}), **watch_lines(session)}
+    for name, values in lines.items():
+        write_json_lines(folder / f"{name}.jsonl", values)
+    write_images(folder, [example for task in session.new_watched.values() for example in task.test])
     sha256, run_sha256 = row_checksums(folder)
     recorded = {
-        "lines": {"answers": len(answers)},
+        "lines": {name: len(values) for name, values in lines.items()},
+        "watched": watch_records(session),
         "sha256": sha256,
         "run_sha256": run_sha256,
         "lineage": row_lineage(session, [], sha256),

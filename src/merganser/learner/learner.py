@@ -13,7 +13,8 @@ from merganser.errors import InputError
 from merganser.events import Listener, Notice, silent
 from merganser.files.cache import cache_only_read
 from merganser.files.temporary_folder import sweep_temporary_folders
-from merganser.learner import checks, exporting, inference, learn_task, opening, references
+from merganser.learner import checks, exporting, inference, learn_task, opening, references, watching
+from merganser.learner.preview import Preview
 from merganser.learner.reporting import end_reporting
 from merganser.learner.session import Session
 from merganser.learner.timing import note_timing
@@ -27,6 +28,7 @@ from merganser.models.gguf_export import GgufOptions
 from merganser.runs.directory import RunDirectory
 from merganser.runs.record import RunRecord
 from merganser.streams.task import Task
+from merganser.streams.watch import WatchedTask
 
 if TYPE_CHECKING:
     from merganser.learner.plan import Plan
@@ -120,6 +122,7 @@ class Learner:
         fwt: bool = False,
         added: bool = False,
         listener: Listener = silent,
+        watch: Sequence[WatchedTask] = (),
     ) -> Plan:
         """Plan a stream: tasks, tokens, steps, memory, and an estimate of the time from ten steps. Nothing is written.
 
@@ -129,6 +132,7 @@ class Learner:
             run: the run directory, if it is there already: only the rest of the stream is planned.
             fwt: with single-task references.
             added: ``tasks`` are not the whole stream, but tasks to learn after those of the run.
+            watch: tasks to watch, beside those of the run.
 
         Raises:
             InputError, RunError: as :meth:`learn_stream`; also if every task is learned already.
@@ -137,6 +141,7 @@ class Learner:
 
         with cache_only_read():
             session = opening.preview(None if run is None else Path(run), config, listener)
+            watching.watch(Preview(session), watch)
             return make_plan(session, tasks, fwt=fwt, added=added)
 
     def close(self) -> None:
@@ -153,7 +158,9 @@ class Learner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if error is not None and self._new:
+        if isinstance(error, learn_task.RefusedRow) and self._new:
+            processes.on_main(self.session.directory.discard)  # it is not there, as before
+        elif error is not None and self._new:
             # A corrected configuration then finds no run that was started with other options.
             self.session.directory.discard_if_empty()
         self._close(failed=error is not None)
@@ -173,16 +180,30 @@ class Learner:
         """The records of the run directory."""
         return self.session.directory.record()
 
-    def learn(self, *tasks: Task) -> ScoreRow:
+    def learn(self, *tasks: Task, accept: learn_task.Accept | None = None) -> ScoreRow:
         """Learn a task (several at once with a method such as joint training) and score every known task.
 
         The run changes only when everything is complete: an error or a crash leaves it as it was.
 
+        Args:
+            accept: decides, with the rows of the run and the new one, whether that is kept.
+
         Raises:
             InputError: a task that is malformed or learned already, or a memory batch larger than the memory.
-            RunError: the loss became not finite, or the disk is full.
+            RunError: the loss became not finite, or the disk is full; ``learn_task.RefusedRow``: it was not accepted.
         """
-        return learn_task.TaskRun(self.session, tasks).run()
+        return learn_task.TaskRun(self.session, tasks, accept).run()
+
+    def watch(self, *tasks: WatchedTask) -> None:
+        """Score tasks after every row from now on, and never learn them.
+
+        They are scored with the weights of row 0 and of the last row too, when the next task is learned. Tasks that
+        are watched already are skipped.
+
+        Raises:
+            InputError: a task that cannot be scored, has the name of another, or is watched with other examples.
+        """
+        processes.run_collectively(lambda: watching.watch(self.session, tasks))
 
     def learn_stream(self, tasks: Sequence[Task]) -> None:
         """Learn the tasks of a stream in order, skipping those learned already.

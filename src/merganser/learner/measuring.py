@@ -21,6 +21,7 @@ from merganser.metrics.text import TEXT_SCORES
 from merganser.models.pairs import is_pairs
 from merganser.models.precision import autocast
 from merganser.streams.task import Task
+from merganser.streams.watch import WatchedTask
 from merganser.training.dpo import References, preference_loss
 from merganser.training.packing import training_collator
 from merganser.training.progress_callback import ProgressCallback
@@ -257,6 +258,8 @@ def measure_answers(session: Session, tasks: Sequence[Task]) -> dict[str, float]
     batch = session.config.evaluation.batch
     seconds = {}
     for task in tasks:
+        if isinstance(task, WatchedTask) and task.harness is not None:
+            continue  # asked as a whole; it takes the mean of the others
         spec = session.candidates.spec(task.spec, specs)
         if not is_text_score(spec.metric):
             spec = replace(spec, metric="exact_match")

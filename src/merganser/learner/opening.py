@@ -186,6 +186,7 @@ def _read_examples(session: Session) -> None:
     """Read the memory and the test sets, so that damage is noticed now and later tasks read nothing again."""
     session.memory()
     session.known_tasks()
+    session.watched()
 
 
 def _load_session(directory: RunDirectory, config: RunConfig, listener: Listener, model_path: str | None) -> Session:

@@ -154,7 +154,7 @@ def make_plan(session: Session, tasks: Sequence[Task], *, fwt: bool = False, add
     # A later task has a memory and earlier tasks, so that the method does all that it does.
     measured = 0 if learned or len(groups) == 1 else 1
     speed, memory = measure_steps(Preview(session, missing[:measured]), contexts[measured])
-    tested = {**preview.known_tasks(), **{task.name: task for task in missing}}
+    tested = {**preview.known_tasks(), **{task.name: task for task in missing}, **preview.watched()}
     answering = measure_answers(Preview(session, missing), [task for task in tested.values() if task.test])
     answered = _answered(preview, groups)
     planned = [
@@ -217,21 +217,22 @@ def _answered(session: Session, groups: Sequence[Sequence[Task]]) -> list[list[t
 
     The tasks of row 0 are with those of the first row.
     """
-    known = [task for task in session.known_tasks().values() if task.test]
+    watched = list(session.watched().values())
+    known = [*(task for task in session.known_tasks().values() if task.test), *watched]
     everything = [task for group in groups for task in group if task.test]
     rows = []
     for number, group in enumerate(groups):
         new = [task for task in group if task.test]
         if session.method.per_task_models:
-            rows.append([*new, *([] if session.rows or number else everything)])
+            rows.append([*new, *([] if session.rows or number else [*everything, *watched])])
             continue
         if session.config.evaluation.future and session.future_tasks:
-            before = [] if session.rows or number else everything  # row 0
+            before = [] if session.rows or number else [*everything, *watched]  # row 0
             rows.append([*before, *known, *everything])
         else:
             # A new task is scored with the weights of row 0, and with those it starts from.
             twice = 2 if session.rows or number else 1
-            rows.append([*new * twice, *known, *new])
+            rows.append([*new * twice, *known, *new, *([] if session.rows or number else watched)])
             known += new
     return [[(task.name, len(task.test)) for task in row] for row in rows]
 

@@ -17,7 +17,7 @@ from merganser.learner.lineage import row_lineage
 from merganser.learner.row_scores import answered_by, tasks_to_score
 from merganser.learner.session import Session
 from merganser.learner.train_row import TrainedRow
-from merganser.metrics.function import metric_name
+from merganser.learner.watching import against_start, metrics_of, watch_lines, watch_records
 from merganser.metrics.score import ScoreRow
 from merganser.runs.record import CostRecord, RowFile, TaskRecord, TrainedRecord
 from merganser.runs.rows import row_checksums, write_row_record
@@ -55,12 +55,14 @@ def write_row_files(
     if session.config.training.select_best:
         examples["dev"] = [(task.name, example) for task in tasks for example in task.dev]
     lines = {name: [as_line(kept_example(*pair)) for pair in pairs] for name, pairs in examples.items()}
+    lines |= watch_lines(session)
     lines["answers"] = answer_lines(session, measured)
     lines["merges"] = [merge.model_dump() for merge in trained.records.merges]
     lines["signals"] = [signal.model_dump() for signal in trained.records.signals]
     for name, values in lines.items():
         write_json_lines(folder / f"{name}.jsonl", values)
-    write_images(folder, [example for pairs in examples.values() for _, example in pairs])
+    watched = [example for task in session.new_watched.values() for example in task.test]
+    write_images(folder, [*(example for pairs in examples.values() for _, example in pairs), *watched])
     method_bytes = _method_bytes(session, tasks, folder, examples["memory"])
     sha256, run_sha256 = row_checksums(folder)
     trained.cost.seconds = time.perf_counter() - began
@@ -80,7 +82,9 @@ def write_row_files(
             for row, scored in measured.items()
             if row < len(session.rows)
         },
-        metrics={task.name: metric_name(task.spec.metric) for task in tasks_to_score(session, tasks)},
+        metrics=metrics_of(tasks_to_score(session, tasks)),
+        watched=watch_records(session),
+        against_start=against_start(session, measured),
         lines={name: len(values) for name, values in lines.items()},
         sha256=sha256,
         run_sha256=run_sha256,

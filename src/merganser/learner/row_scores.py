@@ -11,9 +11,9 @@ from merganser.streams.task import Task
 
 
 def tasks_to_score(session: Session, tasks: Sequence[Task]) -> list[Task]:
-    """Return the learned tasks, the new ones, and those to come."""
+    """Return the learned tasks, the new ones, those to come, and the watched ones."""
     known = session.known_tasks()
-    for task in [*tasks, *session.future_tasks]:
+    for task in [*tasks, *session.future_tasks, *session.watched().values()]:
         known.setdefault(task.name, task)
     return list(known.values())
 
@@ -26,7 +26,7 @@ def answered_by(session: Session, tasks: Sequence[Task], number: int) -> dict[st
 def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[str, ScoredTask]]:
     """Score, with the weights of row 0 and of the last row, tasks that were not known when those were measured."""
     columns = set(session.directory.matrix().tasks)
-    new = [task for task in tasks if task.name not in columns and task.test]
+    new = [task for task in [*tasks, *session.new_watched.values()] if task.name not in columns and task.test]
     if not new:
         return {}
     scores = {}

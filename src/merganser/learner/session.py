@@ -21,6 +21,7 @@ from merganser.runs.rows import Row
 from merganser.streams.answers import CandidatePolicy
 from merganser.streams.metric_source import find_metric
 from merganser.streams.task import Example, Task
+from merganser.streams.watch import WatchedTask
 from merganser.weights import Weights
 
 
@@ -35,6 +36,7 @@ class Session:
         listener: receives events.
         candidates: decides which labels an answer is chosen from.
         future_tasks: tasks to come, which are scored before they are learned.
+        new_watched: tasks that are watched from the next row on, by name.
         metrics: task -> the function that scores it, of tasks whose metric is a function: given with the task, or
             imported when it is first needed.
         truncated: task -> numbers of its inputs and answers that are cut, as in its record.
@@ -50,6 +52,7 @@ class Session:
         self.method = make_method(config.method)
         self.candidates = CandidatePolicy(config.model.candidates, self.method.per_task_models)
         self.future_tasks: list[Task] = []
+        self.new_watched: dict[str, WatchedTask] = {}
         self.metrics: dict[str, MetricFunction] = {}
         self.truncated: dict[str, dict[str, int]] = {}
         self.announced: set[str] = set()
@@ -79,6 +82,7 @@ class Session:
     def commit(self, folder: Path) -> None:
         """Make a row count whose weights are in the model."""
         row = self.directory.commit_row(folder)
+        self.new_watched = {}  # they are in the row
         for name, examples in self._examples.items():
             examples += stored_examples(row, name)
         self._weights_of = row.folder.name
@@ -135,7 +139,7 @@ class Session:
         return list(self.learned_in())
 
     def examples(self, name: str) -> Sequence[tuple[str, Example]]:
-        """Return the examples in all rows' ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``, read at first use.
+        """Return the examples in the files ``memory``, ``test``, ``dev`` or ``watch`` of all rows, read at first use.
 
         Returns:
             Pairs of a task's name and an example, oldest task first.
@@ -167,6 +171,25 @@ class Session:
             )
             for record in records
         }
+
+    def watched(self) -> dict[str, WatchedTask]:
+        """Return the tasks that are watched, those from the next row on included."""
+        by_task: dict[str, list[Example]] = {}
+        for task, example in self.examples("watch"):
+            by_task.setdefault(task, []).append(example)
+        stored = {
+            record.name: WatchedTask(
+                record.name,
+                test=by_task.get(record.name, ()),
+                spec=record.spec,
+                group=record.group,
+                harness=record.harness,
+                metric=self.metrics.get(record.name),
+            )
+            for row in self.rows
+            for record in row.file.watched
+        }
+        return stored | self.new_watched
 
     def require_learned(self) -> dict[str, Task]:
         """Return the learned tasks.

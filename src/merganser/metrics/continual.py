@@ -53,7 +53,7 @@ def average_performance(matrix: ScoreMatrix) -> Metric:
     learned or when the last row lacks one of the learned tasks.
     """
     terms = [[(1.0, matrix.score(-1, task))] for task in matrix.learned_tasks]
-    return _mean(
+    return mean_metric(
         terms,
         "OP",
         "overall performance: mean over learned tasks of a[L][j], L = last row",
@@ -68,7 +68,7 @@ def backward_transfer(matrix: ScoreMatrix) -> Metric:
     it is the mean over the first T-1 tasks, not over all T. Undefined when all tasks were learned in the last row.
     """
     terms = [_change(matrix, task, before, len(matrix) - 1) for task, before in _earlier(matrix)]
-    return _mean(
+    return mean_metric(
         terms,
         "BWT",
         "backward transfer: mean over tasks learned before the last row of a[L][j] - a[r(j)][j]; divides by T-1",
@@ -87,7 +87,7 @@ def backward_transfer_all_rows(matrix: ScoreMatrix) -> Metric:
         for task, before in _earlier(matrix)
         for row in range(before + 1, len(matrix))
     ]
-    return _mean(
+    return mean_metric(
         terms,
         "BWT (all rows)",
         "mean over rows i and tasks learned before row i of a[i][j] - a[r(j)][j]; divides by T(T-1)/2",
@@ -118,7 +118,7 @@ def forward_transfer_single_task(matrix: ScoreMatrix, references: Mapping[str, S
     # Copies: one object may be the reference of several tasks, and entries are distinguished by identity.
     alone = {task: score.model_copy() for task, score in references.items()}
     terms = [[(1.0, matrix.score(row, task)), (-1.0, alone.get(task))] for task, row in _rows_learned(matrix)]
-    return _mean(
+    return mean_metric(
         terms,
         "FWT (single-task)",
         "forward transfer: mean over learned tasks of a[r(j)][j] - b[j], b[j] = fresh model trained on task j alone",
@@ -135,7 +135,7 @@ def forward_transfer_gem(matrix: ScoreMatrix) -> Metric:
     measured before training and right before it was learned.
     """
     terms = [_change(matrix, task, 0, row - 1) for task, row in _rows_learned(matrix) if row >= 2]
-    return _mean(
+    return mean_metric(
         terms,
         "FWT (GEM)",
         "forward transfer: mean over tasks with r(j) >= 2 of a[r(j)-1][j] - a[0][j], row 0 = before training",
@@ -155,7 +155,7 @@ def forgetting_chaudhry(matrix: ScoreMatrix) -> Metric:
     the spread of the maximum of normal variables whatever their correlation (Gaussian Poincare inequality).
     """
     terms = [_drop_from_best(matrix, task, range(1, len(matrix) - 1)) for task, _ in _earlier(matrix)]
-    return _mean(
+    return mean_metric(
         terms,
         "forgetting (Chaudhry)",
         "mean over tasks learned before the last row of max over rows 1..L-1 of a[i][j], minus a[L][j]",
@@ -171,7 +171,7 @@ def forgetting_since_learned(matrix: ScoreMatrix) -> Metric:
     that became known late. At least ``-BWT`` and at most ``forgetting (Chaudhry)``.
     """
     terms = [_drop_from_best(matrix, task, range(row, len(matrix) - 1)) for task, row in _earlier(matrix)]
-    return _mean(
+    return mean_metric(
         terms,
         "forgetting (since learned)",
         "mean over tasks learned before the last row of max over rows r(j)..L-1 of a[i][j], minus a[L][j]",
@@ -194,7 +194,7 @@ def forgetting_including_last(matrix: ScoreMatrix) -> Metric:
             stderr = math.hypot(*(entry.stderr for _, entry in measured))
             drop = [(1.0, measured[-1][1].model_copy(update={"value": 0.0, "stderr": stderr}))]
         terms.append(drop)
-    return _mean(
+    return mean_metric(
         terms,
         "forgetting (incl. last row)",
         "mean over tasks learned before the last row of max over rows r(j)..L of a[i][j], minus a[L][j]; at least 0",
@@ -208,7 +208,7 @@ def learning_accuracy(matrix: ScoreMatrix) -> Metric:
     Riemer et al. 2019 (MER, LA). The ability to learn, whatever is kept. Undefined before a task was learned.
     """
     terms = [[(1.0, matrix.score(row, task))] for task, row in _rows_learned(matrix)]
-    return _mean(
+    return mean_metric(
         terms,
         "learning accuracy",
         "mean over learned tasks of a[r(j)][j], each task right after it was learned",
@@ -223,7 +223,7 @@ def zero_shot(matrix: ScoreMatrix) -> Metric:
     learned or when a learned task was not measured before training.
     """
     terms = [[(1.0, matrix.score(0, task))] for task in matrix.learned_tasks]
-    return _mean(
+    return mean_metric(
         terms,
         "zero-shot",
         "mean over learned tasks of a[0][j], the model before any training",
@@ -283,7 +283,7 @@ def _known(terms: list[Term]) -> bool:
     return all(entry is not None for _, entry in terms)
 
 
-def _mean(groups: list[list[Term]], name: str, definition: str, source: str) -> Metric:
+def mean_metric(groups: list[list[Term]], name: str, definition: str, source: str) -> Metric:
     """Compute the mean over ``groups`` of the weighted sum within each.
 
     It is undefined if there is no group or an entry is missing.

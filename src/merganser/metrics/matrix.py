@@ -25,17 +25,20 @@ class ScoreMatrix:
 
     Args:
         tasks: names of the columns, in order; more can follow with :meth:`add_task`.
+        watched: columns of tasks that are scored and never learned -> their group (``general``, ``instruction``,
+            ``safety``), or an empty string. They follow ``tasks``, and no metric over learned tasks counts them.
 
     Raises:
         InputError: an empty or repeated name.
     """
 
-    def __init__(self, tasks: Iterable[str] = ()) -> None:
+    def __init__(self, tasks: Iterable[str] = (), watched: Mapping[str, str] | None = None) -> None:
         self._tasks: list[str] = []
         self._rows: list[ScoreRow] = []
         if isinstance(tasks, str):
             raise InputError(f"Tasks of a score matrix are one string, '{tasks}'.", "Give a list of names.")
-        for name in tasks:
+        self._watched = dict(watched or {})
+        for name in (*tasks, *self._watched):
             self.add_task(name)
 
     def add_task(self, name: str) -> None:
@@ -76,6 +79,8 @@ class ScoreMatrix:
         learned_before = {name: index for index, earlier in enumerate(self._rows) for name in earlier.learned}
         for position, name in enumerate(learned):
             self._require_task(name)
+            if name in self._watched:
+                raise InputError(f"Row {row} learned '{name}', which is watched.", "A watched task is never learned.")
             if name in learned_before or name in learned[:position]:
                 raise InputError(
                     f"Row {row}: task '{name}' was already learned in row {learned_before.get(name, row)}.",
@@ -108,6 +113,11 @@ class ScoreMatrix:
     def learned_tasks(self) -> tuple[str, ...]:
         """Return the tasks learned so far, in the order of learning (within a joint row, as given)."""
         return tuple(name for row in self._rows for name in row.learned)
+
+    @property
+    def watched(self) -> dict[str, str]:
+        """Return the watched tasks with their groups (an empty string: none)."""
+        return dict(self._watched)
 
     @property
     def rows(self) -> tuple[ScoreRow, ...]:

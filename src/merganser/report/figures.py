@@ -62,9 +62,9 @@ def _matrix(run: RunRecord) -> Figure | None:
         row_label([shortened(name) for name in row.learned], first=count == 0)
         for count, row in zip(learned_before(run), rows, strict=True)
     ]
-    axes.set_xticks(
-        range(len(columns)), [literal(shortened(c)) for c in columns], rotation=40, ha="right", rotation_mode="anchor"
-    )
+    watched = {each.name for each in run.scores.watched}
+    names = [literal(shortened(c)) + (" (watched)" if c in watched else "") for c in columns]
+    axes.set_xticks(range(len(columns)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), [f"{literal(label)}  {index}" for index, label in enumerate(labels)])
     axes.set_xlabel("score in percent, evaluated on (framed: just learned)")
     axes.tick_params(length=0)

@@ -18,8 +18,9 @@ def run_result(record: RunRecord, page: Path | None = None) -> dict[str, Any]:
 
     Returns:
         ``tasks`` has an entry per learned task with its score before any training, right after it was learned, and
-        now (``null``: not measured); ``change`` is ``now - learned``. ``matrix`` has an entry per row of the score
-        matrix, ``metrics`` the metrics with their definitions.
+        now (``null``: not measured); ``change`` is ``now - learned``. ``watched`` has one per watched task, where
+        ``change`` is ``now - before``. ``matrix`` has an entry per row of the score matrix, ``metrics`` the metrics
+        with their definitions.
     """
     scores = record.scores
     last = max(record.tasks, key=lambda task: task.index, default=None)
@@ -37,6 +38,16 @@ def run_result(record: RunRecord, page: Path | None = None) -> dict[str, Any]:
                 **_course(record, task.name, task.row, "learned"),
             }
             for task in record.tasks
+        ],
+        "watched": [
+            {
+                "task": each.name,
+                "group": each.group,
+                "metric": scores.metrics.get(each.name),
+                "against_start": None if each.against_start is None else each.against_start.model_dump(),
+                **_course(record, each.name, 0, "before"),
+            }
+            for each in scores.watched
         ],
         "matrix": [
             {"learned": row.learned, "scores": {name: score.value for name, score in row.scores.items()}}

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from merganser.errors import InputError, nearest
+from merganser.files.temporary_names import PARTIAL
 from merganser.metrics.paired import PairedChange, noise_floor, paired_change
 from merganser.metrics.retention import Bounds, TaskVerdict, Verdict, judge
 from merganser.report.formatting import MISSING, plural, score
 from merganser.runs import RunDirectory
 from merganser.runs.record import KeptAnswers, KeptExample
 from merganser.runs.rows import Row
+from merganser.runs.summary import score_matrix
+from merganser.streams.task import Task
 
 Against = Literal["previous", "best"]
 """Row that a task is compared with: the one before, or the one in which the task scored best."""
@@ -30,6 +33,7 @@ class Check:
         floors: task -> smallest change that could be told from none.
         compared: task -> folder of the row that it is compared with.
         bounds: what was allowed.
+        watched: tasks that are watched -> their group, or an empty string.
     """
 
     run: str
@@ -40,6 +44,7 @@ class Check:
     floors: dict[str, float] = field(default_factory=dict)
     compared: dict[str, str] = field(default_factory=dict)
     bounds: Bounds = field(default_factory=Bounds)
+    watched: dict[str, str] = field(default_factory=dict)
 
     def sentence(self) -> str:
         """Say the verdict with its reason."""
@@ -70,6 +75,8 @@ class Check:
     def _task_dict(self, each: TaskVerdict) -> dict[str, Any]:
         content: dict[str, Any] = {
             "task": each.task,
+            "watched": each.task in self.watched,
+            "group": self.watched.get(each.task) or None,
             "verdict": each.verdict.value,
             "score": each.score.value,
             "examples": each.score.n,
@@ -98,28 +105,32 @@ def check_row(
     against: Against = "previous",
     other: RunDirectory | None = None,
     bounds: Bounds | None = None,
+    rows: Sequence[Row] | None = None,
 ) -> Check:
     """Compare a row of a run with an earlier one, or with the last row of another run, example by example.
+
+    Learned tasks are compared, and watched ones.
 
     Args:
         row: folder under ``tasks/``, or the name of a task that was learned in it; by default the last.
         against: row of the same run that each task is compared with.
         other: another run with the same test examples, instead.
-        bounds: what may be lost.
+        bounds: what may be lost; the name of a group in ``max_drop_of`` stands for its watched tasks.
+        rows: of the run, where the last one does not count yet.
 
     Raises:
         InputError: no such row, nothing to compare, answers that were not kept, or other test examples.
     """
-    bounds = bounds or Bounds()
-    rows = directory.rows
+    rows = directory.rows if rows is None else rows
     number = _position(rows, row, str(directory.path))
     if number == 0:
         raise InputError(f"'{rows[0].folder.name}' is the row before any training.", "Name a row with a task.")
     answers = _Answers(rows)
     current = rows[number]
     own = [task.name for task in current.file.tasks]
-    earlier = [task.name for before in rows[:number] for task in before.file.tasks]
-    _check_names(bounds, [*earlier, *own])
+    watched = _watched(rows[: number + 1])
+    earlier = [*(task.name for before in rows[:number] for task in before.file.tasks), *watched]
+    bounds = _for_tasks(bounds or Bounds(), [*earlier, *own], watched)
     if other is None:
         judged = [name for name in earlier if name in current.file.scores.scores]
         befores = {name: _reference(rows, answers, name, number, against) for name in judged}
@@ -128,16 +139,15 @@ def check_row(
     else:
         theirs = other.rows
         foreign = _Answers(theirs)
-        learned = [task.name for before in theirs for task in before.file.tasks]
-        judged = [name for name in [*earlier, *own] if name in learned and name in current.file.scores.scores]
+        known = {task.name for before in theirs for task in before.file.tasks} | _watched(theirs).keys()
+        judged = [name for name in [*earlier, *own] if name in known and name in current.file.scores.scores]
         if not judged:
             raise InputError(f"'{directory.path}' and '{other.path}' have no task in common.", "Name another run.")
         _check_tests(rows, theirs, judged)
         befores = dict.fromkeys(judged, len(theirs) - 1)
         words = f"{other.path} after {theirs[-1].folder.name}"
-    changes = {
-        name: _change(foreign.of(name, befores[name]), answers.of(name, number), bounds.confidence) for name in judged
-    }
+    level = bounds.confidence
+    changes = {name: _change(foreign.of(name, befores[name]), answers.of(name, number), level) for name in judged}
     scores = current.file.scores.scores
     fresh = [name for name in own if name in scores and name not in changes]
     unknown = [name for name in (bounds.max_drop_of or {}) if name not in changes]
@@ -153,14 +163,44 @@ def check_row(
     folders = rows if other is None else other.rows
     return Check(
         run=str(directory.path),
-        row=current.folder.name,
+        row=current.folder.name.removesuffix(PARTIAL),
         against=words,
         verdict=verdict,
         tasks=tasks,
         floors={name: noise_floor(change, bounds.confidence) for name, change in changes.items()},
         compared={name: folders[befores[name]].folder.name for name in changes},
         bounds=bounds,
+        watched=watched,
     )
+
+
+def _watched(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the tasks that are watched in the last of these rows -> their group, or an empty string."""
+    return {each.name: each.group or "" for row in rows for each in row.file.watched}
+
+
+def require_comparable(rows: Sequence[Row], new: Sequence[Task], watched: Mapping[str, str], bounds: Bounds) -> None:
+    """Refuse, before any work, to check a row that :func:`check_row` could not judge.
+
+    Args:
+        rows: of the run so far.
+        new: the tasks to learn in the row.
+        watched: the watched tasks -> their group, or an empty string.
+        bounds: as for :func:`check_row`.
+
+    Raises:
+        InputError: nothing to compare, ``max_drop_of`` of an unknown task, or ``min_new`` of one without tests.
+    """
+    scored = rows[-1].file.scores.scores if rows else {}
+    earlier = [task.name for row in rows for task in row.file.tasks if task.name in scored]
+    found = _for_tasks(bounds, [*earlier, *watched], watched)
+    if not earlier and not watched and found.min_new is None:
+        raise InputError(
+            "There is no earlier or watched task with test examples to compare (--check).",
+            "Give --min-new, or watch tasks.",
+        )
+    if found.min_new is not None and not any(task.test for task in new):
+        raise InputError("The new task has no test examples (--min-new).", "Give it some with --test.")
 
 
 class _Answers:
@@ -202,20 +242,26 @@ def _reference(rows: Sequence[Row], answers: _Answers, task: str, number: int, a
     """Return the row that a task is compared with: the one before, or that of its best score since it was learned."""
     if against == "previous":
         return number - 1
-    first = next(index for index, row in enumerate(rows) if task in [each.name for each in row.file.tasks])
-    known = {index: rows[index].file.scores.scores for index in range(first, number)}
-    return max((index for index in known if task in known[index]), key=lambda index: known[index][task].value)
+    first = next((index for index, row in enumerate(rows) if task in [each.name for each in row.file.tasks]), 0)
+    matrix = score_matrix([row.file for row in rows])  # with scores that were taken later
+    known = {index: entry.value for index in range(first, number) if (entry := matrix.score(index, task)) is not None}
+    return max(known, key=known.__getitem__)
 
 
 def _change(before: KeptAnswers, after: KeptAnswers, confidence: float) -> PairedChange:
     return paired_change(before.scores, after.scores, confidence)
 
 
-def _check_names(bounds: Bounds, known: Sequence[str]) -> None:
-    for name in bounds.max_drop_of or {}:
-        if name not in known:
-            hint = nearest(name, known) or f"Learned tasks: {', '.join(known)}."
+def _for_tasks(bounds: Bounds, known: Sequence[str], watched: Mapping[str, str]) -> Bounds:
+    """Return bounds with the tasks of a group in the place of its name, that of no task."""
+    drops: dict[str, float] = {}
+    for name, drop in (bounds.max_drop_of or {}).items():
+        of_group = [task for task, group in watched.items() if group == name]
+        if name not in known and not of_group:
+            hint = nearest(name, known) or f"Learned and watched tasks: {', '.join(known)}."
             raise InputError(f"There is no task '{name}' (--max-drop-of).", hint)
+        drops |= {name: drop} if name in known else {task: drop for task in of_group if task not in drops}
+    return replace(bounds, max_drop_of=drops)
 
 
 def _check_tests(ours: Sequence[Row], theirs: Sequence[Row], tasks: Sequence[str]) -> None:
@@ -229,7 +275,7 @@ def _check_tests(ours: Sequence[Row], theirs: Sequence[Row], tasks: Sequence[str
 def _tests(rows: Sequence[Row]) -> dict[str, list[KeptExample]]:
     found: dict[str, list[KeptExample]] = {}
     for row in rows:
-        for example in row.examples("test"):
+        for example in (*row.examples("test"), *row.examples("watch")):
             found.setdefault(example.task, []).append(example)
     return found
 
@@ -252,20 +298,27 @@ HEADER = ("task", "before", "now", "change", "interval", "p", "wrong/right", "ve
 
 
 def table_rows(check: Check) -> list[tuple[str, ...]]:
-    """Return one row of cells per task, under :data:`HEADER`; scores in percent, changes in points."""
+    """Return one row of cells per task, under :data:`HEADER`; scores in percent, changes in points, watched tasks with
+    a ``*``."""
     rows: list[tuple[str, ...]] = []
     for each in check.tasks:
         change = each.change
         now = score(each.score.value)
+        name = f"{each.task} *" if each.task in check.watched else each.task
         if change is None:
-            rows.append((each.task, MISSING, now, "new", "", "", "", each.verdict.value))
+            rows.append((name, MISSING, now, "new", "", "", "", each.verdict.value))
             continue
         interval = f"{score(change.low, signed=True)} to {score(change.high, signed=True)}"
         flips = f"{change.lost}/{change.gained}"
         p = "<.001" if (each.p or 0.0) < 0.001 else f"{each.p:.3f}".removeprefix("0")
         moved = score(change.change, signed=True)
-        rows.append((each.task, score(change.before), now, moved, interval, p, flips, each.verdict.value))
+        rows.append((name, score(change.before), now, moved, interval, p, flips, each.verdict.value))
     return rows
+
+
+def legend(check: Check) -> str:
+    """Return what the mark of watched tasks means; empty where there are none."""
+    return "; *: watched, never learned" if any(each.task in check.watched for each in check.tasks) else ""
 
 
 def markdown(check: Check) -> str:
@@ -277,7 +330,7 @@ def markdown(check: Check) -> str:
         "",
         f"{code_span(check.run)}, row {code_span(check.row)}, against {escaped(check.against)}; scores in percent, "
         f"{100 * check.bounds.confidence:g} % intervals of the change over the same test examples, p values corrected "
-        "for the number of tasks (Holm); wrong/right: answers that became wrong, and right.",
+        f"for the number of tasks (Holm); wrong/right: answers that became wrong, and right{escaped(legend(check))}.",
         "",
         f"| {' | '.join(HEADER)} |",
         f"|{'---|' * len(HEADER)}",

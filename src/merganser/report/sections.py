@@ -83,11 +83,16 @@ def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
     last row and the scores of models that learned one task alone."""
     columns = run.scores.tasks
     row_of = rows_learned(run)
+    watched = {each.name: each.group or "" for each in run.scores.watched}
     rows = []
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
         label = row_label(row.learned, first=learned == 0)
         cells = [
-            _cell(row.scores.get(task), own=row_of.get(task) == number, future=row_of.get(task, number + 1) > number)
+            _cell(
+                row.scores.get(task),
+                own=row_of.get(task) == number,
+                future=row_of.get(task, number + 1) > number and task not in watched,
+            )
             for task in columns
         ]
         rows.append({"number": number, "label": label, "title": ", ".join(row.learned), "cells": cells})
@@ -99,10 +104,20 @@ def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
         extra.append({"label": "learned alone", "cells": [_cell(run.scores.references.get(c)) for c in columns]})
     counts = [max((r.scores[task].n for r in run.scores.rows if task in r.scores), default=0) for task in columns]
     heads = [
-        {"name": task, "metric": metric_label(run.scores.metrics.get(task, "")), "n": f"{count:,}"}
+        {
+            "name": task,
+            "metric": metric_label(run.scores.metrics.get(task, "")),
+            "n": f"{count:,}",
+            "watched": watched_mark(watched[task]) if task in watched else "",
+        }
         for task, count in zip(columns, counts, strict=True)
     ]
     return {"heads": heads, "rows": rows, "extra": extra}
+
+
+def watched_mark(group: str) -> str:
+    """Return the mark of a watched task: ``watched``, and what it stands for."""
+    return f"watched: {group}" if group else "watched"
 
 
 def _per_label(per_label: dict[str, int]) -> str:

@@ -43,6 +43,7 @@ def _cell(value: str | int | float | None) -> str | int | float:
 
 def _scores(run: RunRecord) -> Iterable[Cells]:
     row_of = rows_learned(run)
+    watched = {each.name for each in run.scores.watched}
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
         after = " + ".join(row.learned) if row.learned else ("" if learned else "before training")
         for task in run.scores.tasks:
@@ -50,7 +51,9 @@ def _scores(run: RunRecord) -> Iterable[Cells]:
             if entry is not None:
                 metric = run.scores.metrics.get(task)
                 state = (
-                    "own"
+                    "watched"
+                    if task in watched
+                    else "own"
                     if row_of.get(task) == number
                     else ("earlier" if row_of.get(task, number + 1) < number else "later")
                 )

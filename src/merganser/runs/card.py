@@ -12,6 +12,7 @@ import yaml
 from merganser.files.markdown import code_block, code_span, escaped
 from merganser.metrics.continual import Metric, average_performance, backward_transfer, forgetting_since_learned
 from merganser.metrics.matrix import ScoreMatrix
+from merganser.metrics.retained import retained
 from merganser.metrics.score import Score
 from merganser.runs.record import RowFile, RunInfo, TaskRecord
 from merganser.runs.rows import folder_name
@@ -66,8 +67,8 @@ def record_sections(history: History, run: str) -> str:
     Args:
         run: the run directory as commands name it.
     """
-    lines = [*_data(history), *_scores(history), *_forgetting(history), *_training(history), *_undo(history, run)]
-    return "\n".join(lines)
+    kept = [*_scores(history), *_forgetting(history), *_watched(history)]
+    return "\n".join([*_data(history), *kept, *_training(history), *_undo(history, run)])
 
 
 def _data(history: History) -> list[str]:
@@ -143,6 +144,31 @@ def _forgetting(history: History) -> list[str]:
         "Scores in percent, with the standard error from the finite test set.",
         "",
         *(f"* {title}: {_value(metric)} ({escaped(metric.definition)})" for title, metric in metrics),
+        "",
+    ]
+
+
+def _watched(history: History) -> list[str]:
+    """Return the table of the watched tasks before any training and now; nothing where there are none."""
+    matrix = history.matrix
+    if not matrix.watched:
+        return []
+    lines = []
+    for name, group in matrix.watched.items():
+        before, now = matrix.score(0, name), matrix.score(-1, name)
+        title = escaped(f"{name} ({group})" if group else name)
+        change = "not measured" if before is None or now is None else f"{100 * (now.value - before.value):+.1f}"
+        lines.append(f"| {title} | {_percent(before, True)} | {_percent(now, True)} | {change} |")
+    return [
+        "## What it knew before",
+        "",
+        "Tasks that were scored and never learned: what the pretrained model knew.",
+        "",
+        "| task | before training | now | change in points |",
+        "|---|--:|--:|--:|",
+        *lines,
+        "",
+        *(f"* {metric.name}: {_value(metric)} ({escaped(metric.definition)})" for metric in retained(matrix)),
         "",
     ]
 

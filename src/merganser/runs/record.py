@@ -8,6 +8,7 @@
 ``tasks/NN-name/merges.jsonl``   one :class:`MergeRecord` per merge
 ``tasks/NN-name/memory.jsonl``   one :class:`KeptExample` per example kept for rehearsal
 ``tasks/NN-name/test.jsonl``     one :class:`KeptExample` per test example, so that later rows can be measured anywhere
+``tasks/NN-name/watch.jsonl``    one :class:`KeptExample` per example of tasks that are watched from this row on
 ``tasks/NN-name/dev.jsonl``      likewise its development texts, where ``training.select_best`` needs them
 ``tasks/NN-name/images.safetensors``  the encoded images of those examples, if they are images, each under its SHA-256
 ``tasks/NN-name/prototypes.safetensors``  frozen label vectors that nothing can make again (image encoders without text)
@@ -30,9 +31,11 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from merganser.lineage import Lineage
 from merganser.metrics.continual import Metric
+from merganser.metrics.retained import Outcomes
 from merganser.metrics.score import Score, ScoreRow
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.memory import MemorySummary
+from merganser.streams.watch_options import Group, HarnessOptions
 
 FORMAT = 2
 """Version of the layout of a run directory; a run with another number is refused."""
@@ -187,8 +190,24 @@ class TaskRecord(Record):
     finished: str = Field(description="UTC time, ISO 8601")
 
 
+class WatchRecord(Record):
+    """One watched task: scored after every row and never learned."""
+
+    name: str
+    group: Group | None = Field(None, description="what it stands for")
+    fingerprint: str = Field(description="SHA-256 of its examples and settings")
+    test_examples: int
+    truncated: dict[str, int] = Field(default_factory=dict, description="as of a task: test_inputs, test_answers")
+    spec: AnswerSpec = Field(description="as of a task; of a task of lm-evaluation-harness only a placeholder")
+    harness: HarnessOptions | None = Field(
+        None, description="the task of lm-evaluation-harness that asks and scores; its folder is on this machine"
+    )
+    source: dict[str, str] = Field(default_factory=dict)
+    remarks: list[str] = Field(default_factory=list)
+
+
 class KeptExample(Record):
-    """One example in ``memory.jsonl`` or ``test.jsonl``."""
+    """One example in ``memory.jsonl``, ``test.jsonl`` or ``watch.jsonl``."""
 
     task: str
     input: str = Field("", description="the text as the model reads it; empty where there are messages")
@@ -224,6 +243,13 @@ class RowFile(Record):
         default_factory=dict, description="row -> scores of tasks that were not known when that row was measured"
     )
     metrics: dict[str, str] = Field(description="text score used for each task in the row")
+    watched: list[WatchRecord] = Field(
+        default_factory=list, description="tasks that are watched from this row on; they have columns as others"
+    )
+    against_start: dict[str, Outcomes] = Field(
+        default_factory=dict,
+        description="watched task -> its answers compared with those of row 0, as far as answers are kept",
+    )
     lines: dict[str, int] = Field(
         default_factory=dict, description="lines of each .jsonl file beside it, so that one cut short is found"
     )
@@ -238,11 +264,26 @@ class RowFile(Record):
     checksum: str = Field("", description="SHA-256 of this file with this value left empty; empty: none was recorded")
 
 
+class WatchedColumn(Record):
+    """What ``scores.json`` has of a watched task beside its column of the matrix."""
+
+    name: str
+    group: Group | None = None
+    against_start: Outcomes | None = Field(
+        None, description="its answers in the last row compared with those of row 0; null: not kept, or nothing learned"
+    )
+
+
 class ScoresFile(Record):
     """``scores.json``."""
 
     format: int = FORMAT
-    tasks: list[str] = Field(description="columns of the matrix, in order of learning, then those not yet learned")
+    tasks: list[str] = Field(
+        description="columns of the matrix, in order of learning, then those not yet learned, then watched ones"
+    )
+    watched: list[WatchedColumn] = Field(
+        default_factory=list, description="the columns that are watched: scored in every row and never learned"
+    )
     metrics: dict[str, str] = Field(description="text score used for each task")
     rows: list[ScoreRow]
     references: dict[str, Score] = Field(

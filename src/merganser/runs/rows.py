@@ -49,12 +49,14 @@ class Row:
         return self.file.row == 0
 
     def examples(self, name: str) -> list[KeptExample]:
-        """Read ``memory.jsonl``, ``test.jsonl`` or ``dev.jsonl``; the row before training has none.
+        """Read ``memory.jsonl``, ``test.jsonl``, ``dev.jsonl`` or ``watch.jsonl``.
+
+        The row before training has only the last of them, and other rows have it where tasks are watched from there on.
 
         Raises:
             InputError: the file is missing or damaged.
         """
-        if self.is_start:
+        if not self.file.watched if name == "watch" else self.is_start:
             return []
         examples = read_counted_lines(self.folder, name, KeptExample, self.file)
         self.checked(f"{name}.jsonl")
@@ -114,7 +116,7 @@ class Row:
                 raise damaged(*problem)
             return
         for name in self.file.lines:
-            if name in ("memory", "test", "dev"):
+            if name in ("memory", "test", "dev", "watch"):
                 self.examples(name)
         self.signals()
         for name in files_of(self.folder):

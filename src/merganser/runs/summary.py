@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 
 from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
+from merganser.metrics.retained import retained, win_rates
 from merganser.metrics.score import Score
-from merganser.runs.record import RowFile, ScoresFile
+from merganser.runs.record import RowFile, ScoresFile, WatchedColumn
 
 
 def score_matrix(rows: Sequence[RowFile]) -> ScoreMatrix:
     """Return the score matrix of these rows."""
     names: list[str] = [task.name for row in rows for task in row.tasks]
+    watched = {each.name: each.group or "" for row in rows for each in row.watched}
     for row in rows:
-        names += [name for name in row.scores.scores if name not in names]
-    matrix = ScoreMatrix(names)
+        names += [name for name in row.scores.scores if name not in names and name not in watched]
+    matrix = ScoreMatrix(names, watched)
     for row in rows:
         matrix.add_row(row.scores.learned, row.scores.scores)
     for row in rows:
@@ -35,10 +37,18 @@ def scores_file(rows: Sequence[RowFile], references: Mapping[str, Score]) -> Sco
     metrics: dict[str, str] = {}
     for row in rows:
         metrics.update(row.metrics)
+    compared = rows[-1].against_start if rows else {}
+    watched = [
+        WatchedColumn(name=each.name, group=each.group, against_start=compared.get(each.name))
+        for row in rows
+        for each in row.watched
+    ]
+    metrics_of_watched = [*retained(matrix), *win_rates(matrix.watched, compared)]
     return ScoresFile(
         tasks=list(matrix.tasks),
+        watched=watched,
         metrics=metrics,
         rows=list(matrix.rows),
         references=dict(references),
-        summary=summary(matrix, references),
+        summary=[*summary(matrix, references), *metrics_of_watched],
     )

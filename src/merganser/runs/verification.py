@@ -332,6 +332,7 @@ def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:
         yield folder / "merges.jsonl", _problem(error)
         return
     names = [] if row.is_start else ["memory", "test", *(["dev"] if "dev" in row.file.lines else [])]
+    names += ["watch"] if row.file.watched else []
     for name in names:
         try:
             row.examples(name)

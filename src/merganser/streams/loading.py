@@ -68,6 +68,8 @@ def load_stream(options: StreamOptions, base: Path) -> Stream:
         return demo_stream(
             options.limit or DEMO_TEXTS, options.limit_test or DEMO_TEXTS, options.limit_seed or 0, options.limit_dev
         )
+    if options.task_names() is None and options.split is None and options.name is None:
+        raise InputError("The stream has tasks to watch and none to learn.", "Name tasks, or learn with --config.")
     if options.split is not None or options.name in IMAGE_SETS:
         return _split_stream(options, base)
     if options.tasks is not None:

@@ -23,6 +23,7 @@ from merganser.streams.task_options import (
     as_label,
     name_problem,
 )
+from merganser.streams.watch_options import WatchOptions
 
 __all__ = ["MemoryOptions", "SplitOptions", "StreamOptions", "TaskOptions"]
 
@@ -124,6 +125,11 @@ class StreamOptions(Options):
     overrides: dict[str, TaskOverrides] = Field(
         default_factory=dict, description="task name -> settings of that task, such as the texts of its labels"
     )
+    watch: list[WatchOptions] = Field(
+        default_factory=list,
+        description="tasks that are scored before training and after every task, and never learned: what the "
+        "pretrained model knew and should keep. Without any tasks beside it, for `merganser learn --config`",
+    )
 
     @model_validator(mode="after")
     def _check_source(self) -> StreamOptions:
@@ -141,6 +147,8 @@ class StreamOptions(Options):
         ]
         if len(sources) > 1:
             raise ValueError(f"gives both '{sources[0]}' and '{sources[1]}': keep one")
+        if not sources and self.watch and self.name is None:
+            sources = ["watch"]
         if not sources:
             if self.name is not None:
                 hint = nearest(self.name, [*BUILTIN, DEMO, *IMAGE_SETS])
@@ -158,7 +166,8 @@ class StreamOptions(Options):
         if (self.split is not None or image_set) and self.overrides:
             raise ValueError("'overrides' do not apply to a split; give its settings in 'split'")
         names = self.task_names()
-        if (twice := first_repeated(names or [])) is not None:
+        watched = [task.title for task in self.watch]
+        if (twice := first_repeated([*(names or []), *watched])) is not None:
             raise ValueError(f"task {twice!r} occurs twice")
         for name in names or []:
             if problem := name_problem(name):
