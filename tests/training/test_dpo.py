@@ -57,6 +57,7 @@ def test_loss_of_a_model_and_its_likelihoods(folder: Path) -> None:
     batch = model.collate(features)
     assert (num_examples(batch), num_loss_items(batch)) == (3, 3)
     assert batch["input_ids"].shape[0] == 6
+    assert sum(feature["length"] for feature in features) == int(batch["attention_mask"].sum())  # of both answers
     # At the reference every margin is 0, so that the loss is log 2.
     assert model_loss(model.module, batch).item() == pytest.approx(math.log(2), abs=1e-6)
     # The same likelihoods as those by which labels are ranked.

@@ -189,7 +189,7 @@ def _planned(
     texts = session.backbone.modality == "text"
     steps = context.steps
     per_step = session.config.training.batch * session.config.training.accumulation
-    per_pass = sum(task.rows_per_epoch for task in group) if not session.method.joint else len(lengths)
+    per_pass = _rows_per_pass(session, group, context)
     trained = sum(lengths) / len(lengths) * min(steps * per_step, _rows_trained(session, per_pass, steps))
     return PlannedTask(
         name="+".join(task.name for task in group),
@@ -204,6 +204,11 @@ def _planned(
         answers=evaluation[0],
         evaluating_seconds=evaluation[1],
     )
+
+
+def _rows_per_pass(session: Session, group: Sequence[Task], context: TaskContext) -> int:
+    """Return the examples of an epoch, with those mixed in."""
+    return len(context.features) if session.method.joint else sum(task.rows_per_epoch for task in group)
 
 
 def _rows_trained(session: Session, per_pass: int, steps: int) -> int:
@@ -242,7 +247,7 @@ def _selecting(session: Session, groups: Sequence[Sequence[Task]], context: Task
     options = session.config.training
     if not selects(session, groups[-1]) or options.select_by != "score":
         return []
-    every = options.select_every or steps_per_epoch(len(context.features), options)
+    every = options.select_every or steps_per_epoch(_rows_per_pass(session, groups[-1], context), options)
     most = options.select_texts or LARGEST
     learned = [] if session.method.per_task_models else list(session.known_tasks("dev").values())
     seen = [(task.name, len(task.test)) for task in learned]

@@ -87,6 +87,8 @@ class ContinuousBatching:
     def write(self, prompts: Sequence[list[int]]) -> list[Written]:
         from transformers.generation.configuration_utils import ContinuousBatchingConfig
 
+        if not prompts:  # a process may have none
+            return []
         base, longest = self.backbone.base, max(map(len, prompts)) + self.backbone.lengths.target
         # On a GPU it takes what is free; on a CPU it would take most of the memory of the machine.
         pages = -(-longest // PAGE) + 1

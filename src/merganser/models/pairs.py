@@ -44,7 +44,7 @@ def pair_features(
         {
             "chosen": chosen,
             "rejected": rejected,
-            "length": max(chosen["length"], rejected["length"]),
+            "length": chosen["length"] + rejected["length"],
             "dpo_beta": spec.dpo.beta,
             "by_length": spec.dpo.by_length,
         }

@@ -57,7 +57,9 @@ class TrainingOptions(StrictOptions):
         description="an optimizer by its name in transformers; names with 8bit, paged and lion need bitsandbytes",
     )
     learning_rate: float = Field(3e-4, gt=0, allow_inf_nan=False, description="peak learning rate")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="decoupled weight decay")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="weight decay: decoupled, except for sgd and rmsprop"
+    )
     schedule: Literal["linear", "cosine", "constant_with_warmup", "inverse_sqrt"] = Field(
         "linear", description="learning-rate schedule of a task (a scheduler name of transformers)"
     )
