@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import InputError, nearest
+from merganser.metrics.course import since_learned
 from merganser.metrics.score import Score, ScoreRow
+from merganser.tables import frame, html_table, row_label, score
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 
 class ScoreMatrix:
@@ -153,6 +159,28 @@ class ScoreMatrix:
         # The reshape keeps both dimensions when there is no row or no column yet.
         return np.array(table, dtype=np.float64).reshape(len(self._rows), len(self._tasks))
 
+    def to_pandas(self) -> DataFrame:
+        """Return a frame of pandas: a row per row of the matrix, a column per task, fractions, NaN where missing.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        values = self.values
+        columns = {task: values[:, column] for column, task in enumerate(self._tasks)}
+        return frame(columns, self._labels(), "row")
+
+    def _repr_html_(self) -> str:
+        scores = [{task: entry.value for task, entry in row.scores.items()} for row in self._rows]
+        changes = since_learned([(row.learned, known) for row, known in zip(self._rows, scores, strict=True)])
+        rows = [
+            [label, *(_cell(known.get(task), moved.get(task)) for task in self._tasks)]
+            for label, known, moved in zip(self._labels(), scores, changes, strict=True)
+        ]
+        return html_table(["", *self._tasks], rows, note="Percent; with the change since the task was learned.")
+
+    def _labels(self) -> list[str]:
+        return [row_label(row.learned, first=number == 0) for number, row in enumerate(self._rows)]
+
     def _require_task(self, name: str) -> None:
         if name not in self._tasks:
             hint = nearest(str(name), self._tasks) or f"Known tasks: {', '.join(self._tasks) or 'none'}."
@@ -162,3 +190,7 @@ class ScoreMatrix:
         if not -len(self._rows) <= row < len(self._rows):
             raise InputError(f"Row {row} is not in the score matrix.", f"It has {len(self)} rows, counted from 0.")
         return row % len(self._rows)
+
+
+def _cell(value: float | None, change: float | None) -> str:
+    return score(value) if change is None else f"{score(value)} ({score(change, signed=True)})"

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
-
 from merganser.control import CAUSES
 from merganser.runs.record import MergeRecord
-
-MISSING = "–"
-"""Shown where nothing was measured."""
+from merganser.tables import MISSING, finite, score
+from merganser.tables import row_label as row_label
 
 CAUSE_LETTER = {"due": "D", "early": "E", "forced": "F", "end": "T"}
 """Letter of each cause of a merge; ``end`` is T for the end of the task, since E is early."""
@@ -27,29 +23,6 @@ def metric_title(name: str) -> str:
 def cause_title(cause: str) -> str:
     """Return a cause of a merge and what it means: ``due: on or after the planned step, ...``."""
     return f"{cause}: {CAUSES[cause]}"
-
-
-def row_label(learned: Sequence[str], first: bool = False) -> str:
-    """Name a row of the score matrix by the tasks learned since the row before; ``first``: no task was learned yet."""
-    if len(learned) == 1:
-        return f"after {learned[0]}"
-    if learned:
-        return f"after {len(learned)} tasks together"
-    return "before training" if first else "again"
-
-
-def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is missing, infinite or not a number (JSON has no such numbers)."""
-    return value if value is not None and math.isfinite(value) else None
-
-
-def score(value: float | None, signed: bool = False) -> str:
-    """Format a score in [0, 1], or a difference of scores, in percent with one decimal and a true minus sign."""
-    known = finite(value)
-    if known is None:
-        return MISSING
-    known = round(100 * known, 1) + 0.0  # no "-0.0"
-    return f"{known:{'+' if signed and known else ''}.1f}".replace("-", "−")
 
 
 def score_with_error(value: float | None, stderr: float | None) -> str:

@@ -12,6 +12,7 @@ from merganser.metrics.paired import PairedChange, noise_floor, paired_change
 from merganser.metrics.retention import Bounds, TaskVerdict, Verdict, judge
 from merganser.report.formatting import MISSING, plural, score
 from merganser.runs import RunDirectory
+from merganser.runs.answers import AnswersOfRows
 from merganser.runs.record import KeptAnswers, KeptExample
 from merganser.runs.rows import Row
 from merganser.runs.summary import score_matrix
@@ -125,7 +126,7 @@ def check_row(
     number = _position(rows, row, str(directory.path))
     if number == 0:
         raise InputError(f"'{rows[0].folder.name}' is the row before any training.", "Name a row with a task.")
-    answers = _Answers(rows)
+    answers = AnswersOfRows(rows)
     current = rows[number]
     own = [task.name for task in current.file.tasks]
     watched = _watched(rows[: number + 1])
@@ -138,7 +139,7 @@ def check_row(
         foreign = answers
     else:
         theirs = other.rows
-        foreign = _Answers(theirs)
+        foreign = AnswersOfRows(theirs)
         known = {task.name for before in theirs for task in before.file.tasks} | _watched(theirs).keys()
         judged = [name for name in [*earlier, *own] if name in known and name in current.file.scores.scores]
         if not judged:
@@ -203,31 +204,6 @@ def require_comparable(rows: Sequence[Row], new: Sequence[Task], watched: Mappin
         raise InputError("The new task has no test examples (--min-new).", "Give it some with --test.")
 
 
-class _Answers:
-    """The answers of a run by row and task, read when they are first asked for."""
-
-    def __init__(self, rows: Sequence[Row]) -> None:
-        self._rows = rows
-        self._known: dict[tuple[int, str], KeptAnswers] | None = None
-
-    def of(self, task: str, row: int) -> KeptAnswers:
-        """Return the answers that the weights of a row gave; a task whose weights did not change has earlier ones.
-
-        Raises:
-            InputError: none were kept.
-        """
-        if self._known is None:
-            # What is new in a later row was answered with the weights of earlier ones as well.
-            self._known = {(kept.row, kept.task): kept for each in self._rows for kept in each.answers()}
-        for number in range(row, -1, -1):
-            if (number, task) in self._known:
-                return self._known[number, task]
-        raise InputError(
-            f"The answers to the test examples of '{task}' in row '{self._rows[row].folder.name}' were not kept.",
-            "Runs with evaluation.keep_answers: true (the default) keep them.",
-        )
-
-
 def _position(rows: Sequence[Row], name: str | None, run: str) -> int:
     if name is None:
         return len(rows) - 1
@@ -238,7 +214,7 @@ def _position(rows: Sequence[Row], name: str | None, run: str) -> int:
     raise InputError(f"There is no row '{name}' in '{run}'.", nearest(name, names) or f"Rows: {', '.join(names)}.")
 
 
-def _reference(rows: Sequence[Row], answers: _Answers, task: str, number: int, against: Against) -> int:
+def _reference(rows: Sequence[Row], answers: AnswersOfRows, task: str, number: int, against: Against) -> int:
     """Return the row that a task is compared with: the one before, or that of its best score since it was learned."""
     if against == "previous":
         return number - 1

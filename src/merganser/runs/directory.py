@@ -35,7 +35,7 @@ from merganser.runs.reading import damaged, problem, read_text
 from merganser.runs.record import FORMAT, RunInfo, RunRecord, ScoresFile
 from merganser.runs.references import REFERENCES, read_references, write_references
 from merganser.runs.rows import ROW_FOLDER, Row, folder_name, read_row, row_folders, unfinished_rows
-from merganser.runs.summary import score_matrix, scores_file
+from merganser.runs.summary import run_record, score_matrix, scores_file
 
 RUN = "run.yaml"
 
@@ -369,15 +369,7 @@ class RunDirectory:
         Raises:
             InputError: a file of the run is damaged.
         """
-        # Tasks learned together share one training; its signals are kept under the name of the first.
-        return RunRecord(
-            path=str(self.path),
-            info=self.info,
-            tasks=[task for row in self.rows for task in row.file.tasks],
-            scores=self.scores(),
-            merges=[merge for row in self.rows for merge in row.merges],
-            signals={row.file.tasks[0].name: row.signals() for row in self.rows if row.file.tasks},
-        )
+        return run_record(str(self.path), self.info, self.rows, self.scores())
 
 
 def read_run(path: Path | str) -> RunRecord:

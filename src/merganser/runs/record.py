@@ -25,17 +25,30 @@ are the truth: each is renamed into place when it is complete, and the files bes
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr
 
 from merganser.lineage import Lineage
 from merganser.metrics.continual import Metric
+from merganser.metrics.course import TaskCourse, courses, courses_frame, courses_html, loss_sentence
+from merganser.metrics.paired import PairedChange
 from merganser.metrics.retained import Outcomes
 from merganser.metrics.score import Score, ScoreRow
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.memory import MemorySummary
 from merganser.streams.watch_options import Group, HarnessOptions
+from merganser.tables import frame
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+Against = Literal["learned", "previous"]
+"""Row that a task's answers are compared with: the one right after it was learned, or the one before the last."""
+
+Table = Literal["tasks", "merges", "signals", "costs"]
+"""What :meth:`RunRecord.to_pandas` gives a row to: each task, merge, inner step, or task's cost."""
 
 FORMAT = 2
 """Version of the layout of a run directory; a run with another number is refused."""
@@ -301,3 +314,54 @@ class RunRecord(Record):
     scores: ScoresFile
     merges: list[MergeRecord]
     signals: dict[str, list[SignalRecord]] = Field(description="task name -> one record per inner step")
+    _compare: Callable[[Against], dict[str, PairedChange]] | None = PrivateAttr(None)
+    _changes: dict[Against, dict[str, PairedChange]] = PrivateAttr(default_factory=dict)
+
+    def compare_by(self, compare: Callable[[Against], dict[str, PairedChange]]) -> RunRecord:
+        """Let :meth:`changes` compare answers in this way; they are read when it is first asked."""
+        self._compare = compare
+        return self
+
+    def changes(self, against: Against = "learned") -> dict[str, PairedChange]:
+        """Return the change of each earlier task up to the last row, over the same test examples, with its interval.
+
+        A task whose answers were not kept has none.
+
+        Raises:
+            InputError: the files with the answers are damaged.
+        """
+        if against not in self._changes:
+            self._changes[against] = {} if self._compare is None else self._compare(against)
+        return self._changes[against]
+
+    def courses(self) -> list[TaskCourse]:
+        """Return what became of each learned task, with the change since it was learned and its interval."""
+        return courses(self.scores.rows, self.changes())
+
+    def to_pandas(self, table: Table = "tasks") -> DataFrame:
+        """Return a frame of pandas; scores are fractions.
+
+        Args:
+            table: ``tasks``: what became of each task; ``merges``: the ledger; ``signals``: a row per inner step;
+                ``costs``: seconds and examples of each task. The matrix of scores is ``Learner.scores.to_pandas()``.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        if table == "tasks":
+            return courses_frame(self.courses())
+        if table == "merges":
+            return _frame_of({}, MergeRecord, self.merges)
+        if table == "signals":
+            steps = [(name, signal) for name, signals in self.signals.items() for signal in signals]
+            return _frame_of({"task": [name for name, _ in steps]}, SignalRecord, [signal for _, signal in steps])
+        return _frame_of({"task": [task.name for task in self.tasks]}, CostRecord, [task.cost for task in self.tasks])
+
+    def _repr_html_(self) -> str:
+        tasks = self.courses()
+        title = f"{self.path}: {len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} learned. {loss_sentence(tasks)}"
+        return courses_html(tasks, title.strip())
+
+
+def _frame_of(first: dict[str, list[str]], kind: type[Record], records: Sequence[Record]) -> DataFrame:
+    return frame(first | {name: [getattr(each, name) for each in records] for name in kind.model_fields})

@@ -8,7 +8,9 @@ from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.retained import retained, win_rates
 from merganser.metrics.score import Score
-from merganser.runs.record import RowFile, ScoresFile, WatchedColumn
+from merganser.runs.answers import changes_to_last
+from merganser.runs.record import RowFile, RunInfo, RunRecord, ScoresFile, WatchedColumn
+from merganser.runs.rows import Row
 
 
 def score_matrix(rows: Sequence[RowFile]) -> ScoreMatrix:
@@ -52,3 +54,22 @@ def scores_file(rows: Sequence[RowFile], references: Mapping[str, Score]) -> Sco
         references=dict(references),
         summary=[*summary(matrix, references), *metrics_of_watched],
     )
+
+
+def run_record(path: str, info: RunInfo, rows: Sequence[Row], scores: ScoresFile) -> RunRecord:
+    """Return everything that a report needs.
+
+    Raises:
+        InputError: a file of the run is damaged.
+    """
+    record = RunRecord(
+        path=path,
+        info=info,
+        tasks=[task for row in rows for task in row.file.tasks],
+        scores=scores,
+        merges=[merge for row in rows for merge in row.merges],
+        # Tasks learned together share one training; its signals are kept under the name of the first.
+        signals={row.file.tasks[0].name: row.signals() for row in rows if row.file.tasks},
+    )
+    rows = tuple(rows)  # as they are now, whatever is learned later
+    return record.compare_by(lambda against: changes_to_last(rows, against))

@@ -1,0 +1,183 @@
+"""What became of each task: its score before training, right after it was learned and now, and what changed since."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from merganser.metrics.paired import PairedChange, holm
+from merganser.metrics.score import Score, ScoreRow
+from merganser.tables import frame, html_table, score
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
+
+LEVEL = 0.05
+"""Chance that any task of a run is called lost or gained although none is (Holm over the tasks)."""
+
+UNTESTED = "the answers to the test examples were not kept (evaluation.keep_answers)"
+"""Why a change has no interval."""
+
+
+@dataclass(frozen=True)
+class TaskCourse:
+    """The course of one task's score.
+
+    Attributes:
+        task: its name.
+        before: score before any training.
+        learned: right after it was learned.
+        now: in the last row.
+        fresh: whether it was learned in the last row.
+        paired: change from ``learned`` to ``now`` over the same test examples, with its interval; ``None``: the answers
+            were not kept, or there is nothing to compare.
+        p: two-sided p value of no change, corrected for the number of tasks (Holm).
+    """
+
+    task: str
+    before: Score | None
+    learned: Score | None
+    now: Score | None
+    fresh: bool = False
+    paired: PairedChange | None = None
+    p: float | None = None
+
+    @property
+    def change(self) -> float | None:
+        """Change since the task was learned; ``None`` for a fresh task, and where a score is missing."""
+        if self.fresh or self.learned is None or self.now is None:
+            return None
+        return self.now.value - self.learned.value
+
+    @property
+    def word(self) -> str:
+        """What the change is, in one word.
+
+        ``lost`` and ``gained`` hold with 95 % confidence for all tasks together; ``noise`` is a change that the test
+        set is too small to tell from none, ``lower`` and ``higher`` one that could not be tested; ``new`` was learned
+        last.
+        """
+        change = self.change
+        if change is None:
+            return "new" if self.fresh and self.now is not None else ""
+        if self.p is None:
+            return "lower" if change < 0 else "higher" if change > 0 else "same"
+        if self.p <= LEVEL:
+            return "lost" if change < 0 else "gained"
+        return "noise" if self.paired is not None and self.paired.lost + self.paired.gained else "same"
+
+    @property
+    def interval(self) -> str:
+        """The 95 % interval of the change in points, such as ``−30.1 to −8.2``; empty where there is none."""
+        return "" if self.paired is None else f"{score(self.paired.low, True)} to {score(self.paired.high, True)}"
+
+
+def courses(rows: Sequence[ScoreRow], changes: Mapping[str, PairedChange]) -> list[TaskCourse]:
+    """Follow the learned tasks through the score matrix, in the order of learning.
+
+    Args:
+        rows: of the matrix, the one before training first.
+        changes: task -> its paired change up to the last row, of tasks that have one.
+    """
+    last = len(rows) - 1
+    learned = [(task, number) for number, row in enumerate(rows) for task in row.learned]
+    compared = [task for task, number in learned if number < last and task in changes]
+    corrected = dict(zip(compared, holm([changes[task].p for task in compared]), strict=True))
+    return [
+        TaskCourse(
+            task,
+            rows[0].scores.get(task),
+            rows[number].scores.get(task),
+            rows[last].scores.get(task),
+            fresh=number == last,
+            paired=changes[task] if task in corrected else None,
+            p=corrected.get(task),
+        )
+        for task, number in learned
+    ]
+
+
+def largest_loss(tasks: Sequence[TaskCourse]) -> TaskCourse | None:
+    """Return the task that lost most, of those that are lost if any is; ``None`` if no score is lower."""
+    lower = [each for each in tasks if each.change is not None and each.change < 0]
+    shown = [each for each in lower if each.word == "lost"] or lower
+    return min(shown, key=lambda each: each.change or 0.0, default=None)
+
+
+def loss_sentence(tasks: Sequence[TaskCourse], prefix: str = "Most lost") -> str:
+    """Say which task lost most, or that none did; empty where there was nothing to lose."""
+    if all(each.change is None for each in tasks):
+        return ""
+    worst = largest_loss(tasks)
+    if worst is None:
+        return "Nothing was lost."
+    if worst.learned is None or worst.now is None:
+        raise AssertionError("a change has two scores")
+    moved = f"{worst.task} {score(worst.change, signed=True)}"
+    moved += f" ({score(worst.learned.value)} to {score(worst.now.value)})"
+    if worst.word == "noise":
+        return f"No loss is beyond noise; the largest: {moved}."
+    return f"{prefix}: {moved}." if worst.word == "lost" else f"{prefix}: {moved}, untested."
+
+
+def since_learned(rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]) -> list[dict[str, float]]:
+    """Return for each row of scores the change of each task since the row right after it was learned.
+
+    Tasks that are learned in a row, later, or never, or that are not scored, are left out of it.
+    """
+    own: dict[str, float] = {}
+    changes = []
+    for learned, scores in rows:
+        changes.append({task: value - own[task] for task, value in scores.items() if task in own})
+        own |= {task: scores[task] for task in learned if task in scores}
+    return changes
+
+
+HEAD = ("task", "before", "right after", "now", "change", "interval", "")
+"""Over the cells of :func:`cells`."""
+
+LEGEND = (
+    "Scores in percent. before: before any training. change: in points since the task was learned, with its 95 % interval "
+    "over the same test examples. lost, gained: with 95 % confidence for all tasks together; noise: a change that the "
+    "test set is too small to tell from none."
+)
+
+
+def cells(course: TaskCourse) -> tuple[str, ...]:
+    """Return a task's row of a table under :data:`HEAD`."""
+    scores = [score(None if each is None else each.value) for each in (course.before, course.learned, course.now)]
+    moved = "" if course.change is None else score(course.change, signed=True)
+    return (course.task, *scores, moved, course.interval, course.word)
+
+
+def untested(tasks: Sequence[TaskCourse]) -> str:
+    """Return a sentence on why changes have no interval; empty where all have one."""
+    missing = [each for each in tasks if each.change is not None and each.paired is None]
+    if not missing:
+        return ""
+    which = "" if len(missing) == sum(each.change is not None for each in tasks) else f" of {len(missing)} tasks"
+    return f"No interval{which}: {UNTESTED}."
+
+
+def courses_html(tasks: Sequence[TaskCourse], title: str) -> str:
+    """Return the courses of tasks as an HTML table, for notebooks."""
+    return html_table(HEAD, [cells(each) for each in tasks], title, f"{LEGEND} {untested(tasks)}".strip())
+
+
+def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
+    """Return the courses of tasks as a frame of pandas; scores and changes are fractions.
+
+    Raises:
+        InputError: pandas is not installed.
+    """
+    scores = {name: [getattr(each, name) for each in tasks] for name in ("before", "learned", "now")}
+    paired = [each.paired for each in tasks]
+    columns = {name: [None if each is None else each.value for each in values] for name, values in scores.items()}
+    columns["change"] = [each.change for each in tasks]
+    for name in ("low", "high"):
+        columns[name] = [None if each is None else getattr(each, name) for each in paired]
+    columns["p"] = [each.p for each in tasks]
+    counts = {name: [None if each is None else getattr(each, name) for each in paired] for name in ("lost", "gained")}
+    words = {"became_wrong": counts["lost"], "became_right": counts["gained"], "word": [each.word for each in tasks]}
+    return frame({**columns, **words}, [each.task for each in tasks], "task")
