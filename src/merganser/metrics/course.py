@@ -139,8 +139,8 @@ HEAD = ("task", "before", "right after", "now", "change", "interval", "")
 
 LEGEND = (
     "Scores in percent. before: before any training. change: in points since the task was learned, with its 95 % "
-    "interval over the same test examples. lost, gained: with 95 % confidence for all tasks together; noise: a change that the "
-    "test set is too small to tell from none."
+    "interval over the same test examples. lost, gained: with 95 % confidence for all tasks together; noise: a change "
+    "that the test set is too small to tell from none."
 )
 
 
