@@ -62,9 +62,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], title: str = 
     return f'{above}<div style="overflow-x:auto">{table}</div>{below}'
 
 
-def frame(
-    columns: Mapping[str, Sequence[Any]], index: Sequence[Any] | None = None, name: str | None = None
-) -> DataFrame:
+def frame(columns: Mapping[str, Any], index: Sequence[Any] | None = None, name: str | None = None) -> DataFrame:
     """Return a frame of pandas.
 
     Args:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from merganser.metrics.paired import PairedChange, holm
 from merganser.metrics.score import Score, ScoreRow
@@ -179,5 +179,9 @@ def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
         columns[name] = [None if each is None else getattr(each, name) for each in paired]
     columns["p"] = [each.p for each in tasks]
     counts = {name: [None if each is None else getattr(each, name) for each in paired] for name in ("lost", "gained")}
-    words = {"became_wrong": counts["lost"], "became_right": counts["gained"], "word": [each.word for each in tasks]}
+    words: dict[str, Any] = {
+        "became_wrong": counts["lost"],
+        "became_right": counts["gained"],
+        "word": [each.word for each in tasks],
+    }
     return frame({**columns, **words}, [each.task for each in tasks], "task")
