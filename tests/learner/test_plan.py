@@ -16,6 +16,7 @@ from merganser.errors import InputError
 from merganser.events import Evaluating, Event
 from merganser.learner.measuring import Speed, spread
 from merganser.streams.loading import load_stream
+from merganser.streams.watch import load_watched
 from tests.learner import toys
 from tests.learner.toys import Command, contents
 
@@ -28,7 +29,8 @@ def stream_of(folder: Path, **changes: Any) -> Path:
 def test_the_numbers_are_those_of_the_run_and_nothing_is_written(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    stream = stream_of(tmp_path / "data", evaluation={"future": False})
+    watch = {"watch": [{"name": "safety", "test": "truth-test.json"}]}
+    stream = stream_of(tmp_path / "data", evaluation={"future": False}, stream=watch)
     (tmp_path / "temporary").mkdir()  # conftest.py puts the cache into this folder, too
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.chdir(tmp_path)
@@ -42,6 +44,7 @@ def test_the_numbers_are_those_of_the_run_and_nothing_is_written(
     tasks = load_stream(config.stream, stream.parent).tasks
     events: list[Event] = []
     with Learner.of_config(tmp_path / "run", config, listener=events.append) as learner:
+        learner.watch(*load_watched(config.stream, stream.parent))
         learner.learn_stream(tasks)
         record = learner.record
         features = [learner.session.backbone.features(task.train, task.spec) for task in tasks]

@@ -135,6 +135,10 @@ def test_verify_undo_evaluate_card_and_page(run: Path, merganser: Command) -> No
     assert verify(RunDirectory.open(run)).damaged == []
     measured = json.loads(merganser("evaluate", run, "--json").out)
     assert {name: score["value"] for name, score in measured.items()} == values_of(run)[-1]
+    shown = merganser("evaluate", run).out
+    assert "safety (watched)" in shown
+    last = values_of(run)[-1]
+    assert f" {50 * (last['mood'] + last['topic']):.1f} " in shown.splitlines()[-3]  # OP is of learned tasks
     card = (run / "model" / "README.md").read_text(encoding="utf-8")
     assert "| safety (safety) |" in card
     assert merganser("report", run).code == 0

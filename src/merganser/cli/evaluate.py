@@ -15,7 +15,7 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     model: ModelOption = None,
 ) -> None:
-    """Score the current model on the test sets of all learned tasks, without changing the run.
+    """Score the current model on the test sets of all learned and watched tasks, without changing the run.
 
     Example: merganser evaluate runs/first --json
     """
@@ -27,7 +27,8 @@ def evaluate(
         Learner.open(run, read_only=True, listener=listener, model_path=model) as learner,
     ):
         scores = learner.evaluate()
-        metrics = learner.record.scores.metrics
+        record = learner.record.scores
+    metrics, watched = record.metrics, {each.name for each in record.watched}
     if as_json:
         typer.echo(
             json.dumps(
@@ -47,8 +48,10 @@ def evaluate(
     for column in ("score", "± standard error", "test examples"):
         table.add_column(column, justify="right")
     for name, score in scores.items():
-        table.add_row(name, metrics[name], percent(score.value), percent(score.stderr), f"{score.n:,}")
-    mean = sum(score.value for score in scores.values()) / len(scores)
-    table.add_section()
-    table.add_row(metric_title("OP"), "mean over tasks", percent(mean), "", "")
+        shown = f"{name} (watched)" if name in watched else name
+        table.add_row(shown, metrics[name], percent(score.value), percent(score.stderr), f"{score.n:,}")
+    learned = [score.value for name, score in scores.items() if name not in watched]
+    if learned:
+        table.add_section()
+        table.add_row(metric_title("OP"), "mean over tasks", percent(sum(learned) / len(learned)), "", "")
     OutputConsole().print(table)

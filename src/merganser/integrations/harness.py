@@ -106,7 +106,8 @@ def score(backbone: Backbone, options: HarnessOptions, batch: int) -> HarnessSco
     loaded = load(options)
     from lm_eval.evaluator import evaluate
 
-    model = _model(backbone, batch)
+    with _quiet():
+        model = _model(backbone, batch)
     asked = {"limit": options.limit, "bootstrap_iters": 0, "apply_chat_template": options.chat_template}
     with eval_mode(backbone.module), torch.no_grad(), autocast(backbone.device, backbone.precision):  # noqa: SIM117
         with isolated_random(0), _quiet():

@@ -142,9 +142,9 @@ def evaluate(session: Session) -> dict[str, Score]:
     """
     known = session.require_learned()
     session.require_metrics(task for task in known.values() if task.test)
-    if not any(task.test for task in known.values()):
-        raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
     watched = session.watched()
+    if not watched and not any(task.test for task in known.values()):
+        raise InputError("There is nothing to evaluate: no learned task has a test set.", "Learn one with --test.")
     check_watch(session, ())
     if not session.method.per_task_models:
         session.use(session.rows[-1])
