@@ -68,6 +68,7 @@ class Failure:
         times: how often.
         headers: of the answer.
         after: requests that still succeed.
+        half: of a file, the first half is sent before the connection is cut.
     """
 
     method: str
@@ -76,6 +77,7 @@ class Failure:
     times: int = 1
     headers: dict[str, str] = field(default_factory=dict)
     after: int = 0
+    half: bool = False
 
 
 class HubStandIn:
@@ -124,6 +126,7 @@ class Handler(BaseHTTPRequestHandler):
     disable_nagle_algorithm = True  # else each answer waits for an acknowledgement, 40 ms
     wbufsize = -1
     hub: HubStandIn
+    _cut_after_half = False
 
     def log_message(self, format: str, *args: Any) -> None:
         """Print nothing."""
@@ -151,6 +154,9 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
         try:
             if failure := self.hub.failure_of(method, path):
+                if failure.half:
+                    self._cut_after_half = True
+                    self._route(method, path, body)
                 if failure.status is None:
                     raise _Cut
                 for name, value in failure.headers.items():
@@ -330,7 +336,8 @@ class Handler(BaseHTTPRequestHandler):
         self._extra: dict[str, str] = {}
         self.end_headers()
         if self.command != "HEAD":
-            self.wfile.write(data)
+            self.wfile.write(data[: len(data) // 2] if self._cut_after_half else data)
+            self.wfile.flush()
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from merganser import devices
+from merganser.errors import InputError
 from merganser.training.determinism import isolated_random, random_state, set_random_state
 
 
@@ -31,9 +32,28 @@ def test_the_device_is_that_of_accelerate(mps: dict[str, Any]) -> None:
 def test_the_environment_chooses_another(mps: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ACCELERATE_USE_CPU", "true")
     assert devices.model_device() == torch.device("cpu")
-    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "xpu:1")
-    assert devices.model_device() == torch.device("xpu", 1)
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "meta:1")
+    assert devices.model_device() == torch.device("meta", 1)
     assert devices.pins_memory(devices.model_device())
+
+
+@pytest.mark.parametrize("name", ["cuda:99", "mps:7", "gpu"])
+def test_a_device_that_is_not_there(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", name)
+    with pytest.raises(InputError, match=f"ACCELERATE_TORCH_DEVICE is '{name}'"):
+        devices.model_device()
+
+
+def test_peak_memory_where_a_device_counts_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    cpu = torch.device("cpu")
+    devices.synchronize(cpu)
+    devices.reset_peak_memory(cpu)
+    assert devices.peak_memory(cpu) is None
+    calls: list[torch.device] = []
+    counting = SimpleNamespace(reset_peak_memory_stats=calls.append, max_memory_allocated=lambda device: 7)
+    monkeypatch.setattr(torch, "get_device_module", lambda device: counting)
+    devices.reset_peak_memory(torch.device("xpu"))
+    assert (calls, devices.peak_memory(torch.device("xpu"))) == ([torch.device("xpu")], 7)
 
 
 def test_every_process_has_a_device_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -65,6 +85,7 @@ def test_random_states_of_one_generator_and_of_several(mps: dict[str, Any], monk
 def test_bf16_is_native_where_it_is_not_emulated(monkeypatch: pytest.MonkeyPatch) -> None:
     from merganser.models.precision import resolve_precision
 
+    monkeypatch.setattr(devices, "_check_device", lambda name: None)
     for emulated_only, expected in ((True, "fp32"), (False, "bf16")):
         monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", "cuda:0")
         monkeypatch.setattr(
@@ -80,6 +101,7 @@ def test_collectives_run_on_the_device_and_the_processor(
     joined: list[Any] = []
     module = SimpleNamespace(set_device=joined.append)
     monkeypatch.setenv("ACCELERATE_TORCH_DEVICE", kind)
+    monkeypatch.setattr(devices, "_check_device", lambda name: None)
     monkeypatch.setattr(torch, "get_device_module", lambda device: module)
     monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
     devices.join_process_group()

@@ -5,21 +5,29 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
+
+from merganser.errors import InputError, first_line
 
 if TYPE_CHECKING:
     import torch
 
 
 def model_device() -> torch.device:
-    """Return the device of this process: of several accelerators of one kind, that of its local rank; else the CPU."""
+    """Return the device of this process: of several accelerators of one kind, that of its local rank; else the CPU.
+
+    Raises:
+        InputError: ``ACCELERATE_TORCH_DEVICE`` names a device that is not there.
+    """
     import torch
     from accelerate.utils import parse_flag_from_env
 
     chosen = os.environ.get("ACCELERATE_TORCH_DEVICE")
     if chosen:
+        _check_device(chosen)
         return torch.device(chosen)
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
@@ -28,6 +36,20 @@ def model_device() -> torch.device:
     if found.type in ("cpu", "mps") or rank < 0:
         return found
     return torch.device(found.type, rank % torch.get_device_module(found).device_count())
+
+
+@functools.cache
+def _check_device(name: str) -> None:
+    """Refuse a device on which no tensor can be made."""
+    import torch
+
+    try:
+        torch.empty(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:  # each kind of device raises its own
+        raise InputError(
+            f"ACCELERATE_TORCH_DEVICE is '{name}', and PyTorch cannot compute there: {first_line(error).rstrip('.')}.",
+            "Unset it, or set a device of this machine, such as cuda, cuda:1, mps, xpu or cpu.",
+        ) from error
 
 
 def _default_device() -> torch.device:
@@ -51,6 +73,30 @@ def has_native_bf16(device: torch.device) -> bool:
 def pins_memory(device: torch.device) -> bool:
     """Return whether batches reach a device faster from page-locked memory."""
     return device.type not in ("cpu", "mps")
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    import torch
+
+    torch.get_device_module(device).synchronize()
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to watch how much memory a device needs, where it counts that."""
+    import torch
+
+    module = torch.get_device_module(device)
+    if hasattr(module, "reset_peak_memory_stats"):
+        module.reset_peak_memory_stats(device)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that tensors held on a device since :func:`reset_peak_memory`; ``None``: not counted."""
+    import torch
+
+    module = torch.get_device_module(device)
+    return int(module.max_memory_allocated(device)) if hasattr(module, "max_memory_allocated") else None
 
 
 def join_process_group() -> None:

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests import tiny
 from tests.cli.spawner import ENVIRONMENT, ROOT, Spawner
 from tests.learner import toys
-from tests.learner.toys import model_folder, read_json, write_stream
+from tests.learner.toys import model_folder, read_json, write_rows, write_stream
 
 SHARDED = {
     "ACCELERATE_USE_FSDP": "true",
@@ -61,20 +62,43 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"guard_factor": 1.0001},
         "training": {"steps": 12, "select_best": True, "select_every": 5},
     },
-    "replay, causal, mixed and packed": {
+    "replay, causal, mixed and packed, conversations, a function as metric": {
         "mix": {"file": "truth.json", "share": 0.3},
-        "model": {"kind": "causal"},
+        "model": {"kind": "causal", "name": "chat"},
         "method": {"name": "replay"},
         "training": {"batch": 5, "packing": "packed"},
     },
 }
 
 
+def chat_model(folder: Path) -> Path:
+    """A decoder with a chat template."""
+    return tiny.tiny_llama(folder / "chat", [*tiny.TEXTS, *toys.CUES.values()], layers=1, pad=True, chat=True)
+
+
+def write_chats(folder: Path) -> None:
+    """Conversations of two and of four turns, of very different lengths."""
+    rows = []
+    for number in range(12):
+        turns = [("user", f"film {number}?"), ("assistant", "a poor end"), ("user", "and " * number + "the story?")]
+        turns = [*turns, ("assistant", "weak, " * (number % 3) + "bad")]
+        kept = turns if number % 2 else turns[2:]
+        rows.append({"messages": [{"role": role, "content": content} for role, content in kept]})
+    write_rows(folder / "chat.json", rows)
+
+
+def letters(answers: Sequence[str], references: Sequence[str], inputs: Sequence[str]) -> list[float]:
+    """A metric: the letters of an answer among those of all texts."""
+    texts = zip(answers, references, inputs, strict=True)
+    return [len(answer) / len(answer + reference + given) for answer, reference, given in texts]
+
+
 def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     """The stream of a case, without dropout: of that every process has its own."""
     changes = {section: dict(change) for section, change in case.items()}
     model = changes.setdefault("model", {})
-    model["name"] = str(model_folder(model.get("kind", "matcher")))
+    chats = model.get("name") == "chat"
+    model["name"] = str(chat_model(folder) if chats else model_folder(model.get("kind", "matcher")))
     model.setdefault("lora", {"r": 4, "dropout": 0.0})
     model["dropout"] = 0.0
     method, mix = changes.pop("method", {}), changes.pop("mix", None)
@@ -85,6 +109,10 @@ def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     values = toys.settings(**changes)
     values["method"] = method
     values["stream"]["mix"] = mix
+    if chats:
+        write_chats(folder)
+        tasks = values["stream"]["tasks"]
+        tasks[1] = {"name": "chat", "train": "chat.json", "test": "chat.json", "metric": f"{__name__}:letters"}
     if values["training"].get("select_best"):
         for task in values["stream"]["tasks"]:
             task["dev"] = task["test"]
@@ -182,7 +210,7 @@ WAYS = {
     "seq2seq, all weights, importance masks": ("fsdp",),
     "seq2seq, bf16": ("ddp",),
     "matcher, refused merges, the best weights": ("fsdp",),
-    "replay, causal, mixed and packed": ("ddp",),
+    "replay, causal, mixed and packed, conversations, a function as metric": ("ddp",),
 }
 """With which of them a case is tried: each part of it once with whole weights or shards, where both share the code."""
 
@@ -206,6 +234,9 @@ def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -
         succeed(together(spawner, "run", stream, "--out", several, environment=KINDS[name]))
         alike(one, several, within)
         assert trained_on(several) == trained_on(one)
+        if "conversations" in case:
+            (score,) = (row["scores"]["chat"] for row in read_json(several / "scores.json")["rows"][-1:])
+            assert 0 < score["value"] < 1
 
 
 def launched(*program: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
@@ -243,6 +274,12 @@ def test_a_launcher_itself(spawner: Spawner, tmp_path: Path) -> None:
     alike(one, several)
 
 
+def four_bit() -> dict[str, Any]:
+    """The stream of toys, for a decoder of 4-bit weights."""
+    model = {"kind": "causal", "name": str(model_folder("causal")), "weights": "4bit"}
+    return toys.settings(model=model, method="replay")
+
+
 def test_what_cannot_be_done_by_several_processes(spawner: Spawner, tmp_path: Path) -> None:
     """Every process ends with exit code 2, process 0 says why, and nothing is left behind."""
     stream = stream_of(tmp_path, {"training": {"batch": 2}})
@@ -260,4 +297,7 @@ def test_what_cannot_be_done_by_several_processes(spawner: Spawner, tmp_path: Pa
     assert "`merganser undo` runs in one process" in refused("undo", tmp_path / "run")
     assert "FSDP version 1" in refused(*run, **{**SHARDED, "FSDP_VERSION": "1"})
     assert "offloaded parameters" in refused(*run, **{**SHARDED, "FSDP_OFFLOAD_PARAMS": "true"})
+    quantised = ("run", toys.write_config(tmp_path / "4bit.yaml", four_bit()), "--out", tmp_path / "run")
+    message = "FSDP shards whole weights, and model.weights is 4bit. Use DDP (torchrun without FSDP), or model.weights"
+    assert message in refused(*quantised, **SHARDED)
     assert "no layer of class Nothing" in refused(*run, **SHARDED, FSDP_TRANSFORMER_CLS_TO_WRAP="Nothing")

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from merganser import Example, Learner, Task
+from merganser.checkpoints.source import locate
 from merganser.errors import InputError, MerganserError, RunError
 from merganser.learner.exported import ExportedModel
 from merganser.learner.push import PushOptions, PushResult, push, revision_name
@@ -18,6 +19,7 @@ from merganser.lineage import Lineage, read_lineage
 from merganser.models.base import Lengths
 from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
+from merganser.models.source import ModelSource
 from merganser.runs import RunDirectory
 from merganser.streams.answers import AnswerSpec
 from tests import hub_stand_in
@@ -302,18 +304,38 @@ def test_a_run_begins_with_a_revision_of_the_hub(on_hub: str, hub: HubStandIn, t
     assert ExportedModel.open(REPO, revision="mood").learned == ["mood"]  # its base is found on the hub
 
 
-READ = [(401, "hf auth login"), (403, "lacks the right"), (429, "too many requests of yours"), (500, "the hub failed")]
+READ = [
+    (401, "hf auth login"),
+    (403, "lacks the right. Use a token that may read it"),
+    (429, "too many requests of yours"),
+    (500, "the hub failed"),
+    (None, "the connection to the hub failed"),
+]
 
 
 @pytest.mark.parametrize(("status", "remedy"), READ)
-@pytest.mark.parametrize("read", ["model", "ask"])
-def test_a_hub_that_refuses_to_be_read(read: str, status: int, remedy: str, hub: HubStandIn) -> None:
+@pytest.mark.parametrize("read", ["model", "file", "ask", "merge"])
+def test_a_hub_that_refuses_to_be_read(read: str, status: int | None, remedy: str, hub: HubStandIn) -> None:
     for path in ("acme/base", "api/models/acme"):
         for method in ("HEAD", "GET"):
             hub.fail(method, path, status, times=100)
     calls = {
         "ask": lambda: ExportedModel.open("acme/base"),
         "model": lambda: load_backbone(ModelOptions(name="acme/base", kind="matcher"), Lengths(8, 8), seed=0),
+        "file": lambda: ModelSource("acme/base", "acme/base").file("adapter_config.json"),
+        "merge": lambda: locate("acme/base"),
     }
     with pytest.raises(MerganserError, match=remedy):
         calls[read]()
+
+
+def test_a_hub_that_stops_in_the_middle_of_a_file(on_hub: str, hub: HubStandIn) -> None:
+    def load() -> None:
+        load_backbone(ModelOptions(name=on_hub, kind="matcher"), Lengths(8, 8), seed=0)
+
+    for file in ("tokenizer.json", "model.safetensors"):
+        hub.fail("GET", f"/{file}", None, times=100, half=True)
+        with pytest.raises(RunError, match=r"connection to the hub failed \(peer closed.*start the same command again"):
+            load()
+        hub.failures.clear()
+    load()

@@ -14,7 +14,7 @@ from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.tied_names import tie_setting, tied_to
 from merganser.errors import InputError
 from merganser.files.documents import Malformed, parse_json, read_text
-from merganser.files.hub import explained, refusal
+from merganser.files.hub import hub_failure
 from merganser.files.safetensors_file import Tensor, read_header
 
 INDEX = "model.safetensors.index.json"
@@ -160,14 +160,10 @@ def locate(label: str) -> Source:
         patterns = ["*.safetensors", *SIDECAR_FILES]
         folder = Path(snapshot_download(name, revision=revision or None, allow_patterns=patterns))
     except Exception as error:
-        if (answer := refusal(error)) is not None:
-            doing = f"'{label}' is not a file or folder, and cannot be downloaded from the hub"
-            raise explained(answer, doing) from error
         # The hub client raises many kinds of errors when a repository is unavailable.
-        raise InputError(
-            f"'{label}' is not a file or folder, and cannot be downloaded from the hub: {_reason(error)}",
-            "Check the name and the network.",
-        ) from error
+        doing = f"'{label}' is not a file or folder, and cannot be downloaded from the hub"
+        failure = hub_failure(error, doing)
+        raise failure or InputError(f"{doing}: {_reason(error)}", "Check the name and the network.") from error
     if not any(folder.glob("*.safetensors")):
         _refuse_without_weights(label, name, revision or None, folder)
     _refuse_two_models(label, folder)

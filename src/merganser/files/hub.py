@@ -24,11 +24,12 @@ LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of https://hug
 
 
 @contextlib.contextmanager
-def hub_errors(doing: str) -> Iterator[None]:
+def hub_errors(doing: str, *, writes: bool = False) -> Iterator[None]:
     """Turn the errors of the hub's client into errors with cause and remedy.
 
     Args:
         doing: what cannot be done, after "cannot": ``"be read"``, with its subject.
+        writes: it changes something on the hub.
 
     Raises:
         InputError: no such repository, revision or file, no access, or no network is allowed.
@@ -45,7 +46,40 @@ def hub_errors(doing: str) -> Iterator[None]:
     except (*known, ConnectionError, RuntimeError, ValueError) as error:
         # What happened may be wrapped: an upload that failed is a RuntimeError.
         found = refusal(error) or next((each for each in _chain(error) if isinstance(each, known)), error)
-        raise explained(found, doing) from error
+        raise explained(found, doing, writes=writes) from error
+
+
+@contextlib.contextmanager
+def cut_connections(doing: str) -> Iterator[None]:
+    """Turn connections that fail or are cut into errors with cause and remedy; other errors pass.
+
+    Args:
+        doing: as of :func:`hub_errors`.
+
+    Raises:
+        RunError: the connection failed.
+    """
+    from huggingface_hub.errors import HTTPError as TransportError
+
+    try:
+        yield
+    except TransportError as error:
+        raise hub_failure(error, doing) or error from error
+
+
+def hub_failure(error: BaseException, doing: str) -> MerganserError | None:
+    """Return what the hub answered, or that the connection to it failed, in words; ``None``: it is something else.
+
+    Args:
+        error: of a library that reads from the hub, whatever it made of it.
+        doing: as of :func:`hub_errors`.
+    """
+    from huggingface_hub.errors import HTTPError as TransportError
+
+    if (answer := refusal(error)) is not None:
+        return explained(answer, doing)
+    failed = [each for each in _chain(error) if isinstance(each, TransportError | ConnectionError)]
+    return explained(failed[-1], doing) if failed and not is_offline() else None
 
 
 def refusal(error: BaseException) -> HfHubHTTPError | None:
@@ -63,17 +97,17 @@ def _chain(error: BaseException) -> list[BaseException]:
     return chain
 
 
-def explained(error: BaseException, doing: str) -> MerganserError:
+def explained(error: BaseException, doing: str, *, writes: bool = False) -> MerganserError:
     """Return an error of the hub's client in words.
 
     Args:
         error: one of those that :func:`hub_errors` turns.
-        doing: as there.
+        doing, writes: as there.
     """
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
 
     if isinstance(error, HfHubHTTPError):
-        return _of_status(error, doing)
+        return _of_status(error, doing, writes)
     if isinstance(error, HFValidationError):
         return InputError(f"{doing}: {first_line(error)}", "The name of a repository is OWNER/NAME.")
     if isinstance(error, ValueError):
@@ -93,7 +127,7 @@ def is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _of_status(error: HfHubHTTPError, doing: str) -> MerganserError:
+def _of_status(error: HfHubHTTPError, doing: str, writes: bool) -> MerganserError:
     """Explain an answer of the hub by its status."""
     from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError, RevisionNotFoundError
 
@@ -112,10 +146,11 @@ def _of_status(error: HfHubHTTPError, doing: str) -> MerganserError:
     if isinstance(error, RepositoryNotFoundError) or status == 404:
         return InputError(f"{doing}: there is none of this name, or it is private (404).", f"Check the name. {LOG_IN}.")
     if status in (402, 403):
-        return InputError(
-            f"{doing}: the hub refuses it ({status}): your login lacks the right.",
-            "Use a token that may write to this owner (https://huggingface.co/settings/tokens), or another owner.",
-        )
+        tokens = "(https://huggingface.co/settings/tokens)"
+        remedy = f"Use a token that may read it {tokens}, or ask its owner for access."
+        if writes:
+            remedy = f"Use a token that may write to this owner {tokens}, or another owner."
+        return InputError(f"{doing}: the hub refuses it ({status}): your login lacks the right.", remedy)
     if status == 429:
         wait = retry_after(error)
         when = f"in {wait:,.0f} seconds" if wait else "in some minutes"

@@ -160,5 +160,5 @@ class HubRepository:
         self._send(f"cannot lose the branch '{name}'", lambda: self._api.delete_branch(self.name, branch=name))
 
     def _send(self, problem: str, request: Callable[[], ResultT]) -> ResultT:
-        with hub_errors(f"'{self.name}' {problem}"):
+        with hub_errors(f"'{self.name}' {problem}", writes=True):
             return patiently(request, self._say)

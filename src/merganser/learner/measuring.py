@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
 
+from merganser.devices import peak_memory, reset_peak_memory, synchronize
 from merganser.evaluation import score_task
 from merganser.events import Event, Merged
 from merganser.learner.session import Session
@@ -146,8 +147,7 @@ class Clock(TrainerCallback):
             self.gauge.moments = _storages(_tensors_of(kwargs["optimizer"].state.values()))
             self.gauge.look()
         if step in (WARM, WARM + STEPS):
-            if torch.cuda.is_available():
-                torch.cuda.synchronize()
+            synchronize(self.gauge.session.backbone.device)
             self._at[step] = time.perf_counter()
             self._spent[step] = self.records.cost.model_dump()
             self._merges[step] = len(self.records.merges)
@@ -199,8 +199,7 @@ class Gauge:
         self.gradients = self.snapshots = 0
         self.moments: dict[int, int] = {}
         self._before = set(_storages(_live_tensors()))
-        if torch.cuda.is_available():
-            torch.cuda.reset_peak_memory_stats()
+        reset_peak_memory(session.backbone.device)
 
     def hear(self, event: Event) -> None:
         """Look when a merge is recorded: its copies of the weights are there."""
@@ -226,7 +225,7 @@ class Gauge:
             "moments": sum(self.moments.values()),
             "snapshots": self.snapshots,
             "activations": activations,
-            "peak": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
+            "peak": peak_memory(device),
         }
 
 

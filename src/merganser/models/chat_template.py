@@ -172,9 +172,14 @@ class TemplateProcess:
 def failed(name: str, reason: str) -> InputError:
     """Create the error for a template that fails."""
     return InputError(
-        f"The chat template of {name} cannot be used: {first_line(Exception(reason))[:300]}",
-        "Use model.chat_template: false, or a model whose template you trust.",
+        f"The chat template of {name} cannot be used: {_shown(reason)}",
+        "Correct it, or use a model whose template you trust; for texts without turns, model.chat_template: false.",
     )
+
+
+def _shown(reason: str) -> str:
+    """Return the first line of what a template raised, at most 300 characters, as the end of a sentence."""
+    return f"{first_line(Exception(reason))[:300].rstrip('.')}."
 
 
 def _parts(jobs: Sequence[Job]) -> Iterator[list[Job]]:
@@ -238,6 +243,14 @@ class ChatTemplate:
         """
         return TEMPLATES.render(self, [_job(conversation, None) for conversation in conversations])
 
+    def wholes(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
+        """Render whole conversations: ``text``, or ``error`` or ``rewritten`` as :meth:`spans`.
+
+        Raises:
+            InputError: the template does not end in time.
+        """
+        return TEMPLATES.render(self, [_job(conversation, []) for conversation in conversations])
+
     def spans(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
         """Render whole conversations and find the assistant's trained turns and the last turn in them.
 
@@ -277,6 +290,11 @@ def chat_prompt(tokenizer: Any, name: str, text: str, system: str | None = None)
     conversation = Conversation((Turn("user", text),))
     template = ChatTemplate.of(tokenizer, name)
     (answer,) = template.prompts([conversation.with_system(system) if system else conversation])
+    if "error" in answer and system and "text" in template.prompts([conversation])[0]:
+        raise InputError(
+            f"The chat template of {name} does not take a system prompt: {_shown(answer['error'])}",
+            "Leave model.system out, and put its text into the first message of each conversation.",
+        )
     if "error" in answer:
         raise failed(name, answer["error"])
     return str(answer["text"])

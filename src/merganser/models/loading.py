@@ -13,7 +13,7 @@ from torch import nn
 
 from merganser.devices import model_device
 from merganser.errors import InputError, MerganserError, first_line
-from merganser.files.hub import explained, refusal
+from merganser.files.hub import cut_connections, hub_failure
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
@@ -57,7 +57,7 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
             kind or the lengths, comes with an adapter, or has no layer named as a LoRA target; an image encoder, and
             pillow is not installed; an adapter to begin with that does not fit it.
     """
-    with silence_libraries(), torch.random.fork_rng():
+    with silence_libraries(), torch.random.fork_rng(), cut_connections(_unreadable(options)):
         torch.manual_seed(seed)  # for weights that a checkpoint lacks, such as the unused pooler of an encoder
         if options.chat_template is True:
             TEMPLATES.start()  # ready when it is needed
@@ -139,6 +139,11 @@ def _load_config(source: str, options: ModelOptions) -> Any:
         ) from error
 
 
+def _unreadable(options: ModelOptions) -> str:
+    """Return the beginning of errors of the hub."""
+    return f"The model {options.name} cannot be read from the hub"
+
+
 def _missing_model(options: ModelOptions, error: OSError) -> MerganserError:
     """Return the error for a model that neither the hub nor its cache has."""
     from huggingface_hub import constants
@@ -149,9 +154,8 @@ def _missing_model(options: ModelOptions, error: OSError) -> MerganserError:
             f"The model {name} is neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, download the model first, or give a folder.",
         )
-    if (answer := refusal(error)) is not None:
-        return explained(answer, f"The model {name} is no folder here and cannot be read from the hub")
-    return InputError(
+    failure = hub_failure(error, f"The model {name} is no folder here and cannot be read from the hub")
+    return failure or InputError(
         f"The model {name} is neither a folder here nor could it be read from the hub: {first_line(error)}",
         "Check the name, the network and, for a gated model, your access; or give a folder.",
     )
@@ -179,7 +183,7 @@ def resolve_lengths(options: ModelOptions, longest_input: int | None, longest_ta
         InputError: the model does not exist, or a length is below 2 tokens.
     """
     if longest_input is None:
-        with silence_libraries():
+        with silence_libraries(), cut_connections(_unreadable(options)):
             config = _load_config(resolve_source(options).location, options)
         positions = architecture.max_positions(config) or DEFAULT_INPUT
         available = positions - longest_target if options.kind == "causal" else positions
@@ -213,7 +217,8 @@ def _load_tokenizer(source: str, options: ModelOptions) -> tuple[Any, TokenizerS
     try:
         tokenizer = AutoTokenizer.from_pretrained(source, **_hub_arguments(options))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
+        failure = hub_failure(error, f"The tokenizer of {options.name} cannot be read from the hub")
+        raise failure or InputError(
             f"The tokenizer of {options.name} could not be read: {first_line(error)}",
             "Save it beside the model with tokenizer.save_pretrained(folder).",
         ) from error
@@ -266,7 +271,8 @@ def _load_vision_processor(
         # Pillow's arithmetic on every machine: torchvision rounds differently.
         processor = AutoImageProcessor.from_pretrained(source, backend="pil", **_hub_arguments(options))
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(
+        failure = hub_failure(error, f"The image processor of {options.name} cannot be read from the hub")
+        raise failure or InputError(
             f"The image processor of {options.name} could not be read: {first_line(error)}",
             "Save it beside the model with image_processor.save_pretrained(folder).",
         ) from error
@@ -306,7 +312,8 @@ def _load_model(source: str, options: ModelOptions, held: Mapping[str, Any]) -> 
             "Use model.attention: auto.",
         ) from error
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise InputError(
+        failure = hub_failure(error, f"The weights of {options.name} cannot be read from the hub")
+        raise failure or InputError(
             f"The weights of {options.name} could not be read from safetensors files: {first_line(error)}",
             "Weights in pickle files are never read; use a revision or a copy that has safetensors.",
         ) from error

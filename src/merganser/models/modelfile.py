@@ -7,6 +7,8 @@ from typing import Any
 
 from merganser.models.base_reference import BaseReference
 from merganser.models.causal import Causal
+from merganser.models.chat_template import ChatTemplate
+from merganser.models.ollama_template import marks_of
 
 MODELFILE = "Modelfile"
 
@@ -29,21 +31,17 @@ def quoted(text: str) -> str | None:
     return f'"""{text}"""' if plain else f'"{text}"'
 
 
-def modelfile(backbone: Causal, source: Sequence[str], template: str | None = None) -> str:
+def modelfile(backbone: Causal, source: Sequence[str]) -> str:
     """Return the Modelfile of an exported decoder.
 
     Args:
         source: the lines that name the weights (:func:`weights_lines`).
-        template: Ollama's template for conversations; ``None``: Ollama recognises that of the tokenizer, or not.
     """
     lines = ["# ollama create NAME -f Modelfile", *source]
-    if template is not None:
-        lines.append(f"TEMPLATE {quoted(template)}")
-    elif backbone.chat is None:
+    if backbone.chat is None:
         lines += ["# The model was trained on texts as they are.", f"TEMPLATE {quoted(RAW)}"]
     else:
-        lines.append("# No TEMPLATE: Ollama takes the chat template of the tokenizer, if it knows it. Check with")
-        lines.append("# `ollama show --template NAME`: {{ .Prompt }} alone means that it does not.")
+        lines += _chat_template(backbone.chat.template, backbone.tokenizer)
     lines += _system(getattr(backbone.options, "system", None))
     for name, value in _parameters(backbone):
         lines.append(f"PARAMETER {name} {value}")
@@ -67,6 +65,25 @@ def weights_lines(whole: bool, gguf: str | None, base: BaseReference) -> list[st
     else:
         how = f"# Put the pretrained model ({base.gguf or base.short}) there first."
     return [how, f"FROM {where}", f"ADAPTER ./{gguf}" if gguf else "ADAPTER ."]
+
+
+def _chat_template(template: ChatTemplate, tokenizer: Any) -> list[str]:
+    """Return the lines about a chat template: in Ollama's language, if it can be written so."""
+    marks = marks_of(template, tokenizer)
+    value = None if marks is None else quoted(marks.go())
+    if marks is None or value is None:
+        return [
+            "# No TEMPLATE: the chat template of the tokenizer does more than mark turns. Ollama takes its own if it",
+            "# knows this one. Check with `ollama show --template NAME`: {{ .Prompt }} alone means that it does not.",
+        ]
+    lines = ["# The chat template of the tokenizer, as the model was trained: it makes the same text of conversations."]
+    if "system" not in marks.around:
+        lines.append("# It has no system prompts; what is sent as one is left out.")
+    if "tools" in template.text:
+        lines.append(
+            "# It does not describe tools. Without TEMPLATE, Ollama takes one that does, if it knows this one."
+        )
+    return [*lines, f"TEMPLATE {value}"]
 
 
 def _system(text: str | None) -> list[str]:

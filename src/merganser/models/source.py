@@ -9,7 +9,7 @@ from typing import Any
 
 from merganser.checkpoints.source import holds_whole_model, read_json
 from merganser.errors import InputError, first_line
-from merganser.files.hub import explained, refusal
+from merganser.files.hub import hub_failure, is_offline
 from merganser.files.links import leads_outside
 from merganser.models.options import ModelOptions
 
@@ -56,21 +56,26 @@ class ModelSource:
             path = Path(self.location) / name
             return path if path.is_file() else None
         from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
+        from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        from huggingface_hub.errors import HTTPError as TransportError
 
         try:
             revision = self.revision or "main"
             return Path(hf_hub_download(self.location, name, revision=revision, local_files_only=downloaded))
-        except EntryNotFoundError:
-            return None
-        except (OSError, ValueError) as error:
-            if (answer := refusal(error)) is not None:
-                doing = f"{name} of the model {self.name} cannot be read from the hub"
-                raise explained(answer, doing) from error
-            raise InputError(
+        except (OSError, ValueError, TransportError) as error:
+            # A file that could not be asked for is one of these errors, too: whether it exists is not known then.
+            unknown = isinstance(error, LocalEntryNotFoundError) and not downloaded and not self._is_cached()
+            if isinstance(error, EntryNotFoundError) and not unknown:
+                return None
+            failure = hub_failure(error, f"{name} of the model {self.name} cannot be read from the hub")
+            raise failure or InputError(
                 f"{name} of the model {self.name} could not be read from the hub: {first_line(error)}",
                 "Check the name, the network and, for a gated model, your access; or give a folder.",
             ) from error
+
+    def _is_cached(self) -> bool:
+        """Return whether the model was read before, so that the hub's cache has the files it consists of."""
+        return is_offline() or self.file(CONFIG, downloaded=True) is not None
 
     def folder(self) -> Path:
         """Return the folder that the files of a model are in, which was read before."""

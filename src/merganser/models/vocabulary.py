@@ -11,7 +11,10 @@ from merganser.errors import InputError
 ROLES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token")
 """Special tokens that a tokenizer may put into any text."""
 
-RESIZE = "Resize it: model.resize_token_embeddings(len(tokenizer)), and save both; or use the tokenizer of the model."
+RESIZE = (
+    "Resize the model (model.resize_token_embeddings(len(tokenizer))) and save both; or use the tokenizer that belongs "
+    "to the model."
+)
 
 
 def unreadable_tokens(tokenizer: Any, config: Any, name: str) -> tuple[str, ...]:
@@ -59,5 +62,5 @@ def refuse_unreadable(tokens: tuple[str, ...], texts: Iterable[str], name: str) 
         if found is not None:
             raise InputError(
                 f"The model {name} has no embedding for the token '{found[0]}' in the text '{text[:60]}'.",
-                f"Remove it from the text. {RESIZE}",
+                f"Remove the token from the text. Or: {RESIZE[0].lower()}{RESIZE[1:]}",
             )

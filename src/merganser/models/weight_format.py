@@ -78,7 +78,8 @@ def require_bitsandbytes(option: str) -> None:
     Raises:
         InputError: it is not installed, or cannot be imported.
     """
-    remedy = "Install it with pip install 'merganser[quantized]', or choose another."
+    key, _, value = option.partition(": ")
+    remedy = f"Install it with pip install 'merganser[quantized]', or leave {key}: {value} out."
     if importlib.util.find_spec("bitsandbytes") is None:
         raise InputError(f"{option} needs the package bitsandbytes, which is not installed.", remedy)
     try:

@@ -17,7 +17,7 @@ from typing import Any
 
 from merganser.errors import InputError, first_line, nearest
 from merganser.files.documents import read_bytes
-from merganser.files.hub import explained, refusal
+from merganser.files.hub import cut_connections, hub_failure
 from merganser.streams.bad_rows import EMPTY, BadCell, BadRows, Problem
 from merganser.streams.class_names import class_name
 from merganser.streams.decoding import UNICODE_REMEDY, unicode_problem
@@ -228,11 +228,13 @@ def read_hub(source: str, default_split: str) -> Table:
     import datasets
     from datasets.exceptions import DatasetsError
 
+    doing = f"{source}: split '{split}' cannot be loaded from the hub"
     try:
-        data = datasets.load_dataset(name, config, split=split)
+        with cut_connections(doing):
+            data = datasets.load_dataset(name, config, split=split)
     except (DatasetsError, OSError, ValueError) as error:
-        if (answer := refusal(error)) is not None:
-            raise explained(answer, f"{source}: split '{split}' cannot be loaded from the hub") from error
+        if (failure := hub_failure(error, doing)) is not None:
+            raise failure from error
         raise InputError(
             f"{source}: split '{split}' cannot be loaded: {first_line(error)}",
             "Check the name, configuration and split, and that the hub can be reached; or download the data to a file.",

@@ -219,7 +219,7 @@ def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
     """Provide the module to train: ``module`` itself, or a sharded copy if the launcher asks for FSDP.
 
     The full weights are gathered into the module at the end of the block, so that all code outside of training sees an
-    ordinary module on every rank. On a CUDA device the module is offloaded to the processor meanwhile.
+    ordinary module on every rank. On an accelerator the module is moved to the CPU meanwhile.
     """
     if not processes.uses_fsdp():
         yield module
