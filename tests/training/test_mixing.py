@@ -13,6 +13,8 @@ from merganser.config import load_config
 from merganser.errors import InputError
 from merganser.events import Event, Notice
 from merganser.learner import Learner
+from merganser.streams.answers import AnswerSpec
+from merganser.streams.dpo import DpoOptions
 from merganser.streams.loading import load_stream
 from merganser.streams.mixing import mixed_before, rows_with_mix
 from merganser.streams.task import Example, Mix, Stream, Task
@@ -147,16 +149,23 @@ def test_bad_mixes_are_refused_while_reading(mix: Any, message: str, stream: Pat
         read(configured(stream, mix, "bad.yaml"))
 
 
-@pytest.mark.parametrize("what", ["matcher", "joint"])
+@pytest.mark.parametrize("what", ["matcher", "joint", "preferences"])
 def test_models_and_methods_without_use_for_a_mix_refuse_it(what: str, tmp_path: Path) -> None:
     values = settings()
-    if what == "joint":
-        values["method"] = "joint"
+    if what != "matcher":
+        values["method"] = "joint" if what == "joint" else "replay"
         values["model"] |= {"kind": "causal", "name": str(model_folder("causal"))}
     del values["stream"]
     rows = [Example("good film", "good"), Example("bad film", "bad")]
-    task = Task("t", rows, mix=Mix([Example("a", "b")], 0.1))
-    with Learner.open(tmp_path / "run", **values) as learner, pytest.raises(InputError, match="has a mix"):
+    spec = AnswerSpec()
+    if what == "preferences":
+        rows = [Example("good film", "good", rejected="bad")]
+        spec = AnswerSpec(dpo=DpoOptions())
+    task = Task("t", rows, spec=spec, mix=Mix([Example("a", "b")], 0.1))
+    with (
+        Learner.open(tmp_path / "run", **values) as learner,
+        pytest.raises(InputError, match=r"has (a mix|preferences and a mix)"),
+    ):
         learner.learn(task)
 
 
