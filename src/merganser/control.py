@@ -155,6 +155,17 @@ class ControllerConfig(Settings):
         return self.interval if self.rehearsal_steps == "interval" else self.rehearsal_steps
 
 
+def weight_case(config: ControllerConfig, interval: int, alarms: int) -> tuple[bool, bool]:
+    """Return whether a merge is *moving* and whether it is *alarmed*: the row and column of the table of weights.
+
+    Args:
+        config: the numbers.
+        interval: planned interval in force (inner steps).
+        alarms: raised since the last merge.
+    """
+    return interval <= config.moving_until, alarms > config.alarmed_above
+
+
 class MergeController:
     """Decides when a merge fires and adapts the interval between merges.
 
@@ -283,8 +294,8 @@ class MergeController:
         config = self.config
         if config.weight_new is not None:
             return config.weight_new
-        alarmed = self.alarms > config.alarmed_above
-        if self.interval <= config.moving_until:
+        moving, alarmed = weight_case(config, self.interval, self.alarms)
+        if moving:
             return config.weight_moving_alarmed if alarmed else config.weight_moving_calm
         return config.weight_settled_alarmed if alarmed else config.weight_settled_calm
 

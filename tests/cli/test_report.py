@@ -12,35 +12,11 @@ from typer.testing import CliRunner
 from merganser.cli.report import report
 from merganser.errors import InputError
 from merganser.report import files
-from merganser.runs import RunDirectory, RunRecord
-from merganser.runs.record import RowFile
+from tests.report.answered import to_disk
 from tests.report.conftest import make_run
 
 app = typer.Typer()
 app.command()(report)
-
-
-def to_disk(run: RunRecord, path: Path) -> Path:
-    """The run directory of which ``run`` is the record."""
-    directory = RunDirectory.create(path, run.info)
-    try:
-        for number, row in enumerate(run.scores.rows):
-            tasks = [task for task in run.tasks if task.row == number]
-            name = tasks[0].name if tasks else "start"
-            folder = directory.begin_row(number, [name])
-            (folder / "adapter").mkdir()
-            (folder / "adapter" / "adapter_config.json").write_text("{}")
-            file = RowFile(row=number, tasks=tasks, scores=row, metrics=run.scores.metrics)
-            (folder / "row.json").write_text(file.model_dump_json())
-            for kind, records in (
-                ("signals", run.signals.get(name, [])),
-                ("merges", [merge for merge in run.merges if merge.task == name]),
-            ):
-                (folder / f"{kind}.jsonl").write_text("".join(record.model_dump_json() + "\n" for record in records))
-            directory.commit_row(folder)
-    finally:
-        directory.lock.release()
-    return path
 
 
 @pytest.mark.usefixtures("curves")
@@ -49,18 +25,16 @@ def test_page_figures_and_tables(tmp_path: Path) -> None:
     plain = to_disk(make_run(["a", "b"], steps=30, merging=False, method="sequential"), tmp_path / "plain")
     third = to_disk(make_run(["a", "b"], steps=30), tmp_path / "third")
     arguments = ["--baseline", str(plain), "--figures", str(tmp_path / "figures"), "--tables", str(tmp_path / "tables")]
-    result = CliRunner().invoke(app, [str(run), *arguments, "--compare", str(third)])
+    result = CliRunner().invoke(app, [str(run), *arguments, "--baseline", str(third)])
     assert result.exit_code == 0, result.output
     written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines()]
     assert written[0] == run / "report.html"
     assert len(written) == 1 + 8 + 4 + 7
     assert {"first_task.svg", "memory_loss.svg"} <= {path.name for path in written}
     assert all(path.is_file() for path in written)
-    refused = CliRunner().invoke(app, [str(run), "--compare", str(third)])
-    assert isinstance(refused.exception, InputError)
-    assert "Add --figures FOLDER" in str(refused.exception)
     page = written[0].read_text(encoding="utf-8")
-    assert "compared with sequential, seed 42" in page
+    assert "Sequential fine-tuning, seed 42" in page
+    assert "AimMerging (third), seed 42" in page
     assert "Merge 1 of b, after step 15" in page
     assert page.count('class="chart curve"') == 2
 

@@ -68,7 +68,7 @@ def probe(page: Path, chromium: Browse) -> dict[str, str]:
 
 
 def test_charts_are_drawn(run: RunRecord, sequential: RunRecord, tmp_path: Path, chromium: Browse) -> None:
-    dom = chromium(file_url(write_report(run, tmp_path / "report.html", sequential)), "--dump-dom")
+    dom = chromium(file_url(write_report(run, tmp_path / "report.html", [sequential])), "--dump-dom")
     assert 'data-charts="drawn"' in dom
     for chart in ("step-chart", "merge-chart"):
         drawn = re.search(rf'<svg[^>]*id="{chart}"[^>]*>(.*?)</svg>', dom, re.S)

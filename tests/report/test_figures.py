@@ -69,7 +69,7 @@ def test_several_runs_in_one_figure(tmp_path: Path) -> None:
             signal.change = 1.0 / signal.step
     plain = make_run(names, steps=30, merging=False, method="sequential", forgetting=0.2)
     joint = make_run(names, steps=30, merging=False, method="joint", together=True)
-    paths = write_figures(run, tmp_path, plain, [watched, joint])
+    paths = write_figures(run, tmp_path, [plain, watched, joint])
     added = [path.stem for path in paths if path.suffix == ".svg"][4:]
     assert added == ["memory_loss", "parameter_change", "first_task"]
     found = {path.stem: words(path) for path in paths if path.suffix == ".svg"}
@@ -90,8 +90,8 @@ def test_lines_are_least_squares_and_labels_differ() -> None:
 
 def test_runs_over_other_tasks_are_refused(tmp_path: Path) -> None:
     other = make_run(["a", "c"], path="runs/other")
-    with pytest.raises(InputError, match="The run 'runs/other' learned other tasks"):
-        write_figures(make_run(["a", "b"]), tmp_path / "out", others=[other])
+    with pytest.raises(InputError, match="The baseline 'runs/other' learned other tasks"):
+        write_figures(make_run(["a", "b"]), tmp_path / "out", [other])
     assert not (tmp_path / "out").exists()
 
 

@@ -94,12 +94,12 @@ def test_merges_are_in_the_order_of_the_ledger(run: RunRecord) -> None:
 def test_curves_stand_at_the_number_of_tasks_learned(sequential: RunRecord) -> None:
     joint = make_run(TOPICS, method="joint", merging=False, together=True)
     assert learned_before(joint) == [0, 5]
-    data = chart_data(sequential, joint)
+    data = chart_data(sequential, [joint])
     curve = data["curves"][1]
     assert [point[0] for point in curve["points"]] == [0, 1, 2, 3, 4, 5]
     assert curve["own"] == 2
     assert [point[1] for point in curve["points"]] == [0.12, 0.12, 0.87, 0.72, 0.57, 0.42]
-    assert [point[0] for point in curve["baseline"]] == [0, 5]
+    assert [point[0] for point in curve["baselines"][0]] == [0, 5]
     assert [task["name"] for task in chart_data(joint)["tasks"]] == ["newsgroups and 4 more"]
 
 

@@ -46,7 +46,7 @@ def demo(
     else:
         record, other = learn_stream(out / method, config, tasks, command=command, output="none"), None
     show_result(console, record, other)
-    page = write_report(record, out / "report.html", other)
+    page = write_report(record, out / "report.html", [other] if other else [])
     console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)
     console.print(
         f"Try inference: merganser ask {shlex.quote(str(out / method))} "

@@ -18,18 +18,10 @@ def report(
         typer.Option(metavar="FILE", help="File to write the page to.", show_default="RUN/report.html"),
     ] = None,
     baseline: Annotated[
-        Path | None,
-        typer.Option(
-            metavar="RUN",
-            help="Compare with another run over the same tasks, such as sequential fine-tuning.",
-            show_default=False,
-        ),
-    ] = None,
-    compare: Annotated[
         list[Path] | None,
         typer.Option(
             metavar="RUN",
-            help="Draw a further run over the same tasks in the figures; can be repeated.",
+            help="Compare with another run over the same tasks, such as sequential fine-tuning; can be repeated.",
             show_default=False,
         ),
     ] = None,
@@ -41,27 +33,30 @@ def report(
         Path | None,
         typer.Option(metavar="FOLDER", help="Also write the numbers as CSV.", show_default=False),
     ] = None,
+    price: Annotated[
+        float | None,
+        typer.Option(
+            "--price-per-hour", metavar="AMOUNT", min=0, help="Price of an hour of the machine.", show_default=False
+        ),
+    ] = None,
 ) -> None:
     """Write the report of a run: one HTML page that needs no network; figures and tables on request.
 
-    Example: merganser report RUN --baseline SEQUENTIAL --figures RUN/figures --tables RUN/tables
+    Example: merganser report RUN --baseline SEQUENTIAL --baseline JOINT --figures RUN/figures --tables RUN/tables
     """
-    from merganser.errors import InputError
     from merganser.report import write_figures, write_report, write_tables
     from merganser.runs import read_run
 
-    if compare and figures is None:
-        raise InputError("--compare draws runs in the figures.", "Add --figures FOLDER.")
     record = read_run(run)
-    beside = read_run(baseline) if baseline is not None else None
+    baselines = [read_run(path) for path in baseline or ()]
     if out is not None:
-        written = [write_report(record, out, beside)]
+        written = [write_report(record, out, baselines, price=price)]
     else:
         elsewhere = f"merganser report {shlex.quote(str(run))} --out report.html"
         remedy = f"Write the page to another folder with --out, for instance: {elsewhere}"
-        written = [write_report(record, run / "report.html", beside, remedy)]
+        written = [write_report(record, run / "report.html", baselines, price=price, remedy=remedy)]
     if figures is not None:
-        written += write_figures(record, figures, beside, [read_run(other) for other in compare or ()])
+        written += write_figures(record, figures, baselines)
     if tables is not None:
         written += write_tables(record, tables)
     for path in written:

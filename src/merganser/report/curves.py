@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree
 
 from merganser.report.formatting import literal, score, shortened
-from merganser.report.palette import BLUE, CSS_VARIABLES, GREY, INK, PAPER, RULE
+from merganser.report.palette import BAND, BASELINE_STYLES, BLUE, CSS_VARIABLES, GREY, INK, PAPER, RULE
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -19,32 +20,48 @@ if TYPE_CHECKING:
 FIGURE_SIZE = (7.5, 9.0)
 """Sizes of tick labels and titles in a figure for papers, in points."""
 
+MOST_MARKERS = 21
+"""Points of a curve that are marked; of more, only the line is drawn."""
+
+FONT = re.compile(r"font-family: [^;]*;?\s*")
+"""The font that matplotlib writes into each text; the page has its own."""
+
+LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
+"""Numbers with more decimals than can be seen."""
+
+NO_ROTATION = re.compile(r"rotate\(-?0[ )]")
+"""What matplotlib writes at each text that is not rotated."""
+
 PAGE_SIZE = (9.0, 9.5)
 """The same in the page, where a point is 4/3 of a pixel."""
 
 
 def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[float, float]) -> None:
-    """Draw one task's scores against the number of tasks learned: whiskers of one standard error, a ring around the
-    score right after the task was learned, and the baseline dashed with squares where there is one."""
+    """Draw one task's scores against the number of tasks learned: a ring around the score right after the task
+    was learned, a band around that within which a change is noise, and the baselines dashed, each with its marker."""
     small, large = sizes
     axes.set(xlim=(-0.4, max(learned, 1) + 0.4), ylim=(0, 1))
     axes.hlines([0.5, 1], -0.4, max(learned, 1) + 0.4, colors=RULE, linewidths=0.6, zorder=0, clip_on=False)
-    if curve["baseline"]:
-        xs, ys, _ = zip(*curve["baseline"], strict=True)
-        axes.plot(xs, ys, color=GREY, linewidth=1, linestyle=(0, (3, 2)), marker="s", markersize=2.5, clip_on=False)
-    xs, ys, errors = zip(*curve["points"], strict=True)
-    spread = [(x, y - e, y + e) for x, y, e in zip(xs, ys, errors, strict=True) if e]
-    if spread:
-        at, low, high = zip(*spread, strict=True)
-        axes.vlines(at, low, high, colors=BLUE, linewidths=0.8, clip_on=False)
-    axes.plot(xs, ys, color=BLUE, linewidth=1.3, marker="o", markersize=2.5, clip_on=False)
     ring = [(x, y) for x, y, _ in curve["points"] if x == curve["own"]]
+    if ring and curve["noise"] is not None:
+        own, level = ring[0]
+        low, high = max(0.0, level - curve["noise"]), min(1.0, level + curve["noise"])
+        axes.fill_between([own, learned], low, high, color=BAND, linewidth=0, zorder=0, clip_on=False)
+    for number, points in enumerate(curve["baselines"]):
+        if points:
+            xs, ys, _ = zip(*points, strict=True)
+            dash, marker = BASELINE_STYLES[number % len(BASELINE_STYLES)]
+            few = marker if len(points) <= MOST_MARKERS else ""
+            axes.plot(xs, ys, color=GREY, linewidth=1, linestyle=dash, marker=few, markersize=2.5, clip_on=False)
+    xs, ys, _ = zip(*curve["points"], strict=True)
+    dots = "o" if len(xs) <= MOST_MARKERS else ""
+    axes.plot(xs, ys, color=BLUE, linewidth=1.3, marker=dots, markersize=2.5, clip_on=False)
     if ring:
         axes.plot(*zip(*ring, strict=True), "o", markersize=6, mfc=PAPER, mec=BLUE, markeredgewidth=1.6, clip_on=False)
     axes.set_title(literal(shortened(curve["name"])), loc="left", fontsize=large, color=INK)
     axes.set_xticks(_whole_ticks(learned))
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100"])
-    axes.tick_params(labelsize=small, labelcolor=GREY, color=GREY, length=2.5, pad=2)
+    axes.tick_params(labelsize=small, labelcolor=GREY, color=GREY, bottom=False, left=False, pad=3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=GREY, linewidth=0.6)
 
@@ -89,7 +106,13 @@ def curve_images(data: dict[str, Any]) -> list[str]:
 
 
 def _described(name: str, points: Sequence[Sequence[float]]) -> str:
-    return f"{name}: " + ", ".join(f"{score(value)} percent after {learned}" for learned, value, _ in points)
+    return f"{name}: " + ", ".join(f"{score(value)} percent after {learned}" for learned, value, _ in _some(points))
+
+
+def _some(points: Sequence[Sequence[float]], most: int = MOST_MARKERS) -> Sequence[Sequence[float]]:
+    """Return a few points to be read aloud, the first and the last among them."""
+    stride = math.ceil(len(points) / most)
+    return points if stride == 1 else [*points[:-1:stride], points[-1]]
 
 
 def inline_svg(figure: Figure, label: str) -> str:
@@ -103,6 +126,12 @@ def inline_svg(figure: Figure, label: str) -> str:
     used = {value for node in root.iter() for name, value in node.attrib.items() if name.endswith("}href")}
     for node in root.iter():
         node.tag = node.tag.rpartition("}")[2]
+        node.text, node.tail = (text and (text.strip() or None) for text in (node.text, node.tail))
+        for name in ("d", "x", "y"):
+            if name in node.attrib:
+                node.attrib[name] = " ".join(LONG_NUMBER.sub(_rounded, node.attrib[name]).split())
+        if NO_ROTATION.match(node.attrib.get("transform", "")):
+            del node.attrib["transform"]
         node.attrib = {
             name.rpartition("}")[2]: _with_variables(value) if name == "style" else value
             for name, value in node.attrib.items()
@@ -112,7 +141,13 @@ def inline_svg(figure: Figure, label: str) -> str:
     return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
 
 
+def _rounded(number: re.Match[str]) -> str:
+    value = float(number[0])
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
 def _with_variables(style: str) -> str:
+    style = FONT.sub("", style)
     for colour, variable in CSS_VARIABLES.items():
         style = style.replace(colour, f"var({variable})")
     return style

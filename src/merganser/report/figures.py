@@ -16,6 +16,7 @@ from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, 
 from merganser.report.page import check_comparable
 from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
 from merganser.report.series import chart_data, learned_before, rows_learned
+from merganser.report.verdict import all_courses, noise_of
 from merganser.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -201,12 +202,10 @@ def _interval(data: dict[str, Any]) -> Figure | None:
     return figure
 
 
-def write_figures(
-    run: RunRecord, folder: Path, baseline: RunRecord | None = None, others: Sequence[RunRecord] = ()
-) -> list[Path]:
+def write_figures(run: RunRecord, folder: Path, baselines: Sequence[RunRecord] = ()) -> list[Path]:
     """Draw ``run`` into ``folder`` as ``matrix``, ``signals``, ``interval`` and ``curves``, each as SVG and PNG.
 
-    With other runs, also ``memory_loss`` (with a line fitted to each run's losses) and ``first_task`` (the score of the
+    With baselines, also ``memory_loss`` (with a line fitted to each run's losses) and ``first_task`` (the score of the
     first task as others are learned, joint training as a bound); of runs that never merge ``parameter_change``.
     A figure with nothing to show (no steps, no planned interval) is left out. Tasks of more than 240 steps are drawn as
     means of consecutive steps within a band from their smallest to their largest value. The same run gives the same
@@ -215,8 +214,7 @@ def write_figures(
     Args:
         run: the run to draw.
         folder: created where absent.
-        baseline: another run over the same tasks; its scores are dashed in ``curves``.
-        others: further runs over the same tasks.
+        baselines: further runs over the same tasks; their scores are dashed in ``curves``.
 
     Returns:
         the paths written, SVG before PNG.
@@ -227,11 +225,11 @@ def write_figures(
     """
     import matplotlib
 
-    runs = [run, *([] if baseline is None else [baseline]), *others]
-    for other in runs[1:]:
-        check_comparable(run, other, "baseline" if other is baseline else "run")
+    runs = [run, *baselines]
+    for other in baselines:
+        check_comparable(run, other)
     make_folder(folder)
-    data = chart_data(run, baseline)
+    data = chart_data(run, baselines, noise_of(all_courses(run)))
     written = []
     with matplotlib.rc_context(SETTINGS):
         figures = {

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+
 from merganser.control import CAUSES
 from merganser.runs.record import MergeRecord
 from merganser.tables import MISSING, finite, score
@@ -9,6 +11,11 @@ from merganser.tables import row_label as row_label
 
 CAUSE_LETTER = {"due": "D", "early": "E", "forced": "F", "end": "T"}
 """Letter of each cause of a merge; ``end`` is T for the end of the task, since E is early."""
+
+MONTHS = (
+    "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+    "December",
+)  # fmt: skip
 
 ABBREVIATIONS = {"OP": "overall performance", "BWT": "backward transfer", "FWT": "forward transfer"}
 """Names of metrics that are abbreviated, spelled out."""
@@ -69,6 +76,21 @@ def seconds(value: float | None) -> str:
         return f"{whole // 60} min {whole % 60:02d} s"
     minutes = round(known / 60)
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def day(text: str) -> str:
+    """Format a time in ISO 8601 as a person says it: ``2 January 2026, 03:04 UTC``; another text stays as it is."""
+    try:
+        time = datetime.fromisoformat(text).astimezone(UTC)
+    except ValueError:
+        return text
+    # Not strftime, whose names of months depend on the machine.
+    return f"{time.day} {MONTHS[time.month - 1]} {time.year}, {time:%H:%M} UTC"
+
+
+def money(amount: float) -> str:
+    """Format an amount of money: two decimals, or two significant digits where it is smaller."""
+    return f"{amount:,.2f}" if amount >= 0.1 or amount == 0 else significant(amount, 2)
 
 
 def size(count: int) -> str:

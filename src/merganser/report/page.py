@@ -8,6 +8,7 @@ import hashlib
 import itertools
 import json
 import shlex
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,16 @@ import yaml
 from markupsafe import Markup
 
 from merganser.errors import InputError
-from merganser.report import sections
+from merganser.metrics.course import TaskCourse
+from merganser.report import overview, sections
 from merganser.report.curves import curve_images
 from merganser.report.files import ANOTHER_FOLDER, write_whole
-from merganser.report.formatting import CAUSE_LETTER, cause_title
-from merganser.report.series import POINTS, chart_data, merge_stride
+from merganser.report.flips import flips
+from merganser.report.formatting import CAUSE_LETTER, cause_title, day
+from merganser.report.merge_weights import weight_numbers
+from merganser.report.score_table import matrix
+from merganser.report.series import chart_data, merge_stride, points_per_task
+from merganser.report.verdict import all_courses, noise_of
 from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord
 
@@ -42,11 +48,8 @@ def embedded_json(value: Any) -> Markup:
     return Markup(text)
 
 
-def check_comparable(run: RunRecord, baseline: RunRecord, word: str = "baseline") -> None:
+def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
     """Refuse a baseline that learned other tasks or data: its metrics would not be comparable.
-
-    Args:
-        word: what to call it in messages.
 
     Raises:
         InputError: other tasks, another order, or other data or settings of a task.
@@ -56,13 +59,15 @@ def check_comparable(run: RunRecord, baseline: RunRecord, word: str = "baseline"
     baseline_tasks = {task.name: task for task in baseline.tasks}
     if list(tasks) != list(baseline_tasks):
         raise InputError(
-            f"The {word} '{baseline.path}' learned other tasks than '{run.path}': "
+            f"The baseline '{baseline.path}' learned other tasks than '{run.path}': "
             f"{', '.join(baseline_tasks) or 'none'} instead of {', '.join(tasks) or 'none'}.",
             remedy,
         )
     for name, task in tasks.items():
         if task.fingerprint != baseline_tasks[name].fingerprint:
-            raise InputError(f"The {word} '{baseline.path}' learned task '{name}' from other data or settings.", remedy)
+            raise InputError(
+                f"The baseline '{baseline.path}' learned task '{name}' from other data or settings.", remedy
+            )
 
 
 def _asset(name: str) -> str:
@@ -81,48 +86,85 @@ def _templates() -> jinja2.Environment:
     )
 
 
-def render(run: RunRecord, baseline: RunRecord | None = None) -> str:
+def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | None = None) -> str:
     """Return the page of ``run`` as HTML; see :func:`write_report`."""
-    if baseline is not None:
+    for baseline in baselines:
         check_comparable(run, baseline)
+    runs = [run, *baselines]
+    names = overview.run_names(runs)
+    tasks = all_courses(run)
     script = _asset("report.js")
-    data = chart_data(run, baseline)
-    stream = run.info.config.get("stream")
-    stream_name = stream.get("name") if isinstance(stream, dict) else stream
+    data = chart_data(run, baselines, noise_of(tasks))
     template = _templates().get_template("report.html.j2")
     return template.render(
         run=run,
-        title=stream_name if isinstance(stream_name, str) and stream_name else Path(run.path).name or run.path,
-        method=sections.method_name(run),
+        title=_title(run),
         standfirst=sections.standfirst(run),
-        cards=sections.metric_cards(run, baseline),
-        baseline=baseline,
-        baseline_name=sections.method_name(baseline) if baseline else "",
-        matrix=sections.matrix(run, baseline),
+        when=day(run.info.created),
+        runs=runs,
+        names=names,
+        **_scores(runs, tasks, names),
+        **_steps(run, data),
         memory=sections.memory(run),
-        cost=sections.cost(run),
+        cost=sections.cost(run, price),
         trained=sections.trained(run),
-        ledger=sections.ledger(run),
         tasks=sections.tasks(run),
-        causes=[(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],
-        thinned=max((task["width"] for task in data["tasks"]), default=1),
-        points=POINTS,
-        stride=merge_stride(run),
-        any_refused=any(merge.status == "refused" for merge in run.merges),
         path=shlex.quote(run.path),
-        has_signals=any(task["x"] for task in data["tasks"]),
         # SVG elements made by this package, every text of the run escaped in them.
         curves=[Markup(image) for image in curve_images(data)],
-        names=[task["name"] for task in data["tasks"]],
         config=yaml.safe_dump(
             _shortened(run.info.model_dump(mode="json")["config"]), sort_keys=False, allow_unicode=True
         ),
-        data=embedded_json({"tasks": data["tasks"], "merges": data["merges"]}),
+        data=embedded_json({"tasks": [_without_band(task) for task in data["tasks"]], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(_asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _title(run: RunRecord) -> str:
+    stream = run.info.config.get("stream")
+    name = stream.get("name") if isinstance(stream, dict) else stream
+    return name if isinstance(name, str) and name else Path(run.path).name or run.path
+
+
+def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Sequence[str]) -> dict[str, Any]:
+    """What the template shows of answers and scores."""
+    run, *baselines = runs
+    return {
+        "verdict": overview.verdict(run, tasks),
+        "bells": overview.dumbbells(
+            tasks, sections.watched_marks(run), [all_courses(baseline) for baseline in baselines]
+        ),
+        "headlines": overview.headlines(runs, names),
+        "side_by_side": overview.side_by_side(runs, names),
+        "definitions": overview.definitions(runs),
+        "flips": flips(run, tasks),
+        "matrix": matrix(run, tasks, baselines, names[1:]),
+    }
+
+
+def _steps(run: RunRecord, data: dict[str, Any]) -> dict[str, Any]:
+    """What the template shows of steps and merges."""
+    return {
+        "ledger": sections.ledger(run),
+        "causes": [(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],
+        "thinned": max((task["width"] for task in data["tasks"]), default=1),
+        "points": points_per_task(run),
+        "stride": merge_stride(run),
+        "any_refused": any(merge.status == "refused" for merge in run.merges),
+        "has_signals": any(task["x"] for task in data["tasks"]),
+        "charted": [task["name"] for task in data["tasks"]],
+        "weights_known": weight_numbers(run) is not None,
+    }
+
+
+def _without_band(task: dict[str, Any]) -> dict[str, Any]:
+    """Leave out the band of a task whose points are single steps: it is the line itself."""
+    if task["width"] > 1:
+        return task
+    return {**task, **{kind: {"mean": task[kind]["mean"]} for kind in ("loss", "probe")}}
 
 
 def _shortened(value: Any) -> Any:
@@ -137,21 +179,28 @@ def _shortened(value: Any) -> Any:
     return value
 
 
-def write_report(run: RunRecord, out: Path, baseline: RunRecord | None = None, remedy: str = ANOTHER_FOLDER) -> Path:
+def write_report(
+    run: RunRecord,
+    out: Path,
+    baselines: Sequence[RunRecord] = (),
+    *,
+    price: float | None = None,
+    remedy: str = ANOTHER_FOLDER,
+) -> Path:
     """Write the page of ``run`` to the file ``out`` and return its path.
 
-    The page holds the summary metrics with their definitions, the score matrix, training loss, forgetting and learning
-    signals over steps with the merges marked by cause, the planned interval, a score curve per task, the ledger, the
-    memory, the cost and the configuration. It loads nothing from anywhere.
+    The page begins with the verdict: what was learned, what was lost, and whether to keep it. It loads nothing from
+    anywhere.
 
     Args:
         run: the run to show.
         out: the file to write; replaced where it exists, its folder created where absent.
-        baseline: another run over the same tasks (for instance plain sequential fine-tuning) to show beside it.
+        baselines: other runs over the same tasks (for instance plain sequential fine-tuning) to show beside it.
+        price: of an hour of the machine, in any currency, to show what the run cost.
         remedy: what to do where ``out`` cannot be written, for the message.
 
     Raises:
-        InputError: the baseline learned other tasks or other data, or ``out`` cannot be written.
+        InputError: a baseline learned other tasks or other data, or ``out`` cannot be written.
         RunError: writing stopped half-way (a full disk).
     """
-    return write_whole(out, sealed_text(render(run, baseline).encode("utf-8")), remedy)
+    return write_whole(out, sealed_text(render(run, baselines, price).encode("utf-8")), remedy)

@@ -6,23 +6,19 @@ from pathlib import Path
 from typing import Any
 
 from merganser.metrics.function import is_function_name, metric_name
-from merganser.metrics.score import Score
 from merganser.report.formatting import (
     CAUSE_LETTER,
     MISSING,
     describe_merge,
-    finite,
-    metric_title,
+    money,
     percent,
     plural,
-    row_label,
-    score,
-    score_with_error,
     seconds,
     significant,
     size,
 )
-from merganser.report.series import learned_before, rows_learned, shown_merges
+from merganser.report.merge_weights import weight_numbers, weight_reason
+from merganser.report.series import shown_merges
 from merganser.runs.record import CostRecord, RunRecord, TaskRecord
 from merganser.streams.metric_source import PREFIX
 
@@ -30,6 +26,9 @@ COST_PARTS: dict[str, tuple[str, str]] = {
     name: (field.title, field.description or "") for name, field in CostRecord.model_fields.items() if field.title
 }
 """Parts of a task's time: field of the cost record -> (short name, what it is), as the record states them."""
+
+PLAIN_FOLDERS = frozenset({"model", "base", "weights", "checkpoint", "pretrained", "snapshot"})
+"""Names of folders that do not say which model is in them."""
 
 MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "merge_eval_seconds")
 """Parts that plain fine-tuning does not spend: the cost of merging as a whole."""
@@ -46,78 +45,9 @@ def merging_share(costs: list[CostRecord]) -> float | None:
     return sum(getattr(cost, field) for cost in costs for field in MERGING_FIELDS) / whole if whole > 0 else None
 
 
-def metric_cards(run: RunRecord, baseline: RunRecord | None) -> list[dict[str, Any]]:
-    """List the headline metrics; where the baseline has a metric of the same name, its value and the difference."""
-    beside = {metric.name: metric for metric in baseline.scores.summary} if baseline else {}
-    cards = []
-    for metric in run.scores.summary:
-        card: dict[str, Any] = {
-            "name": metric_title(metric.name),
-            "value": score(metric.value),
-            "stderr": score(metric.stderr) if finite(metric.stderr) is not None else "",
-            "definition": metric.definition,
-            "source": metric.source,
-            "baseline": "",
-        }
-        other = beside.get(metric.name)
-        if other is not None and finite(other.value) is not None:
-            card["baseline"] = score_with_error(other.value, other.stderr)
-            value, other_value = finite(metric.value), finite(other.value)
-            if value is not None and other_value is not None:
-                card["difference"] = score(value - other_value, signed=True)
-        cards.append(card)
-    return cards
-
-
-def _cell(entry: Score | None, own: bool = False, future: bool = False) -> dict[str, Any]:
-    cell: dict[str, Any] = {"text": MISSING, "heat": None, "stderr": "", "own": own, "future": future}
-    if entry is not None and finite(entry.value) is not None:
-        cell["text"] = score(entry.value)
-        cell["heat"] = f"{min(1.0, max(0.0, entry.value)):.3f}"
-        cell["stderr"] = score(entry.stderr) if finite(entry.stderr) is not None else ""
-    return cell
-
-
-def matrix(run: RunRecord, baseline: RunRecord | None) -> dict[str, Any]:
-    """Tabulate the score matrix: one column per task, one row per evaluation; below it, where measured, the baseline's
-    last row and the scores of models that learned one task alone."""
-    columns = run.scores.tasks
-    row_of = rows_learned(run)
-    watched = {each.name: each.group or "" for each in run.scores.watched}
-    rows = []
-    for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
-        label = row_label(row.learned, first=learned == 0)
-        cells = [
-            _cell(
-                row.scores.get(task),
-                own=row_of.get(task) == number,
-                future=row_of.get(task, number + 1) > number and task not in watched,
-            )
-            for task in columns
-        ]
-        rows.append({"number": number, "label": label, "title": ", ".join(row.learned), "cells": cells})
-    extra = []
-    if baseline and baseline.scores.rows:
-        last = baseline.scores.rows[-1].scores
-        extra.append({"label": f"{method_name(baseline)}, last row", "cells": [_cell(last.get(c)) for c in columns]})
-    if run.scores.references:
-        extra.append({"label": "learned alone", "cells": [_cell(run.scores.references.get(c)) for c in columns]})
-    counts = [max((r.scores[task].n for r in run.scores.rows if task in r.scores), default=0) for task in columns]
-    heads = [
-        {
-            "name": task,
-            "metric": metric_label(run.scores.metrics.get(task, "")),
-            "n": f"{count:,}",
-            "watched": watched_mark(watched[task]) if task in watched else "",
-        }
-        for task, count in zip(columns, counts, strict=True)
-    ]
-    return {"heads": heads, "rows": rows, "extra": extra}
-
-
-def watched_mark(group: str) -> str:
-    """Return the mark of a watched task: ``watched``, and what it stands for."""
-    return f"watched: {group}" if group else "watched"
+def watched_marks(run: RunRecord) -> dict[str, str]:
+    """Map each watched task to its mark: ``watched``, and what it stands for."""
+    return {each.name: f"watched: {each.group}" if each.group else "watched" for each in run.scores.watched}
 
 
 def _per_label(per_label: dict[str, int]) -> str:
@@ -175,8 +105,8 @@ def stored_over_time(run: RunRecord) -> str:
     return f"{size(totals[-1])} in all" + (f", {size(totals[0])} after the first task" if len(totals) > 1 else "")
 
 
-def cost(run: RunRecord) -> dict[str, Any]:
-    """Tabulate the seconds: bars over the whole run, and a row per task."""
+def cost(run: RunRecord, price: float | None = None) -> dict[str, Any]:
+    """Tabulate the seconds: bars over the whole run, and a row per task; with the price of an hour, what they cost."""
     costs = [task.cost for task in run.tasks]
     whole = sum(entry.seconds for entry in costs)
     parts = [
@@ -220,12 +150,15 @@ def cost(run: RunRecord) -> dict[str, Any]:
         "rows": [row(task.name, [task.cost]) for task in run.tasks],
         "total": row("whole run", costs),
         "merging": percent(merging_share(costs)),
+        "price": None if price is None else [money(price), money(price * whole / 3600)],
+        "price_of_merging": "" if price is None else money(price * whole * (merging_share(costs) or 0.0) / 3600),
         "arithmetic": percent(arithmetic / whole) if whole else MISSING,
     }
 
 
 def ledger(run: RunRecord) -> list[dict[str, str]]:
     """Tabulate the merges shown with its numbers and description, which the page's script reads from the table."""
+    numbers = weight_numbers(run)
     return [
         {
             "task": merge.task,
@@ -235,7 +168,7 @@ def ledger(run: RunRecord) -> list[dict[str, str]]:
             "alarms": str(merge.alarms),
             "interval": f"{merge.interval} → {merge.next_interval}",
             "weights": f"{significant(merge.weight_new)} / {significant(merge.weight_old)}",
-            "story": describe_merge(merge),
+            "story": f"{describe_merge(merge)} {weight_reason(merge, numbers)}".strip(),
         }
         for merge in shown_merges(run)
     ]
@@ -317,27 +250,42 @@ def method_name(run: RunRecord) -> str:
     return _named(run, "method") or "unnamed method"
 
 
+def method_title(run: RunRecord) -> str:
+    """Return the title of the method of ``run``, with its name where that is not known."""
+    from merganser.methods import METHODS
+
+    name = method_name(run)
+    title = METHODS[name].title if name in METHODS else name
+    method = run.info.config.get("method")
+    ablation = method.get("ablation") if isinstance(method, dict) else None
+    return f"{title} without merging" if isinstance(ablation, dict) and ablation.get("merge") is False else title
+
+
 def model_name(run: RunRecord) -> str:
-    """Return a hub id as it is, and the last two parts of a folder's path."""
-    name = _named(run, "model")
-    parts = Path(name).parts
-    return "/".join(parts[-2:]) if Path(name).is_absolute() else name or "a model"
+    """Return the name of the pretrained model as a person says it: without its owner, or of a folder its name.
+
+    Of a folder called ``model`` or the like it is that of the folder above, and of one in the hub's cache its id.
+    """
+    parts = Path(_named(run, "model")).parts
+    cached = [part for part in parts if part.startswith("models--")]
+    if cached:
+        return cached[-1].rpartition("--")[2]
+    named = [part for part in parts if part.lower() not in PLAIN_FOLDERS and part not in (".", "..", "/")]
+    return named[-1] if named else "a model"
 
 
 def standfirst(run: RunRecord) -> str:
-    """Summarise the run in two sentences."""
+    """Say in a sentence which model learned what, how, for how long, and with how many merges."""
     model = model_name(run)
-    merges = sum(merge.status == "applied" for merge in run.merges)
     # A run whose first task is not learned yet has only its first row.
     if not run.tasks:
         return f"{model} has not learned any task of this run yet."
+    merges = sum(merge.status == "applied" for merge in run.merges)
     joint = len({task.row for task in run.tasks}) == 1 and len(run.tasks) > 1
     manner = " together" if joint else (", one after another" if len(run.tasks) > 1 else "")
-    text = f"{model} learned {plural(len(run.tasks), 'task')}{manner}, with the method “{method_name(run)}”"
-    text += f" in {seconds(sum(task.cost.seconds for task in run.tasks))}."
+    text = f"{model} learned {plural(len(run.tasks), 'task')}{manner}, with {method_title(run)}"
+    text += f" in {seconds(sum(task.cost.seconds for task in run.tasks))}"
     refused = len(run.merges) - merges
     if run.merges:
-        text += f" {plural(merges, 'merge')} applied" + (f", {refused} refused." if refused else ".")
-    else:
-        text += " Nothing was merged."
-    return text
+        return f"{text} and {plural(merges, 'merge')}" + (f" ({refused} more were refused)." if refused else ".")
+    return f"{text}, without merges."

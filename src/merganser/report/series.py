@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from merganser.report.formatting import CAUSE_LETTER, finite
@@ -13,8 +13,14 @@ from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 POINTS = 240
 """Points drawn per task: more than a phone has pixels for one task, few enough for fifteen tasks in one page."""
 
+MOST_POINTS = 3600
+"""Points drawn of all tasks together."""
+
 MERGES = 1000
 """Merges in one page, about: a page of all merges of a long run would be too large for a browser."""
+
+MANY_TASKS = 20
+"""Of more tasks than this, a page shows fewer merges, by the same factor."""
 
 
 def _round(value: float | None) -> float | None:
@@ -54,7 +60,7 @@ def merges_in_order(run: RunRecord) -> list[MergeRecord]:
 
 def merge_stride(run: RunRecord) -> int:
     """Return ``k`` where a page shows only every k-th merge of a task; 1 where it shows all."""
-    return max(1, math.ceil(len(run.merges) / MERGES))
+    return max(1, math.ceil(len(run.merges) * max(1.0, len(run.tasks) / MANY_TASKS) / MERGES))
 
 
 def shown_merges(run: RunRecord) -> list[MergeRecord]:
@@ -108,9 +114,11 @@ def thinned(levels: Sequence[list[float]], most: int = 4 * POINTS) -> list[list[
     return out
 
 
-def _task_series(name: str, signals: Sequence[SignalRecord], merges: Sequence[MergeRecord]) -> dict[str, Any]:
+def _task_series(
+    name: str, signals: Sequence[SignalRecord], merges: Sequence[MergeRecord], points: int
+) -> dict[str, Any]:
     ordered = sorted(signals, key=lambda signal: signal.step)
-    width = max(1, math.ceil(len(ordered) / POINTS))
+    width = max(1, math.ceil(len(ordered) / points))
     return {
         "name": name,
         "steps": max([ordered[-1].step if ordered else 0, *(merge.step for merge in merges)]),
@@ -123,8 +131,8 @@ def _task_series(name: str, signals: Sequence[SignalRecord], merges: Sequence[Me
         ],
         "loss": buckets([signal.loss for signal in ordered], width),
         "probe": buckets([signal.probe for signal in ordered], width),
-        "interval": thinned(segments(ordered, "interval")),
-        "threshold": thinned(segments(ordered, "threshold")),
+        "interval": thinned(segments(ordered, "interval"), 4 * points),
+        "threshold": thinned(segments(ordered, "threshold"), 4 * points),
     }
 
 
@@ -138,20 +146,36 @@ def _curve(run: RunRecord, task: str) -> list[list[float | None]]:
     return points
 
 
-def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, Any]:
-    """Return the data of all charts as plain JSON values without NaN or infinity."""
+def points_per_task(run: RunRecord) -> int:
+    """Return how many points of a task's steps a page draws: fewer of many tasks, so that the page stays small."""
+    return min(POINTS, max(MOST_POINTS // max(1, len(task_order(run))), 24))
+
+
+def chart_data(
+    run: RunRecord, baselines: Sequence[RunRecord] = (), noise: Mapping[str, float] | None = None
+) -> dict[str, Any]:
+    """Return the data of all charts as plain JSON values without NaN or infinity.
+
+    Args:
+        run: the run.
+        baselines: runs whose score curves are drawn beside.
+        noise: task -> smallest change since it was learned that could be told from none.
+    """
+    points = points_per_task(run)
     names = task_order(run)
     index = {name: position for position, name in enumerate(names)}
     of_task: dict[str, list[MergeRecord]] = {name: [] for name in names}
     for merge in run.merges:
         of_task[merge.task].append(merge)
     learned = learned_before(run)
-    row_of = rows_learned(run)
+    row_of = {**rows_learned(run), **{each.name: 0 for each in run.scores.watched}}
     # Tasks learned together share one training, which is recorded under the first one's name.
     sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
     shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}
     return {
-        "tasks": [_task_series(shown.get(name, name), run.signals.get(name, []), of_task[name]) for name in names],
+        "tasks": [
+            _task_series(shown.get(name, name), run.signals.get(name, []), of_task[name], points) for name in names
+        ],
         "merges": [
             {
                 "task": index[merge.task],
@@ -168,7 +192,8 @@ def chart_data(run: RunRecord, baseline: RunRecord | None = None) -> dict[str, A
                 "name": task,
                 "own": learned[row_of[task]] if row_of.get(task, len(learned)) < len(learned) else None,
                 "points": _curve(run, task),
-                "baseline": _curve(baseline, task) if baseline else [],
+                "baselines": [_curve(baseline, task) for baseline in baselines],
+                "noise": _round((noise or {}).get(task)),
             }
             for task in run.scores.tasks
         ],

@@ -83,7 +83,7 @@ function drawSteps(svg, width, selected) {
   const merges = data.merges.filter((merge) => offsets.has(merge.task));
   const left = 46, right = width - 10, place = (step) => left + (right - left) * step / total;
   const at = (index, step) => place(offsets.get(index) + step);
-  const values = (kind, part) => indices.flatMap((index) => data.tasks[index][kind][part]).filter((value) => value !== null);
+  const values = (kind, part) => indices.flatMap((index) => data.tasks[index][kind][part] ?? data.tasks[index][kind].mean).filter((value) => value !== null);
   const intervals = indices.flatMap((index) => data.tasks[index].interval.map((segment) => segment[2]));
   const panels = [{ name: "Loss (nats)", height: 190, most: Math.max(...values("loss", "high"), ...values("probe", "high"), 1e-9) }];
   const signals = merges.map((merge) => merge.signal).filter((value) => value !== null);
@@ -242,11 +242,20 @@ function drawMerges(svg, width) {
 function draw(width) {
   if (byId("step-chart")) drawSteps(byId("step-chart"), width, byId("task") ? byId("task").value : "");
   if (byId("merge-chart")) drawMerges(byId("merge-chart"), width);
+  hint();
   document.documentElement.dataset.charts = "drawn";
 }
 
 for (const svg of document.querySelectorAll("svg.mark"))
   marker(svg, { cause: svg.dataset.cause, letter: svg.dataset.letter, refused: false }, 0, 0, 7);
+/** Show the hint above a table that is wider than its place. */
+function hint() {
+  for (const line of document.querySelectorAll(".hint")) {
+    const box = line.nextElementSibling;
+    line.hidden = box.scrollWidth <= box.clientWidth + 1;
+    box.classList.toggle("cut", !line.hidden);
+  }
+}
 const column = document.querySelector("header");
 let width = column.clientWidth;
 draw(width);
@@ -256,12 +265,7 @@ if (byId("earlier")) {
   byId("earlier").onclick = () => choose(chosen - 1);
   byId("later").onclick = () => choose(chosen + 1);
 }
-// On paper: charts at the width of the page (A4 or letter less its margins, in CSS pixels), and a ledger of a few pages
-// at most is printed whole.
-addEventListener("beforeprint", () => {
-  const box = document.querySelector("details");
-  if (box && data.merges.length <= 60) box.open = true;
-  draw(680);
-});
+// On paper: charts at the width of the page (A4 or letter less its margins, in CSS pixels).
+addEventListener("beforeprint", () => draw(680));
 addEventListener("afterprint", () => draw(width));
 })();

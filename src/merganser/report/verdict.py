@@ -1,0 +1,117 @@
+"""The answer first: in a sentence or two, what a run learned last, what it lost, and whether to keep it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from statistics import NormalDist
+
+from merganser.metrics.course import TaskCourse, largest_loss
+from merganser.metrics.paired import holm, noise_floor, paired_change
+from merganser.metrics.retention import Verdict
+from merganser.report.formatting import plural, score
+from merganser.report.retention import Check, check_row
+from merganser.runs import RunDirectory
+from merganser.runs.answers import AnswersOfRows
+from merganser.runs.record import RunRecord
+
+CONFIDENCE = 0.95
+"""Of the intervals and of the verdict on a page."""
+
+
+def all_courses(run: RunRecord) -> list[TaskCourse]:
+    """Return what became of each learned task, and then of each watched one, which counts from before any training."""
+    rows, learned = run.scores.rows, run.courses()
+    if not run.scores.watched or len(rows) < 2:
+        return learned
+    path = Path(run.path)
+    answers = AnswersOfRows(RunDirectory.open(path).rows if RunDirectory.exists(path) else [])
+    watched = []
+    for name in (each.name for each in run.scores.watched):
+        before, now = answers.find(name, 0), answers.find(name, len(rows) - 1)
+        paired = None if before is None or now is None else paired_change(before.scores, now.scores, CONFIDENCE)
+        first = rows[0].scores.get(name)
+        watched.append(TaskCourse(name, first, first, rows[-1].scores.get(name), paired=paired))
+    tested = [each.paired.p for each in watched if each.paired is not None]
+    corrected = iter(holm(tested))
+    return [*learned, *(replace(each, p=next(corrected)) if each.paired else each for each in watched)]
+
+
+def learned_sentence(tasks: Sequence[TaskCourse]) -> str:
+    """Say what was learned last and how well: ``Learned claims: 91.5 % (20.0 % before any training).``"""
+    fresh = [each for each in tasks if each.fresh]
+    known = [each.now.value for each in fresh if each.now is not None]
+    if not fresh:
+        return "Nothing was learned yet."
+    if len(fresh) > 1:
+        average = f": {score(math.fsum(known) / len(known))} % on average" if known else ""
+        return f"Learned {plural(len(fresh), 'task')} together{average}."
+    (newest,) = fresh
+    if newest.now is None:
+        return f"Learned {newest.task}, which has no test examples."
+    before = "" if newest.before is None else f" ({score(newest.before.value)} % before any training)"
+    return f"Learned {newest.task}: {score(newest.now.value)} %{before}."
+
+
+def lost_sentence(tasks: Sequence[TaskCourse]) -> str:
+    """Say what an earlier or watched task lost most, with its interval; empty where there is none."""
+    if all(each.change is None for each in tasks):
+        return ""
+    worst = largest_loss(tasks)
+    if worst is None or worst.learned is None or worst.now is None:
+        return "No earlier task lost anything."
+    change = f"{worst.task}, {score(worst.change, signed=True)} points"
+    course = f"{score(worst.learned.value)} to {score(worst.now.value)}"
+    if worst.paired is None:
+        return f"Most lost: {change} ({course})."
+    text = f"{change} ({course}; {100 * CONFIDENCE:g} % interval {worst.interval})."
+    return f"Most lost: {text}" if worst.word == "lost" else f"No loss is beyond noise; the largest: {text}"
+
+
+def verdict_sentence(tasks: Sequence[TaskCourse]) -> str:
+    """Say what was learned last, and what was lost."""
+    return " ".join(filter(None, (learned_sentence(tasks), lost_sentence(tasks))))
+
+
+def untested(tasks: Sequence[TaskCourse]) -> list[str]:
+    """List the earlier tasks whose change has no interval, because their answers were not kept."""
+    return [each.task for each in tasks if each.change is not None and each.paired is None]
+
+
+def noise(course: TaskCourse) -> float | None:
+    """Return the smallest change of a task that could be told from none; without answers that of unpaired scores."""
+    if course.paired is not None:
+        return noise_floor(course.paired, CONFIDENCE)
+    if course.learned is None or course.now is None:
+        return None
+    return NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) * math.hypot(course.learned.stderr, course.now.stderr)
+
+
+def noise_of(tasks: Sequence[TaskCourse]) -> dict[str, float]:
+    """Return the smallest change of each task that could be told from none, of those that have a change."""
+    floors = {each.task: noise(each) for each in tasks if each.change is not None}
+    return {task: floor for task, floor in floors.items() if floor is not None}
+
+
+def last_check(run: RunRecord, tasks: Sequence[TaskCourse]) -> Check | None:
+    """Compare the last row with the one before; ``None`` where there is no earlier task, or answers are missing."""
+    judged = [each for each in tasks if each.change is not None]
+    if not judged or untested(judged):
+        return None
+    return check_row(RunDirectory.open(Path(run.path)))
+
+
+def keep_sentence(check: Check) -> str:
+    """Say whether the last row should be kept, with the reason in a few words."""
+    allowed = f"{100 * check.bounds.max_drop:g} points"
+    if check.verdict is Verdict.KEEP:
+        return f"the last round cost no earlier task more than {allowed}."
+    if check.verdict is Verdict.DROP:
+        return check.sentence().partition(": ")[2]
+    unclear = [each for each in check.tasks if each.verdict is Verdict.UNCLEAR]
+    needed = max((each.needed or 0 for each in unclear), default=0)
+    which = unclear[0].task if len(unclear) == 1 else f"{len(unclear)} earlier tasks"
+    enough = f"; about {needed:,} for each would tell" if needed else ""
+    return f"too few test examples to see whether the last round cost {which} more than {allowed}{enough}."

@@ -1,0 +1,99 @@
+"""The answer first: verdict, dumbbells and changed answers of a run whose answers were kept, and of one without."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from merganser.report import page as page_module
+from merganser.report.flips import flips
+from merganser.report.overview import dumbbells, verdict
+from merganser.report.page import render
+from merganser.report.verdict import noise_of, verdict_sentence
+from merganser.runs import read_run
+from merganser.runs.record import RunRecord
+from tests.report.answered import to_disk
+from tests.report.conftest import make_run
+
+
+@pytest.fixture(scope="module")
+def kept(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    return read_run(to_disk(make_run(["first", "second", "third"], steps=9), tmp_path_factory.mktemp("kept") / "run"))
+
+
+@pytest.fixture(scope="module")
+def without(tmp_path_factory: pytest.TempPathFactory) -> RunRecord:
+    run = make_run(["first", "second", "third"], steps=9)
+    return read_run(to_disk(run, tmp_path_factory.mktemp("without") / "run", answers=False))
+
+
+def test_the_verdict_has_its_interval_and_what_to_do(kept: RunRecord) -> None:
+    tasks = kept.courses()
+    (first, second, third) = tasks
+    assert first.paired is not None
+    assert verdict_sentence(tasks) == (
+        "Learned third: 84.0 % (14.0 % before any training). "
+        f"Most lost: first, −6.0 points (90.0 to 84.0; 95 % interval {first.interval})."
+    )
+    assert first.paired.low < -0.06 < first.paired.high < 0
+    found = verdict(kept, tasks)
+    assert (found["keep"], found["question"]) == ("cannot be told", "Keep third?")
+    assert "cost 2 earlier tasks more than 2 points; about" in found["why"]
+    assert second.word in ("lost", "noise")
+    assert third.fresh
+    # Paired scores are known better than two scores on their own: 7.1 points for the same numbers.
+    assert 0.01 < noise_of(tasks)["first"] < 0.05
+
+
+def test_changed_answers_in_full_and_the_losses_first(kept: RunRecord) -> None:
+    found = flips(kept, kept.courses())
+    assert [task["task"] for task in found] == ["first", "second"]
+    first = found[0]
+    assert int(first["lost"]) - int(first["gained"]) == 12  # 6 points of 200
+    assert len(first["examples"]) == 10
+    for example in first["examples"]:
+        assert example["before"] == example["expected"] != example["now"]
+        assert example["word"] == "became wrong"
+        assert "of first: who won" in example["input"]
+    assert int(first["left"]) == int(first["lost"]) + int(first["gained"]) - 10
+    html = render(kept)
+    assert f"<b>first</b>: {first['lost']} of 200 became wrong, {first['gained']} became right" in html
+
+
+def test_answers_that_were_not_kept_are_named_as_missing(without: RunRecord) -> None:
+    html = render(without)
+    assert "The answers to the test examples were not kept in this run" in html
+    assert "changed ones cannot be shown" in html
+    assert "Most lost: first, −6.0 points (90.0 to 84.0)." in html
+    assert "Keep third?" not in html
+
+
+def test_sixty_tasks_stay_below_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Curves take a second; each is 4.5 kB."""
+    monkeypatch.setattr(page_module, "curve_images", lambda data: ["x" * 4500] * 60)
+    names = [f"a task {number}" for number in range(60)]
+    run = make_run(names, steps=60)
+    html = render(run, [make_run(names, steps=60, method="sequential", merging=False)])
+    assert len(html.encode()) < 1_000_000
+    data = json.loads(html.partition('id="run-data">')[2].partition("</script>")[0])
+    assert len(data["tasks"][0]["loss"]["mean"]) == 60
+
+
+def test_many_tasks_show_the_largest_losses_and_fold_the_rest() -> None:
+    run = make_run([f"t{number}" for number in range(20)], steps=2, merging=False)
+    bells = dumbbells(run.courses(), {}, [])
+    changes = [float(row["change"].replace("−", "-")) for row in bells["rows"][:-1]]
+    assert changes == sorted(changes)
+    assert bells["rows"][-1]["task"] == "t19"
+    assert len(bells["folded"]) == 20
+
+
+def test_the_price_of_an_hour_and_the_reason_of_a_weight(kept: RunRecord) -> None:
+    html = render(kept, price=3.6)
+    # 60 seconds, of which (1 + 2 + .25 + .75) of 20 each were spent on merging.
+    assert "At 3.60 per hour of the machine that is 0.06, of which 0.012 on merging." in html
+    assert "The new change weighs" not in render(make_run(["a", "b"], method="ewc", steps=20))
+    reasons = render(make_run(["a", "b"], steps=20))
+    assert "the planned interval of 8 steps is at most 70, so the task still changes the weights a lot" in reasons
+    assert "2 alarms are above 1, so earlier tasks are being forgotten" in reasons
