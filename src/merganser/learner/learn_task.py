@@ -103,7 +103,7 @@ class TaskRun:
         session = self.session
         trained = train_row(session, self.tasks, number, folder)
         evaluation_began = time.perf_counter()
-        scores, scored = score_all_tasks(session, self.tasks, number)
+        scores, scored = score_all_tasks(session, self.tasks, number, earlier)
         trained.cost.evaluating_seconds += time.perf_counter() - evaluation_began
         trained.cost.examples_evaluated += sum(score.n for score in scores.values())
         row = ScoreRow(learned=[task.name for task in self.tasks], scores=scores)

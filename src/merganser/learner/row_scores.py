@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from merganser.evaluation import ScoredTask
 from merganser.learner.session import Session
@@ -39,9 +39,12 @@ def score_new_tasks(session: Session, tasks: Sequence[Task]) -> dict[int, dict[s
 
 
 def score_all_tasks(
-    session: Session, tasks: Sequence[Task], number: int
+    session: Session, tasks: Sequence[Task], number: int, earlier: Mapping[int, Mapping[str, ScoredTask]]
 ) -> tuple[dict[str, Score], dict[str, ScoredTask]]:
     """Score every known task when these were trained, for row ``number``.
+
+    Args:
+        earlier: what :func:`score_new_tasks` returned for this row.
 
     Returns:
         The scores of all, and the examples of those that were answered: a task whose weights did not change keeps its
@@ -50,6 +53,8 @@ def score_all_tasks(
     known = tasks_to_score(session, tasks)
     if session.method.per_task_models:
         kept = {name: score for row in session.rows for name, score in row.file.scores.scores.items()}
+        # With several models, what is watched is answered by the pretrained one, row after row.
+        kept |= {name: each.score for name, each in earlier.get(0, {}).items() if name in session.new_watched}
         changed = {name for name, row in answered_by(session, tasks, number).items() if row == number}
         scored = session.score_examples([task for task in known if task.name in changed], {})
     else:
