@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from merganser.config import check_config, load_config
 from merganser.errors import InputError
 from merganser.events import Evaluating, Event
 from merganser.learner.measuring import Speed, spread
+from merganser.learner.plan import _rows_trained
 from merganser.streams.loading import load_stream
 from merganser.streams.watch import load_watched
+from merganser.training.options import TrainingOptions
 from tests.learner import toys
 from tests.learner.toys import Command, contents
 
@@ -135,6 +138,13 @@ def test_seconds_of_a_task_from_those_of_the_measured_steps() -> None:
     assert speed.training(20, 5.0, memory=True) == (20 * 2 + 5 * 3) / 2 + 7
     assert speed.training(20, 10.0, memory=False) == 20  # the first task: nothing to merge with
     assert Speed(2.0, 1.0, 10.0, 0.0, None, 0.0, memory=False).training(20, 10.0, memory=False) == 40
+
+
+def test_the_last_step_of_a_pass_may_be_smaller() -> None:
+    training = TrainingOptions(batch=4, accumulation=1)
+    session: Any = SimpleNamespace(config=SimpleNamespace(training=training))
+    # 10 rows are steps of 4, 4 and 2: seven steps are two passes and one step of 4.
+    assert _rows_trained(session, 10, 7) == 24
 
 
 def test_examples_are_spread_over_all_lengths() -> None:

@@ -14,6 +14,7 @@ from merganser import Example, Learner, Task
 from merganser.checkpoints.source import locate
 from merganser.errors import InputError, MerganserError, RunError
 from merganser.learner.exported import ExportedModel
+from merganser.learner.hub_repository import HubRepository
 from merganser.learner.push import PushOptions, PushResult, push, revision_name
 from merganser.lineage import Lineage, read_lineage
 from merganser.models.base import Lengths
@@ -268,10 +269,37 @@ def test_what_is_refused_at_once(
 
 
 @pytest.mark.parametrize(
-    ("task", "name"), [("main", "task-main"), ("a..b.", "a.b"), ("x.lock", "task-x"), ("v1.0", "v1.0")]
+    ("task", "name"),
+    [("main", "task-main"), ("a..b.", "a.b"), ("x.lock", "task-x"), ("v1.0", "v1.0"), ("0123abc", "task-0123abc")],
 )
 def test_names_of_revisions(task: str, name: str) -> None:
     assert revision_name(task) == name
+
+
+def test_two_tasks_of_one_revision_are_refused(hub: HubStandIn, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.learner.push.revision_name", lambda task: "same")
+    with pytest.raises(InputError, match="Two tasks would be the revision 'same'"):
+        push(trained, REPO, PushOptions(), print)
+    assert not hub.repositories
+
+
+@pytest.mark.usefixtures("hub")
+def test_commits_delete_stale_files_and_replace_a_branch_left_over(server: HubStandIn, tmp_path: Path) -> None:
+    hub = HubRepository(REPO, print)
+    hub.create(private=False)
+    (tmp_path / "new").mkdir()
+    for name in ("README.md", "labels.json"):
+        (tmp_path / "new" / name).write_text(name)
+    hub.commit(tmp_path / "new", "first")
+    (tmp_path / "new" / "labels.json").unlink()
+    hub.commit(tmp_path / "new", "second", stale=["README.md", "labels.json"])
+    repository = server.repositories[REPO]
+    main = repository.branches["main"]
+    assert "README.md" in repository.commits[main]
+    assert "labels.json" not in repository.commits[main]
+    repository.branches["left"] = repository.commit("other", {"x": b""}, "interrupted")
+    hub.start_branch("left", hub.state())
+    assert repository.branches["left"] == main
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import random
 import sys
 import types
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from merganser import Learner
 from merganser.config import check_config
@@ -184,6 +186,8 @@ def test_a_tracker_that_cannot_begin_and_steps_after_an_interruption(monkeypatch
             calls.append(step)
 
         def log(self, values: Any, step: int) -> None:
+            torch.rand(1)  # as trackers that draw names
+            random.random()
             calls.append((step, values.get("loss")))
 
         def end(self, failed: bool) -> None:
@@ -207,14 +211,18 @@ def test_a_tracker_that_cannot_begin_and_steps_after_an_interruption(monkeypatch
     session: Any = types.SimpleNamespace(config=config, rows=[row], directory=directory)
     heard: list[Event] = []
     reporting = Reporting(session, heard.append)
-    reporting(TaskStarted("topic", 2, 12, 4, 6, step=3))
-    reporting(StepDone("topic", 4, 6, 0.5))
-    reporting(StepDone("topic", 5, 6, 0.25))
-    reporting(StepDone("topic", 6, 6, 0.75))
+    states = torch.get_rng_state(), random.getstate()
+    reporting(TaskStarted("topic", 2, 12, 4, 7, step=3))
+    reporting(StepDone("topic", 4, 7, 0.5))
+    reporting(StepDone("topic", 5, 7, 0.25))
+    reporting(StepDone("topic", 6, 7, 0.75))
+    reporting(StepDone("topic", 7, 7, 0.125))  # the last one is reported whatever the interval
     reporting(TaskStarted("topic (alone)", 1, 12, 0, 6))
     reporting(StepDone("topic (alone)", 2, 6, 9.0))
     reporting.end(failed=True)
-    assert calls == [33, (33, None), (34, 0.5), (36, 0.5), True]
+    assert torch.equal(torch.get_rng_state(), states[0])
+    assert random.getstate() == states[1]
+    assert calls == [33, (33, None), (34, 0.5), (36, 0.5), (37, 0.125), True]
     assert [event.text.split(".")[0] for event in heard if isinstance(event, Notice)] == [
         "Unreachable failed: OSError: no route to host"
     ]

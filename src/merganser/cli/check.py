@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from merganser.cli.options import RunArgument
+from merganser.errors import InputError
 
 if TYPE_CHECKING:
     from merganser.metrics.retention import Bounds
@@ -98,10 +100,30 @@ def check(
 def bounds_of(max_drop: float, max_drop_of: list[str] | None, min_new: float | None, confidence: float) -> Bounds:
     """Convert points and percent of the command line to fractions."""
     from merganser.metrics.retention import Bounds
-    from merganser.report.retention import parse_drops
 
     least = None if min_new is None else min_new / 100
-    return Bounds(max_drop / 100, parse_drops(max_drop_of or []), least, confidence / 100)
+    return Bounds(max_drop / 100, _drops(max_drop_of or []), least, confidence / 100)
+
+
+def _drops(values: Sequence[str]) -> Mapping[str, float]:
+    """Parse ``TASK=POINTS`` to fractions.
+
+    Raises:
+        InputError: one is not of this form, or out of range.
+    """
+    drops = {}
+    for value in values:
+        name, equals, number = value.rpartition("=")
+        try:
+            points = float(number)
+        except ValueError:
+            points = -1.0
+        if not equals or not name or not 0 <= points <= 100:
+            raise InputError(
+                f"'{value}' does not say what a task may lose.", "Write TASK=POINTS, such as --max-drop-of safety=0."
+            )
+        drops[name] = points / 100
+    return drops
 
 
 def print_check(found: Check) -> None:

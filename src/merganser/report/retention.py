@@ -312,24 +312,3 @@ def markdown(check: Check) -> str:
         f"|{'---|' * len(HEADER)}",
     ]
     return "\n".join([*lines, *(f"| {' | '.join(map(escaped, row))} |" for row in table_rows(check))]) + "\n"
-
-
-def parse_drops(values: Sequence[str]) -> Mapping[str, float]:
-    """Parse ``TASK=POINTS`` of the command line to fractions.
-
-    Raises:
-        InputError: one is not of this form, or out of range.
-    """
-    drops = {}
-    for value in values:
-        name, equals, number = value.rpartition("=")
-        try:
-            points = float(number)
-        except ValueError:
-            points = -1.0
-        if not equals or not name or not 0 <= points <= 100:
-            raise InputError(
-                f"'{value}' does not say what a task may lose.", "Write TASK=POINTS, such as --max-drop-of safety=0."
-            )
-        drops[name] = points / 100
-    return drops
