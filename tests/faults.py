@@ -29,7 +29,7 @@ LIMIT = 300
 CHANGING = ("os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.truncate", "os.link", "os.symlink")
 WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
-TIMES = re.compile(rb'"(\w*seconds|finished|checksum|run_sha256)": [^,\n}]+|created: .+')
+TIMES = re.compile(rb'"(\w*seconds|finished|created|removed|checksum|run_sha256)": [^,\n}]+|created: .+')
 """What differs between two equal runs: times, and checksums of files with times in them."""
 
 

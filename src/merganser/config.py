@@ -29,6 +29,7 @@ from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.methods import METHODS, MethodOptions, make_method
 from merganser.models.options import Engine, ModelOptions
 from merganser.options import StrictOptions, first_problem, problem_text, yaml_text
+from merganser.runs.options import Keep, RunsOptions
 from merganser.streams.options import MemoryOptions, StreamOptions
 from merganser.training.options import MAY_CHANGE, TrainingOptions
 
@@ -91,6 +92,7 @@ class RunConfig(StrictOptions):
     )
     training: TrainingOptions = Field(default_factory=TrainingOptions, description="how one task is optimised")
     evaluation: EvaluationOptions = Field(default_factory=EvaluationOptions, description="what is measured")
+    runs: RunsOptions = Field(default_factory=RunsOptions, description="what the directory of the run keeps")
     seed: int = Field(0, ge=0, lt=2**32, description="seed of every random choice")
 
     @field_validator("method", mode="before")
@@ -182,8 +184,14 @@ class RunConfig(StrictOptions):
     def sections(self) -> dict[str, Any]:
         """Return what must stay the same for a run to be resumed: plain values with defaults filled in."""
         return self.model_dump(
-            mode="json", exclude={"stream": True, "training": set(MAY_CHANGE), "evaluation": set(ENGINE)}
+            mode="json",
+            exclude={"stream": True, "training": set(MAY_CHANGE), "evaluation": set(ENGINE), "runs": True},
         )
+
+    @property
+    def keep_weights(self) -> Keep:
+        """The rows whose weights are kept."""
+        return self.runs.kept(whole_weights=self.model.lora is None)
 
     def digest(self) -> str:
         """Return the SHA-256 of :meth:`sections`."""

@@ -36,7 +36,7 @@ def test_a_damaged_last_task_can_be_taken_back(damaged: str, run: Path, merganse
     assert merganser("learn", run, "--task", "truth", "--train", run.parent / "truth.json").code == 2
     done = merganser("undo", run)
     assert done.code == 0, done.err
-    name = "topic" if damaged.startswith("adapter") else "02-topic"
+    name = "02-topic" if damaged == "row.json" else "topic"
     assert done.out.strip() == f"Removed '{name}'. Learned tasks: mood."
     assert (run / "model" / "ROW").read_text() == "01-mood\n"
     assert merganser("verify", run).code == 0
@@ -87,7 +87,7 @@ def test_the_remedy_for_a_damaged_earlier_task_works(damaged: str, run: Path, me
 
 
 @pytest.mark.parametrize(
-    ("to", "error"), [("topic", "There is no 'topic' under"), ("02-topic", "'02-topic' is the last row of")]
+    ("to", "error"), [("topics", "There is no row 'topics' in"), ("02-topic", "'02-topic' is the last row of")]
 )
 def test_a_row_to_go_back_to_that_is_none(to: str, error: str, run: Path, merganser: Command) -> None:
     before = contents(run)

@@ -15,6 +15,7 @@ from merganser.learner import Learner, best_weights, resume
 from merganser.metrics import Score
 from merganser.models.base import eval_mode
 from merganser.runs import read_run
+from merganser.runs.undo import undo_rows
 from merganser.streams.loading import load_stream
 from merganser.weights import Weights
 from tests.learner.toys import read_json, rows, settings, write_config, write_rows, write_stream
@@ -76,7 +77,7 @@ def test_the_best_of_all_seen_tasks_is_deployed(tmp_path: Path, monkeypatch: pyt
         assert all(bool((deployed[name] == value).all()) for name, value in weights[3].items())
         assert any(bool((deployed[name] != value).any()) for name, value in weights[5].items())
         assert [len(learner.session.known_tasks("dev")[name].test) for name in ("mood", "topic")] == [6, 6]
-        assert learner.session.directory.undo_row() == ["topic"]
+        assert undo_rows(learner.session.directory).removed == ["topic"]
 
 
 def test_once_per_epoch_by_default_and_training_is_the_same(tmp_path: Path) -> None:

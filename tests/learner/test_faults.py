@@ -14,6 +14,7 @@ from merganser.config import RunConfig, load_config
 from merganser.errors import MerganserError
 from merganser.learner import Learner, opening
 from merganser.runs.directory import RunDirectory
+from merganser.runs.undo import undo_rows
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task
 from tests.faults import check_every_error, check_every_stop
@@ -50,7 +51,7 @@ class Work:
         """Undo the second task if it is learned."""
         with Learner.open(RUN) as opened:
             if len(opened.learned) == 2:
-                opened.session.directory.undo_row()
+                undo_rows(opened.session.directory)
 
     def export(self, merged: bool) -> None:
         """Export the model if it is not exported."""

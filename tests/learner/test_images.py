@@ -21,6 +21,7 @@ from merganser.learner import Learner
 from merganser.learner.example_store import IMAGES, PROTOTYPES
 from merganser.models.vision import image_vectors
 from merganser.runs.directory import RunDirectory
+from merganser.runs.undo import undo_rows
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task
 from tests.learner.toys import Command, results
@@ -118,7 +119,7 @@ def test_continued_after_an_interruption_it_is_the_same(learned: Path, home: Pat
     shutil.copytree(learned, tmp_path / "run")
     directory = RunDirectory.open(tmp_path / "run")
     directory.lock.acquire()
-    directory.undo_row()
+    undo_rows(directory)
     directory.lock.release()
     with Learner.of_config(tmp_path / "run", config) as learner:
         learner.learn_stream(tasks)

@@ -13,6 +13,7 @@ from merganser import Learner
 from merganser.events import Merged
 from merganser.runs import RunDirectory
 from merganser.runs.record import CostRecord
+from merganser.runs.undo import undo_rows
 from merganser.weights import Weights
 from tests.learner import toys
 from tests.learner.test_learner import Interrupted, sections, task
@@ -126,7 +127,7 @@ def test_undone_tasks_are_forgotten_by_the_method(tmp_path: Path) -> None:
     before = results(tmp_path / "run")
     directory = RunDirectory.open(tmp_path / "run")
     with directory.lock:
-        directory.undo_row()
+        undo_rows(directory)
     with Learner.open(tmp_path / "run") as learner:
         learner.learn(TASKS[1])
     assert results(tmp_path / "run") == before

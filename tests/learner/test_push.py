@@ -22,6 +22,7 @@ from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.models.source import ModelSource
 from merganser.runs import RunDirectory
+from merganser.runs.undo import undo_rows
 from merganser.streams.answers import AnswerSpec
 from tests import hub_stand_in
 from tests.hub_stand_in import TOKEN, HubStandIn
@@ -156,7 +157,7 @@ def test_an_undone_task_is_not_overwritten_without_being_asked(hub: HubStandIn, 
     before = dict(repository.branches), dict(repository.tags)
     directory = RunDirectory.open(run)
     with directory.lock:
-        directory.undo_row()
+        undo_rows(directory)
     with pytest.raises(InputError, match=r"task 'topic', undone in the run since.*--replace"):
         pushed(run)
     assert before == (repository.branches, repository.tags)

@@ -20,6 +20,7 @@ from merganser.files import atomic
 from merganser.learner import Learner
 from merganser.runs import RunDirectory
 from merganser.runs.checksums import sealed
+from merganser.runs.undo import undo_rows
 from merganser.streams.loading import load_stream
 from merganser.training.aim import callback
 from tests.learner.toys import (
@@ -371,7 +372,7 @@ def test_undo_takes_the_checkpoints_of_the_task_in_hand(stopped: Path) -> None:
     assert (stopped / "checkpoint").exists()
     directory = RunDirectory.open(stopped)
     with directory.lock:
-        directory.undo_row()
+        undo_rows(directory)
     assert not (stopped / "checkpoint").exists()
 
 

@@ -11,6 +11,7 @@ from merganser.metrics.score import Score, ScoreRow
 from merganser.runs.card import History, hub_data, record_sections
 from merganser.runs.card_head import Subject, card_head, licence_section
 from merganser.runs.record import RowFile, RunInfo, TaskRecord
+from merganser.runs.undo import undo_rows
 from merganser.streams.answers import AnswerSpec
 
 SUBJECT = Subject("support", "peft", "text-generation", "org/base", adapter=True)
@@ -143,5 +144,5 @@ def test_model_has_a_card_that_is_checked(tmp_path: Path) -> None:
     card.unlink()
     assert "model/README.md" in directory.repair()[0]
     with directory.lock:
-        directory.undo_row()
+        undo_rows(directory)
     assert "topic" not in card.read_text().split("## Scores")[1].split("## How")[0]

@@ -11,7 +11,8 @@ from merganser.errors import InputError
 from merganser.runs import RunDirectory
 from merganser.runs.checkpoint import FOLDER, CheckpointFolder
 from merganser.runs.checksums import CHANGED
-from merganser.runs.verification import Verification, verify
+from merganser.runs.findings import Verification
+from merganser.runs.verification import verify
 from tests.learner import toys
 from tests.learner.toys import contents, flip_bit
 from tests.runs.test_checkpoint import write as write_checkpoints

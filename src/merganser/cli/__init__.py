@@ -18,8 +18,10 @@ from merganser.cli import failures
 from merganser.cli.ask import ask
 from merganser.cli.check import check
 from merganser.cli.demo import demo
+from merganser.cli.diff import diff
 from merganser.cli.evaluate import evaluate
 from merganser.cli.export import export
+from merganser.cli.history import history
 from merganser.cli.learn import learn
 from merganser.cli.listing import methods, schema
 from merganser.cli.merge import merge
@@ -28,6 +30,7 @@ from merganser.cli.replay import replay
 from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
+from merganser.cli.tag import tag
 from merganser.cli.undo import undo
 from merganser.cli.verify import verify
 from merganser.errors import InputError, MerganserError, sentence
@@ -103,7 +106,7 @@ BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 SEVERAL = (run, learn, evaluate)
 """Commands that run on several processes."""
 
-WORK = (demo, run, learn, check, undo, verify, ask, evaluate, report, replay, export, push, merge)
+WORK = (demo, run, learn, check, history, diff, tag, undo, verify, ask, evaluate, report, replay, export, push, merge)
 """Commands in the order of the help; those that only list things come last."""
 
 for command in (*WORK, methods, streams, schema):

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from merganser.cli.options import ModelOption
+from merganser.cli.options import ModelOption, RowOption
 from merganser.events import Event, Notice
 
 if TYPE_CHECKING:
@@ -45,6 +45,7 @@ def ask(
             show_default=False,
         ),
     ] = None,
+    row: RowOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print a JSON object per text: text, answer, score.")] = False,
     model: ModelOption = None,
 ) -> None:
@@ -66,7 +67,7 @@ def ask(
     if not texts:
         raise InputError("There is no text to answer.", "Give texts, or one per line on standard input.")
 
-    learner = _open(run, model)
+    learner = _open(run, model, row)
     answers, learned = learner.predict(texts, task), learner.learned
     for question, answer in zip(texts, answers, strict=True):
         if as_json:
@@ -82,7 +83,7 @@ def ask(
         typer.echo(_chosen(answers, learned), err=True)
 
 
-def _open(name: str, model: str | None) -> Learner | ExportedModel:
+def _open(name: str, model: str | None, row: str | None) -> Learner | ExportedModel:
     """Open a run or an exported model for inference."""
     from merganser.errors import InputError
     from merganser.learner import Learner
@@ -94,10 +95,13 @@ def _open(name: str, model: str | None) -> Learner | ExportedModel:
             typer.echo(event.text, err=True)
 
     path = Path(name)
+    is_run = RunDirectory.exists(path) or not (is_export(path) or _may_be_on_hub(name))
+    if row is not None and not is_run:
+        raise InputError(f"'{name}' is an export, which has one row.", "Leave --row out; on the hub, OWNER/NAME@TASK.")
     if is_export(path):
         return ExportedModel.open(name, model_path=model, listener=show)
-    if RunDirectory.exists(path) or not _may_be_on_hub(name):
-        return Learner.open(path, read_only=True, model_path=model, listener=show)
+    if is_run:
+        return Learner.open(path, read_only=True, model_path=model, listener=show, row=row)
     try:
         return ExportedModel.open(name, model_path=model, listener=show)
     except InputError as error:

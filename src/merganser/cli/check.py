@@ -43,7 +43,7 @@ def check(
     row: Annotated[
         str | None,
         typer.Option(
-            metavar="ROW", help="Task or folder of RUN/tasks to judge; default: the last.", show_default=False
+            metavar="ROW", help="Task, tag or folder of RUN/tasks to judge; default: the last.", show_default=False
         ),
     ] = None,
     against: Annotated[

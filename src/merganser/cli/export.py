@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from merganser.cli.options import BaseModelOption, ModelOption, RunArgument
+from merganser.cli.options import BaseModelOption, ModelOption, RowOption, RunArgument
 from merganser.errors import InputError
 from merganser.events import Event, Notice
 from merganser.models.gguf_export import LLAMA_CPP, TYPES, GgufOptions
@@ -28,6 +28,7 @@ def export(
             show_default=False,
         ),
     ] = None,
+    row: RowOption = None,
     dtype: Annotated[
         str | None,
         typer.Option(
@@ -62,6 +63,8 @@ def export(
     A text encoder is loaded by sentence-transformers, too; a decoder has a Modelfile for Ollama.
 
     Example: merganser export runs/first exported --merged
+
+    Example: merganser export runs/first exported --row tickets
     """
     from merganser.learner import Learner
 
@@ -74,7 +77,7 @@ def export(
         if isinstance(event, Notice):
             told.append(event.text)
 
-    with Learner.open(run, read_only=True, model_path=model, listener=listener) as learner:
+    with Learner.open(run, read_only=True, model_path=model, listener=listener, row=row) as learner:
         learner.export(
             out, merged=merged, task=task, dtype=dtype, base_model=base_model, gguf=converted, overwrite=overwrite
         )

@@ -29,6 +29,16 @@ BaseModelOption = Annotated[
     ),
 ]
 
+RowOption = Annotated[
+    str | None,
+    typer.Option(
+        "--row",
+        metavar="TASK|TAG",
+        help="The model as it was after this task, or as a tag names it; or a folder of RUN/tasks. Default: as it is.",
+        show_default=False,
+    ),
+]
+
 JsonOption = Annotated[
     bool,
     typer.Option(

@@ -62,9 +62,22 @@ def _show(plan: Plan) -> None:
     each = f"measured on {plan.measured_on}: {seconds(plan.step_seconds)} per step, merges aside"
     references = f", single-task references {seconds(plan.references_seconds)}" if plan.references_seconds else ""
     console.print(f"Estimate: {seconds(plan.seconds)} for {plural(steps, 'step')} ({each}{references}).")
+    console.print(_kept(plan))
     for remark in plan.remarks:
         console.print(remark)
     console.print("Nothing was written.")
+
+
+def _kept(plan: Plan) -> str:
+    """Return what the run will keep of each row's weights."""
+    from merganser.report.formatting import size
+
+    each = f"about {size(plan.row_bytes)} each, without what the method keeps besides"
+    if plan.keep_weights == "all":
+        return f"Weights on disk: of every row, {each} (runs.keep_weights: all)."
+    which = "the last row" if plan.keep_weights == "tagged" else f"the last {plan.keep_weights} rows"
+    remedy = "a tag (`merganser tag`) keeps those of a row; undo and export reach rows with weights only"
+    return f"Weights on disk: of row 0 and {which}, {each} (runs.keep_weights: {plan.keep_weights}); {remedy}."
 
 
 def _tasks(plan: Plan) -> Table:

@@ -21,8 +21,9 @@ def push(
     revision: Annotated[
         str | None,
         typer.Option(
-            metavar="TASK",
-            help="Push only the model as it was after this task. Default: after each task that the hub has not.",
+            metavar="TASK|TAG",
+            help="Push only the model as it was after this task, or as a tag names it. Default: after each task that "
+            "the hub has not.",
             show_default=False,
         ),
     ] = None,
@@ -48,7 +49,8 @@ def push(
 ) -> None:
     """Push a run to the Hugging Face hub: an export with its card after each task, as one commit and a tag of its name.
 
-    Pushing again pushes what is new. Log in first: `hf auth login`, or HF_TOKEN.
+    Pushing again pushes what is new. The run's tags (`merganser tag`) become tags on the hub, too. Log in first:
+    `hf auth login`, or HF_TOKEN.
 
     Example: merganser push runs/support acme/support --private
 

@@ -13,7 +13,7 @@ from merganser.cli.options import RunArgument
 
 if TYPE_CHECKING:
     from merganser.runs import RunDirectory
-    from merganser.runs.verification import Verification
+    from merganser.runs.findings import Verification
 
 
 def verify(
@@ -76,7 +76,7 @@ def _check_page(directory: RunDirectory, found: Verification, repair: bool) -> N
     from merganser.errors import InputError
     from merganser.report import write_report
     from merganser.runs.checksums import text_problem
-    from merganser.runs.verification import Finding
+    from merganser.runs.findings import Finding
 
     page = directory.path / "report.html"
     problem = text_problem(page.read_bytes()) if page.is_file() else "it is missing"

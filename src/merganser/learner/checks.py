@@ -13,6 +13,7 @@ from merganser.learner.session import Session
 from merganser.learner.truncation import truncated_examples, truncation_notices
 from merganser.learner.watching import check_watch
 from merganser.models.weight_format import QUANTISED
+from merganser.runs.names import check_new_name
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
 from merganser.streams.memory import sample_memory
@@ -71,6 +72,7 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
                     "Restore the files, or use another folder for a new run.",
                 )
             continue
+        check_new_name(session.directory, task.name)
         check_conversations(session, task)
         check_labels(session, task, tasks[:position])
         check_mix(session, task)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from merganser.checkpoints.merge import check_target
-from merganser.errors import InputError, nearest
+from merganser.errors import InputError
 from merganser.events import Notice
 from merganser.files.atomic import new_folder
 from merganser.learner.lineage import lineage_after
@@ -52,7 +52,7 @@ def export(session: Session, out: Path, form: Form, *, task: str | None = None, 
         out: a folder that does not exist yet.
         form: what is written.
         task: with a method that keeps several models, the one that answers this task.
-        after: the model as it was after this task was learned; ``None``: as it is.
+        after: the model as it was after this task was learned, or after the row of this tag; ``None``: as it is.
 
     Returns:
         What the export was made from, as in its ``lineage.json``. How a merged adapter on a quantised base differs is
@@ -107,10 +107,9 @@ def _exported(
     if after is not None:
         if task is not None:
             raise InputError("Both a task and a task after which to export were named.", "Leave one out.")
-        if after not in known:
-            hint = f"{nearest(after, known)} Learned tasks: {', '.join(known)}.".strip()
-            raise InputError(f"There is no task '{after}'.", hint)
-        row = session.rows[session.learned_in()[after]]
+        row = session.directory.find(after)
+        if row.is_start:
+            raise InputError(f"'{row.folder.name}' is the row before any training.", "Name a row with a task.")
         return row, {name: known[name] for name in tasks_of(session, row)}
     if session.method.per_task_models:
         if task not in known:

@@ -35,6 +35,7 @@ from merganser.learner.timing import note_timing
 from merganser.learner.train_row import save_weights, train_row
 from merganser.learner.watching import check_watch, metrics_of, watch_lines, watch_records
 from merganser.metrics.score import ScoreRow
+from merganser.runs.names import check_new_name
 from merganser.runs.record import RowFile
 from merganser.runs.rows import Row, read_row, row_checksums, write_row_record
 from merganser.streams.checks import check_names, check_task
@@ -158,6 +159,7 @@ class TaskRun:
             check_conversations(session, task)
             if task.name in learned:
                 raise InputError(f"Task '{task.name}' was learned already.", "Choose another name, or another run.")
+            check_new_name(session.directory, task.name)
             check_mix(session, task)
             sample(session, task)  # a budget that keeps nothing is found now, not after training
         self._check_labels()

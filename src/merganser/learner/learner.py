@@ -26,7 +26,9 @@ from merganser.models.base import Answer
 from merganser.models.export import Destination
 from merganser.models.gguf_export import GgufOptions
 from merganser.runs.directory import RunDirectory
+from merganser.runs.names import tag_row
 from merganser.runs.record import RunRecord
+from merganser.runs.undo import UndoResult, undo_rows
 from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask
 
@@ -60,6 +62,7 @@ class Learner:
         read_only: bool = False,
         model_path: str | None = None,
         metrics: Mapping[str, MetricFunction] | None = None,
+        row: str | None = None,
         **sections: Any,
     ) -> Learner:
         """Open a run, or start one.
@@ -72,8 +75,9 @@ class Learner:
             model_path: where the pretrained model of an existing run is now, if it is not where it was.
             metrics: of an existing run: learned task -> the function that scores it, of tasks that were learned with
                 such a metric. A run directory holds only its name; it is needed where no module has it by that name.
-            sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``seed``, ``stream``: options
-                objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
+            row: with ``read_only``: the run as it was after this task, tag or folder of ``tasks/``.
+            sections: ``model``, ``method``, ``memory``, ``training``, ``evaluation``, ``runs``, ``seed``, ``stream``:
+                options objects or plain values as in the YAML file; none for an existing run, defaults for a new one.
 
         Raises:
             InputError: an option is impossible or differs from what the run was started with, or the run is damaged, in
@@ -88,7 +92,7 @@ class Learner:
         given = {key: opening.plain_values(value) for key, value in sections.items() if value is not None}
         listener = listener if processes.is_main() else silent
         if RunDirectory.exists(path):
-            session = opening.reopen(path, given, listener, read_only=read_only, model_path=model_path)
+            session = opening.reopen(path, given, listener, read_only=read_only, model_path=model_path, row=row)
             session.metrics.update(metrics or {})
             return cls(session)
         if read_only or "model" not in given:
@@ -225,6 +229,26 @@ class Learner:
         else:
             for task in missing:
                 self.learn(task)
+
+    def tag(self, name: str, row: str | None = None) -> None:
+        """Give a row a name; see :func:`merganser.runs.names.tag_row`."""
+        self._require_writable()
+        tag_row(self.session.directory, name, row)
+
+    def undo(self, to: str | None = None, *, keep: bool = False) -> UndoResult:
+        """Take back the last task, or all after a row, and go on from there; see :func:`merganser.runs.undo.undo_rows`.
+
+        Raises:
+            InputError, RunError: the run is as it was.
+        """
+        self._require_writable()
+        result = processes.on_main(lambda: undo_rows(self.session.directory, to, keep=keep))
+        self.session.restore()
+        return result
+
+    def _require_writable(self) -> None:
+        if self.session.directory.lock.held is False:
+            raise InputError("This run was opened for reading only.", "Open it without read_only to change it.")
 
     def measure_references(self, tasks: Sequence[Task]) -> dict[str, Score]:
         """Score a fresh model trained on each task alone (cached); see :mod:`merganser.learner.references`."""

@@ -95,7 +95,8 @@ def preview(path: Path | None, config: RunConfig | None, listener: Listener) -> 
 def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
     """Delete a run that was started with other options and has learned nothing; whether that was done."""
     directory = processes.run_collectively(lambda: RunDirectory.open(path))
-    if len(row_folders(path / "tasks")) > 1 or not _changes(_stored_config(directory), config):
+    learned = len(row_folders(path / "tasks")) > 1 or directory.undone()
+    if learned or not _changes(_stored_config(directory), config):
         return False
     if foreign := directory.foreign_files():
         raise InputError(
@@ -116,12 +117,14 @@ def reopen(
     *,
     read_only: bool = False,
     model_path: str | None = None,
+    row: str | None = None,
 ) -> Session:
     """Open an existing run as it is after its last row.
 
     Args:
         given: sections that must be as when the run was started, apart from options that may change.
         read_only: do not lock or repair the run.
+        row: as it was after this row instead: a folder of ``tasks/``, a task learned in it, or a tag; for reading.
         model_path: where the pretrained model is now, if it was moved.
 
     Raises:
@@ -138,6 +141,12 @@ def reopen(
         )
     if "training" in requested:
         config = config.with_changes_of(wanted)
+    if wanted.runs.keep_weights != "auto":
+        config = config.model_copy(update={"runs": wanted.runs})
+    if row is not None:
+        if not read_only:
+            raise InputError("An earlier row is opened for reading only.", "Open it with read_only=True.")
+        directory = directory.up_to(row)
     if not read_only:
         _check_packages(config)
         directory.lock.acquire()
@@ -179,6 +188,7 @@ def _check_packages(config: RunConfig) -> None:
 
 def _stored_config(directory: RunDirectory) -> RunConfig:
     stored = {key: value for key, value in directory.info.config.items() if key != "resolved"}
+    stored.setdefault("runs", {"keep_weights": "all"})  # nobody has been told that weights would be removed
     return check_config(stored, str(directory.path / "run.yaml"))
 
 

@@ -17,6 +17,7 @@ from merganser.learner.session import Session
 from merganser.learner.train_row import task_context
 from merganser.methods import TaskContext
 from merganser.options import LARGEST
+from merganser.runs.options import Keep
 from merganser.streams.task import Task
 from merganser.training.trainer import steps_per_epoch
 
@@ -92,6 +93,8 @@ class Plan:
         trainable: number of trained weights.
         step_seconds: one optimizer step of the task that was measured, merges aside.
         references_seconds: estimate of single-task references (``--fwt``); 0 without them.
+        keep_weights: rows whose weights are kept (``runs.keep_weights``).
+        row_bytes: about what the weights deployed after one row take on disk.
         remarks: what the estimate does not cover.
     """
 
@@ -103,6 +106,8 @@ class Plan:
     measured_on: str
     step_seconds: float
     references_seconds: float = 0.0
+    keep_weights: Keep = "all"
+    row_bytes: int = 0
     remarks: list[str] = field(default_factory=list)
 
     @property
@@ -178,6 +183,8 @@ def make_plan(session: Session, tasks: Sequence[Task], *, fwt: bool = False, add
         measured_on=groups[measured][0].name,
         step_seconds=speed.step,
         references_seconds=references,
+        keep_weights=session.config.keep_weights,
+        row_bytes=sum(weight.nbytes for weight in preview.backbone.trainable().values()),
         remarks=_remarks(missing),
     )
 

@@ -28,7 +28,7 @@ class PushOptions:
     """What to push, and how.
 
     Attributes:
-        revision: only the model after this task; ``None``: after each task.
+        revision: only the model after this task, or that of this tag; ``None``: after each task.
         private: create a private repository; a public one is refused.
         merged: whole models, not adapters.
         replace: set ``main`` and revisions that the run has otherwise, or no more, to what it has.
@@ -55,7 +55,7 @@ class Step:
     Attributes:
         row: number of the row.
         task: the last task that was learned in it.
-        revisions: names of the revisions, one per task of the row.
+        revisions: names of the revisions, one per task of the row and one per tag.
         missing: those that the hub has not.
         taken: those that it has for another model, and that are to be replaced.
         commit: the commit with the row's model; ``None``: it must be pushed.
@@ -99,8 +99,9 @@ class PushResult:
 def push(run: Path, repository: str, options: PushOptions, say: Callable[[str], None]) -> PushResult:
     """Push what the hub does not have yet; the run is only read.
 
-    Rows are pushed in order, each as one commit of its export on ``main`` and a tag per task. A row that comes before
-    the one on ``main`` gets its tag on a commit beside it.
+    Rows are pushed in order, each as one commit of its export on ``main`` and a tag per task and per tag of the run.
+    A row that comes before the one on ``main`` gets its tags on a commit beside it. Rows whose weights were removed
+    are left out.
 
     Args:
         run: the run directory.
@@ -132,6 +133,7 @@ def push(run: Path, repository: str, options: PushOptions, say: Callable[[str], 
             "The pretrained model is a folder of this machine: who loads the adapter needs it too. Name it on the hub "
             "(--base-model), or push whole models (--merged)."
         )
+    result.notes += planner.notes
     result.already = [step.task for step in steps if step.is_done]
     waiting = [step for step in steps if not step.is_done]
     if options.dry_run:
@@ -158,13 +160,16 @@ def _rows(directory: RunDirectory, task: str | None) -> list[Row]:
     names = [record.name for row in rows for record in row.file.tasks]
     if not rows:
         raise InputError(f"Nothing was learned yet in '{directory.path}'.", "Learn a task first.")
-    if (twice := first_repeated(map(revision_name, names))) is not None:
-        raise InputError(f"Two tasks would be the revision '{twice}'.", "Push one of them to another repository.")
+    tags = {name: row for name, row in directory.tags().items() if not row.is_start}
+    if (twice := first_repeated(map(revision_name, [*names, *tags]))) is not None:
+        raise InputError(f"Two names would be the revision '{twice}'.", "Push one of them to another repository.")
     if task is None:
         return rows
     chosen = [row for row in rows if task in [record.name for record in row.file.tasks]]
+    chosen = chosen or [row for name, row in tags.items() if name == task]
     if not chosen:
-        raise InputError(f"There is no task '{task}'.", nearest(task, names) or f"Learned tasks: {', '.join(names)}.")
+        known = f"Learned tasks: {', '.join(names)}." + (f" Tags: {', '.join(tags)}." if tags else "")
+        raise InputError(f"There is no task '{task}'.", nearest(task, [*names, *tags]) or known)
     return chosen
 
 
@@ -174,6 +179,8 @@ class _Planner:
     def __init__(self, directory: RunDirectory, hub: HubRepository, state: RemoteState, options: PushOptions) -> None:
         self.directory, self.hub, self.state, self.options = directory, hub, state, options
         self.holds = "model" if options.merged or directory.info.config["model"]["lora"] is None else "adapter"
+        self.tags = directory.tags()
+        self.notes: list[str] = []
         self.run_keys = {row.file.row: self._key_of(row) for row in directory.rows[1:]}
         self.main = hub.lineage(MAIN) if state.exists and state.files else None
         self.stale: tuple[str, ...] = tuple(self.main.files) if self.main is not None else ()
@@ -196,13 +203,28 @@ class _Planner:
                 "Push to another repository, or start again with --replace: main and these revisions then become what "
                 "the run has, and the commits that are there stay in its history.",
             )
+        steps = [step for step in steps if self._can_push(step)]
         behind = -1 if foreign or at_main is None else at_main
         for step in steps:
             if step.commit is None and (step.missing or step.taken):
-                step.branch = MAIN if step.row > behind else f"merganser-{step.revisions[-1]}"
-        if foreign and self.options.revision is None and steps[-1].branch is None:
+                step.branch = MAIN if step.row > behind else f"merganser-{revision_name(step.task)}"
+        if foreign and self.options.revision is None and steps and steps[-1].branch is None:
             steps[-1].branch = MAIN  # its revision is there, and main is at another one
         return steps
+
+    def _can_push(self, step: Step) -> bool:
+        """Whether what the hub has not can be pushed: the weights of the row are there.
+
+        Raises:
+            InputError: they were removed, and this row was asked for.
+        """
+        row = self.directory.rows[step.row]
+        if step.commit is not None or not (step.missing or step.taken) or row.has_weights:
+            return True
+        if self.options.revision is not None:
+            row.checked("adapter")
+        self.notes.append(f"Not pushed: {_quoted(step.revisions)}, whose weights were removed to save space.")
+        return False
 
     def _key_of(self, row: Row) -> Key:
         return _key(lineage_after(self.directory, row).model_copy(update={"holds": self.holds}))
@@ -214,7 +236,8 @@ class _Planner:
             commits: commit by what it holds, as far as it is known; those of the revisions are added.
         """
         names = [record.name for record in row.file.tasks]
-        step = Step(row.file.row, names[-1], [revision_name(name) for name in names])
+        tags = [name for name, tagged in self.tags.items() if tagged.file.row == row.file.row]
+        step = Step(row.file.row, names[-1], [revision_name(name) for name in [*names, *tags]])
         key = self.run_keys[row.file.row]
         for name in step.revisions:
             if name not in self.state.tags:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from merganser import processes
 from merganser.config import RunConfig
 from merganser.errors import InputError
 from merganser.evaluation import ScoredTask, score_tasks
@@ -17,6 +18,8 @@ from merganser.metrics.score import Score
 from merganser.models.base import Backbone
 from merganser.models.generative import GenerativeBackbone
 from merganser.runs.directory import RunDirectory
+from merganser.runs.keep_weights import keep_weights
+from merganser.runs.removal import WEIGHTS
 from merganser.runs.rows import Row
 from merganser.streams.answers import CandidatePolicy
 from merganser.streams.metric_source import find_metric
@@ -86,6 +89,14 @@ class Session:
         for name, examples in self._examples.items():
             examples += stored_examples(row, name)
         self._weights_of = row.folder.name
+        processes.on_main(self._remove_old_weights)
+
+    def _remove_old_weights(self) -> None:
+        """Remove weights that ``runs.keep_weights`` does not ask for and the method does not read again."""
+        # The weights before any merge are apart from those deployed: a method may read those of every task.
+        parts = [part for part in WEIGHTS if part != "trained" or not self.method.reads_every_trained]
+        needed = set(self.answered_by().values())
+        keep_weights(self.directory, self.config.keep_weights, needed=needed, parts=parts)
 
     # -- weights ----------------------------------------------------------------------------------------------------
 

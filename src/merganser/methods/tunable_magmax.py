@@ -49,6 +49,7 @@ class TunableMagMax(Method[TunableMagMaxOptions]):
     stores = "every task's own weights (T P), the merged and the pretrained ones (2 P)"
     grows = True
     start = "trained"
+    reads_every_trained = True
 
     def __init__(self, options: TunableMagMaxOptions) -> None:
         super().__init__(options)

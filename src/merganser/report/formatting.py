@@ -37,6 +37,14 @@ def score_with_error(value: float | None, stderr: float | None) -> str:
     return score(value) + (f" ± {score(stderr)}" if finite(stderr) is not None else "")
 
 
+def p_value(value: float | None) -> str:
+    """Format a p value with three decimals, without the zero before them."""
+    known = finite(value)
+    if known is None:
+        return ""
+    return "<.001" if known < 0.001 else f"{known:.3f}".removeprefix("0")
+
+
 def significant(value: float | None, digits: int = 3) -> str:
     """Format a number of unknown magnitude with ``digits`` significant digits."""
     known = finite(value)

@@ -10,10 +10,11 @@ from merganser.errors import InputError, nearest
 from merganser.files.temporary_names import PARTIAL
 from merganser.metrics.paired import PairedChange, noise_floor, paired_change
 from merganser.metrics.retention import Bounds, TaskVerdict, Verdict, judge
-from merganser.report.formatting import MISSING, plural, score
+from merganser.report.changed_answers import tests_of
+from merganser.report.formatting import MISSING, p_value, plural, score
 from merganser.runs import RunDirectory
-from merganser.runs.answers import AnswersOfRows
-from merganser.runs.record import KeptAnswers, KeptExample
+from merganser.runs.answers import AnswersOfRows, NothingToCompareError
+from merganser.runs.record import KeptAnswers
 from merganser.runs.rows import Row
 from merganser.runs.summary import score_matrix
 from merganser.streams.task import Task
@@ -107,26 +108,28 @@ def check_row(
     other: RunDirectory | None = None,
     bounds: Bounds | None = None,
     rows: Sequence[Row] | None = None,
+    answers: AnswersOfRows | None = None,
 ) -> Check:
     """Compare a row of a run with an earlier one, or with the last row of another run, example by example.
 
     Learned tasks are compared, and watched ones.
 
     Args:
-        row: folder under ``tasks/``, or the name of a task that was learned in it; by default the last.
+        row: folder under ``tasks/``, a task that was learned in it, or a tag; by default the last.
         against: row of the same run that each task is compared with.
         other: another run with the same test examples, instead.
         bounds: what may be lost; the name of a group in ``max_drop_of`` stands for its watched tasks.
         rows: of the run, where the last one does not count yet.
+        answers: of the run, where several of its rows are checked.
 
     Raises:
         InputError: no such row, nothing to compare, answers that were not kept, or other test examples.
     """
     rows = directory.rows if rows is None else rows
-    number = _position(rows, row, str(directory.path))
+    number = len(rows) - 1 if row is None else directory.find(row).file.row
     if number == 0:
         raise InputError(f"'{rows[0].folder.name}' is the row before any training.", "Name a row with a task.")
-    answers = AnswersOfRows(rows)
+    answers = answers or AnswersOfRows(rows)
     current = rows[number]
     own = [task.name for task in current.file.tasks]
     watched = _watched(rows[: number + 1])
@@ -151,13 +154,9 @@ def check_row(
     changes = {name: _change(foreign.of(name, befores[name]), answers.of(name, number), level) for name in judged}
     scores = current.file.scores.scores
     fresh = [name for name in own if name in scores and name not in changes]
-    unknown = [name for name in (bounds.max_drop_of or {}) if name not in changes]
-    if unknown:
-        raise InputError(
-            f"Task '{unknown[0]}' is not compared (--max-drop-of).", f"Compared are: {', '.join(changes) or 'none'}."
-        )
+    _refuse_uncompared(bounds, changes)
     if not changes and bounds.min_new is None:
-        raise InputError(
+        raise NothingToCompareError(
             f"'{current.folder.name}' has no earlier task to compare.", "Learn a second task, or give --min-new."
         )
     verdict, tasks = judge(changes, scores, fresh, bounds)
@@ -204,14 +203,10 @@ def require_comparable(rows: Sequence[Row], new: Sequence[Task], watched: Mappin
         raise InputError("The new task has no test examples (--min-new).", "Give it some with --test.")
 
 
-def _position(rows: Sequence[Row], name: str | None, run: str) -> int:
-    if name is None:
-        return len(rows) - 1
-    for number, row in enumerate(rows):
-        if name == row.folder.name or name in [task.name for task in row.file.tasks]:
-            return number
-    names = [row.folder.name for row in rows]
-    raise InputError(f"There is no row '{name}' in '{run}'.", nearest(name, names) or f"Rows: {', '.join(names)}.")
+def _refuse_uncompared(bounds: Bounds, compared: Mapping[str, PairedChange]) -> None:
+    if unknown := [name for name in (bounds.max_drop_of or {}) if name not in compared]:
+        listed = ", ".join(compared) or "none"
+        raise InputError(f"Task '{unknown[0]}' is not compared (--max-drop-of).", f"Compared are: {listed}.")
 
 
 def _reference(rows: Sequence[Row], answers: AnswersOfRows, task: str, number: int, against: Against) -> int:
@@ -242,18 +237,10 @@ def _for_tasks(bounds: Bounds, known: Sequence[str], watched: Mapping[str, str])
 
 def _check_tests(ours: Sequence[Row], theirs: Sequence[Row], tasks: Sequence[str]) -> None:
     """Refuse runs whose test examples differ: their answers could not be paired."""
-    sides = [_tests(rows) for rows in (ours, theirs)]
+    sides = [tests_of(rows) for rows in (ours, theirs)]
     for name in tasks:
         if sides[0].get(name) != sides[1].get(name):
             raise InputError(f"The two runs have other test examples of '{name}'.", "Compare runs of the same tests.")
-
-
-def _tests(rows: Sequence[Row]) -> dict[str, list[KeptExample]]:
-    found: dict[str, list[KeptExample]] = {}
-    for row in rows:
-        for example in (*row.examples("test"), *row.examples("watch")):
-            found.setdefault(example.task, []).append(example)
-    return found
 
 
 def _reason(each: TaskVerdict) -> str:
@@ -286,9 +273,8 @@ def table_rows(check: Check) -> list[tuple[str, ...]]:
             continue
         interval = f"{score(change.low, signed=True)} to {score(change.high, signed=True)}"
         flips = f"{change.lost}/{change.gained}"
-        p = "<.001" if (each.p or 0.0) < 0.001 else f"{each.p:.3f}".removeprefix("0")
         moved = score(change.change, signed=True)
-        rows.append((name, score(change.before), now, moved, interval, p, flips, each.verdict.value))
+        rows.append((name, score(change.before), now, moved, interval, p_value(each.p), flips, each.verdict.value))
     return rows
 
 

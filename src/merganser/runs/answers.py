@@ -10,6 +10,10 @@ from merganser.runs.record import Against, KeptAnswers
 from merganser.runs.rows import Row
 
 
+class NothingToCompareError(InputError):
+    """There is no earlier task, or its answers were not kept."""
+
+
 class AnswersOfRows:
     """The answers of a run by row and task, read when they are first asked for."""
 
@@ -34,11 +38,11 @@ class AnswersOfRows:
         """Return the answers that the weights of a row gave, as :meth:`find`.
 
         Raises:
-            InputError: none were kept.
+            NothingToCompareError: none were kept.
         """
         if (kept := self.find(task, row)) is not None:
             return kept
-        raise InputError(
+        raise NothingToCompareError(
             f"The answers to the test examples of '{task}' in row '{self._rows[row].folder.name}' were not kept.",
             "Runs with evaluation.keep_answers: true (the default) keep them.",
         )

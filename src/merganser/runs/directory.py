@@ -10,8 +10,6 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from pydantic import ValidationError
-
 from merganser import processes
 from merganser.errors import InputError
 from merganser.files.atomic import (
@@ -22,24 +20,25 @@ from merganser.files.atomic import (
     sweep_all,
     write_yaml,
 )
-from merganser.files.documents import Malformed, parse_yaml
 from merganser.files.temporary_names import PARTIAL, temporary_path
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
 from merganser.runs import checkpoint
-from merganser.runs.checksums import CHANGED, is_clutter, sha256_of
+from merganser.runs.checksums import is_clutter
 from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems, stage_derived
-from merganser.runs.links import LOCK, TASKS, refuse_links
+from merganser.runs.links import LOCK, TASKS, UNDONE, refuse_links
 from merganser.runs.lock import RunLock
-from merganser.runs.reading import damaged, problem, read_text
-from merganser.runs.record import FORMAT, RunInfo, RunRecord, ScoresFile
+from merganser.runs.record import RunInfo, RunRecord, ScoresFile
 from merganser.runs.references import REFERENCES, read_references, write_references
+from merganser.runs.removal import finish_removals
+from merganser.runs.row_names import RowName, position
 from merganser.runs.rows import ROW_FOLDER, Row, folder_name, read_row, row_folders, unfinished_rows
+from merganser.runs.run_file import RUN, check_run_file, read_run_file
 from merganser.runs.summary import run_record, score_matrix, scores_file
+from merganser.runs.tags import TAGS, is_of, read_tags
+from merganser.runs.undone import Undone, read_undone, sweep_undone
 
-RUN = "run.yaml"
-
-BESIDE = (SCORES, LEDGER, MODEL, REFERENCES, "report.html", "tensorboard", RUN)
+BESIDE = (SCORES, LEDGER, MODEL, REFERENCES, TAGS, "report.html", "tensorboard", RUN)
 """What a run has beside ``tasks/``."""
 
 
@@ -57,6 +56,7 @@ class RunDirectory:
         self.info = info
         self.lock = RunLock(path)
         self._rows: list[Row] | None = None
+        self._until: str | None = None
         self._references: dict[str, Score] | None = None
 
     @staticmethod
@@ -113,37 +113,7 @@ class RunDirectory:
         Raises:
             InputError: there is no run, it is damaged, or a newer version wrote it.
         """
-        file = path / RUN
-        if not file.is_file():
-            if (path / TASKS).is_dir() and row_folders(path / TASKS):
-                raise InputError(f"'{path}' is damaged: it has tasks and no run.yaml.", "Restore run.yaml from a copy.")
-            raise InputError(f"There is no run in '{path}' (no run.yaml).", "Start one with `merganser run`.")
-        try:
-            value = parse_yaml(read_text(file))
-        except Malformed as error:
-            raise damaged(file, f"not YAML: {error}") from error
-        if not isinstance(value, dict):
-            raise damaged(file, "no mapping in it")
-        written_format = value.get("format")
-        if isinstance(written_format, int) and written_format < FORMAT:
-            raise InputError(
-                f"The run '{path}' was written by an older version (format {written_format}; this version reads "
-                f"{FORMAT}).",
-                "Learn its tasks again in a new folder, or open it with the version that run.yaml names.",
-            )
-        if isinstance(written_format, int) and written_format > FORMAT:
-            raise InputError(
-                f"The run '{path}' was written by a newer version (format {written_format}; this version reads "
-                f"{FORMAT}).",
-                "Upgrade: pip install --upgrade merganser.",
-            )
-        try:
-            info = RunInfo.model_validate(value)
-        except ValidationError as error:
-            raise damaged(file, problem(error)) from error
-        if not (path / "tasks").is_dir():
-            raise damaged(path / "tasks", "it is missing")
-        return cls(path, info)
+        return cls(path, read_run_file(path))
 
     def discard(self) -> None:
         """Delete the run and release its lock, which the caller holds.
@@ -158,7 +128,7 @@ class RunDirectory:
         for row in sorted([*row_folders(tasks), *unfinished_rows(tasks)], reverse=True):
             remove(row)
         checkpoint.clear(self.path)
-        for name in (*BESIDE, LOCK):
+        for name in (*BESIDE, UNDONE, LOCK):
             remove(self.path / name)
         self.lock.release()
         # What is not of the run stays, in its folder.
@@ -168,7 +138,7 @@ class RunDirectory:
 
     def foreign_files(self) -> list[str]:
         """Return the names of files and folders beside ``tasks/`` that are not of the run."""
-        known = {TASKS, LOCK, checkpoint.FOLDER, *BESIDE}
+        known = {TASKS, LOCK, checkpoint.FOLDER, UNDONE, *BESIDE}
         names = [path.name for path in sorted(self.path.iterdir())]
         return [n for n in names if not (n in known or is_clutter(n) or n.removesuffix(PARTIAL) in known)]
 
@@ -187,14 +157,60 @@ class RunDirectory:
             InputError: a row is damaged, is there twice, or one between two others is missing.
         """
         if self._rows is None:
-            rows = [read_row(folder) for folder in row_folders(self.path / TASKS)]
-            self._check_run_file(rows)
+            folders = row_folders(self.path / TASKS)
+            if self._until is not None:
+                folders = folders[: [folder.name for folder in folders].index(self._until) + 1]
+            rows = [read_row(folder) for folder in folders]
+            check_run_file(self.path, rows)
             self._rows = rows
         return self._rows
 
     def reload(self) -> None:
         """Forget rows and references, which are read again at their next use."""
         self._rows = self._references = None
+
+    def find(self, name: str) -> Row:
+        """Return the row that a folder of ``tasks/``, a task that was learned in it or a tag names.
+
+        Raises:
+            InputError: there is none.
+        """
+        rows = self.rows
+        names = [RowName(row.folder.name, tuple(task.name for task in row.file.tasks)) for row in rows]
+        return rows[position(name, names, {tag: row.folder.name for tag, row in self.tags().items()}, self.path)]
+
+    def up_to(self, name: str) -> RunDirectory:
+        """Return the run as it was after a row, for reading.
+
+        Args:
+            name: as for :meth:`find`.
+
+        Raises:
+            InputError: there is no such row, or it is the one before any training.
+        """
+        row = self.find(name)
+        if row.is_start:
+            raise InputError(f"'{row.folder.name}' is the row before any training.", "Name a row with a task.")
+        earlier = RunDirectory(self.path, self.info)
+        earlier._until = row.folder.name
+        return earlier
+
+    def tags(self) -> dict[str, Row]:
+        """Return the row of every tag; tags of rows that are not there are left out.
+
+        Raises:
+            InputError: ``tags.json`` is damaged.
+        """
+        tags = read_tags(self.path / TAGS)
+        return {name: row for name, tag in tags.items() for row in self.rows if is_of(tag, row.folder)}
+
+    def undone(self) -> dict[str, Undone]:
+        """Return the rows that undo took away and kept, by the name to go back to.
+
+        Raises:
+            InputError: a record of them is damaged.
+        """
+        return read_undone(self.path)
 
     @processes.main_only
     def begin_row(self, row: int, learned: list[str]) -> Path:
@@ -231,54 +247,6 @@ class RunDirectory:
             stage_derived(changes, self.path, [*rows, row], self.references(), self.info)
         checkpoint.clear(self.path)
         return target
-
-    def undo_row(self, to: str | None = None) -> list[str]:
-        """Take back the last row, or all rows after one: their weights, memory, scores and merges.
-
-        The caller holds the lock. Interrupted, some of the rows are taken back, the last ones first, or none. The
-        checkpoints of an unfinished task are deleted, too. ``run.yaml`` and the row that becomes the last are checked
-        first; those that go may be damaged.
-
-        Args:
-            to: the folder of the row that becomes the last; default: of the last but one.
-
-        Returns:
-            The names of the tasks that were taken back; of a damaged row the name of its folder.
-
-        Raises:
-            InputError: there is nothing to take back, or a file that stays is damaged; nothing was taken back.
-            RunError: the disk is full; nothing was taken back.
-        """
-        folders = row_folders(self.path / TASKS)
-        if len(folders) < 2:
-            raise InputError(f"No task was learned in '{self.path}'.", "There is nothing to undo.")
-        left = len(folders) - 1 if to is None else self._position(to, folders) + 1
-        remaining = [read_row(folder) for folder in folders[:left]]
-        remaining[-1].check()
-        self._check_run_file(remaining)
-        names = [name for folder in folders[left:] for name in _task_names(folder)]
-        with full_disk_is_an_error(folders[-1]), StagedChanges() as changes:
-            for folder in reversed(folders[left:]):
-                changes.remove_folder(folder)
-            stage_derived(changes, self.path, remaining, self.references(), self.info)
-        self._rows = remaining
-        checkpoint.clear(self.path)
-        return names
-
-    def _position(self, name: str, folders: list[Path]) -> int:
-        """Return the position of a row before the last."""
-        names = [folder.name for folder in folders]
-        if name not in names:
-            raise InputError(f"There is no '{name}' under '{self.path / TASKS}'.", f"Its rows are {', '.join(names)}.")
-        if name == names[-1]:
-            raise InputError(f"'{name}' is the last row of '{self.path}'.", "There is nothing to undo.")
-        return names.index(name)
-
-    def _check_run_file(self, rows: list[Row]) -> None:
-        """Compare ``run.yaml`` with the checksum in the last row."""
-        recorded = rows[-1].file.run_sha256 if rows else ""
-        if recorded and sha256_of(self.path / RUN) != recorded:
-            raise damaged(self.path / RUN, CHANGED)
 
     def abandon_row(self, folder: Path) -> None:
         """Delete a row that was not committed. Waits for no other process: the one that failed may be alone in it."""
@@ -349,6 +317,8 @@ class RunDirectory:
             # Whether a checkpoint can be used is only known, and reported, when the task begins.
             then = "" if resumes else "; it starts again from the task before it"
             notes.append(f"'{folder.name.removesuffix(PARTIAL).split('-', 1)[1]}' had been interrupted{then}.")
+        finish_removals(row_folders(self.path / TASKS))
+        sweep_undone(self.path)
         return notes
 
     def _sweep(self) -> None:
@@ -382,11 +352,3 @@ def read_run(path: Path | str) -> RunRecord:
     if not directory.rows:
         raise InputError(f"Nothing was measured yet in '{path}'.", "Start it again with the command that made it.")
     return directory.record()
-
-
-def _task_names(folder: Path) -> list[str]:
-    """Return the names of a row's tasks; of a damaged row the name of its folder."""
-    try:
-        return [task.name for task in read_row(folder).file.tasks]
-    except InputError:
-        return [folder.name]

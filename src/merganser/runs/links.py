@@ -9,8 +9,9 @@ from merganser.errors import InputError
 LOCK = ".lock"
 CHECKPOINTS = "checkpoint"
 TASKS = "tasks"
+UNDONE = "undone"
 
-WRITTEN = (LOCK, TASKS, CHECKPOINTS)
+WRITTEN = (LOCK, TASKS, CHECKPOINTS, UNDONE)
 """What every writing command opens or goes into. Other files of a run are replaced by name, which follows no link."""
 
 

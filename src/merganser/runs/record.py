@@ -14,9 +14,12 @@
 ``tasks/NN-name/prototypes.safetensors``  frozen label vectors that nothing can make again (image encoders without text)
 ``tasks/NN-name/adapter/``       the weights as deployed after it
 ``tasks/NN-name/method/``        what the method keeps besides
+``tasks/NN-name/weights-removed.json``  :class:`~merganser.runs.removal.Removal`: weights were removed to save space
 ``ledger.jsonl``                 all merges in order
 ``scores.json``                  :class:`ScoresFile`: all rows, references, summary
 ``references.json``              scores of single-task models, when they were measured
+``tags.json``                    :class:`~merganser.runs.tags.Tag` by name: names of rows
+``undone/NAME/``                 rows that undo took away and kept, with :class:`~merganser.runs.undone.UndoneFile`
 ``model/``                       the weights to use now, with their card
 
 ``tasks/00-start`` holds the row before any training and the weights the run started from. The folders under ``tasks/``

@@ -15,6 +15,7 @@ from merganser.files.temporary_names import PARTIAL
 from merganser.runs.checksums import CHANGED, checksums, files_of, first_problem, is_intact, sealed, sha256_of
 from merganser.runs.reading import damaged, read_counted_lines, read_record
 from merganser.runs.record import KeptAnswers, KeptExample, MergeRecord, RowFile, SignalRecord
+from merganser.runs.removal import MARK, Removal, read_removal
 
 ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 """Names of the folders: the number of the row, and what was learned in it."""
@@ -92,14 +93,38 @@ class Row:
         Nothing is compared where no checksums were recorded.
 
         Raises:
-            InputError: a file is missing or has changed.
+            InputError: a file is missing or has changed, or the weights were removed to save space.
         """
+        if (removal := self.removal()) is not None and part in removal.parts:
+            raise self._gone(removal)
         recorded = {
             name: checksum for name, checksum in self.file.sha256.items() if name == part or name.startswith(f"{part}/")
         }
         if problem := first_problem(self.folder, recorded):
             raise damaged(*problem)
         return self.folder / part
+
+    def removal(self) -> Removal | None:
+        """Return what was removed of the row to save space; ``None``: nothing.
+
+        Raises:
+            InputError: the record of it is damaged.
+        """
+        return read_removal(self.folder, self.file)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights deployed after the row were not removed to save space."""
+        removal = self.removal()
+        return removal is None or "adapter" not in removal.parts
+
+    def _gone(self, removal: Removal) -> InputError:
+        others = [folder.name for folder in row_folders_in_part(self.folder.parent) if not (folder / MARK).is_file()]
+        return InputError(
+            f"The weights of '{self.folder.name}' were removed on {removal.removed[:10]} to save space "
+            f"({removal.reason}); its scores and answers are there.",
+            f"Rows with weights: {', '.join(others)}. A tag keeps those of a row: `merganser tag`.",
+        )
 
     def sha256(self) -> dict[str, str]:
         """Return the SHA-256 of every other file of the row: as recorded, or where none was, computed."""
@@ -109,8 +134,9 @@ class Row:
         """Check every file of the row: by its checksum, or where none was recorded by reading it.
 
         Raises:
-            InputError: a file is missing or damaged.
+            InputError: a file is missing or damaged, or the weights were removed to save space.
         """
+        self.checked("adapter")
         if self.file.sha256:
             if problem := first_problem(self.folder, self.file.sha256):
                 raise damaged(*problem)
@@ -185,23 +211,39 @@ def row_folders(tasks: Path) -> list[Path]:
     Raises:
         InputError: a row between two others is missing, or there twice.
     """
-    folders: dict[int, Path] = {}
-    for folder in sorted(tasks.iterdir()):
-        match = ROW_FOLDER.fullmatch(folder.name)
-        if not match or folder.name.endswith(PARTIAL) or not folder.is_dir():
-            continue
-        if other := folders.get(int(match[1])):
-            raise InputError(
-                f"'{tasks}' has two rows with the same number: {other.name} and {folder.name}.",
-                "Move the one that does not belong to this run elsewhere.",
-            )
-        folders[int(match[1])] = folder
+    folders = _numbered(tasks)
     if sorted(folders) != list(range(len(folders))):
         raise InputError(
             f"The rows under '{tasks}' are numbered {sorted(folders)}; one is missing.",
             "Restore it, or delete the rows after the gap.",
         )
     return [folders[number] for number in sorted(folders)]
+
+
+def row_folders_in_part(above: Path) -> list[Path]:
+    """Return the folders of complete rows in order, which need not begin with row 0.
+
+    Raises:
+        InputError: a row is there twice.
+    """
+    folders = _numbered(above)
+    return [folders[number] for number in sorted(folders)]
+
+
+def _numbered(above: Path) -> dict[int, Path]:
+    """Return the folders of complete rows by their number."""
+    folders: dict[int, Path] = {}
+    for folder in sorted(above.iterdir()):
+        match = ROW_FOLDER.fullmatch(folder.name)
+        if not match or folder.name.endswith(PARTIAL) or not folder.is_dir():
+            continue
+        if other := folders.get(int(match[1])):
+            raise InputError(
+                f"'{above}' has two rows with the same number: {other.name} and {folder.name}.",
+                "Move the one that does not belong to this run elsewhere.",
+            )
+        folders[int(match[1])] = folder
+    return folders
 
 
 def unfinished_rows(tasks: Path) -> list[Path]:

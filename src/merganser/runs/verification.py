@@ -7,7 +7,6 @@ import shlex
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from merganser.errors import InputError
@@ -18,46 +17,17 @@ from merganser.metrics.function import is_function_name, metric_name
 from merganser.runs import checkpoint
 from merganser.runs.checksums import CHANGED, THREADS, files_of, problem_of, sha256_of
 from merganser.runs.derived import LEDGER, MODEL, OUTDATED, SCORES, derived_problems, model_files
-from merganser.runs.directory import RUN, RunDirectory
+from merganser.runs.directory import RunDirectory
+from merganser.runs.findings import Finding, Verification, problem_in
 from merganser.runs.links import TASKS, refuse_links
 from merganser.runs.reading import read_lines
 from merganser.runs.record import MergeRecord, RowFile
 from merganser.runs.references import REFERENCES
+from merganser.runs.removal import MARK, read_removal
 from merganser.runs.rows import RECORD, read_row, read_row_record, row_folders, unfinished_rows
+from merganser.runs.run_file import RUN
+from merganser.runs.verified_names import check_tags, check_undone
 from merganser.streams.metric_source import find_metric
-
-
-@dataclass(frozen=True)
-class Finding:
-    """A file that is not as it was written.
-
-    Attributes:
-        file: its path in the run.
-        problem: what is wrong with it.
-        remedy: what a person can do; empty if it was made again.
-    """
-
-    file: str
-    problem: str
-    remedy: str = ""
-
-
-@dataclass
-class Verification:
-    """What :func:`verify` found.
-
-    Attributes:
-        files, bytes: how many are as they were written.
-        damaged: files that are not.
-        made_again: files that were not, and are again.
-        notes: sentences on what is no damage.
-    """
-
-    files: int = 0
-    bytes: int = 0
-    damaged: list[Finding] = field(default_factory=list)
-    made_again: list[Finding] = field(default_factory=list)
-    notes: list[str] = field(default_factory=list)
 
 
 def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
@@ -82,6 +52,8 @@ def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
     verifier.check_lineage()
     verifier.check_checkpoints()
     verifier.check_references()
+    check_tags(directory.path, verifier.found)
+    check_undone(directory, verifier.found)
     verifier.check_derived()
     verifier.check_metrics()
     return verifier.found
@@ -126,10 +98,10 @@ class _Verifier:
             try:
                 self.records[number] = read_row_record(folder)
             except InputError as error:
-                self._damaged(folder / RECORD, _problem(error), self._remedy(number))
+                self._damaged(folder / RECORD, problem_in(error), self._remedy(number))
                 name = self._name(folder)
                 self.found.notes.append(f"The other files of {name} were not checked: {RECORD} lists them.")
-        recorded = [(number, *each) for number, record in self.records.items() for each in record.sha256.items()]
+        recorded = [(number, *each) for number in self.records for each in self._expected(number).items()]
         with ThreadPoolExecutor(THREADS) as pool:
             problems = pool.map(lambda each: problem_of(self.folders[each[0]] / each[1], each[2], again=True), recorded)
             for (number, name, expected), problem in zip(recorded, problems, strict=True):
@@ -139,6 +111,21 @@ class _Verifier:
         for folder in unfinished_rows(self.path / TASKS):
             name = self._name(folder)
             self.found.notes.append(f"{name} was not finished; the next command that changes the run removes it.")
+
+    def _expected(self, number: int) -> dict[str, str]:
+        """Return the SHA-256 of every file that a row has, without weights that were removed to save space."""
+        folder, record = self.folders[number], self.records[number]
+        try:
+            removal = read_removal(folder, record)
+        except InputError as error:
+            self._damaged(folder / MARK, problem_in(error), self._remedy(number))
+            return record.sha256
+        if removal is None:
+            return record.sha256
+        self._intact(folder / MARK)
+        date = removal.removed[:10]
+        self.found.notes.append(f"{self._name(folder)}: its weights were removed on {date} ({removal.reason}).")
+        return {name: value for name, value in record.sha256.items() if name.split("/")[0] not in removal.parts}
 
     def _note_file(self, number: int, name: str, expected: str, problem: str) -> None:
         path = self.folders[number] / name
@@ -186,7 +173,7 @@ class _Verifier:
         folder = self.folders[number]
         if record.sha256:
             self._intact(folder / RECORD)
-            unknown = [name for name in files_of(folder) if name not in record.sha256 and name != RECORD]
+            unknown = [name for name in files_of(folder) if name not in {*record.sha256, RECORD, MARK}]
             self.found.notes += [f"{self._name(folder / name)} is not of this run; left alone." for name in unknown]
             return
         self.found.notes.append(f"{self._name(folder)} has no checksums recorded; its files were read instead.")
@@ -250,7 +237,7 @@ class _Verifier:
             out = shlex.quote(str(self.path))
             remedy = f"merganser run STREAM.yaml --out {out} --fwt"
             self._damaged(
-                path, _problem(error), f"Restore it from a copy of the run, or delete it and measure again: {remedy}."
+                path, problem_in(error), f"Restore it from a copy of the run, or delete it and measure again: {remedy}."
             )
             return
         if path.is_file():
@@ -312,16 +299,10 @@ class _Verifier:
         return path.relative_to(self.path).as_posix()
 
     def _intact(self, path: Path) -> None:
-        self.found.files += 1
-        self.found.bytes += path.stat().st_size
+        self.found.note_intact(path)
 
     def _damaged(self, path: Path, problem: str, remedy: str) -> None:
-        self.found.damaged.append(Finding(self._name(path), problem, remedy))
-
-
-def _problem(error: InputError) -> str:
-    """Return what a message says of a damaged file, without the file's name."""
-    return (error.cause.partition("' is damaged: ")[2] or error.cause).rstrip(".")
+        self.found.note_damaged(self._name(path), problem, remedy)
 
 
 def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:
@@ -329,7 +310,7 @@ def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:
     try:
         row = read_row(folder)
     except InputError as error:
-        yield folder / "merges.jsonl", _problem(error)
+        yield folder / "merges.jsonl", problem_in(error)
         return
     names = [] if row.is_start else ["memory", "test", *(["dev"] if "dev" in row.file.lines else [])]
     names += ["watch"] if row.file.watched else []
@@ -337,14 +318,14 @@ def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:
         try:
             row.examples(name)
         except InputError as error:
-            yield folder / f"{name}.jsonl", _problem(error)
+            yield folder / f"{name}.jsonl", problem_in(error)
     try:
         row.signals()
     except InputError as error:
-        yield folder / "signals.jsonl", _problem(error)
+        yield folder / "signals.jsonl", problem_in(error)
     for name in files_of(folder):
         if name.endswith(".safetensors"):
             try:
                 read_header(folder / name)
             except InputError as error:
-                yield folder / name, _problem(error)
+                yield folder / name, problem_in(error)

@@ -1,0 +1,133 @@
+"""``merganser diff``: what is different between two rows of a run."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from merganser.cli.options import RunArgument
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from merganser.report.difference import Difference
+
+EXAMPLES = 3
+"""Examples per task that are printed by default."""
+
+BLOCKS = 12
+"""Blocks that are printed."""
+
+RowName = Annotated[str, typer.Argument(metavar="ROW", help="Task, tag or folder of RUN/tasks.", show_default=False)]
+
+
+def diff(
+    run: RunArgument,
+    before: RowName,
+    after: RowName,
+    examples: Annotated[
+        int | None,
+        typer.Option(
+            metavar="N",
+            min=0,
+            help=f"Answers that changed, per task. Default: {EXAMPLES}; with --json all.",
+            show_default=False,
+        ),
+    ] = None,
+    confidence: Annotated[float, typer.Option(metavar="PERCENT", min=50, max=99.9, help="Of the intervals.")] = 95.0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    """Compare two rows of a run: scores per task, answers that changed, and how far the weights are apart.
+
+    Scores are compared over the same test examples (as `merganser check` does), and answers that became wrong or right
+    are shown. The distance of the weights is the L2 norm of their difference, in percent of the norm before, as a whole
+    and per block; an adapter's factors are compared by the updates B A that they are.
+
+    Example: merganser diff runs/first tickets returns
+
+    Example: merganser diff runs/first 00-start release-3 --examples 10
+    """
+    from merganser.report.difference import difference
+    from merganser.runs import RunDirectory
+
+    found = difference(RunDirectory.open(run), before, after, confidence / 100)
+    if as_json:
+        typer.echo(json.dumps(found.as_dict(examples), indent=2, ensure_ascii=False))
+        return
+    from merganser.cli.output import OutputConsole
+
+    console = OutputConsole()
+    _show_scores(console, found, confidence)
+    _show_flips(console, found, EXAMPLES if examples is None else examples)
+    _show_weights(console, found)
+
+
+def _show_scores(console: Console, found: Difference, confidence: float) -> None:
+    from rich.table import Table
+
+    from merganser.report.formatting import p_value, score
+
+    table = Table(box=None, pad_edge=False)
+    for name in ("task", "before", "now", "change", "interval", "p", "wrong/right"):
+        table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
+    for each in found.tasks:
+        cells = [each.task, score(each.before), score(each.after), score(each.change, signed=True)]
+        if (paired := each.paired) is not None:
+            interval = f"{score(paired.low, signed=True)} to {score(paired.high, signed=True)}"
+            cells += [interval, p_value(each.p), f"{paired.lost}/{paired.gained}"]
+        table.add_row(*cells)
+    console.print(table)
+    text = f"{found.after} against {found.before}; percent; {confidence:g} % intervals; p corrected for the number of "
+    console.print(f"{text}tasks; wrong/right: answers that became wrong, and right.", soft_wrap=True)
+
+
+def _show_flips(console: Console, found: Difference, most: int) -> None:
+    from rich.text import Text
+
+    from merganser.report.difference import chosen_flips
+    from merganser.report.formatting import shortened
+
+    for each in found.tasks:
+        flips = chosen_flips(each, most)
+        if not flips:
+            continue
+        console.print(Text(f"\n{each.task}: {len(flips)} of {len(each.flips)} answers that changed", style="bold"))
+        for flip in flips:
+            became = "worse" if flip.change < 0 else "better"
+            said = f"{_line(flip.before)!r} became {_line(flip.after)!r}"
+            expected = f", expected {_line(flip.expected)!r}" if flip.expected else ""
+            console.print(Text(f"  {became}: {said}{expected}"), soft_wrap=True)
+            if flip.text:
+                console.print(Text(f"    {flip.number}: {shortened(' '.join(flip.text.split()), 100)}"), soft_wrap=True)
+
+
+def _line(text: str) -> str:
+    """Return the beginning of an answer on one line."""
+    from merganser.report.formatting import shortened
+
+    return shortened(" ".join(text.split()), 60)
+
+
+def _show_weights(console: Console, found: Difference) -> None:
+    from rich.table import Table
+
+    from merganser.report.formatting import percent, significant
+
+    if found.removed:
+        rows = " and ".join(f"'{row}'" for row in found.removed)
+        console.print(f"\nThe weights of {rows} were removed to save space, so they are not compared.", soft_wrap=True)
+        return
+    everything, *blocks = found.weights
+    shown = sorted(blocks, key=lambda each: -each.distance)[:BLOCKS] if len(blocks) > BLOCKS else blocks
+    table = Table(box=None, pad_edge=False)
+    for name in ("weights", "distance", "of the norm before"):
+        table.add_column(name, justify="left" if name == "weights" else "right", overflow="fold")
+    for each in (everything, *shown):
+        relative = "new" if each.relative is None and each.distance else percent(each.relative)
+        table.add_row(each.part, significant(each.distance), relative)
+    console.print()
+    console.print(table)
+    if len(shown) < len(blocks):
+        console.print(f"The {len(shown)} of {len(blocks)} blocks that changed most; --json has all.", soft_wrap=True)

@@ -1,0 +1,60 @@
+"""The test examples whose score changed between two rows of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from merganser.runs.record import KeptAnswers, KeptExample
+from merganser.runs.rows import Row
+
+
+def tests_of(rows: Sequence[Row]) -> dict[str, list[KeptExample]]:
+    """Return the test examples of every learned and watched task, in the order of its answers."""
+    found: dict[str, list[KeptExample]] = {}
+    for row in rows:
+        for example in (*row.examples("test"), *row.examples("watch")):
+            found.setdefault(example.task, []).append(example)
+    return found
+
+
+@dataclass(frozen=True)
+class Flip:
+    """A test example whose score fell or rose between two rows.
+
+    Attributes:
+        number: 1-based position in the test set.
+        text: the example as the model reads it; of a conversation its last turn before the answer; empty: not known.
+        expected: the right answer; empty: not known.
+        before, after: the answers.
+        change: of the score, in [-1, 1].
+    """
+
+    number: int
+    text: str
+    expected: str
+    before: str
+    after: str
+    change: float
+
+
+def flips(before: KeptAnswers, after: KeptAnswers, tests: Sequence[KeptExample]) -> list[Flip]:
+    """Return the examples whose score changed, the largest losses first.
+
+    Args:
+        before, after: the answers of two rows to the same task.
+        tests: its test examples; none for a task that was not learned.
+    """
+    found = []
+    for index, (first, second) in enumerate(zip(before.scores, after.scores, strict=True)):
+        if first != second:
+            text, expected = _shown(tests[index]) if index < len(tests) else ("", "")
+            old, new = (kept.answers[index] if kept.answers else "" for kept in (before, after))
+            found.append(Flip(index + 1, text, expected, old, new, second - first))
+    return sorted(found, key=lambda flip: flip.change)
+
+
+def _shown(example: KeptExample) -> tuple[str, str]:
+    if example.input or not example.messages:
+        return example.input or example.id, example.output
+    return str(example.messages[-2].get("content", "")) if len(example.messages) > 1 else "", example.output

@@ -1,0 +1,143 @@
+"""Compare two rows of a run: scores, the answers that changed, and how far the weights are apart."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from merganser.metrics.paired import PairedChange, holm, paired_change
+from merganser.report.changed_answers import Flip, flips, tests_of
+from merganser.report.weight_distance import Distance, weight_distances
+from merganser.runs import RunDirectory
+from merganser.runs.answers import AnswersOfRows
+from merganser.runs.rows import Row
+
+
+@dataclass(frozen=True)
+class TaskDifference:
+    """What became of one task.
+
+    Attributes:
+        before, after: scores; ``None``: not scored in this row.
+        paired: the change over the same examples; ``None`` where answers were not kept.
+        p: of no change, corrected for the number of tasks (Holm).
+        flips: examples whose score changed, the largest losses first.
+    """
+
+    task: str
+    before: float | None
+    after: float | None
+    paired: PairedChange | None = None
+    p: float | None = None
+    flips: list[Flip] = field(default_factory=list)
+
+    @property
+    def change(self) -> float | None:
+        """The change of the score."""
+        return None if self.before is None or self.after is None else self.after - self.before
+
+
+@dataclass(frozen=True)
+class Difference:
+    """What :func:`difference` found.
+
+    Attributes:
+        run: its directory.
+        before, after: folders of the two rows.
+        tasks: those that were scored in either.
+        weights: the distance of all weights, then of each block; none where weights were removed.
+        removed: folders of rows whose weights were removed.
+    """
+
+    run: str
+    before: str
+    after: str
+    tasks: list[TaskDifference]
+    weights: list[Distance]
+    removed: list[str]
+
+    def as_dict(self, most: int | None = None) -> dict[str, Any]:
+        """Convert to a dict for JSON; scores and changes are fractions.
+
+        Args:
+            most: examples per task; ``None``: all.
+        """
+        tasks = []
+        for each in self.tasks:
+            values: dict[str, Any] = {"task": each.task, "before": each.before, "after": each.after}
+            values["change"] = each.change
+            if each.paired is not None:
+                paired = each.paired
+                values |= {"low": paired.low, "high": paired.high, "p": each.p}
+                values |= {"became_wrong": paired.lost, "became_right": paired.gained}
+                values["flips"] = [asdict(flip) for flip in chosen_flips(each, most)]
+            tasks.append(values)
+        return {
+            "run": self.run,
+            "before": self.before,
+            "after": self.after,
+            "tasks": tasks,
+            "weights": [asdict(each) | {"relative": each.relative} for each in self.weights],
+            "weights_removed": self.removed,
+        }
+
+
+def chosen_flips(task: TaskDifference, most: int | None) -> list[Flip]:
+    """Return at most so many examples of a task: losses first, and half of the places for gains where there are any."""
+    if most is None:
+        return task.flips
+    lost = [flip for flip in task.flips if flip.change < 0]
+    gained = [flip for flip in reversed(task.flips) if flip.change > 0]
+    places = max(most - len(gained), (most + 1) // 2)
+    shown = lost[:places]
+    return [*shown, *gained[: most - len(shown)]]
+
+
+def difference(directory: RunDirectory, before: str, after: str, confidence: float = 0.95) -> Difference:
+    """Compare two rows of a run.
+
+    Args:
+        before, after: tasks, tags, or folders under ``tasks/``.
+        confidence: of the intervals.
+
+    Raises:
+        InputError: there is no such row, or a file of it is damaged.
+    """
+    first, second = directory.find(before), directory.find(after)
+    reader, tests = AnswersOfRows(directory.rows), tests_of(directory.rows)
+    scores = [row.file.scores.scores for row in (first, second)]
+    columns = [*directory.matrix().tasks, *scores[0], *scores[1]]
+    names = [name for name in dict.fromkeys(columns) if name in scores[0] or name in scores[1]]
+    compared = []
+    for name in names:
+        values = [each[name].value if name in each else None for each in scores]
+        paired, changed = None, []
+        old, new = (reader.find(name, row.file.row) for row in (first, second))
+        if None not in values and old is not None and new is not None:
+            paired = paired_change(old.scores, new.scores, confidence)
+            changed = flips(old, new, tests.get(name, ()))
+        compared.append(TaskDifference(name, values[0], values[1], paired, None, changed))
+    removed = [row.folder.name for row in (first, second) if not row.has_weights]
+    return Difference(
+        run=str(directory.path),
+        before=first.folder.name,
+        after=second.folder.name,
+        tasks=_corrected(compared),
+        weights=[] if removed else _distances(first, second),
+        removed=removed,
+    )
+
+
+def _corrected(tasks: Sequence[TaskDifference]) -> list[TaskDifference]:
+    values = iter(holm([each.paired.p for each in tasks if each.paired is not None]))
+    return [
+        each
+        if each.paired is None
+        else TaskDifference(each.task, each.before, each.after, each.paired, next(values), each.flips)
+        for each in tasks
+    ]
+
+
+def _distances(first: Row, second: Row) -> list[Distance]:
+    return weight_distances(first.checked("adapter"), second.checked("adapter"))

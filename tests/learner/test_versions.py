@@ -1,0 +1,73 @@
+"""Runs that do not keep the weights of every row, whatever the method reads again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from merganser.errors import InputError
+from merganser.learner import Learner
+from merganser.runs import RunDirectory
+from merganser.runs.verification import verify
+from tests.learner import toys
+from tests.learner.test_learner import sections, task
+
+
+def learn_three(run: Path, keep: Any, method: dict[str, Any]) -> list[bool]:
+    """Learn three tasks with whole weights and answer them; return whether the rows have their weights."""
+    options = sections(training={"steps": 1}, runs={"keep_weights": keep})
+    options["model"]["lora"], options["method"] = None, method
+    with Learner.open(run, **options) as learner:
+        for name in toys.LABELS:
+            learner.learn(task(name))
+        assert set(learner.evaluate()) == set(toys.LABELS)
+    directory = RunDirectory.open(run)
+    assert verify(directory, repair=False).damaged == []
+    return [row.has_weights for row in directory.rows]
+
+
+def test_weights_before_any_merge_that_a_method_reads_again_are_kept(tmp_path: Path) -> None:
+    assert learn_three(tmp_path / "run", 1, {"name": "tunable_magmax"}) == [True, False, False, True]
+    assert all((row / "trained").is_dir() for row in sorted((tmp_path / "run" / "tasks").iterdir())[1:])
+
+
+def test_rows_that_answer_a_task_are_kept(tmp_path: Path) -> None:
+    assert learn_three(tmp_path / "run", "tagged", {"name": "single"}) == [True, True, True, True]
+
+
+def test_what_is_gone_says_so_everywhere(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    # Two rows: the default where all weights are trained.
+    assert learn_three(run, "auto", {"name": "sequential"}) == [True, False, True, True]
+    for row in ("mood", "01-mood"):
+        with pytest.raises(InputError, match=r"The weights of '01-mood' were removed on .*\(runs\.keep_weights: 2\)"):
+            Learner.open(run, read_only=True, row=row)
+    with Learner.open(run, read_only=True) as learner, pytest.raises(InputError, match="were removed"):
+        learner.export(tmp_path / "out", after="mood")
+    assert not (tmp_path / "out").exists()
+    with Learner.open(run) as learner:
+        with pytest.raises(InputError, match="Rows with weights: 00-start, 02-topic, 03-truth"):
+            learner.undo(to="mood")
+        learner.tag("release")
+        with pytest.raises(InputError, match="'release' is a tag of"):
+            learner.learn(replace(task("topic"), name="release"))
+        result = learner.undo(keep=True)
+        assert (result.removed, result.kept_as, learner.learned) == (["truth"], "truth-undone", ["mood", "topic"])
+        assert learner.undo(to="truth-undone").tags_restored == ["release"]
+        assert learner.learned == list(toys.LABELS)
+
+
+def test_more_is_kept_when_a_run_is_continued_so(tmp_path: Path) -> None:
+    options = sections(training={"steps": 1}, method="sequential", runs={"keep_weights": 1})
+    run = tmp_path / "run"
+    with Learner.open(run, **options) as learner:
+        learner.learn(task("mood"))
+    with Learner.open(run, runs={"keep_weights": "all"}) as learner:
+        learner.learn(task("topic"))
+    with Learner.open(run) as learner:  # as the run was started
+        learner.tag("best", "topic")
+        learner.learn(task("truth"))
+    assert [row.has_weights for row in RunDirectory.open(run).rows] == [True, False, True, True]
