@@ -126,7 +126,12 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
 def _title(run: RunRecord) -> str:
     stream = run.info.config.get("stream")
     name = stream.get("name") if isinstance(stream, dict) else stream
-    return name if isinstance(name, str) and name else Path(run.path).name or run.path
+    if isinstance(name, str) and name:
+        return name
+    path = Path(run.path)
+    # A folder that is called as its method, beside others that learned the same: the name of the folder of all.
+    folder = path.parent if path.name == sections.method_name(run) and path.parent.name else path
+    return folder.name or run.path
 
 
 def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Sequence[str]) -> dict[str, Any]:
