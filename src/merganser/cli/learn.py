@@ -10,7 +10,7 @@ import typer
 
 from merganser import processes
 from merganser.cli.check import Confidence, MaxDrop, MaxDropOf, MinNew, bounds_of
-from merganser.cli.options import JsonOption, ModelOption, RunArgument
+from merganser.cli.options import JsonOption, ModelOption, RunArgument, VerboseOption
 
 if TYPE_CHECKING:
     from merganser.cli.gate import Gate
@@ -93,6 +93,7 @@ def learn(
         typer.Option("--plan", help="Write nothing: show steps, memory, and an estimate of the time from ten steps."),
     ] = False,
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
     check: Annotated[
         bool,
         typer.Option(
@@ -152,7 +153,7 @@ def learn(
         return
     gate = _gate(run, check, (max_drop, max_drop_of, min_new, confidence))
     command = shlex.join(["merganser", "learn", str(run), "--task", task])
-    output: Output = "json" if as_json else "screen"
+    output: Output = "json" if as_json else "verbose" if verbose else "screen"
     learn_one(run, learned, started, model, command=command, output=output, watch=watch, gate=gate)
 
 

@@ -4,69 +4,110 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 import typer
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from merganser import processes
 from merganser.cli.output import OutputConsole, ProgressConsole
+from merganser.cli.progress_matrix import Row, delta_table, row_line
+from merganser.cli.screen import show_outcome
+from merganser.cli.time_left import TimeLeft, left
+from merganser.errors import InputError
 from merganser.events import Evaluating, Event, Listener, Merged, Notice, RowDone, StepDone, TaskStarted
-from merganser.report.formatting import (
-    MISSING,
-    cause_title,
-    finite,
-    metric_title,
-    plural,
-    row_label,
-    score,
-    score_with_error,
-    significant,
-    size,
-)
-from merganser.report.sections import stored_over_time
+from merganser.report.formatting import cause_title, plural, shortened, significant
+from merganser.runs import RunDirectory
 
 if TYPE_CHECKING:
     from merganser.cli.gate import Gate
     from merganser.config import RunConfig
     from merganser.learner import Learner
+    from merganser.metrics.score import ScoreRow
     from merganser.runs.record import RunRecord
     from merganser.streams.task import Task
     from merganser.streams.watch import WatchedTask
 
-NOT_SCORED = "not scored (no test file)"
 
-Row = tuple[Sequence[str], dict[str, float]]
-"""Tasks learned since the row before, and a score in [0, 1] of every evaluated task."""
+@dataclass(frozen=True)
+class Stream:
+    """What a command is about to learn, for a view of its progress.
+
+    Attributes:
+        sizes: task -> its training examples, in the order of learning; tasks learned together have the name of the
+            first.
+        total: tasks in all.
+        together: whether all of them are learned at once.
+        beside: title and directory of another run that learns at the same time.
+    """
+
+    sizes: Mapping[str, int]
+    total: int
+    together: bool = False
+    beside: tuple[str, Path] | None = None
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], joint: bool = False, beside: tuple[str, Path] | None = None) -> Stream:
+        """Describe tasks."""
+        if joint and tasks:
+            return cls({tasks[0].name: sum(len(task.train) for task in tasks)}, len(tasks), True, beside)
+        return cls({task.name: len(task.train) for task in tasks}, len(tasks), False, beside)
 
 
 class LiveView:
-    """Shows events: a view that is redrawn in a terminal, one line per event elsewhere."""
+    """Shows events: a view that is redrawn in a terminal, one line per task elsewhere.
 
-    def __init__(self, console: Console, title: str) -> None:
+    Args:
+        console: where.
+        title: its first line.
+        stream: what is learned, to count the tasks and estimate the time; ``None``: one task, or none.
+        verbose: every merge, with what its cause means, and all scores.
+    """
+
+    def __init__(self, console: Console, title: str, stream: Stream | None = None, verbose: bool = False) -> None:
         self.console = console
         self.title = title
+        self.stream = stream
+        self.verbose = verbose
         self.rows: list[Row] = []
+        self.beside = Beside(stream.beside[1]) if stream is not None and stream.beside is not None else None
         self.merges: list[str] = []
-        self.status = Text("Reading the model ...", style="dim")
+        self.time = TimeLeft({} if stream is None else stream.sizes)
+        self.task = Text("Reading the model ...", style="dim")
+        self.status = Text()
         self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), console=console
+            TextColumn("{task.description}"), BarColumn(bar_width=24), MofNCompleteColumn(), console=console
         )
         self.bar = self.progress.add_task("", total=None, visible=False)
-        self.live = Live(self, console=console, refresh_per_second=8) if console.is_terminal else None
+        # What it shows is shown again by the screen at the end: it leaves nothing behind.
+        self.live = Live(self, console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
 
     def __rich__(self) -> RenderableType:
         parts: list[RenderableType] = [Text(self.title, style="bold")]
+        others = [] if self.beside is None else self.beside.rows()
+        tables = [rows for rows in (self.rows, others) if rows]
+        most = max(2, (self.console.height - 9) // max(1, len(tables)) - 3)
         if self.rows:
-            parts.append(score_table(self.rows))
-        parts.append(self.status)
-        parts += [Text(f"  merge {line}", style="cyan") for line in self.merges[-4:]]
+            parts.append(delta_table(self.rows, self.console.width, most))
+        if self.stream is not None and self.stream.beside is not None and self.beside is not None:
+            number = min(max(len(others), 1), self.stream.total)
+            done = len(others) > self.stream.total
+            parts.append(Text(f"{self.stream.beside[0]}: {'done' if done else self._place(number)}", style="bold"))
+            if others:
+                parts.append(delta_table(others, self.console.width, most))
+        estimate = left(self.time.seconds())
+        parts.append(Text.assemble(self.task, f", {estimate}" if estimate else ""))
+        if self.status:
+            parts.append(self.status)
+        parts += [Text(f"  merge {line}", style="cyan") for line in self.merges[-4 if self.verbose else -1 :]]
         parts.append(self.progress)
         return Group(*parts)
 
@@ -87,61 +128,99 @@ class LiveView:
         elif isinstance(event, Merged):
             self._merge(event)
         elif isinstance(event, Evaluating):
-            self.progress.update(
-                self.bar, description=f"answering {event.task}", total=event.total, completed=event.done, visible=True
-            )
+            self._progress(f"answering {event.task}", event.done, event.total)
         elif isinstance(event, RowDone):
             self._row(event)
 
+    def _place(self, number: int) -> str:
+        """``task 3 of 15``."""
+        if self.stream is not None and self.stream.together:
+            return f"{plural(self.stream.total, 'task')} together"
+        total = 0 if self.stream is None else self.stream.total
+        return f"task {number} of {total}" if total > 1 and number <= total else f"task {number}"
+
     def _start(self, event: TaskStarted) -> None:
         self.merges = []
+        self.time.begin(event.task, event.step / event.steps if event.steps else 0.0)
         memory = f", {event.memory_examples} in memory" if event.memory_examples else ""
-        self.status = Text(f"Task {event.index}: {event.task} ({plural(event.examples, 'example')}{memory})")
-        self._progress(event)
+        number = event.index
+        if self.stream is not None and event.task in self.stream.sizes:
+            number = list(self.stream.sizes).index(event.task) + 1
+        place = self._place(number)
+        sizes = f"({plural(event.examples, 'example')}{memory})"
+        self.task = Text(f"{place[0].upper()}{place[1:]}: {event.task} {sizes}")
+        self._progress(f"learning {event.task}", event.step, event.steps)
         if self.live is None:
-            sizes = f"{plural(event.examples, 'example')}{memory}, {plural(event.steps, 'step')}"
-            self.print(f"Learning task {event.index}: {event.task} ({sizes})")
+            self.print(f"Learning {place}: {event.task} {sizes[:-1]}, {plural(event.steps, 'step')})")
 
     def _step(self, event: StepDone) -> None:
-        line = f"Task {event.task}: loss {event.loss:.3f}"
+        if event.steps:
+            self.time.step(event.step / event.steps)
+        parts = [] if event.loss is None else [f"loss {event.loss:.3f}"]
         if event.probe is not None:
-            line += f", loss on the memory {event.probe:.3f}"
+            parts.append(f"on the memory {event.probe:.3f}")
         if event.interval is not None:
-            line += f", a merge planned every {plural(event.interval, 'step')}"
-        self.status = Text(line)
-        self._progress(event)
+            parts.append(f"a merge planned every {plural(event.interval, 'step')}")
+        self.status = Text(", ".join(parts), "dim")
+        self._progress(f"learning {event.task}", event.step, event.steps)
 
-    def _progress(self, event: TaskStarted | StepDone) -> None:
-        self.progress.update(
-            self.bar, description=f"learning {event.task}", total=event.steps, completed=event.step, visible=True
-        )
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self.progress.update(self.bar, description=shortened(what, 40), total=total, completed=done, visible=True)
 
     def _merge(self, event: Merged) -> None:
-        line = f"at step {event.step} ({cause_title(event.cause)})"
+        cause = cause_title(event.cause) if self.verbose else event.cause
+        line = f"at step {event.step} ({cause})"
         if event.reason is not None:
             line += f" refused and undone, since {event.reason}"
         line += f": {significant(event.weight_new)} new + {significant(event.weight_old)} old"
         if event.rehearsal_steps or event.cause != "end":
             line += f" after {plural(event.rehearsal_steps, 'rehearsal step')}; next in {event.next_interval}"
         self.merges.append(line)
-        if self.live is None:
+        if self.live is None and self.verbose:
             self.print(f"  merge {line}")
 
     def _row(self, event: RowDone) -> None:
-        first = not self.rows and not event.learned
+        self.time.end()
         self.rows.append((event.learned, event.scores))
         self.progress.update(self.bar, visible=False)
+        self.status = Text()
         if self.live is None:
-            scores = [f"{task} {score(value)}" for task, value in event.scores.items()]
-            missing = [f"{task} {NOT_SCORED}" for task in event.learned if task not in event.scores]
-            label = row_label(event.learned, first)
-            self.print(f"{label} (percent): {', '.join([*scores, *missing])}" if scores else f"{label}: {NOT_SCORED}")
+            self.print(row_line(self.rows, 10**6 if self.verbose else 80))
+
+
+class Beside:
+    """The rows of a run that another process writes, read again at most once a second."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._rows: list[Row] = []
+        self._read = -math.inf
+
+    def rows(self) -> list[Row]:
+        """Return the rows so far."""
+        if time.monotonic() - self._read < 1.0:
+            return self._rows
+        self._read = time.monotonic()
+        if RunDirectory.exists(self._path):
+            try:
+                self._rows = rows_of(RunDirectory.open(self._path).scores().rows)
+            except (InputError, OSError):
+                # The other process is just writing there; what was read before is still right.
+                return self._rows
+        return self._rows
+
+
+def rows_of(rows: Sequence[ScoreRow]) -> list[Row]:
+    """Return the tasks learned and the scores of each row of the matrix."""
+    return [(row.learned, {task: entry.value for task, entry in row.scores.items()}) for row in rows]
 
 
 @contextlib.contextmanager
-def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
+def watching(
+    title: str, console: Console | None = None, stream: Stream | None = None, verbose: bool = False
+) -> Iterator[Listener]:
     """Yield a listener that shows the events of the block on standard error, so that output can be piped."""
-    view = LiveView(console or ProgressConsole(), title)
+    view = LiveView(console or ProgressConsole(), title, stream, verbose)
     if view.live is None:
         yield view
         return
@@ -149,78 +228,8 @@ def watching(title: str, console: Console | None = None) -> Iterator[Listener]:
         yield view
 
 
-def score_table(rows: Sequence[Row]) -> Table:
-    """Tabulate scores in percent: a row per evaluation, a column per task; underlined right after the task."""
-    columns = list(dict.fromkeys(task for learned, scores in rows for task in (*scores, *learned)))
-    table = Table(pad_edge=False)
-    table.add_column("")
-    for column in columns:
-        scored = any(column in scores for _, scores in rows)
-        table.add_column(column if scored else f"{column}: {NOT_SCORED}", justify="right", overflow="fold")
-    for number, (learned, scores) in enumerate(rows):
-        styles = ["bold underline" if task in learned else "" if task in scores else "dim" for task in columns]
-        cells = [Text(score(scores.get(task)), style) for task, style in zip(columns, styles, strict=True)]
-        table.add_row(row_label(learned, first=number == 0), *cells)
-    return table
-
-
-def show_result(console: Console, record: RunRecord, baseline: RunRecord | None = None) -> None:
-    """Print the score matrix and the metrics of a run, beside those of a baseline."""
-    records = [record] if baseline is None else [baseline, record]
-    for run in records:
-        console.print(Text(f"\n{method_title(run)}: scores in percent", style="bold"))
-        console.print(score_table(rows_of(run)))
-    _show_metrics(console, records)
-    for run in records:
-        if line := stored(run):
-            console.print(Text(f"{method_title(run)} {line}"))
-
-
-def _show_metrics(console: Console, records: Sequence[RunRecord]) -> None:
-    """Print the metrics of the last run that any of the runs has; nothing where none was measured."""
-    table = Table(pad_edge=False, title="Metrics in percent ± standard error over the test examples")
-    table.add_column("")
-    for run in records:
-        table.add_column(method_title(run), justify="right")
-    by_name = [{metric.name: metric for metric in run.scores.summary} for run in records]
-    for metric in records[-1].scores.summary:
-        metrics = [metrics.get(metric.name) for metrics in by_name]
-        if all(other is None or finite(other.value) is None for other in metrics):
-            continue
-        cells = [score_with_error(other.value, other.stderr) if other else MISSING for other in metrics]
-        table.add_row(metric_title(metric.name), *cells)
-    if table.row_count:
-        console.print()
-        console.print(table)
-
-
-def stored(record: RunRecord) -> str:
-    """Describe what a run stores for the tasks to come, part by part and in all; empty before the first task."""
-    last = max(record.tasks, key=lambda task: task.index, default=None)
-    if last is None or not last.method_bytes:
-        return ""
-    parts = ", ".join(f"{name} {size(count)}" for name, count in last.method_bytes.items())
-    return f"stores {parts}: {stored_over_time(record)}."
-
-
-def method_title(record: RunRecord) -> str:
-    """Return the title of a run's method."""
-    from merganser.methods import METHODS
-
-    return METHODS[record.info.config["method"]["name"]].title
-
-
-def rows_of(record: RunRecord) -> list[Row]:
-    """Return the tasks learned and the scores of each row of the matrix."""
-    tasks = record.scores.tasks
-    return [
-        (row.learned, {task: row.scores[task].value for task in tasks if task in row.scores})
-        for row in record.scores.rows
-    ]
-
-
-Output = Literal["screen", "json", "none"]
-"""How the result is printed: for people, as one JSON document, or not at all."""
+Output = Literal["screen", "verbose", "json", "none"]
+"""How the result is printed: for people, also with everything else, as one JSON document, or not at all."""
 
 
 def learn_stream(
@@ -232,13 +241,20 @@ def learn_stream(
     fwt: bool = False,
     output: Output = "screen",
     watch: Sequence[WatchedTask] = (),
+    beside: tuple[str, Path] | None = None,
 ) -> RunRecord:
-    """Learn a stream with a live view, write the report, print the result."""
-    from merganser.learner import Learner
+    """Learn a stream with a live view, write the report, print the result.
 
-    console = ProgressConsole()
+    Args:
+        beside: title and directory of a run that learns the same stream at the same time, to show it as well.
+    """
+    from merganser.learner import Learner
+    from merganser.methods import METHODS
+
+    stream = Stream.of(tasks, METHODS[config.method.name].joint, beside)
+    title = f"Merganser: {config.method.name} on {plural(len(tasks), 'task')}"
     with (
-        watching(f"Merganser: {config.method.name} on {len(tasks)} tasks", console) as listener,
+        watching(title, stream=stream, verbose=output == "verbose") as listener,
         Learner.of_config(out, config, listener=listener, command=command) as learner,
     ):
         learner.watch(*watch)
@@ -284,7 +300,8 @@ def learn_one(
         return Learner.of_config(run, config, listener=listener, command=command)
 
     try:
-        with watching(f"Merganser: learning {task.name}") as listener, opened(listener) as learner:
+        view = watching(f"Merganser: learning {task.name}", stream=Stream.of([task]), verbose=output == "verbose")
+        with view as listener, opened(listener) as learner:
             learner.watch(*watch)
             if gate is not None:
                 gate.prepare(learner.session, [task])
@@ -294,10 +311,12 @@ def learn_one(
         if gate is not None:
             gate.print_refusal(as_json=output == "json")
         raise typer.Exit(0 if gate is None else gate.exit_code) from None
-    _finish(run, record, output, gate)
+    _finish(run, record, output, gate, learned=[task.name])
 
 
-def _finish(run: Path, record: RunRecord, output: Output, gate: Gate | None = None) -> None:
+def _finish(
+    run: Path, record: RunRecord, output: Output, gate: Gate | None = None, learned: Sequence[str] = ()
+) -> None:
     from merganser.report import write_report
     from merganser.report.result import run_result
 
@@ -307,7 +326,6 @@ def _finish(run: Path, record: RunRecord, output: Output, gate: Gate | None = No
         typer.echo(json.dumps({**run_result(record, page), **checked}, indent=2, allow_nan=False))
         return
     console = OutputConsole()
-    show_result(console, record)
+    show_outcome(console, record, learned=learned, page=page, verbose=output == "verbose")
     if gate is not None:
         gate.print_verdict()
-    console.print(f"\nThe run is in {run}; open {page} to see it.", highlight=False, soft_wrap=True)

@@ -46,3 +46,8 @@ JsonOption = Annotated[
         help="Print the result as one JSON document (of --plan: the plan); all else goes to standard error.",
     ),
 ]
+
+VerboseOption = Annotated[
+    bool,
+    typer.Option("--verbose", help="Also show every merge, all metrics, the score matrix and what the run stores."),
+]

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from merganser.cli.options import RunArgument
+from merganser.cli.options import RunArgument, VerboseOption
 
 
 def report(
@@ -39,11 +39,14 @@ def report(
             "--price-per-hour", metavar="AMOUNT", min=0, help="Price of an hour of the machine.", show_default=False
         ),
     ] = None,
+    verbose: VerboseOption = False,
 ) -> None:
     """Write the report of a run: one HTML page that needs no network; figures and tables on request.
 
     Example: merganser report RUN --baseline SEQUENTIAL --baseline JOINT --figures RUN/figures --tables RUN/tables
     """
+    from merganser.cli.output import OutputConsole
+    from merganser.cli.screen import show_outcome
     from merganser.report import write_figures, write_report, write_tables
     from merganser.runs import read_run
 
@@ -59,5 +62,7 @@ def report(
         written += write_figures(record, figures, baselines)
     if tables is not None:
         written += write_tables(record, tables)
+    show_outcome(OutputConsole(), record, baseline=baselines[0] if baselines else None, verbose=verbose)
+    typer.echo()
     for path in written:
         typer.echo(f"Wrote {path}")

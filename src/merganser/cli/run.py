@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from merganser import processes
-from merganser.cli.options import JsonOption
+from merganser.cli.options import JsonOption, VerboseOption
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +51,7 @@ def run(
         ),
     ] = False,
     as_json: JsonOption = False,
+    verbose: VerboseOption = False,
 ) -> None:
     """Learn the tasks of a stream one after another and print the scores: overall performance and forgetting.
 
@@ -73,7 +74,7 @@ def run(
 
     options = [part for key, value in changes.items() for part in (f"--{key}", str(value))]
     command = shlex.join(["merganser", "run", str(stream), "--out", str(out), *options]) + (" --fwt" if fwt else "")
-    output: Output = "json" if as_json else "screen"
+    output: Output = "json" if as_json else "verbose" if verbose else "screen"
     learn_stream(out, config, tasks, command=command, fwt=fwt, output=output, watch=watch)
 
 

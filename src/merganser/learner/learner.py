@@ -14,6 +14,7 @@ from merganser.events import Listener, Notice, silent
 from merganser.files.cache import cache_only_read
 from merganser.files.temporary_folder import sweep_temporary_folders
 from merganser.learner import checks, exporting, inference, learn_task, opening, references, watching
+from merganser.learner.notebook import default_listener
 from merganser.learner.preview import Preview
 from merganser.learner.reporting import end_reporting
 from merganser.learner.session import Session
@@ -33,6 +34,8 @@ from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from merganser.learner.plan import Plan
 
 
@@ -57,7 +60,7 @@ class Learner:
         cls,
         run: str | Path,
         *,
-        listener: Listener = silent,
+        listener: Listener | None = None,
         command: str = "python",
         read_only: bool = False,
         model_path: str | None = None,
@@ -69,7 +72,7 @@ class Learner:
 
         Args:
             run: the run directory.
-            listener: receives events.
+            listener: receives events; by default a bar per task in a notebook, and nothing elsewhere.
             command: written into the record of a new run.
             read_only: for inference and evaluation; does not lock the run, and :meth:`learn` is refused.
             model_path: where the pretrained model of an existing run is now, if it is not where it was.
@@ -90,7 +93,7 @@ class Learner:
         if wrong := [name for name, metric in (metrics or {}).items() if not callable(metric)]:
             raise InputError(f"The metric given for task '{wrong[0]}' is not a function.", "Give the function itself.")
         given = {key: opening.plain_values(value) for key, value in sections.items() if value is not None}
-        listener = listener if processes.is_main() else silent
+        listener = (listener or default_listener()) if processes.is_main() else silent
         if RunDirectory.exists(path):
             session = opening.reopen(path, given, listener, read_only=read_only, model_path=model_path, row=row)
             session.metrics.update(metrics or {})
@@ -103,7 +106,7 @@ class Learner:
 
     @classmethod
     def of_config(
-        cls, run: Path, config: RunConfig, *, listener: Listener = silent, command: str = "python"
+        cls, run: Path, config: RunConfig, *, listener: Listener | None = None, command: str = "python"
     ) -> Learner:
         """Start a run with a whole configuration, or continue the one that was started with the same.
 
@@ -111,7 +114,7 @@ class Learner:
         """
         processes.initialize()
         sweep_temporary_folders()
-        listener = listener if processes.is_main() else silent
+        listener = (listener or default_listener()) if processes.is_main() else silent
         if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
             requested = config.model_dump(mode="json", exclude={"stream"})
             return cls(opening.reopen(run, requested, listener))
@@ -183,6 +186,17 @@ class Learner:
     def record(self) -> RunRecord:
         """The records of the run directory."""
         return self.session.directory.record()
+
+    def to_pandas(self) -> DataFrame:
+        """Return what became of each task as a frame of pandas, a row per task; scores are fractions.
+
+        Raises:
+            InputError: pandas is not installed.
+        """
+        return self.record.to_pandas()
+
+    def _repr_html_(self) -> str:
+        return self.record._repr_html_()
 
     def learn(self, *tasks: Task, accept: learn_task.Accept | None = None) -> ScoreRow:
         """Learn a task (several at once with a method such as joint training) and score every known task.

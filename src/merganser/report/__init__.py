@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from merganser.report.figures import write_figures
+from merganser.report.figures import draw_figures, write_figures
 from merganser.report.page import write_report
 from merganser.report.tables import write_tables
 
-__all__ = ["write_figures", "write_report", "write_tables"]
+__all__ = ["draw_figures", "write_figures", "write_report", "write_tables"]

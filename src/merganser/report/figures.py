@@ -202,6 +202,33 @@ def _interval(data: dict[str, Any]) -> Figure | None:
     return figure
 
 
+def draw_figures(run: RunRecord, baselines: Sequence[RunRecord] = ()) -> dict[str, Figure]:
+    """Draw a run as matplotlib figures, by name, as :func:`write_figures` writes them.
+
+    A notebook shows them after ``%matplotlib inline``.
+
+    Raises:
+        InputError: a run learned other tasks or other data.
+    """
+    import matplotlib
+
+    runs = [run, *baselines]
+    for other in baselines:
+        check_comparable(run, other)
+    data = chart_data(run, baselines, noise_of(all_courses(run)))
+    with matplotlib.rc_context(SETTINGS):
+        figures = {
+            "matrix": _matrix(run),
+            "signals": _signals(data),
+            "interval": _interval(data),
+            "curves": curve_figure(data),
+            "memory_loss": memory_loss_figure(runs),
+            "parameter_change": parameter_change_figure(runs),
+            "first_task": first_task_figure(runs),
+        }
+    return {name: figure for name, figure in figures.items() if figure is not None}
+
+
 def write_figures(run: RunRecord, folder: Path, baselines: Sequence[RunRecord] = ()) -> list[Path]:
     """Draw ``run`` into ``folder`` as ``matrix``, ``signals``, ``interval`` and ``curves``, each as SVG and PNG.
 
@@ -225,25 +252,11 @@ def write_figures(run: RunRecord, folder: Path, baselines: Sequence[RunRecord] =
     """
     import matplotlib
 
-    runs = [run, *baselines]
-    for other in baselines:
-        check_comparable(run, other)
+    figures = draw_figures(run, baselines)
     make_folder(folder)
-    data = chart_data(run, baselines, noise_of(all_courses(run)))
     written = []
     with matplotlib.rc_context(SETTINGS):
-        figures = {
-            "matrix": _matrix(run),
-            "signals": _signals(data),
-            "interval": _interval(data),
-            "curves": curve_figure(data),
-            "memory_loss": memory_loss_figure(runs),
-            "parameter_change": parameter_change_figure(runs),
-            "first_task": first_task_figure(runs),
-        }
         for name, figure in figures.items():
-            if figure is None:
-                continue
             for kind, options in (("svg", {"metadata": {"Date": None}}), ("png", {"dpi": 200})):
                 content = io.BytesIO()
                 # A Figure made without pyplot brings its own Agg or SVG canvas: no display and no global state.

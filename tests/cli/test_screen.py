@@ -1,0 +1,115 @@
+"""The screen at the end of a command, in 80 columns."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from merganser.cli.screen import show_outcome
+from merganser.metrics.paired import PairedChange, paired_change
+from merganser.report.formatting import score, size
+from merganser.runs.record import Against, RunRecord, ScoresFile
+from tests.cli.test_check import set_answers
+from tests.learner.toys import Command, copy_of_trained, without_checksums
+from tests.report.conftest import TOPICS, make_run
+
+
+def screen(
+    record: RunRecord, baseline: RunRecord | None = None, learned: Sequence[str] = (), verbose: bool = False
+) -> str:
+    console = Console(file=io.StringIO(), width=80, markup=False, emoji=False)
+    with console.capture() as captured:
+        show_outcome(
+            console, record, baseline=baseline, learned=learned, page=Path("runs/example/report.html"), verbose=verbose
+        )
+    return captured.get()
+
+
+def with_answers(run: RunRecord) -> RunRecord:
+    """As if answers with these scores had been kept: as many as possible still right."""
+    rows = run.scores.rows
+
+    def answers(value: float) -> list[float]:
+        return [1.0] * round(200 * value) + [0.0] * (200 - round(200 * value))
+
+    def compare(against: Against) -> dict[str, PairedChange]:
+        return {
+            task: paired_change(
+                answers(rows[number if against == "learned" else -2].scores[task].value),
+                answers(rows[-1].scores[task].value),
+            )
+            for number, row in enumerate(rows[:-1])
+            for task in row.learned
+        }
+
+    return run.compare_by(compare)
+
+
+def test_a_row_per_task_beside_a_baseline() -> None:
+    record = with_answers(make_run(TOPICS))
+    plain = make_run(TOPICS, method="sequential", merging=False, forgetting=0.15)
+    text = screen(record, plain)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert lines[0] == "Learned 5 tasks, the last grimm: 90.0 %. Most lost: newsgroups −12.0 (90.0 to "
+    assert "Undo: merganser undo runs/example" in lines
+    found = record.courses()[0]
+    assert found.interval
+    (line,) = [line for line in lines if line.startswith("newsgroups")]
+    assert " ".join(line.split()) == f"newsgroups 10.0 90.0 78.0 −12.0 {found.interval} lost 30.0"
+    # By hand: aim (.78+.78+.78+.78+.90)/5 = .804; sequential (.30+.42+.54+.66+.90)/5 = .564.
+    joined = " ".join(text.split())
+    assert "Overall performance (OP), mean of all tasks now: 80.4 ± 1.1 %; sequential: 56.4 ± 1.1 %." in joined
+    assert "Backward transfer (BWT), mean change of earlier tasks: −7.5 ± 0.4; sequential: −37.5 ± 0.4." in joined
+    assert text.count("80.4") == text.count("−7.5 ") == 1
+    everything = screen(record, plain, verbose=True)
+    assert size(sum(record.tasks[-1].method_bytes.values())) in everything
+    assert "after reuters" in everything
+    assert "after reuters" not in text
+
+
+def test_one_task_is_judged_by_what_it_cost() -> None:
+    """Its own row took three points of 200 answers, less than shows; newsgroups had lost the rest before."""
+    text = " ".join(screen(with_answers(make_run(TOPICS)), learned=["grimm"]).split())
+    assert text.startswith(
+        "Learned grimm: 90.0 %. No loss is beyond noise; the largest: newsgroups −3.0 (81.0 to 78.0)."
+    )
+
+
+@pytest.mark.parametrize("count", [15, 60])
+def test_many_tasks_in_80_columns(count: int) -> None:
+    names = [f"classification-of-things-{number}" if number % 4 == 0 else f"task{number}" for number in range(count)]
+    text = screen(make_run(names, steps=1))
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    assert [name for name in names if not any(line.split()[:1] == [name] for line in lines)] == []
+    assert "No interval: the answers to the test examples were not kept (evaluation.keep_answers)." in " ".join(
+        text.split()
+    )
+    assert "lower" in text
+    assert "lost to" not in text
+
+
+def test_tasks_without_tests() -> None:
+    record = make_run(["a"], steps=3)
+    rows = [row.model_copy(update={"scores": {}}) for row in record.scores.rows]
+    text = screen(record.model_copy(update={"scores": ScoresFile(tasks=["a"], metrics={}, rows=rows)}))
+    assert text.startswith("Learned a, which is not scored (no test file).")
+    assert "no test" in text
+    assert "OP" not in text
+
+
+def test_the_report_of_a_run_prints_the_screen(tmp_path: Path, merganser: Command) -> None:
+    run = without_checksums(copy_of_trained(tmp_path / "work"))
+    set_answers(run, "01-mood", "mood", [1.0] * 60)
+    set_answers(run, "02-topic", "mood", [1.0] * 50 + [0.0] * 10)
+    set_answers(run, "02-topic", "topic", [1.0] * 45 + [0.0] * 15)
+    done = merganser("report", run)
+    assert done.code == 0, done.err
+    assert "Most lost: mood −16.7 (100.0 to 83.3)." in " ".join(done.out.split())
+    assert done.out.rstrip().endswith(f"Wrote {run / 'report.html'}")
+    assert score(-1 / 6, signed=True) in done.out
