@@ -140,7 +140,7 @@ def test_the_matrix_fits_the_terminal(count: int) -> None:
     assert f"{count - 1}/{count - 1}" in text
     line = row_line(rows)
     assert "lost" in line
-    assert len(line) <= 100
+    assert len(line) <= 120
 
 
 def test_the_demo_without_its_model_names_the_command_that_fetches_it(

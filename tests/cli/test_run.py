@@ -19,7 +19,7 @@ def test_a_method_learns_three_tasks(method: str, merganser: Command, tmp_path: 
     )
     done = merganser("run", stream, "--out", tmp_path / "run")
     assert done.code == 0, done.err
-    assert "after truth" in done.out
+    assert "Learned 3 tasks, the last truth: " in done.out
     scores = read_json(tmp_path / "run" / "scores.json")
     assert scores["tasks"] == ["mood", "topic", "truth"]
     assert [row["learned"] for row in scores["rows"]] == [[], ["mood"], ["topic"], ["truth"]]
@@ -143,7 +143,7 @@ def test_a_longer_stream_goes_on_where_the_shorter_ended(run: Path, merganser: C
     earlier = values_of(run)
     done = merganser("run", longer, "--out", run)
     assert done.code == 0, done.err
-    assert "Learning task 3: truth" in done.err
+    assert "Learning task 3 of 3: truth" in done.err
     assert "Learning task 1" not in done.err
     rows = values_of(run)
     assert [{name: row[name] for name in ("mood", "topic")} for row in rows[:3]] == earlier
@@ -184,7 +184,7 @@ def test_forward_transfer_and_its_cache(merganser: Command, tmp_path: Path) -> N
     stream = write_stream(tmp_path / "in", ("mood", "topic"))
     first = merganser("run", stream, "--out", run, "--fwt")
     assert first.code == 0, first.err
-    assert "Learning task 2: topic (alone)" in first.err
+    assert "Learning task 2 of 2: topic (alone)" in first.err
     scores = read_json(run / "scores.json")
     alone = {name: score["value"] for name, score in scores["references"].items()}
     assert sorted(alone) == ["mood", "topic"]

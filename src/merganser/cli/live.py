@@ -144,7 +144,7 @@ class LiveView:
         self.time.begin(event.task, event.step / event.steps if event.steps else 0.0)
         memory = f", {event.memory_examples} in memory" if event.memory_examples else ""
         number = event.index
-        if self.stream is not None and event.task in self.stream.sizes:
+        if self.stream is not None and self.stream.total > 1 and event.task in self.stream.sizes:
             number = list(self.stream.sizes).index(event.task) + 1
         place = self._place(number)
         sizes = f"({plural(event.examples, 'example')}{memory})"
