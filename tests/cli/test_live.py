@@ -95,7 +95,7 @@ def test_tasks_without_a_test_file_are_not_scored() -> None:
     record = make_run(["a"], steps=3)
     rows = [row.model_copy(update={"scores": {}}) for row in record.scores.rows]
     record = record.model_copy(update={"scores": ScoresFile(tasks=["a"], metrics={}, rows=rows)})
-    assert "not scored<br>(no test file)" in render(record)
+    assert "Learned a, which has no test examples." in render(record)
 
 
 def test_the_place_in_the_stream_the_time_left_and_another_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
