@@ -55,6 +55,10 @@ def flips(before: KeptAnswers, after: KeptAnswers, tests: Sequence[KeptExample])
 
 
 def _shown(example: KeptExample) -> tuple[str, str]:
+    if example.image:
+        return example.input or "(an image)", example.output
     if example.input or not example.messages:
         return example.input or example.id, example.output
-    return str(example.messages[-2].get("content", "")) if len(example.messages) > 1 else "", example.output
+    turns = [turn.get("content") for turn in example.messages[:-1]]
+    texts = [text for text in turns if isinstance(text, str)]
+    return texts[-1] if texts else "(a conversation)", example.output

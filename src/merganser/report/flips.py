@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from merganser.metrics.course import TaskCourse
+from merganser.report.changed_answers import Flip, tests_of
+from merganser.report.changed_answers import flips as changed_answers
 from merganser.report.formatting import shortened
 from merganser.report.series import rows_learned
 from merganser.runs import RunDirectory
 from merganser.runs.answers import AnswersOfRows
-from merganser.runs.record import KeptAnswers, KeptExample, RunRecord
+from merganser.runs.record import RunRecord
 
 MOST = 10
 """Examples shown of a task."""
@@ -32,19 +34,18 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
     if not changed:
         return []
     rows = RunDirectory.open(Path(run.path)).rows
-    answers = AnswersOfRows(rows)
+    answers, tests = AnswersOfRows(rows), tests_of(rows)
     row_of = {**rows_learned(run), **{each.name: 0 for each in run.scores.watched}}
-    examples: dict[str, list[KeptExample]] = {}
-    for row in rows:
-        for example in (*row.examples("test"), *row.examples("watch")):
-            examples.setdefault(example.task, []).append(example)
     most = max(2, min(MOST, MOST_IN_ALL // len(changed)))
     found = []
     for each in sorted(changed, key=lambda each: each.change or 0.0):
         before, now = answers.of(each.task, row_of[each.task]), answers.of(each.task, len(rows) - 1)
         assert each.paired is not None
         words = ("became wrong", "became right") if each.paired.right_or_wrong else ("scores lower", "scores higher")
-        shown = _examples(before, now, examples.get(each.task, []), most, words)
+        shown = [
+            _example(flip, bool(before.answers), words)
+            for flip in changed_answers(before, now, tests.get(each.task, ()))[:most]
+        ]
         left = each.paired.lost + each.paired.gained - len(shown)
         found.append(
             {
@@ -60,36 +61,15 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
     return found
 
 
-def _examples(
-    before: KeptAnswers, now: KeptAnswers, examples: Sequence[KeptExample], most: int, words: tuple[str, str]
-) -> list[dict[str, Any]]:
-    """Return the examples whose score changed most, losses first."""
-    differences = [later - earlier for earlier, later in zip(before.scores, now.scores, strict=True)]
-    places = sorted((place for place, each in enumerate(differences) if each), key=lambda place: differences[place])
-    return [
-        {
-            "lost": differences[place] < 0,
-            "word": words[differences[place] > 0],
-            "input": shortened(_question(examples[place]), LONGEST),
-            "before": _answer(before, place),
-            "now": _answer(now, place),
-            "expected": shortened(examples[place].output, LONGEST),
-        }
-        for place in places[:most]
-        if place < len(examples)
-    ]
-
-
-def _answer(kept: KeptAnswers, place: int) -> str:
-    if kept.answers:
-        return shortened(kept.answers[place], LONGEST) or "(nothing)"
-    return "preferred this answer" if kept.scores[place] else "preferred the rejected one"
-
-
-def _question(example: KeptExample) -> str:
-    """Return the text of an example, of a conversation its last turn before the answer."""
-    if example.input or example.image:
-        return example.input or "(an image)"
-    turns = [turn.get("content") for turn in example.messages[:-1]]
-    texts = [text for text in turns if isinstance(text, str)]
-    return texts[-1] if texts else "(a conversation)"
+def _example(flip: Flip, answered: bool, words: tuple[str, str]) -> dict[str, Any]:
+    lost = flip.change < 0
+    preferred = ["preferred this answer", "preferred the rejected one"]
+    before, now = (flip.before, flip.after) if answered else (preferred if lost else preferred[::-1])
+    return {
+        "lost": lost,
+        "word": words[not lost],
+        "input": shortened(flip.text, LONGEST),
+        "before": shortened(before, LONGEST) or "(nothing)",
+        "now": shortened(now, LONGEST) or "(nothing)",
+        "expected": shortened(flip.expected, LONGEST),
+    }

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from merganser.files.atomic import make_folder, write_json, write_json_lines
+from merganser.report.changed_answers import flips, tests_of
 from merganser.report.retention import Check
-from merganser.runs.record import KeptAnswers, KeptExample
+from merganser.runs.answers import AnswersOfRows
 from merganser.runs.rows import Row
 
 KEPT = ("row.json", "answers.jsonl", "test.jsonl", "watch.jsonl", "merges.jsonl", "signals.jsonl")
@@ -46,24 +47,16 @@ def keep_refused(run: Path, rows: Sequence[Row], check: Check) -> Path:
 def changed_examples(rows: Sequence[Row], check: Check) -> Iterator[dict[str, Any]]:
     """Yield the examples whose score in the last row is another than in the row it was compared with."""
     numbers = {row.folder.name: number for number, row in enumerate(rows)}
-    kept: dict[tuple[int, str], KeptAnswers] = {(each.row, each.task): each for row in rows for each in row.answers()}
-    examples: dict[str, list[KeptExample]] = {}
-    for row in rows:
-        for example in (*row.examples("test"), *row.examples("watch")):
-            examples.setdefault(example.task, []).append(example)
+    answers, tests = AnswersOfRows(rows), tests_of(rows)
     for task, folder in check.compared.items():
-        before, now = (
-            next(kept[number, task] for number in range(last, -1, -1) if (number, task) in kept)
-            for last in (numbers[folder], len(rows) - 1)
-        )
-        for number, example in enumerate(examples[task]):
-            if before.scores[number] != now.scores[number]:
-                yield {
-                    "task": task,
-                    "input": example.input or example.messages,
-                    "expected": example.output,
-                    "before": before.answers[number] if before.answers else None,
-                    "now": now.answers[number] if now.answers else None,
-                    "score_before": before.scores[number],
-                    "score_now": now.scores[number],
-                }
+        before, now = (answers.of(task, number) for number in (numbers[folder], len(rows) - 1))
+        for flip in flips(before, now, tests.get(task, ())):
+            yield {
+                "task": task,
+                "input": flip.text,
+                "expected": flip.expected,
+                "before": flip.before if before.answers else None,
+                "now": flip.after if now.answers else None,
+                "score_before": before.scores[flip.number - 1],
+                "score_now": now.scores[flip.number - 1],
+            }
