@@ -108,7 +108,7 @@ def test_data_that_cannot_be_made_are_refused(tmp_path: Path) -> None:
 
 def test_matcher(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = tiny_run(home, "matcher.yaml", steps=18)
-    assert "AimMerging: scores in percent" in capsys.readouterr().out
+    assert "Learned 3 tasks, the last" in capsys.readouterr().out
     record = read_run(run)
     assert [task.name for task in record.tasks] == ["tickets", "reviews", "headlines"]
     assert [sorted(row.scores) for row in record.scores.rows] == [["headlines", "reviews", "tickets"]] * 4
@@ -298,7 +298,7 @@ def test_fashion(home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert [task.spec.labels for task in record.tasks] == [("ankle boot", "bag"), ("shirt", "sneaker"), ("sandal",)]
     sizes = [(task.train_examples, task.dev_examples, task.test_examples) for task in record.tasks]
     assert sizes == [(72, 8, 12), (72, 8, 12), (36, 4, 6)]
-    assert "AimMerging: scores in percent" in capsys.readouterr().out
+    assert "Learned 3 tasks, the last" in capsys.readouterr().out
 
 
 def test_the_protocol_of_every_built_in_set_of_images() -> None:

@@ -270,7 +270,7 @@ def test_a_launcher_itself(spawner: Spawner, tmp_path: Path) -> None:
     command = ("-m", "merganser", "run", stream, "--out", several)
     done = launched(*launcher, *configured, *command, folder=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("The run is in") == 1  # only process 0 writes
+    assert done.stdout.count("Page: ") == 1  # only process 0 writes
     alike(one, several)
 
 

@@ -279,7 +279,7 @@ def test_names_of_revisions(task: str, name: str) -> None:
 
 def test_two_tasks_of_one_revision_are_refused(hub: HubStandIn, trained: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merganser.learner.push.revision_name", lambda task: "same")
-    with pytest.raises(InputError, match="Two tasks would be the revision 'same'"):
+    with pytest.raises(InputError, match="Two names would be the revision 'same'"):
         push(trained, REPO, PushOptions(), print)
     assert not hub.repositories
 

@@ -59,7 +59,7 @@ def test_every_kind_of_model_with_and_without_factors(kind: str, lora: bool, tmp
 
 @pytest.mark.parametrize("lora", [True, False])
 def test_what_is_stored_does_not_grow_with_the_tasks(lora: bool, tmp_path: Path) -> None:
-    with Learner.open(tmp_path / "run", **trm(lora=lora)) as learner:
+    with Learner.open(tmp_path / "run", **trm(lora=lora), runs={"keep_weights": "all"}) as learner:
         learner.learn_stream(TASKS)
         records = learner.record.tasks
     assert len({sum(record.method_bytes.values()) for record in records}) == 1

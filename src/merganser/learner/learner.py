@@ -93,7 +93,7 @@ class Learner:
         if wrong := [name for name, metric in (metrics or {}).items() if not callable(metric)]:
             raise InputError(f"The metric given for task '{wrong[0]}' is not a function.", "Give the function itself.")
         given = {key: opening.plain_values(value) for key, value in sections.items() if value is not None}
-        listener = (listener or default_listener()) if processes.is_main() else silent
+        listener = (default_listener() if listener is None else listener) if processes.is_main() else silent
         if RunDirectory.exists(path):
             session = opening.reopen(path, given, listener, read_only=read_only, model_path=model_path, row=row)
             session.metrics.update(metrics or {})
@@ -114,7 +114,7 @@ class Learner:
         """
         processes.initialize()
         sweep_temporary_folders()
-        listener = (listener or default_listener()) if processes.is_main() else silent
+        listener = (default_listener() if listener is None else listener) if processes.is_main() else silent
         if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
             requested = config.model_dump(mode="json", exclude={"stream"})
             return cls(opening.reopen(run, requested, listener))
