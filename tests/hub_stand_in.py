@@ -182,8 +182,9 @@ class Handler(BaseHTTPRequestHandler):
         elif parts[0] == "lfs":
             self.hub.blobs[parts[1]] = body
             self._send(200, {})
-        elif len(parts) >= 5 and parts[2] == "resolve":
-            self._file(method, "/".join(parts[:2]), parts[3], "/".join(parts[4:]))
+        elif "resolve" in parts[2:4] and len(parts) >= 5:
+            at = parts.index("resolve", 2)
+            self._file(method, "/".join(parts[:at]), parts[at + 1], "/".join(parts[at + 2 :]))
         else:
             raise _Status(404)
 
@@ -200,11 +201,13 @@ class Handler(BaseHTTPRequestHandler):
         elif parts == ["validate-yaml"]:
             self._send(200, {"errors": [], "warnings": []})
         elif parts[0] == "models":
-            self._model(method, "/".join(parts[1:3]), parts[3:], body)
+            self._repository_api(method, "/".join(parts[1:3]), parts[3:], body)
+        elif parts[0] == "datasets":
+            self._repository_api(method, "/".join(parts[:3]), parts[3:], body)
         else:
             raise _Status(404)
 
-    def _model(self, method: str, name: str, parts: list[str], body: bytes) -> None:
+    def _repository_api(self, method: str, name: str, parts: list[str], body: bytes) -> None:
         repository = self._repository(name)
         what, argument = (*parts, "main", "main")[:2] if parts else ("revision", "main")
         if what == "revision":
@@ -221,6 +224,10 @@ class Handler(BaseHTTPRequestHandler):
         elif what == "tree":
             files = repository.commits[self._commit(repository, argument)]
             self._send(200, [self._entry(name, data) for name, data in sorted(files.items())])
+        elif what == "paths-info":
+            files = repository.commits[self._commit(repository, argument)]
+            names = parse_qs(body.decode())["paths"]
+            self._send(200, [self._entry(name, files[name]) for name in names if name in files])
         elif what == "preupload":
             files = repository.commits[self._commit(repository, argument)]
             answers = [
