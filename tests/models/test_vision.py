@@ -70,6 +70,10 @@ def test_prototypes_are_the_mean_directions_of_the_pretrained_encoder(folders: d
     again = load(folders["vit"])
     again.load_prototypes(backbone.prototypes(["light", "dark"]))
     assert torch.equal(again.label_vectors(SPEC), before)
+    # Of labels that are no longer known, as after an undo, nothing is left: they are met again.
+    backbone.load_prototypes({})
+    backbone.prepare_labels(examples(3), SPEC)
+    assert not torch.equal(backbone.label_vectors(SPEC), before)
 
 
 def test_all_weights_training_makes_prototypes_with_the_pretrained_ones(folders: dict[str, Path]) -> None:

@@ -75,8 +75,8 @@ class Session:
         self.directory.reload()
         self._examples.clear()
         self.method = make_method(self.config.method)  # without the records of a task that was interrupted
-        for row in self.rows:
-            self.backbone.load_prototypes(read_prototypes(row))
+        self.backbone.load_prototypes({k: vector for row in self.rows for k, vector in read_prototypes(row).items()})
+        self.weights_changed()  # another row may have the folder of the one whose weights are in the model
         if self.rows:
             self.use(self.rows[-1])
             if (method := self.rows[-1].checked("method")).is_dir():

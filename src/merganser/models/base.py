@@ -209,7 +209,7 @@ class Backbone(ABC):
         return {}
 
     def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:  # noqa: B027
-        """Restore what :meth:`prototypes` returned."""
+        """Restore what :meth:`prototypes` returned, in the place of all that are there."""
 
     @abstractmethod
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:

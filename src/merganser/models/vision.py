@@ -178,9 +178,12 @@ class VisionMatcher(LabelMatcher):
         return {label: self.module.bank[self._rows[label]].cpu().clone() for label in labels}
 
     def load_prototypes(self, prototypes: Mapping[str, torch.Tensor]) -> None:
+        if self.has_text_encoder:
+            return
+        self._rows.clear()
+        self.module.bank = self.module.bank[:0]
         for label, vector in prototypes.items():
-            if label not in self._rows:
-                self._add([label], vector.unsqueeze(0))
+            self._add([label], vector.unsqueeze(0))
 
     def _row_name(self, spec: AnswerSpec, label: str) -> str:
         return super()._row_name(spec, label) if self.has_text_encoder else label
