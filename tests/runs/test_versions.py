@@ -186,6 +186,25 @@ def test_damage_of_what_is_kept_is_found(directory: RunDirectory) -> None:
     assert contents(directory.path) == before
 
 
+def test_what_undo_has_kept_was_learned(directory: RunDirectory) -> None:
+    undo_rows(directory, "00-start", keep=True)
+    assert (names(directory), directory.has_learned()) == (["00-start"], True)
+    discard_undone(directory, "a-undone")
+    assert not directory.has_learned()
+
+
+def test_rows_without_their_record_are_not_replaced(directory: RunDirectory) -> None:
+    undo_rows(directory, keep=True)
+    (directory.path / "undone" / "c-undone" / "undone.json").unlink()
+    with directory.lock:
+        directory.commit_row(sealed_row(directory, 3, "c", " again"))
+    before = contents(directory.path)
+    assert [found.file for found in verify(directory).damaged] == ["undone"]
+    with pytest.raises(InputError, match=r"c-undone/undone\.json' is damaged: it is missing"):
+        undo_rows(directory, keep=True)
+    assert contents(directory.path) == before
+
+
 class Killed(BaseException):
     """Nothing handles it."""
 

@@ -95,8 +95,7 @@ def preview(path: Path | None, config: RunConfig | None, listener: Listener) -> 
 def start_over(path: Path, config: RunConfig, listener: Listener) -> bool:
     """Delete a run that was started with other options and has learned nothing; whether that was done."""
     directory = processes.run_collectively(lambda: RunDirectory.open(path))
-    learned = len(row_folders(path / "tasks")) > 1 or directory.undone()
-    if learned or not _changes(_stored_config(directory), config):
+    if directory.has_learned() or not _changes(_stored_config(directory), config):
         return False
     if foreign := directory.foreign_files():
         raise InputError(

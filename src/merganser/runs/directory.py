@@ -115,6 +115,14 @@ class RunDirectory:
         """
         return cls(path, read_run_file(path))
 
+    def has_learned(self) -> bool:
+        """Whether a task was learned that is in the run, or that undo has kept.
+
+        Raises:
+            InputError: a row is missing, or the record of what undo has kept is damaged.
+        """
+        return len(row_folders(self.path / TASKS)) > 1 or bool(self.undone())
+
     def discard(self) -> None:
         """Delete the run and release its lock, which the caller holds.
 

@@ -96,14 +96,13 @@ def read_undone(run: Path) -> dict[str, Undone]:
     """
     found = {}
     for folder in sorted((run / UNDONE).glob("*")):
-        path = folder / UNDONE_RECORD
-        if not path.is_file() or folder.name.endswith(PARTIAL):
+        if not folder.is_dir() or folder.name.endswith(PARTIAL) or not (rows := row_folders_in_part(folder)):
             continue
+        path = folder / UNDONE_RECORD
         file = read_record(path, UndoneFile)
         if not is_intact(read_bytes(path), file.checksum):
             raise damaged(path, CHANGED)
-        if rows := row_folders_in_part(folder):
-            found[folder.name] = Undone(folder.name, folder, file, rows)
+        found[folder.name] = Undone(folder.name, folder, file, rows)
     return found
 
 
