@@ -165,11 +165,13 @@ class Learner:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        directory = self.session.directory
         if isinstance(error, learn_task.RefusedRow) and self._new:
-            processes.on_main(self.session.directory.discard)  # it is not there, as before
+            # With nothing else learned it is not there, as before.
+            processes.on_main(lambda: None if directory.has_learned() else directory.discard())
         elif error is not None and self._new:
             # A corrected configuration then finds no run that was started with other options.
-            self.session.directory.discard_if_empty()
+            directory.discard_if_empty()
         self._close(failed=error is not None)
 
     @property
@@ -247,7 +249,7 @@ class Learner:
     def tag(self, name: str, row: str | None = None) -> None:
         """Give a row a name; see :func:`merganser.runs.names.tag_row`."""
         self._require_writable()
-        tag_row(self.session.directory, name, row)
+        processes.on_main(lambda: tag_row(self.session.directory, name, row))
 
     def undo(self, to: str | None = None, *, keep: bool = False) -> UndoResult:
         """Take back the last task, or all after a row, and go on from there; see :func:`merganser.runs.undo.undo_rows`.
