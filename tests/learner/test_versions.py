@@ -7,11 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from merganser.errors import InputError
 from merganser.learner import Learner
+from merganser.learner.learn_task import RefusedRow
 from merganser.runs import RunDirectory
 from merganser.runs.verification import verify
+from merganser.weights import Weights
 from tests.learner import toys
 from tests.learner.test_learner import sections, task
 
@@ -35,7 +38,34 @@ def test_weights_before_any_merge_that_a_method_reads_again_are_kept(tmp_path: P
 
 
 def test_rows_that_answer_a_task_are_kept(tmp_path: Path) -> None:
-    assert learn_three(tmp_path / "run", "tagged", {"name": "single"}) == [True, True, True, True]
+    assert learn_three(tmp_path / "run", "tagged", {"name": "kmerge", "models": 2}) == [True, True, True, True]
+    with Learner.open(tmp_path / "run") as learner:
+        learner.undo()
+        # A task whose model had been merged into that of the row that is gone is answered as before.
+        assert set(learner.evaluate()) == {"mood", "topic"}
+
+
+def test_the_weights_are_those_of_the_row_that_came_back(tmp_path: Path) -> None:
+    with Learner.open(tmp_path / "run", **sections(training={"steps": 1}, method="sequential")) as learner:
+        learner.learn(task("mood"))
+        first = learner.session.deployed(1)
+        learner.undo(keep=True)
+        learner.learn(task("mood", list(task("mood").train[:6])))
+        learner.undo("mood-undone", keep=True)
+        assert learner.session.rows[-1].folder.name == "01-mood"
+        weights = Weights.of(learner.session.backbone.module)
+        assert all(torch.equal(value, first[name]) for name, value in weights.items())
+
+
+def test_a_refusal_takes_nothing_away_that_was_learned(tmp_path: Path) -> None:
+    def learn_two() -> None:
+        with Learner.open(tmp_path / "run", **sections(training={"steps": 1}, method="sequential")) as learner:
+            learner.learn(task("mood"))
+            learner.learn(task("topic"), accept=lambda rows: False)
+
+    with pytest.raises(RefusedRow):
+        learn_two()
+    assert [row.folder.name for row in RunDirectory.open(tmp_path / "run").rows] == ["00-start", "01-mood"]
 
 
 def test_what_is_gone_says_so_everywhere(tmp_path: Path) -> None:

@@ -276,8 +276,8 @@ def test_going_back_survives_any_interruption(directory: RunDirectory, monkeypat
     ("keep", "kept"), [("all", {0, 1, 2, 3, 4}), (1, {0, 1, 4}), (2, {0, 1, 3, 4}), (9, {0, 1, 2, 3, 4})]
 )
 def test_which_rows_keep_their_weights(keep: Keep, kept: set[int]) -> None:
-    assert kept_positions(5, keep, tagged=[1], needed=[]) == kept
-    assert kept_positions(5, "tagged", tagged=[1], needed=[2]) == {0, 1, 2, 4}
+    assert kept_positions(5, keep, tagged=[1]) == kept
+    assert kept_positions(5, "tagged", tagged=[1]) == {0, 1, 4}
 
 
 def test_the_default_depends_on_what_is_trained() -> None:
@@ -317,9 +317,9 @@ def test_missing_weights_without_their_mark_are_damage(directory: RunDirectory) 
 
 
 def test_a_part_that_the_method_reads_stays(directory: RunDirectory) -> None:
-    keep_weights(directory, "tagged", needed=[1], parts=["adapter", "method"])
+    keep_weights(directory, "tagged", parts=["adapter", "method"])
     assert (directory.rows[2].checked("trained") / "state").is_file()
-    assert [row.has_weights for row in directory.rows] == [True, True, False, True]
+    assert [row.has_weights for row in directory.rows] == [True, False, False, True]
 
 
 def test_removal_survives_any_interruption(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:

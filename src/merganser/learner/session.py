@@ -95,8 +95,7 @@ class Session:
         """Remove weights that ``runs.keep_weights`` does not ask for and the method does not read again."""
         # The weights before any merge are apart from those deployed: a method may read those of every task.
         parts = [part for part in WEIGHTS if part != "trained" or not self.method.reads_every_trained]
-        needed = set(self.answered_by().values())
-        keep_weights(self.directory, self.config.keep_weights, needed=needed, parts=parts)
+        keep_weights(self.directory, self.config.keep_weights, parts=parts)
 
     # -- weights ----------------------------------------------------------------------------------------------------
 

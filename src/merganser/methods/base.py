@@ -67,8 +67,8 @@ class TaskContext:
         earlier: task -> the same for the tasks learned before, in order.
         candidates: decides whether answers are chosen from a task's own labels or from all labels learned.
         deployed: reads the trainable weights deployed after a row of the run (0: before any task), in memory of their
-            own. Of other rows than 0, the last, and those that answer a task, ``runs.keep_weights`` may have removed
-            them.
+            own. Unless the method is of ``per_task_models``, ``runs.keep_weights`` may have removed those of other
+            rows than 0 and the last.
         trained: reads the weights of a row's task before any merge, likewise; for methods that start from them.
         listener: receives merges as events.
         mixture: examples of other data that training reads beside the task's.
@@ -136,8 +136,7 @@ class Method(Generic[OptionsT]):
             that looks at the way to the last ones.
         no_preferences: why it cannot learn tasks of preferences (pairs of answers); empty: it can.
         reads_every_trained: reads the weights before any merge of every earlier task (:attr:`TaskContext.trained`), so
-            that ``runs.keep_weights`` never removes them. Of the weights deployed after rows, those of row 0, of the
-            last row and of rows that answer a task are always there.
+            that ``runs.keep_weights`` never removes them.
         supports_distributed: gives the result of one process when several train together; others are refused then.
     """
 
