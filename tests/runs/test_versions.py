@@ -83,10 +83,11 @@ def test_a_row_is_found_by_folder_task_tag_and_short_name(directory: RunDirector
         ("07-later", "'07-later' names a row already"),
         ("taken", "There is a tag 'taken' of '03-c'"),
         ("c-undone", "'c-undone' is what undo has kept"),
+        ("c", "'c' names a row already"),  # which undo has kept
     ],
 )
 def test_names_that_no_tag_can_have(name: str, message: str, directory: RunDirectory) -> None:
-    if name == "c-undone":
+    if name in ("c", "c-undone"):
         undo_rows(directory, keep=True)
     else:
         tag_row(directory, "taken")
