@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from merganser import Example
 from merganser.errors import InputError
 from merganser.learner import Learner
 from merganser.learner.learn_task import RefusedRow
@@ -55,6 +57,19 @@ def test_the_weights_are_those_of_the_row_that_came_back(tmp_path: Path) -> None
         assert learner.session.rows[-1].folder.name == "01-mood"
         weights = Weights.of(learner.session.backbone.module)
         assert all(torch.equal(value, first[name]) for name, value in weights.items())
+
+
+def test_an_undone_task_is_learned_again_as_a_new_one(tmp_path: Path) -> None:
+    def constant(answers: Sequence[str], references: Sequence[str]) -> list[float]:
+        return [0.3] * len(answers)
+
+    good = task("mood")
+    with Learner.open(tmp_path / "run", **sections(training={"steps": 1}, method="sequential")) as learner:
+        assert learner.learn(replace(good, metric=constant)).scores["mood"].value == pytest.approx(0.3)
+        learner.undo()
+        row = learner.learn(task("mood", [*good.train, Example("film " * 100, "good")]))
+        assert 8 * row.scores["mood"].value == round(8 * row.scores["mood"].value)  # accuracy on eight examples
+        assert learner.record.tasks[0].truncated["train_inputs"] == 1
 
 
 def test_a_refusal_takes_nothing_away_that_was_learned(tmp_path: Path) -> None:

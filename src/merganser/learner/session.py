@@ -81,6 +81,11 @@ class Session:
             self.use(self.rows[-1])
             if (method := self.rows[-1].checked("method")).is_dir():
                 self.method.load(method)
+        # A task that is not there any more can be learned again with other examples and another metric.
+        known = {*self.learned, *self.new_watched, *(task.name for row in self.rows for task in row.file.watched)}
+        self.metrics = {name: metric for name, metric in self.metrics.items() if name in known}
+        self.truncated = {name: counts for name, counts in self.truncated.items() if name in known}
+        self.announced &= known
 
     def commit(self, folder: Path) -> None:
         """Make a row count whose weights are in the model."""
@@ -213,8 +218,12 @@ class Session:
         return known
 
     def add_metrics(self, tasks: Iterable[Task]) -> None:
-        """Remember the functions that score these tasks."""
-        self.metrics |= {task.name: task.spec.metric for task in tasks if not isinstance(task.spec.metric, str)}
+        """Remember the functions that score these tasks; one that the library scores has none."""
+        for task in tasks:
+            if not isinstance(task.spec.metric, str):
+                self.metrics[task.name] = task.spec.metric
+            elif not is_function_name(task.spec.metric):
+                self.metrics.pop(task.name, None)
 
     def require_metrics(self, tasks: Iterable[Task]) -> None:
         """Import the functions that score these tasks, where they were not given: a run has only their names.
