@@ -17,6 +17,7 @@ from merganser.learner.learn_task import RefusedRow
 from merganser.runs import RunDirectory
 from merganser.runs.verification import verify
 from merganser.streams.loading import load_stream, load_task
+from merganser.streams.options import StreamOptions
 from merganser.streams.task import Example, Task
 from merganser.streams.task_options import TaskOptions
 from merganser.streams.watch import WatchedTask, load_watched
@@ -86,9 +87,24 @@ def answers(run: Path, row: int) -> list[str]:
     return (folder / "answers.jsonl").read_text().splitlines()
 
 
-def test_nothing_of_them_is_learned(watched: Path) -> None:
+def test_what_a_stream_says_of_rows_is_said_of_those_of_watched_tasks(tmp_path: Path) -> None:
+    toys.write_rows(tmp_path / "truth.json", [{"input": "", "output": "right"}, *toys.rows("truth", 6)])
+    watch = {"watch": [{"name": "safety", "test": "truth.json"}], "limit_test": 4}
+    with pytest.raises(InputError, match="field 'input' is empty"):
+        load_watched(StreamOptions.model_validate(watch), tmp_path)
+    (task,) = load_watched(StreamOptions.model_validate({**watch, "on_bad_rows": "skip"}), tmp_path)
+    assert (len(task.test), len(task.remarks)) == (4, 1)
+
+
+def test_nothing_of_them_is_learned(watched: Path, tmp_path: Path) -> None:
     """Weights, memory and merges are those of the same stream without watched tasks."""
     run = watched / "run"
+    toys.write_stream(tmp_path, training={"steps": 2})
+    learn(tmp_path, tmp_path / "run")
+    for file in (tmp_path / "run").glob("tasks/*/*"):
+        if file.name in ("adapter", "memory.jsonl", "merges.jsonl", "test.jsonl"):
+            same = run / file.relative_to(tmp_path / "run")
+            assert contents(same) == contents(file) if file.is_dir() else same.read_bytes() == file.read_bytes()
     memory = "".join((row / "memory.jsonl").read_text() for row in sorted(run.glob("tasks/*"))[1:])
     assert "two and two" not in memory
     assert {json.loads(line)["task"] for line in memory.splitlines()} == {"mood", "topic"}

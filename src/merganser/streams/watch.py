@@ -72,11 +72,10 @@ def load_watched(options: StreamOptions, base: Path) -> tuple[WatchedTask, ...]:
 
 
 def _load(options: WatchOptions, stream: StreamOptions, base: Path) -> WatchedTask:
-    limit = stream.limit_test if options.limit_test is None else options.limit_test
     if options.lm_eval is not None:
         folder = options.lm_eval.folder
         update = {
-            "limit": options.lm_eval.limit or limit,
+            "limit": options.lm_eval.limit or options.limit_test or stream.limit_test,
             "folder": None if folder is None else str((base / folder).resolve()),
         }
         return WatchedTask(options.title, group=options.group, harness=options.lm_eval.model_copy(update=update))
@@ -84,7 +83,7 @@ def _load(options: WatchOptions, stream: StreamOptions, base: Path) -> WatchedTa
     if test.startswith(HUB):
         name, configuration, split = parse_hub(test, "test")
         test = f"{HUB}{name}:{configuration or ''}:{split}"
-    task = load_task(options.as_task(test, stream.limit_seed, limit), base)
+    task = load_task(options.as_task(test, stream.limit_test, stream.limit_seed, stream.on_bad_rows), base)
     source = {part.replace("train", "test", 1): value for part, value in task.source.items()}
     watched = WatchedTask(task.name, test=task.train, spec=task.spec, source=source, remarks=task.remarks)
     return replace(watched, group=options.group)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from merganser.streams.task_options import Count, Options, Seed, TaskOptions, TaskSettings, name_problem
+from merganser.streams.task_options import Count, OnBadRows, Options, Seed, TaskOptions, TaskSettings, name_problem
 
 Group = Literal["general", "instruction", "safety"]
 
@@ -83,15 +83,17 @@ class WatchOptions(TaskSettings):
         """Return the name, of a task of lm-evaluation-harness perhaps its name there."""
         return self.name or (self.lm_eval.task if self.lm_eval is not None else "")
 
-    def as_task(self, test: str, limit_seed: Seed | None, limit: Count | None) -> TaskOptions:
+    def as_task(
+        self, test: str, limit_test: Count | None, limit_seed: Seed | None, on_bad_rows: OnBadRows | None
+    ) -> TaskOptions:
         """Return the options that read its file as a task's training file: labels and checks are the same.
 
         Args:
             test: the file.
-            limit_seed, limit: of the stream, where this task has none.
+            limit_test, limit_seed, on_bad_rows: of the stream, where this task has none.
         """
-        values = {name: getattr(self, name) for name in self.model_fields_set & set(TaskSettings.model_fields)}
-        most = values.pop("limit_test", None)
-        seed = values.pop("limit_seed", None)
-        values |= {"limit": limit if most is None else most, "limit_seed": limit_seed if seed is None else seed}
+        defaults = {"limit_test": limit_test, "limit_seed": limit_seed, "on_bad_rows": on_bad_rows}
+        given = {name: getattr(self, name) for name in self.model_fields_set & set(TaskSettings.model_fields)}
+        values = defaults | {name: value for name, value in given.items() if value is not None or name not in defaults}
+        values["limit"] = values.pop("limit_test")
         return TaskOptions(name=self.title, train=test, **values)
