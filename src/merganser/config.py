@@ -190,13 +190,8 @@ class RunConfig(StrictOptions):
 
     @property
     def keep_weights(self) -> Keep:
-        """The rows whose weights are kept.
-
-        Those of every row where a method keeps several models: any of them may answer a task, now or after an undo.
-        """
-        if METHODS[self.method.name].per_task_models:
-            return "all"
-        return self.runs.kept(whole_weights=self.model.lora is None)
+        """The rows whose weights are kept."""
+        return self.runs.kept(self.model.lora is None, METHODS[self.method.name].per_task_models)
 
     def digest(self) -> str:
         """Return the SHA-256 of :meth:`sections`."""

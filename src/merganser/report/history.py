@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError, nearest
+from merganser.methods import METHODS
 from merganser.metrics.retention import Bounds
 from merganser.report.formatting import MISSING, score, size
 from merganser.report.retention import check_row
@@ -149,7 +150,9 @@ def history(directory: RunDirectory, bounds: Bounds | None = None) -> History:
     ]
     config = directory.info.config
     options = RunsOptions.model_validate(config.get("runs", {"keep_weights": "all"}))
-    keep = options.kept(whole_weights=config.get("model", {}).get("lora") is None)
+    method = config.get("method", {}).get("name")
+    several = method in METHODS and METHODS[method].per_task_models
+    keep = options.kept(config.get("model", {}).get("lora") is None, several)
     return History(str(directory.path), keep, bounds, versions, kept)
 
 
