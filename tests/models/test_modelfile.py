@@ -129,16 +129,8 @@ def as_ollama(template: str, turns: list[Turn]) -> str:
         ("{{ bos_token }}" + LOOP + ASKS, False, "<s>{{ range"),
         (OWN + LOOP + ASKS, True, "{{ if not .System }}<|system|>\nBe brief.<|end|>\n{{ end }}{{ range"),
         (LOOP + ASKS + "{% if not add_generation_prompt %}{{ eos_token }}{% endif %}", True, "{{ range"),
-        (
-            NO_SYSTEM + INSTRUCT,
-            True,
-            '{{ range .Messages }}{{ if eq .Role "user" }}[INST] {{',
-        ),
-        (
-            NO_SYSTEM + LOOP.replace("m.role }", "'model' if m.role == 'assistant' else m.role }") + ASKS,
-            True,
-            "{{ range",
-        ),
+        (NO_SYSTEM + INSTRUCT, True, '{{ range .Messages }}{{ if eq .Role "user" }}[INST] {{'),
+        (NO_SYSTEM + MODEL + ASKS, True, "{{ range"),
         ("{% for m in messages if not loop.first or m.role == 'user' %}{{ m.content }}|{% endfor %}", True, None),
         (REPEATS, True, None),
         (LOOP + "{{ messages | length }}", True, None),

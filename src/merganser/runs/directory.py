@@ -1,7 +1,7 @@
 """The run directory: what survives a crash.
 
 A learned row is one folder under ``tasks/``, complete from the moment it is renamed into place. Everything beside
-``tasks/`` except ``run.yaml`` and ``references.json`` can be made again from those folders;
+``tasks/`` except ``run.yaml``, ``references.json``, ``tags.json`` and ``undone/`` can be made again from those folders;
 :meth:`RunDirectory.repair` does so.
 """
 
