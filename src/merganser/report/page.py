@@ -70,15 +70,15 @@ def check_comparable(run: RunRecord, baseline: RunRecord) -> None:
             )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
     return resources.files("merganser.report").joinpath("templates", name).read_text(encoding="utf-8")
 
 
 @functools.cache
-def _templates() -> jinja2.Environment:
+def templates() -> jinja2.Environment:
     """The templates, compiled once."""
     return jinja2.Environment(
-        loader=jinja2.FunctionLoader(_asset),
+        loader=jinja2.FunctionLoader(asset),
         autoescape=True,
         undefined=jinja2.StrictUndefined,
         trim_blocks=True,
@@ -93,9 +93,9 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
     runs = [run, *baselines]
     names = overview.run_names(runs)
     tasks = all_courses(run)
-    script = _asset("report.js")
+    script = asset("report.js")
     data = chart_data(run, baselines, noise_of(tasks))
-    template = _templates().get_template("report.html.j2")
+    template = templates().get_template("report.html.j2")
     return template.render(
         run=run,
         title=_title(run),
@@ -117,7 +117,7 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
         ),
         data=embedded_json({"tasks": [_without_band(task) for task in data["tasks"]], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
-        style=Markup(_asset("report.css")),
+        style=Markup(asset("report.css")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )

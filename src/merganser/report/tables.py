@@ -23,13 +23,13 @@ Cells = Sequence[str | int | float | None]
 def _write(path: Path, head: Sequence[str], rows: Iterable[Cells]) -> Path:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(map(_cell, head))
+    writer.writerow(map(csv_cell, head))
     for row in rows:
-        writer.writerow(map(_cell, row))
+        writer.writerow(map(csv_cell, row))
     return write_whole(path, text.getvalue().encode("utf-8"))
 
 
-def _cell(value: str | int | float | None) -> str | int | float:
+def csv_cell(value: str | int | float | None) -> str | int | float:
     """Return a cell as it is written: floats keep all their digits, missing and non-finite numbers are empty.
 
     A text that a spreadsheet would run as a formula gets an apostrophe before it, which spreadsheets do not show

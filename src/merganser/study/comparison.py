@@ -1,0 +1,235 @@
+"""The methods of a study compared: means with intervals, paired differences to a reference, and what each one cost."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from merganser.errors import InputError, nearest
+from merganser.metrics.paired import holm
+from merganser.study.cell_record import CellRecord
+from merganser.study.costs import kind_of_seconds, seconds_of, with_cost
+from merganser.study.notes import notes_on
+from merganser.study.results import Difference, MethodResult, StreamResult
+from merganser.study.statistics import Block, Estimate, Sample, estimate, mean_of
+
+REFERENCES = ("replay", "sequential")
+"""Methods that are the reference where none was chosen, if the study has them."""
+
+
+def compare(
+    records: Sequence[CellRecord], reference: str | None = None, confidence: float = 0.95
+) -> list[StreamResult]:
+    """Compare the methods of a study, stream by stream.
+
+    Trials of a tuning take no part: they were scored on development data.
+
+    Args:
+        records: its cells.
+        reference: label or name of the method that the others are compared with; default: ``replay``, else
+            ``sequential``, else the best one.
+        confidence: of intervals and verdicts, in (0, 1).
+
+    Raises:
+        InputError: there are no results, there is no such reference, or cells of one stream were scored on different
+            test examples.
+    """
+    results = [record for record in records if record.tuning is None]
+    if not results:
+        raise InputError("There are no results of cells to compare.", "Run the study first: merganser study STUDY.yaml")
+    streams = list(dict.fromkeys(record.stream for record in results))
+    compared = [
+        _compare_stream(stream, [record for record in results if record.stream == stream], reference, confidence)
+        for stream in streams
+    ]
+    if reference is not None and not any(each.reference for each in compared):
+        known = sorted({method.label for each in compared for method in each.methods})
+        hint = nearest(reference, known) or ""
+        raise InputError(
+            f"There is no method '{reference}' in the study.", f"{hint} Methods: {', '.join(known)}.".strip()
+        )
+    return compared
+
+
+def method_labels(records: Sequence[CellRecord]) -> dict[str, str]:
+    """Return cell name -> label of its method: its name, with options where several methods have the name."""
+    variants: dict[str, list[Mapping[str, Any]]] = {}
+    for record in records:
+        known = variants.setdefault(record.method, [])
+        if record.options not in known:
+            known.append(record.options)
+    labels = {}
+    for record in records:
+        known = variants[record.method]
+        labels[record.name] = record.method
+        if len(known) > 1:
+            varied = [key for key in record.options if any(each.get(key) != record.options[key] for each in known)]
+            text = ", ".join(f"{key}={record.options[key]}" for key in varied) or "defaults"
+            labels[record.name] = f"{record.method} ({text})"
+    return labels
+
+
+def _compare_stream(
+    stream: str, records: Sequence[CellRecord], reference: str | None, confidence: float
+) -> StreamResult:
+    complete, left_out = _complete(records)
+    _check_test_sets(complete)
+    labels = method_labels(records)
+    cells: dict[str, list[CellRecord]] = {}
+    for record in sorted(complete, key=lambda each: (each.order, each.seed)):
+        cells.setdefault(labels[record.name], []).append(record)
+    kind = kind_of_seconds(complete)
+    methods = [_summarise(label, of, kind, confidence) for label, of in cells.items()]
+    methods.sort(key=lambda method: -method.op.mean)
+    chosen = _reference(methods, reference)
+    if chosen is not None:
+        methods = _with_differences(methods, chosen, confidence)
+        methods = [with_cost(method, chosen) for method in methods]
+    return StreamResult(
+        stream=stream,
+        methods=tuple(methods),
+        reference="" if chosen is None else chosen.label,
+        confidence=confidence,
+        tasks=tuple(complete[0].tasks) if complete else (),
+        orders=tuple(dict.fromkeys(sorted(record.order for record in complete))),
+        seeds=tuple(dict.fromkeys(sorted(record.seed for record in complete))),
+        seconds=kind,
+        left_out=tuple(left_out),
+        notes=tuple(notes_on(methods, complete, left_out)),
+    )
+
+
+def _complete(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[tuple[CellRecord, str]]]:
+    """Divide cells into those that can be compared, and the others with the reason."""
+    sets = Counter(frozenset(record.tasks) for record in records if record.stopped_by is None)
+    usual = sets.most_common(1)[0][0] if sets else frozenset()
+    complete: list[CellRecord] = []
+    left_out: list[tuple[CellRecord, str]] = []
+    for record in records:
+        if record.stopped_by is not None:
+            left_out.append((record, f"stopped by {record.stopped_by} after {len(record.tasks)} tasks"))
+        elif frozenset(record.tasks) != usual:
+            left_out.append((record, f"learned other tasks than the {len(usual)} of the most cells"))
+        elif record.op is None:
+            left_out.append((record, "overall performance is undefined: a task has no score in the last row"))
+        else:
+            complete.append(record)
+    return complete, left_out
+
+
+def _check_test_sets(records: Sequence[CellRecord]) -> None:
+    first: dict[str, CellRecord] = {}
+    for record in records:
+        for task, kept in record.examples.items():
+            other = first.setdefault(task, record)
+            if other.examples[task].test_sha256 != kept.test_sha256:
+                raise InputError(
+                    f"'{other.name}' and '{record.name}' were scored on different test examples of '{task}'.",
+                    f"Give streams of different data different names (both are cells of '{record.stream}').",
+                )
+
+
+def _reference(methods: Sequence[MethodResult], name: str | None) -> MethodResult | None:
+    """Return the reference: the one of that label, or the best one of that name."""
+    for wanted in REFERENCES if name is None else (name,):
+        for key in ("label", "name"):
+            for method in methods:
+                if (method.label if key == "label" else method.cells[0].method) == wanted:
+                    return method
+    return methods[0] if methods and name is None else None
+
+
+def _summarise(label: str, cells: Sequence[CellRecord], kind: str, confidence: float) -> MethodResult:
+    op = _over_runs(cells, "OP", confidence)
+    assert op is not None  # cells without it were left out
+    orders = dict.fromkeys(cell.order for cell in cells)
+    by_order = {order: _over_runs([c for c in cells if c.order == order], "OP", confidence) for order in orders}
+    by_task = {}
+    for task in sorted(cells[0].tasks):
+        values = [cell.final[task].value for cell in cells]
+        by_task[task] = estimate(_sample(cells, values), confidence)
+    return MethodResult(
+        label=label,
+        cells=tuple(cells),
+        op=op,
+        bwt=_over_runs(cells, "BWT", confidence),
+        fwt=_over_runs(cells, "FWT (single-task)", confidence),
+        by_order={order: each for order, each in by_order.items() if each is not None},
+        by_task=by_task,
+        cost={
+            "examples": mean_of([float(c.cost.examples_trained + c.cost.examples_rehearsed) for c in cells]),
+            "seconds": mean_of([seconds_of(cell, kind) for cell in cells]),
+            "bytes": mean_of([float(cell.bytes_stored) for cell in cells]),
+        },
+    )
+
+
+def _over_runs(cells: Sequence[CellRecord], metric: str, confidence: float) -> Estimate | None:
+    values = [cell.value(metric) for cell in cells]
+    known = [value for value in values if value is not None]
+    return estimate(_sample(cells, known), confidence) if len(known) == len(cells) else None
+
+
+def _sample(cells: Sequence[CellRecord], values: Sequence[float], blocks: Sequence[Block] = ()) -> Sample:
+    orders, seeds = [cell.order for cell in cells], [cell.seed for cell in cells]
+    return Sample(np.asarray(values, dtype=np.float64), orders, seeds, blocks)
+
+
+# Differences ---------------------------------------------------------------------------------------------------------
+
+
+def _with_differences(
+    methods: Sequence[MethodResult], reference: MethodResult, confidence: float
+) -> list[MethodResult]:
+    others = [method for method in methods if method is not reference]
+    paired = {method.label: _pairs(method.cells, reference.cells) for method in others}
+    compared = [label for label, pairs in paired.items() if pairs]
+    samples = {label: _difference_sample(paired[label]) for label in compared}
+    estimates = {label: estimate(samples[label], confidence, len(compared)) for label in compared}
+    adjusted = holm([1.0 if estimates[label].p is None else estimates[label].p or 0.0 for label in compared])
+    differences = {
+        label: _difference(samples[label], estimates[label], p, confidence)
+        for label, p in zip(compared, adjusted, strict=True)
+    }
+    return [
+        method if method.label not in differences else replace(method, difference=differences[method.label])
+        for method in methods
+    ]
+
+
+def _pairs(cells: Sequence[CellRecord], reference: Sequence[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
+    """Pair the runs of two methods by order and seed."""
+    others = {(cell.order, cell.seed): cell for cell in reference}
+    return [(cell, others[cell.order, cell.seed]) for cell in cells if (cell.order, cell.seed) in others]
+
+
+def _difference_sample(pairs: Sequence[tuple[CellRecord, CellRecord]]) -> Sample:
+    tasks = pairs[0][0].tasks
+    blocks = []
+    for task in tasks:
+        kept = [(a.examples[task], b.examples[task]) for a, b in pairs if task in a.examples and task in b.examples]
+        if kept:
+            scores = np.array([np.subtract(a.scores, b.scores) for a, b in kept])
+            blocks.append(Block(scores, len(kept) / len(pairs) / len(tasks)))
+    values = [(a.op or 0.0) - (b.op or 0.0) for a, b in pairs]
+    return _sample([a for a, _ in pairs], values, blocks)
+
+
+def _difference(sample: Sample, of: Estimate, p: float, confidence: float) -> Difference:
+    by_order: dict[Any, list[float]] = {}
+    for order, value in zip(sample.orders, sample.values, strict=True):
+        by_order.setdefault(order, []).append(float(value))
+    shown = of.p is not None and p <= 1.0 - confidence + 1e-12
+    return Difference(
+        estimate=of,
+        p=None if of.p is None else p,
+        verdict="cannot be told apart" if not shown else "better" if of.mean > 0 else "worse",
+        examples=sum(block.scores.shape[1] for block in sample.blocks),
+        orders=len(by_order),
+        orders_ahead=sum(math.fsum(values) > 0 for values in by_order.values()),
+    )

@@ -1,0 +1,125 @@
+"""Methods compared: ranking, paired differences, costs, what is left out; and the tables of it."""
+
+from __future__ import annotations
+
+import csv
+import io
+from pathlib import Path
+
+import pytest
+
+from merganser.errors import InputError
+from merganser.study.cell_record import CellRecord
+from merganser.study.comparison import compare
+from merganser.study.costs import budget_views
+from merganser.study.results import StreamResult
+from merganser.study.tables import StudyTable, study_table, write_tables
+from tests.study.made_up import cell, cost, study
+
+LEVELS = {"sequential": 0.55, "replay": 0.7, "aim": 0.702, "joint": 0.8}
+
+
+@pytest.fixture(scope="module")
+def records() -> list[CellRecord]:
+    costs = {"sequential": cost(), "replay": cost(rehearsed=300, stored=4000), "aim": cost(1200, 600, 90, 2_000_000)}
+    return [
+        record.model_copy(update={"cost": costs.get(record.method, cost(9000, 0, 300))})
+        for record in study(LEVELS, seeds=3, n=60)
+    ]
+
+
+@pytest.fixture(scope="module")
+def table(records: list[CellRecord]) -> StudyTable:
+    return study_table(records)
+
+
+@pytest.fixture(scope="module")
+def result(table: StudyTable) -> StreamResult:
+    return table.results[0]
+
+
+def test_methods_are_ranked_and_compared_with_the_reference(result: StreamResult) -> None:
+    assert [method.label for method in result.methods] == ["joint", "aim", "replay", "sequential"]
+    assert result.reference == "replay"
+    said = {method.label: method.difference and method.difference.verdict for method in result.methods}
+    assert said == {"joint": "better", "aim": "cannot be told apart", "replay": None, "sequential": "worse"}
+    joint = result.method("joint").difference
+    assert joint is not None
+    assert joint.estimate.mean == pytest.approx(0.1, abs=0.02)
+    assert joint.estimate.permutation_p == pytest.approx(2 / 2**9)
+    assert joint.p == pytest.approx(3 * (joint.estimate.p or 0), abs=1e-9)  # Holm
+    assert (joint.examples, joint.orders_ahead, joint.orders) == (240, 3, 3)
+    assert list(result.method("aim").by_order) == ["1", "2", "3"]
+    assert result.method("aim").by_task["books"].runs == 9
+
+
+def test_methods_that_cost_more_are_marked(result: StreamResult) -> None:
+    assert dict(result.method("sequential").more) == {}
+    assert result.method("aim").more == {"examples": 1.2, "seconds": 2.25, "bytes": 500.0}
+    assert set(result.method("joint").more) == {"examples", "seconds"}
+    views = {view.axis: view for view in budget_views(result)}
+    assert views["examples"].within == ("replay", "sequential")
+    assert views["bytes"].within == ("joint", "replay", "sequential")
+    assert views["seconds"].beyond == ("joint", "aim")
+
+
+def test_another_reference_and_none_of_that_name(records: list[CellRecord]) -> None:
+    assert compare(records, "joint")[0].reference == "joint"
+    with pytest.raises(InputError, match="no method 'replai'") as error:
+        compare(records, "replai")
+    assert "replay" in error.value.remedy
+    with pytest.raises(InputError, match="no results"):
+        compare([])
+
+
+def test_cells_that_cannot_be_compared_are_named(records: list[CellRecord]) -> None:
+    odd = [
+        cell("aim", seed=7, stopped_by="asha", n=20),
+        cell("aim", seed=8, tasks=("books", "tweets"), n=20),
+        cell("aim", seed=9, tuning="share", n=20),
+    ]
+    result = compare([*records, *odd])[0]
+    assert [found.seed for found, _ in result.left_out] == [7, 8]
+    assert len(result.method("aim").cells) == 9
+    assert any("1 cell was stopped by a rule" in note for note in result.notes)
+    other = cell("aim", seed=9, n=20)
+    other.examples["books"].test_sha256 = "f" * 64
+    with pytest.raises(InputError, match="different test examples of 'books'"):
+        compare([*records, other])
+
+
+def test_variants_of_a_method_and_single_runs() -> None:
+    cells = [cell("replay", options={"share": share}, level=0.6 + share, n=50) for share in (0.05, 0.1)]
+    result = compare([*cells, cell("sequential", n=50)], "sequential")[0]
+    assert {method.label for method in result.methods} == {"replay (share=0.05)", "replay (share=0.1)", "sequential"}
+    assert all(
+        method.difference.verdict == "cannot be told apart"
+        for method in result.methods
+        if method.difference is not None
+    )
+    assert "takes two runs" in StudyTable([result]).text()
+
+
+def test_tables_say_the_same_in_every_format(table: StudyTable, records: list[CellRecord], tmp_path: Path) -> None:
+    text = table.text(200)
+    for said in ("cannot be told apart", "reference", "aim†", "(2.2×)", "† costs more than replay"):
+        assert said in text
+    assert "| aim† | 9 |" in table.markdown()
+    latex = table.latex()
+    assert latex.count(r"\toprule") == 1
+    assert r"aim\textsuperscript{\dag} & 9 &" in latex
+    assert r"95 \% interval" in latex
+    lines = list(csv.DictReader(io.StringIO(table.csv())))
+    assert [line["method"] for line in lines] == ["joint", "aim", "replay", "sequential"]
+    assert float(lines[0]["op"]) == table.results[0].methods[0].op.mean
+    assert lines[1]["costs_more"] == "examples seconds bytes"
+    written = {path.name for path in write_tables(records, tmp_path, table)}
+    assert written == {"study.md", "study.tex", "study.csv", "cells.csv"}
+    assert len((tmp_path / "cells.csv").read_text().splitlines()) == 37
+
+
+def test_names_are_shown_as_they_are() -> None:
+    table = study_table([cell("a_b & 50%", n=20), cell("=1+1", n=20)])
+    assert r"a\_b \& 50\%" in table.latex()
+    assert r"a\_b &amp; 50%" in table.markdown()
+    assert ",'=1+1," in table.csv()
