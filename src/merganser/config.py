@@ -154,7 +154,11 @@ class RunConfig(StrictOptions):
 
     @model_validator(mode="after")
     def _sections_for_method(self) -> RunConfig:
-        self.memory = self._as_required("memory", self.memory, self.method.memory_values())
+        memory = self._as_required("memory", self.memory, self.method.memory_values())
+        given = self.memory.model_fields_set
+        chooses = self.memory.source == "data"
+        defaults = {k: v for k, v in self.method.memory_defaults().items() if chooses and k not in given}
+        self.memory = memory.model_copy(update=defaults) if defaults else memory
         training = self._as_required("training", self.training, self.method.training_values())
         given = self.training.model_fields_set
         defaults = {key: value for key, value in self.method.training_defaults().items() if key not in given}

@@ -65,9 +65,10 @@ CASES: dict[str, dict[str, Any]] = {
     "replay, causal, mixed and packed, conversations, a function as metric": {
         "mix": {"file": "truth.json", "share": 0.3},
         "model": {"kind": "causal", "name": "chat"},
-        "method": {"name": "replay"},
+        "method": {"name": "replay", "share": 0.3, "finish_weight": 0.5},  # one or two rows for two processes
         "training": {"batch": 5, "packing": "packed"},
     },
+    "sfa": {"method": {"name": "sfa", "merge_first": True}, "model": {"kind": "seq2seq"}},
 }
 
 
@@ -211,6 +212,7 @@ WAYS = {
     "seq2seq, bf16": ("ddp",),
     "matcher, refused merges, the best weights": ("fsdp",),
     "replay, causal, mixed and packed, conversations, a function as metric": ("ddp",),
+    "sfa": ("fsdp",),
 }
 """With which of them a case is tried: each part of it once with whole weights or shards, where both share the code."""
 

@@ -95,6 +95,20 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "aim, best by development texts": {"training": {"select_best": True, "select_every": 2}},
     "replay": {"method": {"name": "replay"}},
+    "replay, share in model time": {
+        "method": {"name": "replay", "share": 0.4, "spacing": "model_time", "day_steps": 2, "finish_weight": 0.5}
+    },
+    "forever": {"method": {"name": "forever", "day_steps": 2, "steps": 2}},
+    "sure, memory in total": {
+        "method": {"name": "sure", "decay": 0.8, "start_from": "fast"},
+        "memory": {"number": None, "total": 5},
+    },
+    "replay, causal, texts of its own": {
+        "method": {"name": "replay", "share": 0.4},
+        "model": {"kind": "causal", "name": "causal"},
+        "memory": {"source": "self"},
+    },
+    "sfa": {"method": {"name": "sfa", "p": 0.3, "merge_first": True}},
     "sequential, bf16": {"method": {"name": "sequential"}, "model": {"precision": "bf16"}},
     "replay, seq2seq": {
         "method": {"name": "replay"},

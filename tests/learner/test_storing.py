@@ -7,6 +7,7 @@ import json
 import shutil
 import struct
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from merganser import Learner
+from merganser.errors import InputError
 from merganser.methods import METHODS
+from merganser.report.sections import memory as memory_section
 from merganser.runs import RunDirectory
+from merganser.runs.undo import undo_rows
+from merganser.streams.options import MemoryOptions
 from tests.learner import toys
 from tests.learner.test_learner import sections, task
 
@@ -155,3 +160,53 @@ def test_at_its_limit_a_method_is_a_simpler_one(
     assert mine.keys() == its.keys()
     same = all(torch.allclose(value, its[key], rtol=1e-5, atol=1e-7) for key, value in mine.items())
     assert same == (other is not None)
+
+
+def test_a_memory_in_total_is_shared_anew_with_every_task_and_undone_with_it(tmp_path: Path) -> None:
+    given = options_of("replay", True)
+    given["memory"] = {"total": 7}
+    held = []
+    with Learner.open(tmp_path / "run", **given) as learner:
+        for name in TASKS:
+            learner.learn(task(name))
+            held.append([kept for kept, _ in learner.session.memory()])
+            memory = learner.record.tasks[-1].method_bytes["memory"]
+            assert memory == sum(len((e.input + e.output).encode()) for _, e in learner.session.memory())
+        assert [each.memory.budget for each in learner.record.tasks] == [7, 3, 2]
+        shown = [(row["examples"], row["task"]) for row in memory_section(learner.record)["rows"]]
+        with pytest.raises(InputError, match=r"memory.total is 7"):
+            learner.learn_stream([task("mood"), *(replace(task("mood"), name=f"m{i}") for i in range(7))])
+    assert held == [["mood"] * 7, ["mood"] * 4 + ["topic"] * 3, ["mood"] * 3 + ["topic"] * 2 + ["truth"] * 2]
+    assert shown == [("3", "mood"), ("2", "topic"), ("2", "truth")]
+    directory = RunDirectory.open(tmp_path / "run")
+    with directory.lock:
+        undo_rows(directory)
+    with Learner.open(tmp_path / "run") as learner:
+        assert [kept for kept, _ in learner.session.memory()] == held[1]
+
+
+def test_a_model_that_writes_its_own_memory_keeps_no_training_text(tmp_path: Path) -> None:
+    given = options_of("replay", True)
+    given["model"] |= {"name": str(toys.model_folder("causal")), "kind": "causal"}
+    given["memory"] = {"number": 4, "source": "self"}
+    first = task("mood")
+    with Learner.open(tmp_path / "run", **given) as learner:
+        learner.learn(first)
+        kept, record = learner.session.memory(), learner.record.tasks[0]
+        learner.learn(task("topic"))
+        assert learner.record.tasks[1].cost.examples_rehearsed == 8
+    assert (len(kept), record.memory.sampler, record.cost.memory_seconds > 0) == (4, "self", True)
+    texts = {example.input for _, example in kept}
+    assert len(texts) == 4
+    assert not texts & {example.input for example in first.train}
+    assert {example.output for _, example in kept} <= set(first.labels or ())
+
+
+def test_a_memory_that_the_model_cannot_write_is_refused_before_any_work(tmp_path: Path) -> None:
+    given = options_of("replay", True)
+    given["memory"] = {"source": "self", "number": 4}
+    with Learner.open(tmp_path / "run", **given) as learner, pytest.raises(InputError, match="a model that writes"):
+        learner.learn_stream([task("mood")])
+    assert not (tmp_path / "run" / "tasks").exists()
+    with pytest.raises(ValueError, match="leave sampler"):
+        MemoryOptions(source="self", sampler="uniform")

@@ -267,3 +267,23 @@ def test_pm_perturbs_along_the_task_vector_and_restores_the_weights(tmp_path: Pa
         counts = [draw_sign(3, step, probability) for step in range(4000)]
         assert [counts.count(sign) / 4000 for sign in (-1, 0, 1)] == pytest.approx(expected, abs=0.03)
     assert stream(tmp_path, "pm", perturbation=0.0).method.callbacks(context) == []
+
+
+@pytest.mark.parametrize("name", ["aim", "replay", "forever", "ewc", "lwf"])
+def test_a_finish_weight_keeps_a_share_of_the_way_from_the_second_task_on(name: str, tmp_path: Path) -> None:
+    run = learned(tmp_path, name, finish_weight=0.3)
+    close(run.deployed[1], THETAS[0], 0)
+    for task in (1, 2):
+        close(run.deployed[task + 1], {n: 0.7 * run.deployed[task][n] + 0.3 * THETAS[task][n] for n in NAMES})
+    (record,) = run.method.records.merges
+    assert (record.cause, record.weight_new, record.weight_old) == ("end", 0.3, 0.7)
+    (tmp_path / "off").mkdir()
+    assert not learned(tmp_path / "off", name).method.records.merges
+    with pytest.raises(ValidationError, match="finish_weight"):
+        METHODS[name].Options(name=name, finish_weight=1.1)  # type: ignore[call-arg]
+
+
+def test_ewc_measures_importance_at_the_weights_that_it_deploys(tmp_path: Path) -> None:
+    run = learned(tmp_path, "ewc", finish_weight=0.5, decay=0.0)
+    expected = exact_fisher(run.deployed[3], TASKS[2][1])
+    close(run.method.fisher, expected, 1e-4)  # type: ignore[attr-defined]

@@ -88,7 +88,8 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
     ablation = {"adapt_interval": False, "weight_new": 0.3}
     config = AimOptions(**top, ablation=ablation).config()
     assert config == AimConfig(**top, **ablation)
-    given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - {"name", "compat", "ablation"}
+    not_of_the_callback = {"name", "compat", "ablation", "finish_weight"}
+    given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
     assert given == {field.name for field in fields(AimConfig)} - {"seed", "checkpoints"}
     assert AimOptions(probe_every=4).config().probes_per_interval is None
     with pytest.raises(ValueError, match="keep one"):

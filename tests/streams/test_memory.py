@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from merganser.errors import InputError
-from merganser.streams.memory import budget, memory_bytes, sample_memory, summarise_memory
+from merganser.streams.memory import allot, budget, in_force, memory_bytes, sample_memory, summarise_memory
 from merganser.streams.options import MemoryOptions
 from merganser.streams.sampling import generator, spread
 from merganser.streams.task import Example
@@ -167,3 +168,55 @@ def test_spread_gives_out_all_it_can(total: int, counts: list[int]) -> None:
     given_out = spread(total, counts, generator(0, "test"))
     assert sum(given_out) == min(total, sum(counts))
     assert all(got <= count for got, count in zip(given_out, counts, strict=True))
+
+
+def test_surprise_keeps_the_texts_of_highest_loss_and_mixed_a_random_half() -> None:
+    examples = labelled(a=4, b=4)
+    losses = [0.1, 0.8, 0.3, 0.8, 0.2, 0.9, 0.0, 0.5]
+    kept = sample_memory(examples, ["a", "b"], MemoryOptions(number=3, sampler="surprise"), 0, losses)
+    assert kept == [examples[i] for i in (1, 3, 5)]  # of equal ones the earlier
+    mixed = MemoryOptions(number=4, sampler="mixed")
+    drawn = [sample_memory(examples, ["a", "b"], mixed, seed, losses) for seed in range(8)]
+    assert all(len(set(kept)) == 4 for kept in drawn)
+    # Two of the three that surprise most; the other two are one of each label, drawn, and may be such as well.
+    assert all(sum(examples.index(example) in (1, 3, 5) for example in kept) >= 2 for kept in drawn)
+    assert len({tuple(kept) for kept in drawn}) > 3
+    with pytest.raises(ValueError, match="There are 1 losses for 8 texts"):
+        sample_memory(examples, ["a", "b"], mixed, 0, [0.5])
+    with pytest.raises(ValueError, match="surprise_when works with sampler surprise or mixed"):
+        MemoryOptions(surprise_when="after")
+
+
+@given(total=st.integers(0, 40), sizes=st.lists(st.integers(0, 12), max_size=7))
+def test_slots_in_total_are_even_and_earlier_tasks_only_give_up(total: int, sizes: list[int]) -> None:
+    slots = allot(total, sizes)
+    assert sum(slots) == min(total, sum(sizes))
+    assert all(slot <= size for slot, size in zip(slots, sizes, strict=True))
+    unfilled = [slot for slot, size in zip(slots, sizes, strict=True) if slot < size]
+    assert not unfilled or max(slots) - min(unfilled) <= 1
+    before = allot(total, sizes[:-1])
+    assert all(now <= earlier for now, earlier in zip(slots, before, strict=False))
+
+
+@pytest.mark.parametrize("sampler", ["per_label", "uniform", "surprise", "mixed"])
+def test_of_a_total_any_beginning_of_a_tasks_texts_is_what_so_many_slots_would_keep(sampler: str) -> None:
+    examples, losses = labelled(a=6, b=6), [float(i % 5) for i in range(12)]
+    options = MemoryOptions.model_validate({"total": 8, "sampler": sampler})
+    whole, few = (sample_memory(examples, ["a", "b"], options, 3, losses, slots) for slots in (None, 4))
+    assert len(whole) == 8
+    assert whole[:4] == few
+    if sampler == "per_label":
+        assert sorted(example.output for example in few) == ["a", "a", "b", "b"]
+    stored = [*(("one", example) for example in whole), *(("two", example) for example in few)]
+    assert in_force(stored, 5) == [stored[i] for i in (0, 1, 2, 8, 9)]
+    assert in_force(stored, None) == stored
+    assert summarise_memory(few, examples, ["a", "b"], options, 4).budget == 4
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [{"share": 0.1}, {"number": 3}, {"minimum_per_label": 1}, {"sampler": "reference"}, {"total": 0}],
+)
+def test_a_total_with_another_budget_is_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"keep one|not bounded|keeps nothing"):
+        MemoryOptions(**{"total": 9, **wrong})

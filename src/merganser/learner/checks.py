@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import sys
+from collections import Counter
 from collections.abc import Sequence
 
 from merganser import processes
@@ -16,7 +18,7 @@ from merganser.models.weight_format import QUANTISED
 from merganser.runs.names import check_new_name
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.checks import check_names, check_task
-from merganser.streams.memory import sample_memory
+from merganser.streams.memory import allot, sample_memory
 from merganser.streams.mixing import mixed_before
 from merganser.streams.options import MemoryOptions
 from merganser.streams.overlap import overlap_remarks
@@ -44,6 +46,8 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
     check_metrics(session, tasks)
     check_watch(session, tasks)
     check_preferences(session, tasks)
+    check_memory_total(session, tasks)
+    check_source(session, tasks)
     records = [task for row in session.rows for task in row.file.tasks]
     kept = len(session.memory())
     if session.candidates.seen_without_effect:
@@ -79,9 +83,44 @@ def check_stream(session: Session, tasks: Sequence[Task]) -> None:
         note_truncation(session, task)
         if not session.method.joint:
             session.method.rehearsal_batch(session.config.training, kept)
-        kept += len(sample(session, task))
+        kept = min(kept + len(sample(session, task)), session.memory_total or sys.maxsize)
     for task in tasks[len(records) :]:
         announce_remarks(session, task)
+
+
+def check_source(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse a memory that the model writes itself, where it cannot.
+
+    Raises:
+        InputError: a model that is no decoder, a method that keeps all data, or a task of preferences.
+    """
+    if not session.method.uses_memory or memory_options(session).source != "self":
+        return
+    if session.backbone.kind != "causal":
+        raise InputError(
+            f"memory.source: self needs a model that writes texts of its own, and model.kind is "
+            f"'{session.backbone.kind}'.",
+            "Use kind 'causal', keep a few training texts (memory.source: data), or a method without a memory.",
+        )
+    if pairs := [task.name for task in tasks if task.spec.dpo is not None]:
+        raise InputError(
+            f"memory.source: self cannot write pairs of answers, and '{pairs[0]}' is a task of preferences.",
+            "Use memory.source: data.",
+        )
+
+
+def check_memory_total(session: Session, tasks: Sequence[Task]) -> None:
+    """Refuse a memory in total with fewer slots than the stream has tasks.
+
+    Raises:
+        InputError: it has.
+    """
+    total = session.memory_total
+    if session.method.uses_memory and total is not None and total < len(tasks):
+        raise InputError(
+            f"memory.total is {total}, and the stream has {len(tasks)} tasks: of some nothing could be kept.",
+            f"Use a total of at least {len(tasks)}.",
+        )
 
 
 def check_tokens(session: Session, task: Task) -> None:
@@ -284,9 +323,40 @@ def memory_options(session: Session) -> MemoryOptions:
     return EVERYTHING if session.method.full_memory else session.config.memory
 
 
-def sample(session: Session, task: Task) -> list[Example]:
-    """Sample the examples of a task to keep for rehearsal; none for a method without a memory."""
+def memory_slots(session: Session, task: Task) -> int | None:
+    """Return how many examples of a new task are kept, where the memory is bounded in total; ``None`` elsewhere.
+
+    Raises:
+        InputError: no slot is left for it.
+    """
+    total = session.memory_total
+    if total is None:
+        return None
+    stored = Counter(name for name, _ in session.examples("memory"))
+    slots = allot(total, [*stored.values(), len(task.train)])[-1]
+    if slots == 0 and task.train:
+        raise InputError(
+            f"memory.total is {total}, and '{task.name}' is task {len(stored) + 1}: nothing of it could be kept.",
+            "Start a run with a larger total.",
+        )
+    return slots
+
+
+def reads_surprise(session: Session) -> bool:
+    """Return whether the loss of every training example is needed to choose the memory."""
+    return session.method.uses_memory and memory_options(session).reads_surprise
+
+
+def sample(session: Session, task: Task, surprise: Sequence[float] | None = None) -> list[Example]:
+    """Sample the examples of a task to keep for rehearsal; none for a method without a memory.
+
+    Args:
+        surprise: the loss of each training example, where the sampler needs it; ``None``: before training, when the
+            number of examples matters and not which they are.
+    """
     if not session.method.uses_memory:
         return []
     seed = derive_seed(session.config.seed, "memory", task.name)
-    return sample_memory(task.train, task.spec.labels, memory_options(session), seed)
+    losses = [0.0] * len(task.train) if surprise is None else surprise
+    slots = memory_slots(session, task)
+    return sample_memory(task.train, task.spec.labels, memory_options(session), seed, losses, slots)

@@ -20,6 +20,7 @@ from merganser.learner.checks import (
     check_preferences,
     check_processes,
     check_selection,
+    check_source,
     check_tokens,
     note_truncation,
     sample,
@@ -152,6 +153,7 @@ class TaskRun:
         check_metrics(session, self.tasks)
         check_watch(session, self.tasks)
         check_preferences(session, self.tasks)
+        check_source(session, self.tasks)
         for task in self.tasks:
             check_task(task)
             session.backbone.check_examples(task.train, task.spec)

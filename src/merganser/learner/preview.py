@@ -8,6 +8,7 @@ from dataclasses import replace
 from merganser.learner.checks import sample
 from merganser.learner.session import Session
 from merganser.runs.rows import Row
+from merganser.streams.memory import in_force
 from merganser.streams.task import Example, Task
 from merganser.weights import Weights
 
@@ -37,7 +38,7 @@ class Preview(Session):
 
     def memory(self) -> Sequence[tuple[str, Example]]:
         sampled = [(task.name, example) for task in self.assumed for example in sample(self, task)]
-        return [*super().memory(), *sampled]
+        return in_force([*self.examples("memory"), *sampled], self.memory_total)
 
     def deployed(self, row: int) -> Weights:
         """Return the weights of a row; those in the model where there is no such row yet."""

@@ -11,7 +11,7 @@ from typing import Any
 from merganser.evaluation import ScoredTask
 from merganser.files.atomic import write_json_lines
 from merganser.learner.best_weights import BestWeights
-from merganser.learner.checks import memory_options, remarks, sample
+from merganser.learner.checks import memory_options, memory_slots, remarks
 from merganser.learner.example_store import as_line, kept_example, write_images, write_prototypes
 from merganser.learner.lineage import row_lineage
 from merganser.learner.row_scores import answered_by, tasks_to_score
@@ -21,7 +21,7 @@ from merganser.learner.watching import against_start, metrics_of, watch_lines, w
 from merganser.metrics.score import ScoreRow
 from merganser.runs.record import CostRecord, RowFile, TaskRecord, TrainedRecord
 from merganser.runs.rows import row_checksums, write_row_record
-from merganser.streams.memory import MemorySummary, memory_bytes, summarise_memory
+from merganser.streams.memory import MemorySummary, in_force, memory_bytes, summarise_memory
 from merganser.streams.task import Example, Task
 from merganser.training.data import MIX, OWN
 from merganser.training.determinism import derive_seed
@@ -47,9 +47,8 @@ def write_row_files(
     Raises:
         RunError: the disk is full.
     """
-    memory = {task.name: sample(session, task) for task in tasks}
     examples = {
-        "memory": [(task, example) for task, chosen in memory.items() for example in chosen],
+        "memory": [(task, example) for task, chosen in trained.memory.items() for example in chosen],
         "test": [(task.name, example) for task in tasks for example in task.test],
     }
     if session.config.training.select_best:
@@ -71,7 +70,7 @@ def write_row_files(
         # Tasks learned together share one training; its cost is written once, with the first.
         cost = CostRecord() if records else trained.cost
         position = len(session.learned) + len(records) + 1
-        record = _task_record(session, task, position, memory[task.name], trained.selector, cost, method_bytes)
+        record = _task_record(session, task, position, trained.memory[task.name], trained.selector, cost, method_bytes)
         records.append(record if records else record.model_copy(update={"trained": _trained(tasks, trained)}))
     file = RowFile(
         row=len(session.rows),
@@ -129,14 +128,16 @@ def _task_record(
     session: Session,
     task: Task,
     position: int,
-    memory: list[Example],
+    memory: Sequence[Example],
     selector: BestWeights | None,
     cost: CostRecord,
     method_bytes: dict[str, int],
 ) -> TaskRecord:
     number = len(session.rows)
     summary = (
-        summarise_memory(memory, task.train, task.spec.labels, memory_options(session)) if memory else MemorySummary()
+        summarise_memory(memory, task.train, task.spec.labels, memory_options(session), memory_slots(session, task))
+        if memory
+        else MemorySummary()
     )
     return TaskRecord(
         name=task.name,
@@ -167,7 +168,9 @@ def _method_bytes(
     rows = [*(row.folder for row in session.rows), folder]
     answering = {rows[row] / "adapter" for row in answered_by(session, tasks, len(session.rows)).values()}
     bytes_kept = {
-        "memory": memory_bytes([example for _, example in [*session.memory(), *kept]]),
+        "memory": memory_bytes(
+            [example for _, example in in_force([*session.examples("memory"), *kept], session.memory_total)]
+        ),
         # Weights that must survive: those of every row that answers a task.
         "weights": sum(_weight_bytes(weights) for weights in [*answering, folder / "trained"]),
     }

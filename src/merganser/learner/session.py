@@ -22,6 +22,7 @@ from merganser.runs.keep_weights import keep_weights
 from merganser.runs.removal import WEIGHTS
 from merganser.runs.rows import Row
 from merganser.streams.answers import CandidatePolicy
+from merganser.streams.memory import in_force
 from merganser.streams.metric_source import find_metric
 from merganser.streams.task import Example, Task
 from merganser.streams.watch import WatchedTask
@@ -167,8 +168,16 @@ class Session:
         return self._examples[name]
 
     def memory(self) -> Sequence[tuple[str, Example]]:
-        """Return all examples kept for rehearsal with the names of their tasks, oldest task first."""
-        return self.examples("memory")
+        """Return all examples kept for rehearsal with the names of their tasks, oldest task first.
+
+        Where the memory is bounded in total, these are the beginnings of what rows have stored.
+        """
+        return in_force(self.examples("memory"), self.memory_total)
+
+    @property
+    def memory_total(self) -> int | None:
+        """The examples that may be kept of all tasks together; ``None``: each task has its own budget."""
+        return None if self.method.full_memory else self.config.memory.total
 
     def known_tasks(self, examples: str = "test") -> dict[str, Task]:
         """Return the learned tasks with their test sets, or with the examples of another file (``dev``) instead."""

@@ -13,6 +13,7 @@ from merganser.errors import RunError
 from merganser.events import Evaluating, Notice, TaskStarted
 from merganser.files.atomic import full_disk_is_an_error, make_folder
 from merganser.learner.best_weights import BestWeights
+from merganser.learner.memory_choice import MemoryChoice
 from merganser.learner.resume import REFERENCES, best_weights, resume
 from merganser.learner.session import Session
 from merganser.methods import TaskContext
@@ -38,6 +39,7 @@ class TrainedRow:
         trained: source -> examples and tokens trained on.
         seconds_before: seconds before an interruption, up to the checkpoint from which training resumed.
         selector: where best weights were selected: their step and scores.
+        memory: task -> examples to keep for rehearsal.
     """
 
     records: TaskRecords
@@ -45,6 +47,7 @@ class TrainedRow:
     trained: Mapping[str, tuple[int, int]]
     seconds_before: float
     selector: BestWeights | None
+    memory: Mapping[str, Sequence[Example]]
 
 
 def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path) -> TrainedRow:
@@ -60,6 +63,8 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     context = task_context(session, tasks, number)
     session.method.records = records = TaskRecords(context.task, number, session.listener)
     session.method.begin_task()
+    memory = MemoryChoice(session, tasks, context)
+    memory.before_training()
     selector = best_weights(session, tasks)
     references = References([*context.features, *context.memory])
     checkpoints = resume(session, tasks, records, context.steps, selector, references)
@@ -79,10 +84,13 @@ def train_row(session: Session, tasks: Sequence[Task], number: int, folder: Path
     began = time.perf_counter()
     session.method.after_task(context)
     training_seconds = outcome.seconds + time.perf_counter() - began
+    memory.after_training()
     processes.on_main(lambda: save_weights(session, folder / "adapter"))
     processes.on_main(lambda: save_method(session, folder / "method"))
     cost = _cost(records, outcome, training_seconds, selector)
-    return TrainedRow(records, cost, outcome.trained, resumed.values["seconds"] if resumed else 0.0, selector)
+    cost.memory_seconds = memory.seconds
+    seconds_before = resumed.values["seconds"] if resumed else 0.0
+    return TrainedRow(records, cost, outcome.trained, seconds_before, selector, memory.kept)
 
 
 def _measure_references(session: Session, task: str, references: References) -> None:

@@ -10,6 +10,7 @@ from merganser.methods.became import Became
 from merganser.methods.cofima import Cofima
 from merganser.methods.coma import Coma
 from merganser.methods.ewc import Ewc
+from merganser.methods.forever import Forever
 from merganser.methods.joint import Joint
 from merganser.methods.kmerge import KMerge
 from merganser.methods.lwf import Lwf
@@ -22,9 +23,11 @@ from merganser.methods.pm import Pm
 from merganser.methods.replay import Replay
 from merganser.methods.running_average import RunningAverage
 from merganser.methods.sequential import Sequential
+from merganser.methods.sfa import Sfa
 from merganser.methods.shared.method_table import MethodTable
 from merganser.methods.single import Single
 from merganser.methods.slao import Slao
+from merganser.methods.sure import Sure
 from merganser.methods.tasl import Tasl
 from merganser.methods.trm import Trm
 from merganser.methods.tunable_magmax import TunableMagMax
@@ -32,6 +35,8 @@ from merganser.methods.tunable_magmax import TunableMagMax
 BUILT_IN: dict[str, type[Method[Any]]] = {
     "aim": Aim,
     "replay": Replay,
+    "forever": Forever,
+    "sure": Sure,
     "trm": Trm,
     "pam": Pam,
     "tasl": Tasl,
@@ -41,6 +46,7 @@ BUILT_IN: dict[str, type[Method[Any]]] = {
     "tunable_magmax": TunableMagMax,
     "coma": Coma,
     "cofima": Cofima,
+    "sfa": Sfa,
     "running_average": RunningAverage,
     "opcm": Opcm,
     "pm": Pm,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
-from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.base import Method, TaskContext
+from merganser.methods.shared.start_merge import FinishOptions
 from merganser.options import StrictOptions, option_fields, yaml_text
 from merganser.settings import ABLATION, described
 from merganser.training.aim.config import (
@@ -28,11 +29,11 @@ if TYPE_CHECKING:
     from merganser.training.aim.weight_change import WeightChange
 
 
-COMPAT = {"reference": (REFERENCE, REFERENCE_DEFAULTS)}
+COMPAT = {"reference": (REFERENCE | {"finish_weight": None}, REFERENCE_DEFAULTS)}
 """Value of ``compat`` -> options that it sets, and defaults of options that can still be chosen."""
 
 
-class _CompatOptions(MethodOptions):
+class _CompatOptions(FinishOptions):
     """Options of :class:`AimOptions` besides the settings of :class:`~merganser.training.aim.config.AimConfig`."""
 
     name: Literal["aim"] = "aim"
@@ -159,6 +160,9 @@ class Aim(Method[_CompatOptions]):
             records=self.records,
         )
         return [self._callback, *watching]
+
+    def after_task(self, context: TaskContext) -> None:
+        self.options.finish(self.records, context)
 
     def task_state(self) -> TaskState:
         state = TaskState() if self._callback is None else self._callback.task_state()

@@ -40,6 +40,10 @@ class MethodOptions(StrictOptions):
         """Return the options of the ``memory`` section that these options require, by key."""
         return {}
 
+    def memory_defaults(self) -> dict[str, Any]:
+        """Return other defaults of the ``memory`` section, for options that can still be set."""
+        return {}
+
     def training_values(self) -> dict[str, Any]:
         """Return the options of the ``training`` section that these options require, by key."""
         return {}
@@ -125,7 +129,7 @@ class Method(Generic[OptionsT]):
             weights).
         grows: whether that grows with the number of tasks.
         start: where a task starts: from the weights in use (*deployed*), from the last task's own weights before any
-            merge (*trained*), or from the model as it came (*pretrained*).
+            merge (*trained*), or from the model as it came (*pretrained*). Options may set another for an instance.
         uses_memory: whether examples of earlier tasks are needed while a later one is learned.
         full_memory: the memory is all training data (an upper bound, not a continual learner).
         joint: all given tasks are learned at once, together with the stored data of earlier ones.
@@ -146,7 +150,7 @@ class Method(Generic[OptionsT]):
     idea: ClassVar[str]
     stores: ClassVar[str] = "the weights (P)"
     grows: ClassVar[bool] = False
-    start: ClassVar[Start] = "deployed"
+    start: Start = "deployed"
     uses_memory: ClassVar[bool] = False
     full_memory: ClassVar[bool] = False
     joint: ClassVar[bool] = False

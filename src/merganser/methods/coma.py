@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field
 
 from merganser.methods.base import Method, MethodOptions, TaskContext
-from merganser.methods.shared.merge_records import record_merge, timed_merge
+from merganser.methods.shared.start_merge import merge_with_start
 
 
 class ComaOptions(MethodOptions):
@@ -32,14 +32,5 @@ class Coma(Method[ComaOptions]):
     idea = "After each task, average its weights with those deployed before it, with one fixed weight."
 
     def after_task(self, context: TaskContext) -> None:
-        from merganser.merging.ema import ema_step
-        from merganser.weights import Weights
-
-        if context.index == 1 and not self.options.merge_first:
-            return
-        current, alpha = Weights.of(context.backbone.module), self.options.alpha
-        before = context.before()
-        record_merge(self.records, context, trained=current, before=before, weight_new=alpha, weight_old=1 - alpha)
-        with timed_merge(self.records):
-            for name, value in current.items():
-                value.copy_(ema_step(before[name], value, alpha=alpha))
+        if context.index > 1 or self.options.merge_first:
+            merge_with_start(self.records, context, self.options.alpha)

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.base import Method, TaskContext
 from merganser.methods.shared.method_state import beside, read_weights, write_weights
+from merganser.methods.shared.start_merge import FinishOptions
 from merganser.training.determinism import derive_seed
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 KEPT = "fisher.safetensors"
 
 
-class EwcOptions(MethodOptions):
+class EwcOptions(FinishOptions):
     """Elastic weight consolidation with one running Fisher information."""
 
     name: Literal["ewc"] = "ewc"
@@ -82,6 +83,7 @@ class Ewc(Method[EwcOptions]):
     def after_task(self, context: TaskContext) -> None:
         from merganser.training.fisher import diagonal_fisher
 
+        self.options.finish(self.records, context)
         started = time.perf_counter()
         information = diagonal_fisher(
             context.backbone.module,

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
-from merganser.methods.base import Method, MethodOptions, TaskContext
+from merganser.methods.base import Method, TaskContext
+from merganser.methods.shared.start_merge import FinishOptions
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from merganser.training.trainer import Penalty
 
 
-class LwfOptions(MethodOptions):
+class LwfOptions(FinishOptions):
     """Learning without forgetting: distillation from the model before the task."""
 
     name: Literal["lwf"] = "lwf"
@@ -54,6 +55,9 @@ class Lwf(Method[LwfOptions]):
         "it distils from the old model on correct answers; pairs are held near it by the loss of DPO already"
     )
     idea = "Distil from the old model on the new task's inputs, so that old answers stay as they were."
+
+    def after_task(self, context: TaskContext) -> None:
+        self.options.finish(self.records, context)
 
     def penalty(self, context: TaskContext) -> Penalty | None:
         from torch import no_grad

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,13 +11,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from merganser.errors import InputError
-from merganser.models.base import IGNORE_INDEX, Feature, LoadedModel, Truncated
+from merganser.models.base import IGNORE_INDEX, Feature, LoadedModel, Truncated, eval_mode
 from merganser.models.chat_template import uses_template
 from merganser.models.chat_tokens import ChatTokens, Encoded, Prompt
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
 from merganser.models.pairs import are_pairs, collate_pairs, count_truncated_pairs, is_pair, pair_features
+from merganser.models.precision import autocast
 from merganser.models.prefix import Prefix, compute_prefix, keeps_all_tokens, label_scores, prompt_inputs, run_prompts
 from merganser.models.truncation import token_counts
 from merganser.streams.answers import AnswerSpec
@@ -232,6 +234,22 @@ class Causal(GenerativeBackbone):
     def _inputs(self, ids: list[list[int]]) -> dict[str, Any]:
         """Pad on the left, so that every answer starts at the same column; after the prefix, if there is one."""
         return prompt_inputs(ids, self.tokenizer.pad_token_id, self._prefix, self.device)
+
+    def continue_texts(self, texts: Sequence[str], max_new_tokens: int) -> list[str]:
+        """Sample how texts go on at temperature 1, without the chat template, from torch's global generator.
+
+        A continuation ends at the end of text or at ``max_new_tokens``, at most half of the input length; the model
+        reads the other half, the end of a text that is longer. Special tokens are left out.
+        """
+        half = max(1, self.lengths.input // 2)
+        with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
+            rows = [self._without_end(self.tokenizer(text)["input_ids"])[-half:] for text in texts]
+            config = copy.deepcopy(self.decoding)
+            config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=min(max_new_tokens, half))
+            inputs = prompt_inputs(rows, self.tokenizer.pad_token_id, None, self.device)
+            generated = self.model.generate(**inputs, generation_config=config)  # type: ignore[operator]
+        written = generated[:, inputs["input_ids"].shape[1] :].tolist()
+        return [self.tokenizer.decode(row, skip_special_tokens=True) for row in written]
 
     def _log_likelihoods(self, ids: list[list[int]], labels: tuple[str, ...]) -> torch.Tensor:
         by_break = {after: [self.answer_ids(label, after) for label in labels] for after in (True, False)}

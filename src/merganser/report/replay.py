@@ -36,6 +36,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "important_share": "it changes only the weights, not when merges fire",
     "importance_smoothing": "it changes only the weights, not when merges fire",
     "measure_merges": "it changes only what is measured, not when merges fire",
+    "finish_weight": "it changes only the weights that are deployed, not when merges fire",
     "guard_factor": "whether a merge is refused depends on losses after it, which only training yields",
 }
 """Options of ``aim`` that a replay cannot change, and why."""
@@ -211,9 +212,11 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
             f"'{run.path}' was learned with method {config['name']}, which has no merge controller.",
             "Only a run of method aim can be replayed.",
         )
-    before = AimOptions.model_validate(config).config()
+    options = AimOptions.model_validate(config)
+    before = options.config()
     now = _changed(before, changes or {})
-    merged = list(dict.fromkeys(merge.task for merge in run.merges))
+    merges = _of_controller(run.merges, options.finish_weight is not None)
+    merged = list(dict.fromkeys(merge.task for merge in merges))
     signals = {name: records for name, records in run.signals.items() if records}
     if not merged:
         raise InputError(
@@ -241,7 +244,7 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
             replay_task(
                 MergeController(now),
                 sorted(signals[name], key=lambda signal: signal.step),
-                sorted((merge for merge in run.merges if merge.task == name), key=lambda merge: merge.merge),
+                sorted((merge for merge in merges if merge.task == name), key=lambda merge: merge.merge),
                 at_end,
                 masks,
             )
@@ -250,6 +253,12 @@ def replay(run: RunRecord, changes: Mapping[str, Any] | None = None, task: str |
         without_merges=[name for name in signals if name not in merged] if task is None else [],
         masks=masks,
     )
+
+
+def _of_controller(merges: Sequence[MergeRecord], finished: bool) -> list[MergeRecord]:
+    """Leave out the last merge of every task, where that is the one of ``finish_weight``."""
+    last = {merge.task: merge.merge for merge in merges} if finished else {}
+    return [merge for merge in merges if merge.merge != last.get(merge.task)]
 
 
 def _changed(before: AimConfig, changes: Mapping[str, Any]) -> AimConfig:

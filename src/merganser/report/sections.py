@@ -20,6 +20,7 @@ from merganser.report.formatting import (
 from merganser.report.merge_weights import weight_numbers, weight_reason
 from merganser.report.series import shown_merges
 from merganser.runs.record import CostRecord, RunRecord, TaskRecord
+from merganser.streams.memory import MemorySummary, allot
 from merganser.streams.metric_source import PREFIX
 
 COST_PARTS: dict[str, tuple[str, str]] = {
@@ -60,8 +61,8 @@ def _per_label(per_label: dict[str, int]) -> str:
 def memory(run: RunRecord) -> dict[str, Any]:
     """Tabulate the examples stored of each task, their share of the task and of the budget, and the method's bytes."""
     rows = []
-    for task in run.tasks:
-        kept = task.memory
+    summaries = _summaries_in_force(run)
+    for task, kept in zip(run.tasks, summaries, strict=True):
         rows.append(
             {
                 "task": task.name,
@@ -76,8 +77,8 @@ def memory(run: RunRecord) -> dict[str, Any]:
                 "labels": _per_label(kept.per_label),
             }
         )
-    examples = sum(task.memory.examples for task in run.tasks)
-    budget = sum(task.memory.budget for task in run.tasks)
+    examples = sum(kept.examples for kept in summaries)
+    budget = sum(kept.budget for kept in summaries)
     train = sum(task.train_examples for task in run.tasks)
     last = max(run.tasks, key=lambda task: task.index, default=None)
     return {
@@ -89,11 +90,37 @@ def memory(run: RunRecord) -> dict[str, Any]:
             "examples": f"{examples:,}",
             "share": percent(examples / train) if train else MISSING,
             "used": percent(examples / budget) if budget else MISSING,
-            "bytes": size(sum(task.memory.bytes for task in run.tasks)),
+            "bytes": size(sum(kept.bytes for kept in summaries)),
         },
         "method": [(name, size(count)) for name, count in (last.method_bytes if last else {}).items()],
         "stored": stored_over_time(run),
     }
+
+
+def _summaries_in_force(run: RunRecord) -> list[MemorySummary]:
+    """Return what the memory holds of each task now; of a memory bounded in total, earlier tasks have given up some.
+
+    Their bytes and labels are in proportion then: the examples are not read.
+    """
+    summaries = [task.memory for task in run.tasks]
+    total = run.info.config.get("memory", {}).get("total")
+    if total is None:
+        return summaries
+    slots = allot(total, [kept.examples for kept in summaries])
+    return [
+        kept.model_copy(
+            update={
+                "examples": number,
+                "budget": number,
+                "share": number / task.train_examples,
+                "bytes": round(kept.bytes * number / kept.examples),
+                "per_label": {},
+            }
+        )
+        if kept.examples and number < kept.examples
+        else kept
+        for task, kept, number in zip(run.tasks, summaries, slots, strict=True)
+    ]
 
 
 def stored_over_time(run: RunRecord) -> str:

@@ -151,6 +151,9 @@ class CostRecord(Record):
         0.0, title="bookkeeping", description="deciding, drawing batches, writing records"
     )
     evaluating_seconds: float = Field(0.0, title="evaluating", description="answering the test examples")
+    memory_seconds: float = Field(
+        0.0, title="choosing the memory", description="losses of the training texts, where the memory is chosen by them"
+    )
     steps: int = Field(0, description="inner optimizer steps")
     examples_trained: int = 0
     examples_rehearsed: int = 0

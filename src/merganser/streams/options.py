@@ -186,7 +186,7 @@ class StreamOptions(Options):
         return list(BUILTIN[self.name].tasks) if self.name in BUILTIN else None
 
 
-Sampler = Literal["per_label", "uniform", "reference"]
+Sampler = Literal["per_label", "uniform", "surprise", "mixed", "reference"]
 DEFAULT_SHARE = 0.02
 
 
@@ -196,13 +196,27 @@ class MemoryOptions(Options):
     share: float | None = Field(
         default=None,
         description=f"fraction of each task's training examples that is kept, above 0 and at most 1; {DEFAULT_SHARE} "
-        "when neither share nor number is given",
+        "when neither share, number nor total is given",
     )
     number: int | None = Field(default=None, description="instead of share: number of examples kept per task")
+    total: int | None = Field(
+        default=None,
+        description="instead of share: number of examples kept of all tasks together; every task gets as many as the "
+        "others, so that earlier ones give up some with every new one",
+    )
     sampler: Sampler = Field(
         default="per_label",
         description="per_label: as evenly over the labels as possible, within the budget; uniform: at random, within "
-        "the budget; reference: as AimMerging's released code, at least one per distinct output",
+        "the budget; surprise: those with the highest loss under the model; mixed: half of them at random as "
+        "per_label, half by surprise; reference: as AimMerging's released code, at least one per distinct output",
+    )
+    surprise_when: Literal["before", "after"] = Field(
+        default="before", description="surprise, mixed: measure the loss before or after the task is learned"
+    )
+    source: Literal["data", "self"] = Field(
+        default="data",
+        description="data: training examples; self: texts that a causal model writes after a task, and its answers to "
+        "them, so that no training example is kept",
     )
     minimum_per_label: Annotated[int, Field(ge=0)] = Field(
         default=0,
@@ -217,20 +231,40 @@ class MemoryOptions(Options):
     @model_validator(mode="before")
     @classmethod
     def _default_share(cls, values: Any) -> Any:
-        if isinstance(values, Mapping) and values.get("share") is None and values.get("number") is None:
+        if isinstance(values, Mapping) and all(values.get(key) is None for key in ("share", "number", "total")):
             return {**values, "share": DEFAULT_SHARE}
         return values
 
     @model_validator(mode="after")
     def _check_budget(self) -> MemoryOptions:
-        if self.share is not None and self.number is not None:
-            raise ValueError("gives both share and number: keep one")
+        given = [key for key in ("share", "number", "total") if getattr(self, key) is not None]
+        if len(given) > 1:
+            raise ValueError(f"gives both {given[0]} and {given[1]}: keep one")
         if self.share is not None and not 0 < self.share <= 1:
             raise ValueError(f"share {self.share} is not above 0 and at most 1; a method without rehearsal needs none")
         if self.number is not None and self.number < 1:
             raise ValueError(f"number {self.number} keeps nothing; a method without rehearsal needs no memory")
+        if self.total is not None:
+            self._check_total(self.total)
+        if self.source == "self" and (self.sampler != "per_label" or self.minimum_per_label):
+            raise ValueError("source self chooses among no examples: leave sampler and minimum_per_label out")
         if self.minimum_per_label and self.sampler != "per_label":
             raise ValueError(f"minimum_per_label works with sampler per_label, not {self.sampler}")
         if self.allow_excess and self.sampler != "reference":
             raise ValueError(f"allow_excess works with sampler reference; {self.sampler} never exceeds its budget")
+        if self.surprise_when != "before" and not self.reads_surprise:
+            raise ValueError(f"surprise_when works with sampler surprise or mixed, not {self.sampler}")
         return self
+
+    def _check_total(self, total: int) -> None:
+        if total < 1:
+            raise ValueError(f"total {total} keeps nothing; a method without rehearsal needs no memory")
+        if self.sampler == "reference":
+            raise ValueError("total works with all samplers but reference, whose memory is not bounded")
+        if self.minimum_per_label:
+            raise ValueError("gives both total and minimum_per_label, which could exceed it: keep one")
+
+    @property
+    def reads_surprise(self) -> bool:
+        """Whether the sampler needs the loss of every training example."""
+        return self.sampler in ("surprise", "mixed")

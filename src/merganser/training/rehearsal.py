@@ -60,11 +60,15 @@ class MemoryBatches:
 
     def rehearsal(self, draw: int) -> list[Any]:
         """Return the ``draw``-th rehearsal batch, from 0."""
-        size = len(self.dataset)
         if self.sampling == "iid":
             generator = np.random.default_rng([self.seed, 5, draw])
-            return self._take(generator.choice(size, self.batch_size, replace=False).tolist())
-        positions = range(draw * self.batch_size, (draw + 1) * self.batch_size)
+            return self._take(generator.choice(len(self.dataset), self.batch_size, replace=False).tolist())
+        return self.rows(draw * self.batch_size, self.batch_size)
+
+    def rows(self, first: int, count: int) -> list[Any]:
+        """Return ``count`` examples from position ``first`` of one shuffled pass over the dataset after the other."""
+        size = len(self.dataset)
+        positions = range(first, first + count)
         passes: dict[int, np.ndarray] = {}
         indices = []
         for position in positions:
