@@ -114,7 +114,7 @@ def test_every_kind_of_method(tmp_path: Path, method: str) -> None:
 def test_a_function_that_scores_is_not_called_and_processes_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = check_config(toys.settings(method="sequential"), "options")
+    config = check_config(toys.settings(method="replay", memory={"sampler": "mixed"}), "options")
     options = load_config(toys.write_stream(tmp_path, ("mood",))).stream
     assert options is not None
     (task,) = load_stream(options, tmp_path).tasks
@@ -125,7 +125,10 @@ def test_a_function_that_scores_is_not_called_and_processes_are_refused(
     import dataclasses
 
     plan = Learner.plan(config, [dataclasses.replace(task, metric=judge)], fwt=True)
-    assert plan.remarks == ["The functions that score mood were not called: their time is not in the estimate."]
+    assert plan.remarks == [
+        "The functions that score mood were not called: their time is not in the estimate.",
+        "The time of choosing the memory, measuring losses for memory.sampler: mixed, is not in the estimate.",
+    ]
     assert plan.references_seconds > 0
     monkeypatch.setattr(processes, "world_size", lambda: 2)
     with pytest.raises(InputError, match="A plan is made by one process"):

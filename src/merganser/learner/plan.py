@@ -9,7 +9,7 @@ from typing import Any
 
 from merganser import processes
 from merganser.errors import InputError
-from merganser.learner.checks import check_stream, selects
+from merganser.learner.checks import check_stream, memory_options, selects
 from merganser.learner.learn_task import TaskRun
 from merganser.learner.measuring import Speed, is_text_score, measure_answers, measure_steps
 from merganser.learner.preview import Preview
@@ -185,7 +185,7 @@ def make_plan(session: Session, tasks: Sequence[Task], *, fwt: bool = False, add
         references_seconds=references,
         keep_weights=session.config.keep_weights,
         row_bytes=sum(weight.nbytes for weight in preview.backbone.trainable().values()),
-        remarks=_remarks(missing),
+        remarks=_remarks(session, missing),
     )
 
 
@@ -280,10 +280,18 @@ def _references(
     return total
 
 
-def _remarks(tasks: Sequence[Task]) -> list[str]:
-    functions = [task.name for task in tasks if not is_text_score(task.spec.metric)]
-    return (
-        [f"The functions that score {', '.join(functions)} were not called: their time is not in the estimate."]
-        if functions
-        else []
-    )
+def _remarks(session: Session, tasks: Sequence[Task]) -> list[str]:
+    remarks = []
+    if functions := [task.name for task in tasks if not is_text_score(task.spec.metric)]:
+        remarks.append(
+            f"The functions that score {', '.join(functions)} were not called: their time is not in the estimate."
+        )
+    options = memory_options(session)
+    if session.method.uses_memory and (options.reads_surprise or options.source == "self"):
+        what = (
+            "writing its texts"
+            if options.source == "self"
+            else f"measuring losses for memory.sampler: {options.sampler}"
+        )
+        remarks.append(f"The time of choosing the memory, {what}, is not in the estimate.")
+    return remarks
