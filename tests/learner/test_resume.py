@@ -95,16 +95,13 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "aim, best by development texts": {"training": {"select_best": True, "select_every": 2}},
     "replay": {"method": {"name": "replay"}},
-    "replay, share in model time": {
-        "method": {"name": "replay", "share": 0.4, "spacing": "model_time", "day_steps": 2, "finish_weight": 0.5}
-    },
     "forever": {"method": {"name": "forever", "day_steps": 2, "steps": 2}},
     "sure, memory in total": {
         "method": {"name": "sure", "decay": 0.8, "start_from": "fast"},
         "memory": {"number": None, "total": 5},
     },
-    "replay, causal, texts of its own": {
-        "method": {"name": "replay", "share": 0.4},
+    "replay, causal, texts of its own, share in model time": {
+        "method": {"name": "replay", "share": 0.4, "spacing": "model_time", "day_steps": 2, "finish_weight": 0.5},
         "model": {"kind": "causal", "name": "causal"},
         "memory": {"source": "self"},
     },
