@@ -152,7 +152,7 @@ class CostRecord(Record):
     )
     evaluating_seconds: float = Field(0.0, title="evaluating", description="answering the test examples")
     memory_seconds: float = Field(
-        0.0, title="choosing the memory", description="losses of the training texts, where the memory is chosen by them"
+        0.0, description="choosing the memory: losses of the training texts, or texts that the model writes"
     )
     steps: int = Field(0, description="inner optimizer steps")
     examples_trained: int = 0
