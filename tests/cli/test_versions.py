@@ -39,6 +39,25 @@ def test_a_line_per_row(run: Path, merganser: Command) -> None:
     assert last["bytes"] == sum(path.stat().st_size for path in (run / "tasks/02-topic").rglob("*") if path.is_file())
 
 
+def test_scores_that_were_taken_later_are_compared(run: Path, merganser: Command) -> None:
+    """As of a task that was added, or is watched, only from the last row on."""
+    set_answers(without_checksums(run), "01-mood", "mood", [1.0] * 8)
+    set_answers(run, "02-topic", "mood", [1.0] * 6 + [0.0] * 2)
+    expected = [merganser("diff", run, "00-start", "topic").out, merganser("history", run).out]
+    assert "mood −25.0" in expected[1]
+    files = [run / "tasks" / name / "row.json" for name in ("00-start", "01-mood", "02-topic")]
+    first, second, last = map(read_json, files)
+    last["earlier"] = {
+        "0": {"topic": first["scores"]["scores"].pop("topic")},
+        "1": {"mood": second["scores"]["scores"].pop("mood")},
+    }
+    for file, content in zip(files, (first, second, last), strict=True):
+        file.write_text(json.dumps(content))
+    found = [merganser("diff", run, "00-start", "topic").out, merganser("history", run).out]
+    assert found[0] == expected[0]
+    assert "mood −25.0" in found[1]
+
+
 def test_undo_keeps_and_goes_back(run: Path, merganser: Command) -> None:
     assert merganser("tag", run, "good").code == 0
     before = contents(run)

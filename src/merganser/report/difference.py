@@ -106,12 +106,13 @@ def difference(directory: RunDirectory, before: str, after: str, confidence: flo
     """
     first, second = directory.find(before), directory.find(after)
     reader, tests = AnswersOfRows(directory.rows), tests_of(directory.rows)
-    scores = [row.file.scores.scores for row in (first, second)]
-    columns = [*directory.matrix().tasks, *scores[0], *scores[1]]
-    names = [name for name in dict.fromkeys(columns) if name in scores[0] or name in scores[1]]
+    matrix = directory.matrix()  # with scores that were taken later
     compared = []
-    for name in names:
-        values = [each[name].value if name in each else None for each in scores]
+    for name in matrix.tasks:
+        scores = [matrix.score(row.file.row, name) for row in (first, second)]
+        values = [None if each is None else each.value for each in scores]
+        if values == [None, None]:
+            continue
         paired, changed = None, []
         old, new = (reader.find(name, row.file.row) for row in (first, second))
         if None not in values and old is not None and new is not None:

@@ -9,9 +9,10 @@ from typing import Any
 
 from merganser.errors import InputError, nearest
 from merganser.methods import METHODS
+from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.retention import Bounds
 from merganser.report.formatting import MISSING, score, size
-from merganser.report.retention import check_row
+from merganser.report.retention import check_row, watched_in
 from merganser.runs import RunDirectory
 from merganser.runs.answers import AnswersOfRows, NothingToCompareError
 from merganser.runs.options import Keep, RunsOptions
@@ -113,13 +114,13 @@ def history(directory: RunDirectory, bounds: Bounds | None = None) -> History:
     bounds = bounds or Bounds()
     rows = directory.rows
     _check_names(bounds, rows)
-    answers = AnswersOfRows(rows)
+    answers, matrix = AnswersOfRows(rows), directory.matrix()
     tags: dict[int, list[str]] = {}
     for name, row in directory.tags().items():
         tags.setdefault(row.file.row, []).append(name)
     versions = []
     for number, row in enumerate(rows):
-        worst, change = _worst(rows, number)
+        worst, change = _worst(rows, matrix, number)
         names = [task.name for task in row.file.tasks]
         scores = row.file.scores.scores
         versions.append(
@@ -156,12 +157,12 @@ def history(directory: RunDirectory, bounds: Bounds | None = None) -> History:
     return History(str(directory.path), keep, bounds, versions, kept)
 
 
-def _worst(rows: Sequence[Row], number: int) -> tuple[str | None, float | None]:
+def _worst(rows: Sequence[Row], matrix: ScoreMatrix, number: int) -> tuple[str | None, float | None]:
     """Return the earlier task that lost most against the row before, and its change."""
     if number == 0:
         return None, None
-    before, now = (rows[index].file.scores.scores for index in (number - 1, number))
-    names = [*_learned(rows[:number]), *_watched(rows[: number + 1])]
+    before, now = (matrix.rows[index].scores for index in (number - 1, number))
+    names = [*_learned(rows[:number]), *watched_in(rows[: number + 1])]
     changes = {name: now[name].value - before[name].value for name in names if name in before and name in now}
     if not changes:
         return None, None
@@ -173,13 +174,8 @@ def _learned(rows: Sequence[Row]) -> list[str]:
     return [task.name for row in rows for task in row.file.tasks]
 
 
-def _watched(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the watched tasks -> their group, or an empty string."""
-    return {task.name: task.group or "" for row in rows for task in row.file.watched}
-
-
 def _check_names(bounds: Bounds, rows: Sequence[Row]) -> None:
-    watched = _watched(rows)
+    watched = watched_in(rows)
     known = [*_learned(rows), *watched, *filter(None, watched.values())]
     for name in bounds.max_drop_of or {}:
         if name not in known:
@@ -191,7 +187,7 @@ def _verdict(directory: RunDirectory, row: Row, bounds: Bounds, answers: Answers
     if row.is_start:
         return None
     rows = directory.rows
-    watched = _watched(rows[: row.file.row + 1])
+    watched = watched_in(rows[: row.file.row + 1])
     compared = {*_learned(rows[: row.file.row]), *watched, *watched.values()}
     drops = {name: drop for name, drop in (bounds.max_drop_of or {}).items() if name in compared}
     bounds = replace(bounds, max_drop_of=drops)

@@ -132,7 +132,7 @@ def check_row(
     answers = answers or AnswersOfRows(rows)
     current = rows[number]
     own = [task.name for task in current.file.tasks]
-    watched = _watched(rows[: number + 1])
+    watched = watched_in(rows[: number + 1])
     earlier = [*(task.name for before in rows[:number] for task in before.file.tasks), *watched]
     bounds = _for_tasks(bounds or Bounds(), [*earlier, *own], watched)
     if other is None:
@@ -143,7 +143,7 @@ def check_row(
     else:
         theirs = other.rows
         foreign = AnswersOfRows(theirs)
-        known = {task.name for before in theirs for task in before.file.tasks} | _watched(theirs).keys()
+        known = {task.name for before in theirs for task in before.file.tasks} | watched_in(theirs).keys()
         judged = [name for name in [*earlier, *own] if name in known and name in current.file.scores.scores]
         if not judged:
             raise InputError(f"'{directory.path}' and '{other.path}' have no task in common.", "Name another run.")
@@ -174,8 +174,8 @@ def check_row(
     )
 
 
-def _watched(rows: Sequence[Row]) -> dict[str, str]:
-    """Return the tasks that are watched in the last of these rows -> their group, or an empty string."""
+def watched_in(rows: Sequence[Row]) -> dict[str, str]:
+    """Return the tasks that are watched up to the last of these rows -> their group, or an empty string."""
     return {each.name: each.group or "" for row in rows for each in row.file.watched}
 
 
