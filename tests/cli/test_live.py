@@ -131,7 +131,7 @@ def test_the_matrix_fits_the_terminal(count: int) -> None:
     with console.capture() as captured:
         console.print(delta_table(rows, 80, 8))
     lines = captured.get().splitlines()
-    assert len(lines) == 10 if count > 5 else 8
+    assert len(lines) == (10 if count > 5 else 8)
     assert max(map(len, lines)) <= 80
     text = captured.get()
     assert shortened(rows[-1][0][0], 14) in text  # learned last
