@@ -41,6 +41,14 @@ def test_score(value: float | None, signed: bool, text: str) -> None:
     assert formatting.score(value, signed) == text
 
 
+def test_rows_whose_weights_are_kept() -> None:
+    assert [formatting.kept_rows(keep) for keep in ("tagged", 1, 3)] == [
+        "the last row",
+        "the last row",
+        "the last 3 rows",
+    ]
+
+
 @pytest.mark.parametrize(
     ("value", "text"),
     [(0.0125, "0.0125"), (1234.5, "1,230"), (1.2345e-7, "1.23 × 10^−7"), (-0.5, "−0.5"), (0.0, "0"), (None, "–")],

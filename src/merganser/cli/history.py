@@ -74,11 +74,12 @@ def _show(found: History, graph: bool) -> None:
 
 def _weights(found: History) -> list[str]:
     """Return what is said of weights that are not kept."""
+    from merganser.report.formatting import kept_rows
     from merganser.report.history import REMOVED
 
     if found.keep_weights == "all":
         return []
-    which = "the last row" if found.keep_weights == "tagged" else f"the last {found.keep_weights} rows"
+    which = kept_rows(found.keep_weights)
     lines = [f"Weights are kept of row 0, {which} and rows with a tag (runs.keep_weights: {found.keep_weights})."]
     if not all(row.weights for row in found.rows):
         lines.append(f"{REMOVED} weights removed: scores and answers are there, the model is not.")

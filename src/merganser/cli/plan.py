@@ -70,13 +70,13 @@ def _show(plan: Plan) -> None:
 
 def _kept(plan: Plan) -> str:
     """Return what the run will keep of each row's weights."""
-    from merganser.report.formatting import size
+    from merganser.report.formatting import kept_rows, size
 
     each = f"about {size(plan.row_bytes)} each, without what the method keeps besides"
     if plan.keep_weights == "all":
         return f"Weights on disk: of every row, {each} (runs.keep_weights: all)."
-    which = "the last row" if plan.keep_weights == "tagged" else f"the last {plan.keep_weights} rows"
     remedy = "a tag (`merganser tag`) keeps those of a row; undo and export reach rows with weights only"
+    which = kept_rows(plan.keep_weights)
     return f"Weights on disk: of row 0 and {which}, {each} (runs.keep_weights: {plan.keep_weights}); {remedy}."
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 from merganser.control import CAUSES
+from merganser.runs.options import Keep
 from merganser.runs.record import MergeRecord
 from merganser.tables import MISSING, finite, score
 from merganser.tables import row_label as row_label
@@ -127,6 +128,11 @@ def shortened(text: str, limit: int = 18) -> str:
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun: ``1 merge``, ``2 merges``, ``1,200 merges``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"
+
+
+def kept_rows(keep: Keep) -> str:
+    """Name the rows beside row 0 whose weights are kept without a tag: ``the last row``, ``the last 3 rows``."""
+    return "the last row" if keep in ("tagged", 1) else f"the last {keep} rows"
 
 
 def _change(name: str, before: float | None, after: float | None) -> str:
