@@ -78,7 +78,7 @@ class LiveView:
         self.stream = stream
         self.verbose = verbose
         self.rows: list[Row] = []
-        self.beside = Beside(stream.beside[1]) if stream is not None and stream.beside is not None else None
+        self.beside = None if stream is None or stream.beside is None else Beside(*stream.beside, stream.total)
         self.merges: list[str] = []
         self.time = TimeLeft({} if stream is None else stream.sizes)
         self.task = Text("Reading the model ...", style="dim")
@@ -97,12 +97,10 @@ class LiveView:
         most = max(2, (self.console.height - 9) // max(1, len(tables)) - 3)
         if self.rows:
             parts.append(delta_table(self.rows, self.console.width, most))
-        if self.stream is not None and self.stream.beside is not None and self.beside is not None:
-            number = min(max(len(others), 1), self.stream.total)
-            done = len(others) > self.stream.total
-            parts.append(Text(f"{self.stream.beside[0]}: {'done' if done else self._place(number)}", style="bold"))
-            if others:
-                parts.append(delta_table(others, self.console.width, most))
+        if self.beside is not None:
+            parts.append(Text(self.beside.place(), style="bold"))
+        if others:
+            parts.append(delta_table(others, self.console.width, most))
         estimate = left(self.time.seconds())
         parts.append(Text.assemble(self.task, f", {estimate}" if estimate else ""))
         if self.status:
@@ -189,12 +187,17 @@ class LiveView:
 
 
 class Beside:
-    """The rows of a run that another process writes, read again at most once a second."""
+    """A run that another process writes, one task after another; its rows are read again at most once a second."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, title: str, path: Path, total: int) -> None:
+        self._title, self._path, self._total = title, path, total
         self._rows: list[Row] = []
         self._read = -math.inf
+
+    def place(self) -> str:
+        """``Sequential fine-tuning: task 3 of 5``."""
+        number = max(len(self.rows()), 1)
+        return f"{self._title}: {f'task {number} of {self._total}' if number <= self._total else 'done'}"
 
     def rows(self) -> list[Row]:
         """Return the rows so far."""
