@@ -108,6 +108,20 @@ def test_what_is_different_between_two_rows(trained: Path, merganser: Command) -
     assert len(shown) == sum(min(2, len(values["flips"])) for values in found["tasks"]) > 0
 
 
+def test_preferences_that_changed(run: Path, merganser: Command) -> None:
+    """Of pairs no answer is written, only which one the model prefers."""
+    without_checksums(run)
+    for row, scores in (("01-mood", [1.0] * 8), ("02-topic", [0.0] + [1.0] * 7)):
+        set_answers(run, row, "mood", scores)
+        file = run / "tasks" / row / "answers.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps({**line, "answers": []}) + "\n" for line in lines))
+    done = merganser("diff", run, "mood", "topic", "--examples", "1")
+    assert "  worse: preferred this answer became preferred the rejected one, expected 'good'" in done.out
+    (flip,) = json.loads(merganser("diff", run, "mood", "topic", "--json").out)["tasks"][0]["flips"]
+    assert (flip["before"], flip["after"], flip["change"]) == (None, None, -1.0)
+
+
 def test_the_distance_of_an_adapter_is_that_of_its_updates(trained: Path, merganser: Command) -> None:
     found = json.loads(merganser("diff", trained, "mood", "topic", "--json").out)
     everything, *blocks = found["weights"]

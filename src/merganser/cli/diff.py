@@ -86,6 +86,7 @@ def _show_scores(console: Console, found: Difference, confidence: float) -> None
 def _show_flips(console: Console, found: Difference, most: int) -> None:
     from rich.text import Text
 
+    from merganser.report.changed_answers import said
     from merganser.report.difference import chosen_flips
     from merganser.report.formatting import shortened
 
@@ -96,9 +97,10 @@ def _show_flips(console: Console, found: Difference, most: int) -> None:
         console.print(Text(f"\n{each.task}: {len(flips)} of {len(each.flips)} answers that changed", style="bold"))
         for flip in flips:
             became = "worse" if flip.change < 0 else "better"
-            said = f"{_line(flip.before)!r} became {_line(flip.after)!r}"
+            quoted = repr if flip.before is not None else str
+            answers = " became ".join(quoted(_line(text)) for text in said(flip))
             expected = f", expected {_line(flip.expected)!r}" if flip.expected else ""
-            console.print(Text(f"  {became}: {said}{expected}"), soft_wrap=True)
+            console.print(Text(f"  {became}: {answers}{expected}"), soft_wrap=True)
             if flip.text:
                 console.print(Text(f"    {flip.number}: {shortened(' '.join(flip.text.split()), 100)}"), soft_wrap=True)
 

@@ -26,15 +26,15 @@ class Flip:
         number: 1-based position in the test set.
         text: the example as the model reads it; of a conversation its last turn before the answer; empty: not known.
         expected: the right answer; empty: not known.
-        before, after: the answers.
+        before, after: the answers; ``None``: the model writes none, it was asked which of two it prefers.
         change: of the score, in [-1, 1].
     """
 
     number: int
     text: str
     expected: str
-    before: str
-    after: str
+    before: str | None
+    after: str | None
     change: float
 
 
@@ -49,9 +49,17 @@ def flips(before: KeptAnswers, after: KeptAnswers, tests: Sequence[KeptExample])
     for index, (first, second) in enumerate(zip(before.scores, after.scores, strict=True)):
         if first != second:
             text, expected = _shown(tests[index]) if index < len(tests) else ("", "")
-            old, new = (kept.answers[index] if kept.answers else "" for kept in (before, after))
+            old, new = (kept.answers[index] if kept.answers else None for kept in (before, after))
             found.append(Flip(index + 1, text, expected, old, new, second - first))
     return sorted(found, key=lambda flip: flip.change)
+
+
+def said(flip: Flip) -> tuple[str, str]:
+    """Return both answers for people: ``(nothing)`` is an empty one."""
+    preferred = ("preferred this answer", "preferred the rejected one")
+    if flip.before is None or flip.after is None:
+        return preferred if flip.change < 0 else preferred[::-1]
+    return flip.before or "(nothing)", flip.after or "(nothing)"
 
 
 def _shown(example: KeptExample) -> tuple[str, str]:

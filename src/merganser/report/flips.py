@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.metrics.course import TaskCourse
-from merganser.report.changed_answers import Flip, tests_of
+from merganser.report.changed_answers import Flip, said, tests_of
 from merganser.report.changed_answers import flips as changed_answers
 from merganser.report.formatting import shortened
 from merganser.report.series import rows_learned
@@ -42,10 +42,7 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
         before, now = answers.of(each.task, row_of[each.task]), answers.of(each.task, len(rows) - 1)
         assert each.paired is not None
         words = ("became wrong", "became right") if each.paired.right_or_wrong else ("scores lower", "scores higher")
-        shown = [
-            _example(flip, bool(before.answers), words)
-            for flip in changed_answers(before, now, tests.get(each.task, ()))[:most]
-        ]
+        shown = [_example(flip, words) for flip in changed_answers(before, now, tests.get(each.task, ()))[:most]]
         left = each.paired.lost + each.paired.gained - len(shown)
         found.append(
             {
@@ -61,15 +58,14 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
     return found
 
 
-def _example(flip: Flip, answered: bool, words: tuple[str, str]) -> dict[str, Any]:
+def _example(flip: Flip, words: tuple[str, str]) -> dict[str, Any]:
     lost = flip.change < 0
-    preferred = ["preferred this answer", "preferred the rejected one"]
-    before, now = (flip.before, flip.after) if answered else (preferred if lost else preferred[::-1])
+    before, now = said(flip)
     return {
         "lost": lost,
         "word": words[not lost],
         "input": shortened(flip.text, LONGEST),
-        "before": shortened(before, LONGEST) or "(nothing)",
-        "now": shortened(now, LONGEST) or "(nothing)",
+        "before": shortened(before, LONGEST),
+        "now": shortened(now, LONGEST),
         "expected": shortened(flip.expected, LONGEST),
     }

@@ -55,8 +55,8 @@ def changed_examples(rows: Sequence[Row], check: Check) -> Iterator[dict[str, An
                 "task": task,
                 "input": flip.text,
                 "expected": flip.expected,
-                "before": flip.before if before.answers else None,
-                "now": flip.after if now.answers else None,
+                "before": flip.before,
+                "now": flip.after,
                 "score_before": before.scores[flip.number - 1],
                 "score_now": now.scores[flip.number - 1],
             }
