@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from merganser.errors import InputError
 from tests.learner.toys import Command, contents, flip_bit, results, without_checksums, write_stream
 
 
@@ -84,6 +85,20 @@ def test_the_remedy_for_a_damaged_earlier_task_works(damaged: str, run: Path, me
     assert done.out.strip() == f"Removed '{'01-mood' if damaged == 'row.json' else 'mood'}', 'topic'. No task is left."
     assert [folder.name for folder in (run / "tasks").iterdir()] == ["00-start"]
     assert merganser("verify", run).code == 0
+
+
+def test_what_was_removed_is_said_before_the_page_fails(
+    run: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its page reads the answers of earlier rows, which may be damaged; the same command would remove another task."""
+
+    def fail(*given: object) -> None:
+        raise InputError("The answers are damaged.", "Restore them.")
+
+    monkeypatch.setattr("merganser.report.write_report", fail)
+    done = merganser("undo", run)
+    assert (done.code, done.error) == (2, "The answers are damaged. Restore them.")
+    assert done.out == "Removed 'topic'. Learned tasks: mood.\n"
 
 
 @pytest.mark.parametrize(

@@ -61,11 +61,11 @@ def undo(
             return
         result = undo_rows(directory, to, keep=keep)
         record = directory.record()
-        write_report(record, run / "report.html")
-    left = ", ".join(task.name for task in record.tasks)
-    typer.echo(f"{_said(result)} {f'Learned tasks: {left}.' if left else 'No task is left.'}")
-    for line in _lines(result, run):
-        typer.echo(line)
+        left = ", ".join(task.name for task in record.tasks)
+        typer.echo(f"{_said(result)} {f'Learned tasks: {left}.' if left else 'No task is left.'}")
+        for line in _lines(result, run):
+            typer.echo(line)
+        write_report(record, run / "report.html")  # last: damaged answers stop it, and what was done is said by then
 
 
 def _said(result: UndoResult) -> str:
