@@ -22,7 +22,7 @@ from merganser.report.formatting import (
     score_with_error,
     size,
 )
-from merganser.report.sections import stored_over_time
+from merganser.report.sections import method_name, method_title, stored_over_time
 from merganser.runs.record import RunRecord
 
 SPELLED_OUT = {
@@ -113,7 +113,7 @@ def course_table(tasks: Sequence[TaskCourse], baseline: RunRecord | None = None)
         ratio = {"overflow": "fold"} if number == 0 else {"no_wrap": True}
         table.add_column(name, justify="left" if number in (0, 6) else "right", vertical="bottom", **ratio)
     if baseline is not None:
-        table.add_column(f"{baseline.info.config['method']['name']}\nnow", justify="right", no_wrap=True)
+        table.add_column(f"{method_name(baseline)}\nnow", justify="right", no_wrap=True)
     for each, row in zip(tasks, rows, strict=True):
         style = STYLES.get(each.word, "")
         line = [Text(row[number], style if number >= 4 else "") for number in used]
@@ -151,7 +151,7 @@ def _show_headline(console: Console, record: RunRecord, baseline: RunRecord | No
         line = f"{title}: {_value(metric)}"
         other = None if baseline is None else _metric(baseline, name)
         if baseline is not None and other is not None:
-            line += f"; {baseline.info.config['method']['name']}: {_value(other)}"
+            line += f"; {method_name(baseline)}: {_value(other)}"
         console.print(Text(f"{line}."))
 
 
@@ -219,10 +219,3 @@ def stored(record: RunRecord) -> str:
         return ""
     parts = ", ".join(f"{name} {size(count)}" for name, count in last.method_bytes.items())
     return f"stores {parts}: {stored_over_time(record)}."
-
-
-def method_title(record: RunRecord) -> str:
-    """Return the title of a run's method."""
-    from merganser.methods import METHODS
-
-    return METHODS[record.info.config["method"]["name"]].title
