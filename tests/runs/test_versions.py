@@ -258,6 +258,29 @@ def test_an_undo_that_keeps_survives_any_interruption(directory: RunDirectory, m
     stopped_anywhere(directory.path, work, monkeypatch)
 
 
+def test_a_tag_that_was_given_after_an_interruption_is_kept(
+    directory: RunDirectory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[None] = []
+    replace = atomic.os.replace
+
+    def twice(*args: Path) -> None:
+        if len(done) == 2:
+            raise Killed
+        done.append(replace(*args))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(atomic.os, "replace", twice)
+        with pytest.raises(Killed):
+            undo_rows(directory, "a", keep=True)
+    directory.reload()
+    assert (names(directory)[-1], [row.name for row in directory.undone()["b-undone"].rows]) == ("02-b", ["03-c"])
+    tag_row(directory, "between")
+    assert undo_rows(directory, "a", keep=True).kept_as == "b-undone"
+    assert undo_rows(directory, "b-undone").tags_restored == ["between"]
+    assert (names(directory)[-1], list(directory.tags())) == ("03-c", ["between"])
+
+
 def test_going_back_survives_any_interruption(directory: RunDirectory, monkeypatch: pytest.MonkeyPatch) -> None:
     tag_row(directory, "good")
     undo_rows(directory, "a", keep=True)

@@ -167,11 +167,13 @@ class _Change:
         taken = [*self.kept, *self._tags_before, *(task for row in self.names for task in row.tasks)]
         chain = chain_of([staying[-1], *going])
         # An undo that was interrupted has kept the last of these rows; they are put together again.
-        begun = [name for name, version in self.kept.items() if version.continues(chain)]
-        self.result.kept_as = begun[0] if begun else undone_name(self.names[left].short, taken)
+        begun = next((version for version in self.kept.values() if version.continues(chain)), None)
+        self.result.kept_as = undone_name(self.names[left].short, taken) if begun is None else begun.name
         target = self.directory.path / UNDONE / self.result.kept_as
-        if not begun:
+        if begun is None:
             write(changes.folder(target) / UNDONE_RECORD, undone_bytes(chain, tags))
+        else:  # with the tags that were given since
+            changes.write(target / UNDONE_RECORD, undone_bytes(begun.file.chain, begun.file.tags | tags))
         for folder in reversed(going):
             changes.rename_folder(folder, target / folder.name)
 
