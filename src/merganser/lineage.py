@@ -25,6 +25,12 @@ FILE = "lineage.json"
 FORMAT = 1
 """Version of the record; one with a larger number is refused."""
 
+PLACEHOLDER = "./base/"
+"""Beginning of the name of a model that is not on the hub: a place beside the program that loads the adapter.
+
+No hub id begins so: nobody can register the name and have other weights loaded.
+"""
+
 DIGITS = 12
 """Hexadecimal digits of a hash that a message shows."""
 
@@ -165,6 +171,19 @@ def write_lineage(folder: Path, lineage: Lineage, *, without: tuple[str, ...] = 
     lineage = lineage.model_copy(update={"files": files, "weights": lineage.weights or weights_digest(files)})
     (folder / FILE).write_bytes(json_bytes(lineage.model_dump()))
     return lineage
+
+
+def told_by_hash(folder: Path, base: str) -> bool:
+    """Whether an adapter's base is known by its hash in ``lineage.json``, and its name is a placeholder.
+
+    Args:
+        folder: of the adapter.
+        base: ``base_model_name_or_path`` in its configuration.
+
+    Raises:
+        InputError: the lineage is damaged.
+    """
+    return base.startswith(PLACEHOLDER) and read_lineage(folder) is not None
 
 
 def read_lineage(folder: Path) -> Lineage | None:

@@ -14,9 +14,10 @@ import pytest
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.mergekit_file import translate
 from merganser.checkpoints.recipe_file import parse, read_recipe
-from merganser.checkpoints.source import locate
+from merganser.checkpoints.source import locate, open_checkpoint
 from merganser.checkpoints.with_adapter import open_model
 from merganser.errors import InputError
+from merganser.lineage import BaseModelLineage, Lineage, model_digest, write_lineage
 from merganser.merging.ties import ties
 from tests.checkpoints.conftest import example, write_folder
 from tests.checkpoints.test_merge import load
@@ -161,6 +162,22 @@ def test_what_is_refused(base: Path, tmp_path: Path, second: str, config: dict[s
     assert not (tmp_path / "out").exists()
     if "base_model_name_or_path" in config:
         merged([f"{base}+{folder}"], tmp_path / "out", allow_different_bases=True)
+
+
+def test_the_hash_tells_the_base_of_an_adapter_that_names_a_placeholder(base: Path, tmp_path: Path) -> None:
+    folder = adapter(tmp_path / "a", base_model_name_or_path="./base/other")
+    with pytest.raises(InputError, match=r"was trained on \./base/other"):
+        merged([f"{base}+{folder}"], tmp_path / "out")
+    checkpoint = open_checkpoint(locate(str(base)))
+    sha256 = model_digest([checkpoint.folder / shard for shard in checkpoint.shards], checkpoint.config)
+    for digest in (sha256, "0" * 64):
+        of_base = BaseModelLineage(name="./base/other", sha256=digest)
+        write_lineage(Path(folder), Lineage(base=of_base, tokenizer="", weights="0" * 64))
+        if digest == sha256:
+            assert merged([f"{base}+{folder}"], tmp_path / "out")
+        else:
+            with pytest.raises(InputError, match="is another model"):
+                merged([f"{base}+{folder}"], tmp_path / "again")
 
 
 def test_another_layer_and_more_tokens_are_refused(base: Path, tmp_path: Path) -> None:

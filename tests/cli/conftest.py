@@ -10,20 +10,11 @@ import pytest
 from tests.learner import toys
 
 
-@pytest.fixture
-def curves() -> None:
-    """For tests of the page itself: its curves are drawn, which takes as long as learning a toy task."""
-
-
 @pytest.fixture(autouse=True)
-def _quiet_surroundings(
-    request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[None]:
-    """One thread, cache and working folder of the test's own, a terminal of ordinary width, pages without curves."""
+def _quiet_surroundings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """One thread, cache and working folder of the test's own, a terminal of ordinary width."""
     import torch
 
-    if "curves" not in request.fixturenames:
-        monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.setenv("MERGANSER_CACHE", str(tmp_path / "cache"))

@@ -167,8 +167,6 @@ def serve() -> None:
     """Answer orders until standard input ends."""
     import torch
 
-    from merganser.report import page
-
     for module in PRELOADED:
         importlib.import_module(module)
     for command in pkgutil.iter_modules(merganser.cli.__path__):
@@ -177,7 +175,6 @@ def serve() -> None:
     gc.freeze()  # the pages of what is loaded stay shared with the children
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # as in tests/conftest.py
-    page.curve_images = lambda data: []  # as in tests/cli/conftest.py
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
         order = json.loads(line)

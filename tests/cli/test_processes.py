@@ -45,7 +45,8 @@ CASES: dict[str, dict[str, Any]] = {
         "training": {"steps": None, "epochs": 3, "batch": 11},
         "method": {"merge_at_end": True, "probe_set": "fresh"},
     },
-    "causal, all weights, accumulation, batch of 3": {
+    "causal, all weights, accumulation, batch of 3, a watched task": {
+        "watch": [{"name": "safety", "test": "truth-test.json", "group": "safety"}],
         "model": {"kind": "causal", "lora": None},
         "training": {"batch": 3, "accumulation": 2, "learning_rate": 0.002, "weight_decay": 0.1, "steps": 7},
     },
@@ -96,13 +97,13 @@ def letters(answers: Sequence[str], references: Sequence[str], inputs: Sequence[
 
 def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     """The stream of a case, without dropout: of that every process has its own."""
-    changes = {section: dict(change) for section, change in case.items()}
+    changes = {section: dict(change) if section != "watch" else change for section, change in case.items()}
     model = changes.setdefault("model", {})
     chats = model.get("name") == "chat"
     model["name"] = str(chat_model(folder) if chats else model_folder(model.get("kind", "matcher")))
     model.setdefault("lora", {"r": 4, "dropout": 0.0})
     model["dropout"] = 0.0
-    method, mix = changes.pop("method", {}), changes.pop("mix", None)
+    method, mix, watch = changes.pop("method", {}), changes.pop("mix", None), changes.pop("watch", [])
     if "name" not in method:
         method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
     changes["training"] = {"steps": 8, "checkpoint_minutes": None, **changes.get("training", {})}
@@ -110,6 +111,7 @@ def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     values = toys.settings(**changes)
     values["method"] = method
     values["stream"]["mix"] = mix
+    values["stream"]["watch"] = watch
     if chats:
         write_chats(folder)
         tasks = values["stream"]["tasks"]
@@ -217,6 +219,11 @@ WAYS = {
 """With which of them a case is tried: each part of it once with whole weights or shards, where both share the code."""
 
 
+def kept_answers(run: Path) -> list[Any]:
+    """The answers of every row and task."""
+    return [json.loads(line) for file in sorted(run.glob("tasks/*/answers.jsonl")) for line in file.open()]
+
+
 def trained_on(run: Path) -> list[Any]:
     """Rows and tokens of each source, of every task."""
     return [task["trained"] for row in sorted(run.glob("tasks/*/row.json")) for task in toys.read_json(row)["tasks"]]
@@ -235,6 +242,11 @@ def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -
         several = tmp_path / name
         succeed(together(spawner, "run", stream, "--out", several, environment=KINDS[name]))
         alike(one, several, within)
+        mine, theirs = kept_answers(one), kept_answers(several)
+        assert [(each["row"], each["task"]) for each in theirs] == [(each["row"], each["task"]) for each in mine]
+        watched = [answers for answers in theirs if answers["task"] == "safety"]
+        assert [answers["row"] for answers in watched] == ([0, 1, 2] if "watched" in case else [])
+        assert [len(answers["scores"]) for answers in watched] == [8] * len(watched)
         assert trained_on(several) == trained_on(one)
         if "conversations" in case:
             (score,) = (row["scores"]["chat"] for row in read_json(several / "scores.json")["rows"][-1:])

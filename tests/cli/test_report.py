@@ -19,7 +19,6 @@ app = typer.Typer()
 app.command()(report)
 
 
-@pytest.mark.usefixtures("curves")
 def test_page_figures_and_tables(tmp_path: Path) -> None:
     run = to_disk(make_run(["a", "b"], steps=30), tmp_path / "run")
     plain = to_disk(make_run(["a", "b"], steps=30, merging=False, method="sequential"), tmp_path / "plain")

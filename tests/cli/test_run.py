@@ -11,7 +11,6 @@ from tests.learner import toys
 from tests.learner.toys import Command, contents, read_json, results, values_of, write_rows, write_stream
 
 
-@pytest.mark.usefixtures("curves")
 @pytest.mark.parametrize("method", ["sequential", "replay", "aim"])
 def test_a_method_learns_three_tasks(method: str, merganser: Command, tmp_path: Path) -> None:
     stream = write_stream(

@@ -13,8 +13,10 @@ from merganser.cli.screen import show_outcome
 from merganser.metrics.paired import PairedChange, paired_change
 from merganser.report.formatting import score, size
 from merganser.runs.record import Against, RunRecord, ScoresFile
+from merganser.streams.watch_options import Group
 from tests.cli.test_check import set_answers
 from tests.learner.toys import Command, copy_of_trained, without_checksums
+from tests.report.answered import watching
 from tests.report.conftest import TOPICS, make_run
 
 
@@ -43,7 +45,7 @@ def with_answers(run: RunRecord) -> RunRecord:
                 answers(rows[-1].scores[task].value),
             )
             for number, row in enumerate(rows[:-1])
-            for task in row.learned
+            for task in (*row.learned, *(each.name for each in run.scores.watched if number == 0))
         }
 
     return run.compare_by(compare)
@@ -92,6 +94,34 @@ def test_many_tasks_in_80_columns(count: int) -> None:
     )
     assert "lower" in text
     assert "lost to" not in text
+
+
+WATCHED: dict[str, tuple[Group | None, float]] = {
+    "arithmetic": ("general", 0.0),
+    "careful-with-secrets": ("safety", 0.01),
+}
+
+
+@pytest.mark.parametrize("count", [15, 60])
+def test_watched_tasks_are_rows_with_their_mark(count: int) -> None:
+    record = with_answers(watching(make_run([f"task{number}" for number in range(count)], forgetting=0.0), WATCHED))
+    text = screen(record)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    rows = {line.partition(" *")[0]: line.split() for line in lines if " *  " in line}
+    assert list(rows) == list(WATCHED)
+    # Never learned: no score right after; the change is since before any training.
+    interval = record.courses()[-1].interval
+    lost, now = f"−{count}.0", f"{80 - count}.0"
+    assert " ".join(rows["careful-with-secrets"]) == f"careful-with-secrets * 80.0 {now} {lost} {interval} lost"
+    assert " ".join(rows["arithmetic"])[:24] == "arithmetic * 80.0 80.0 0"
+    joined = " ".join(text.split())
+    assert f"Learned {count} tasks, the last task{count - 1}: " in joined
+    assert f"Most lost: careful-with-secrets {lost} (80.0 to {now})." in joined
+    assert "*: watched, never learned; change: since before any training" in joined
+    # What the last row took of it, if the sentence is about that.
+    of_row = " ".join(screen(record, learned=[f"task{count - 1}"]).split())
+    assert f"careful-with-secrets −1.0 ({81 - count}.0 to {now})" in of_row
 
 
 def test_tasks_without_tests() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,10 @@ from merganser.errors import InputError
 from merganser.events import Event, Notice
 from merganser.learner.example_store import stored_examples
 from merganser.streams.loading import load_task
+from merganser.streams.options import StreamOptions
 from merganser.streams.task import Task
 from merganser.streams.task_options import TaskOptions
+from merganser.streams.watch import load_watched
 from tests import tiny
 from tests.learner import toys
 from tests.learner.toys import Command, contents, read_json, results
@@ -92,6 +95,23 @@ def test_the_memory_keeps_conversations_and_rehearses_them(
     again, before = results(tmp_path / "again"), results(folder)
     same = [name for name in before if name.endswith(("memory.jsonl", "signals.jsonl", ".safetensors"))]
     assert {name: again[name] for name in same} == {name: before[name] for name in same}
+
+
+def test_conversations_can_be_watched(run: tuple[Path, Notices], tmp_path: Path) -> None:
+    folder = shutil.copytree(run[0], tmp_path / "run")
+    (tmp_path / "manners.jsonl").write_text("\n".join(map(json.dumps, CHATS["films"][:3])))
+    watched = {"name": "manners", "test": "manners.jsonl", "group": "instruction"}
+    stream = StreamOptions.model_validate({"watch": [watched]})
+    with Learner.open(folder) as learner:
+        learner.watch(*load_watched(stream, tmp_path))
+        learner.learn(load(tmp_path, "shares", CHATS["banks"]))
+    start = read_json(folder / "tasks" / "03-shares" / "row.json")
+    assert [(each["name"], each["test_examples"]) for each in start["watched"]] == [("manners", 3)]
+    assert set(start["earlier"]["0"]) == {"shares", "manners"}
+    lines = (folder / "tasks" / "03-shares" / "watch.jsonl").read_text().splitlines()
+    assert [json.loads(line)["messages"] for line in lines] == [chat["messages"] for chat in CHATS["films"][:3]]
+    with Learner.open(folder, read_only=True) as learner:
+        assert learner.evaluate()["manners"].value == learner.scores.score(-1, "manners").value  # type: ignore[union-attr]
 
 
 def test_the_templates_own_system_prompt_is_said_once_and_recorded(run: tuple[Path, Notices]) -> None:

@@ -129,6 +129,23 @@ def test_an_adapter_that_does_not_fit_is_refused(adapter: Path, config: dict[str
         load(adapter)
 
 
+def test_a_placeholder_is_no_name_and_the_hash_tells_the_base(adapter: Path, tmp_path: Path) -> None:
+    """An export from a folder names ``./base/NAME``: its base may be renamed, but not be another one."""
+    path = adapter / "adapter_config.json"
+    named = json.loads(path.read_text())["base_model_name_or_path"]
+    assert named.startswith("./base/")
+    renamed = shutil.copytree(model_folder(), tmp_path / "renamed")
+    assert load(adapter, name=str(renamed)).options.adapter == str(adapter)
+    lineage = adapter / "lineage.json"
+    lineage.write_text(lineage.read_text().replace(json.loads(lineage.read_text())["base"]["sha256"], "0" * 64))
+    config = check_config(begun(adapter, model={"name": str(renamed)}), "file")
+    with pytest.raises(InputError, match="is another model"):
+        Learner.of_config(tmp_path / "run", config)
+    lineage.unlink()
+    with pytest.raises(InputError, match=r"was trained on \./base/"):
+        load(adapter, name=str(renamed))
+
+
 def test_tokens_of_its_own_are_refused(adapter: Path) -> None:
     import torch
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from merganser import Learner, processes
+from merganser.cli.plan import kept_line
 from merganser.config import check_config, load_config
 from merganser.errors import InputError
 from merganser.events import Evaluating, Event
@@ -160,3 +161,25 @@ def test_options_of_a_plan(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caps
     merganser = Command(monkeypatch, capsys)
     stream = stream_of(tmp_path)
     assert merganser("run", stream).error == "There is no directory for the run. Name one: --out RUN."
+
+
+@pytest.mark.parametrize(
+    ("keep", "line"),
+    [
+        ("all", "Weights on disk: of every row, about 5 MB each, without what the method keeps besides"),
+        (2, "Weights on disk: of row 0 and the last 2 rows, about 5 MB each"),
+        ("tagged", "Weights on disk: of row 0 and the last row, about 5 MB each"),
+    ],
+)
+def test_a_plan_says_which_weights_are_kept(keep: Any, line: str) -> None:
+    plan: Any = SimpleNamespace(keep_weights=keep, row_bytes=5_000_000)
+    text = kept_line(plan)
+    assert text.startswith(line)
+    assert f"(runs.keep_weights: {keep})" in text
+    assert ("a tag (`merganser tag`) keeps those of a row" in text) == (keep != "all")
+
+
+def test_whole_weights_are_kept_of_two_rows_and_adapters_of_all(tmp_path: Path) -> None:
+    for lora, keep in (({"r": 2}, "all"), (None, 2)):
+        config = check_config(toys.settings(model={"lora": lora}, method="sequential"), "options")
+        assert config.keep_weights == keep

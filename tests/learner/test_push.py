@@ -22,6 +22,7 @@ from merganser.models.loading import load_backbone
 from merganser.models.options import ModelOptions
 from merganser.models.source import ModelSource
 from merganser.runs import RunDirectory
+from merganser.runs.names import delete_tag, tag_row
 from merganser.runs.undo import undo_rows
 from merganser.streams.answers import AnswerSpec
 from tests import hub_stand_in
@@ -140,6 +141,30 @@ def test_only_what_is_new_is_pushed(hub: HubStandIn, pushed: Push, tmp_path: Pat
     assert ExportedModel.open(REPO, revision="mood").learned == ["mood"]  # a whole model needs no base
     with pytest.raises(InputError, match=r"holds what the run .* has not: whole models, not adapters"):
         pushed(run)
+
+
+@pytest.mark.usefixtures("exported_before")
+def test_tags_of_the_run_are_tags_on_the_hub(hub: HubStandIn, pushed: Push, tmp_path: Path) -> None:
+    run = toys.copy_of_trained(tmp_path / "work")
+    directory = RunDirectory.open(run)
+    with directory.lock:
+        tag_row(directory, "release", "mood")
+    assert list(pushed(run).pushed) == ["mood", "release", "topic"]
+    repository = hub.repositories[REPO]
+    assert repository.tags["release"] == repository.tags["mood"] != repository.tags["topic"]
+    assert repository.history() == ["initial commit", "Learn mood", "Learn topic"]
+    with directory.lock:
+        tag_row(directory, "newest", "topic")
+    again = pushed(run, revision="newest")  # a name for a commit that is there
+    assert (again.pushed, len(repository.commits)) == ({"newest": repository.tags["topic"]}, 3)
+    with directory.lock:
+        delete_tag(directory, "release")
+        tag_row(directory, "release", "topic")
+    with pytest.raises(InputError, match="release"):
+        pushed(run)
+    assert repository.tags["release"] == repository.tags["mood"]
+    pushed(run, replace=True)
+    assert repository.tags["release"] == repository.tags["topic"]
 
 
 def test_a_dry_run_changes_nothing(hub: HubStandIn, pushed: Push) -> None:

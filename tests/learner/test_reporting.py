@@ -18,6 +18,7 @@ from merganser.config import check_config
 from merganser.errors import InputError
 from merganser.events import Event, Notice
 from merganser.learner import trackers
+from merganser.learner.learn_task import RefusedRow
 from merganser.learner.reporting import Reporting
 from merganser.learner.trackers import TRACKERS, Tracker, check_trackers
 from merganser.streams.answers import AnswerSpec
@@ -226,6 +227,32 @@ def test_a_tracker_that_cannot_begin_and_steps_after_an_interruption(monkeypatch
     assert [event.text.split(".")[0] for event in heard if isinstance(event, Notice)] == [
         "Unreachable failed: OSError: no route to host"
     ]
+
+
+def test_a_refused_row_has_steps_in_a_tracker_and_no_scores(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps are repeated by the next attempt at the same places: the run has taken none."""
+    calls: list[tuple[int, list[str]]] = []
+
+    class Recording(Failing):
+        def log(self, values: Any, step: int) -> None:
+            calls.append((step, sorted(values)))
+
+        def end(self, failed: bool) -> None:
+            calls.append((-1, [str(failed)]))
+
+    monkeypatch.setitem(TRACKERS, "wandb", Recording)
+    with Learner.open(tmp_path / "run", **sections("wandb", steps=2)) as learner:
+        with pytest.raises(RefusedRow):
+            learner.learn(task("mood"), accept=lambda rows: False)
+        refused, calls[:] = list(calls), []
+        learner.learn(task("mood"), accept=lambda rows: True)
+    scores = [(0, ["eval_score/mood"])] if refused[0] == (0, ["eval_score/mood"]) else []
+    steps = [(0, ["task"]), (2, ["learning_rate", "loss"])]
+    assert [call for call in refused if call not in scores] == steps
+    assert calls[:2] == steps
+    assert calls[2][0] == 2
+    assert {"eval_OP", "eval_score/mood"} <= set(calls[2][1])
+    assert calls[3:] == [(-1, ["False"])]
 
 
 def test_weights_and_biases_gets_one_run_that_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

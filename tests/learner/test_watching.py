@@ -50,8 +50,6 @@ def watched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def merganser(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
-    """The command, with pages without curves."""
-    monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])
     return Command(monkeypatch, capsys)
 
 

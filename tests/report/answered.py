@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Mapping
 from pathlib import Path
 
 from merganser.runs import RunDirectory
-from merganser.runs.record import KeptAnswers, KeptExample, RowFile, RunRecord
+from merganser.runs.record import KeptAnswers, KeptExample, RowFile, RunRecord, WatchedColumn, WatchRecord
+from merganser.streams.answers import AnswerSpec
+from merganser.streams.watch_options import Group
+from tests.report.conftest import one_score
 
 LABELS = ("sport", "trade", "space")
 
@@ -36,10 +40,27 @@ def answers_of(task: str, row: int, value: float, n: int) -> KeptAnswers:
     )
 
 
+def watching(run: RunRecord, watched: Mapping[str, tuple[Group | None, float]]) -> RunRecord:
+    """Return the run with watched tasks -> their group and what each row takes from their score of .8."""
+    rows = [
+        row.model_copy(
+            update={"scores": row.scores | {name: one_score(0.8 - n * each[1]) for name, each in watched.items()}}
+        )
+        for n, row in enumerate(run.scores.rows)
+    ]
+    columns = {"tasks": [*run.scores.tasks, *watched], "metrics": run.scores.metrics | dict.fromkeys(watched, "em")}
+    marks = [WatchedColumn(name=name, group=group) for name, (group, _) in watched.items()]
+    return run.model_copy(update={"scores": run.scores.model_copy(update={**columns, "rows": rows, "watched": marks})})
+
+
 def to_disk(run: RunRecord, path: Path, *, answers: bool = True) -> Path:
     """Write the run directory of which ``run`` is the record."""
     directory = RunDirectory.create(path, run.info)
-    names = [task.name for task in run.tasks]
+    names = [*(task.name for task in run.tasks), *(each.name for each in run.scores.watched)]
+    watched = [
+        WatchRecord(name=each.name, group=each.group, fingerprint="0", test_examples=200, spec=AnswerSpec(LABELS))
+        for each in run.scores.watched
+    ]
     try:
         for number, row in enumerate(run.scores.rows):
             tasks = [task for task in run.tasks if task.row == number]
@@ -48,11 +69,13 @@ def to_disk(run: RunRecord, path: Path, *, answers: bool = True) -> Path:
             (folder / "adapter").mkdir()
             (folder / "adapter" / "adapter_config.json").write_text("{}")
             file = RowFile(row=number, tasks=tasks, scores=row, metrics=run.scores.metrics)
+            file.watched = [] if tasks else watched
             kept = [answers_of(each, number, row.scores[each].value, row.scores[each].n) for each in names]
             lines = {
                 "signals": run.signals.get(name, []),
                 "merges": [merge for merge in run.merges if merge.task == name],
                 "test": [each for task in tasks for each in examples_of(task.name, task.test_examples)],
+                "watch": [each for task in file.watched for each in examples_of(task.name, task.test_examples)],
                 "answers": kept if answers else [],
             }
             file.lines = {kind: len(records) for kind, records in lines.items()}

@@ -12,6 +12,7 @@ import pytest
 
 from merganser.errors import InputError, RunError
 from merganser.files import atomic
+from merganser.report.names import run_title
 from merganser.report.page import embedded_json, render, write_report
 from merganser.report.sections import standfirst
 from merganser.runs.checksums import sealed_text
@@ -172,8 +173,7 @@ def test_names_from_the_run_stay_text() -> None:
     assert page.text.count(NASTY) > 10
 
 
-def test_a_hundred_thousand_merges_fit_into_a_page(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])  # they take a second
+def test_a_hundred_thousand_merges_fit_into_a_page(run: RunRecord) -> None:
     first = run.merges[1].model_copy(update={"step": 1})
     last = first.model_copy(update={"merge": 50_000, "step": 9_000})
     signals = run.signals["reuters"]
@@ -194,8 +194,7 @@ def test_a_hundred_thousand_merges_fit_into_a_page(run: RunRecord, monkeypatch: 
     assert page.text.count("Merge 50000 of tweets, after step 9,000") == 1
 
 
-def test_a_configuration_of_many_labels_is_shortened(run: RunRecord, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merganser.report.page.curve_images", lambda data: [])
+def test_a_configuration_of_many_labels_is_shortened(run: RunRecord) -> None:
     labels = [f"label {number}" for number in range(120_000)]
     run.info.config = {"stream": {"tasks": [{"name": "t", "labels": labels}, {"labels": dict.fromkeys(labels, "x")}]}}
     html = render(run)
@@ -323,3 +322,40 @@ def test_a_model_is_named_as_a_person_names_it(run: RunRecord) -> None:
     ):
         run.info.config["model"] = {"name": given, "kind": "matcher"}
         assert standfirst(run).startswith(shown)
+
+
+@pytest.mark.parametrize(
+    ("heading", "shown"),
+    [
+        ("# all-MiniLM-L6-v2\nThis maps texts", "all-MiniLM-L6-v2"),
+        ("---\nlicense: mit\n# a comment\n---\n\n# Model Card for acme/Support-7B\n## Use", "Support-7B"),
+        ("# Our model of all the support texts", "gt_encoder"),
+        ("no heading", "gt_encoder"),
+    ],
+)
+def test_a_model_in_a_folder_is_named_by_its_card(run: RunRecord, tmp_path: Path, heading: str, shown: str) -> None:
+    folder = tmp_path / "gt_encoder" / "model"
+    folder.mkdir(parents=True)
+    (folder / "README.md").write_text(heading)
+    run.info.config["model"] = {"name": str(folder), "kind": "matcher"}
+    assert standfirst(run).startswith(f"{shown} learned")
+
+
+def test_a_run_is_named_as_a_person_names_it(run: RunRecord) -> None:
+    assert run_title(run) == "five topics"
+    run.info.config["stream"] = {"name": "support-products"}
+    assert run_title(run) == "Support products"
+    del run.info.config["stream"]
+    for path, title in (
+        ("/tmp/demo-run/aim", "Demo run"),
+        ("runs/2026-03-claims_v2", "2026-03-claims_v2"),
+        ("/home/someone/BGB tests", "BGB tests"),
+        ("work/run", "newsgroups to grimm"),
+    ):
+        assert run_title(run.model_copy(update={"path": path})) == title
+
+
+def test_dates_are_written_out(run: RunRecord) -> None:
+    html = render(run)
+    assert html.count("2 January 2026, 03:04 UTC") == len(run.tasks)
+    assert "2026-01-02T" not in html.partition('id="run-data"')[0]

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from xml.etree import ElementTree
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from merganser.report.curve_images import BOTTOM, TOP, curve_images
 from merganser.report.series import (
     POINTS,
     buckets,
@@ -118,3 +120,21 @@ def test_merges_without_recorded_steps_still_have_an_axis(run: RunRecord) -> Non
     del run.signals["grimm"]
     grimm = chart_data(run)["tasks"][-1]
     assert (grimm["name"], grimm["steps"], grimm["x"]) == ("grimm", 120, [])
+
+
+def test_curves_are_images_with_their_scores(sequential: RunRecord) -> None:
+    data = chart_data(sequential, [sequential] * 4, {"reuters": 0.05})
+    images = curve_images(data)
+    assert len(images) == 5
+    root = ElementTree.fromstring(images[1])
+    assert root.attrib["aria-label"].startswith("reuters: 12.0 percent after 0, 12.0 percent after 1, 87.0 percent")
+    (line,) = [each for each in root.iter("polyline") if "--accent" in each.attrib["style"]]
+    heights = [float(place.split(",")[1]) for place in line.attrib["points"].split()]
+    # 87 percent of the way from the bottom to the top is reached when it is learned, and falls by 15 points each.
+    assert heights[2] == pytest.approx(BOTTOM - 0.87 * (BOTTOM - TOP), abs=0.06)
+    assert heights[3] - heights[2] == pytest.approx(0.15 * (BOTTOM - TOP), abs=0.11)
+    (band,) = root.iter("rect")
+    assert float(band.attrib["height"]) == pytest.approx(0.1 * (BOTTOM - TOP), abs=0.06)
+    assert len(list(root.iter("path"))) == 4  # markers of the baselines
+    ticks = [text.text for text in root.iter("text")]
+    assert ticks == ["reuters", "0", "2", "4", "0", "50", "100"]

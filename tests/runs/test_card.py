@@ -87,13 +87,23 @@ def test_what_the_records_tell(forgetful: History) -> None:
     assert "/home/me" not in text  # the places of a machine, also in the configuration
     assert "  adapter: adapter\n  system: /no_think\n" in text
     assert "| no training | 20.0 | 10.0 | 0.0 |" in lines
-    assert "| orders | 90.0 ± 10.0 | 50.0 ± 10.0 | -40.0 |" in lines
+    assert "| orders | 90.0 ± 10.0 | 50.0 ± 10.0 | −40.0 |" in lines
     assert "| own | 30.0 ± 10.0 | 30.0 ± 10.0 | the last task |" in lines
-    assert "Lower than right after learning: orders (-40.0 points)." in lines
-    assert any(line.startswith("* Backward transfer (BWT): -20.0 %") for line in lines)
+    assert "Lower than right after learning: orders (−40.0 points)." in lines
+    assert any(line.startswith("* Backward transfer (BWT): −20.0 %") for line in lines)
     assert any(line.startswith("merganser undo RUN --to 01-orders ") for line in lines)
     together = record_sections(history(row(0, []), row(1, [task("a", 1), task("b", 1)]), row(2, [task("c", 2)])), "RUN")
     assert "merganser undo RUN --to 01-a+1 " in together
+
+
+def test_a_change_that_rounds_to_zero_is_none() -> None:
+    text = record_sections(
+        history(row(0, [], a=0.1), row(1, [task("a", 1)], a=0.5), row(2, [task("b", 2)], a=0.4999, b=0.5)), "RUN"
+    )
+    assert "No task scores lower than when it was learned." in text
+    assert "| 0.0 |" in text
+    assert "-0.0" not in text
+    assert "−0.0" not in text
 
 
 def test_nothing_forgotten_and_nothing_measured() -> None:

@@ -15,6 +15,7 @@ from merganser.checkpoints.tied_names import OUTPUT, tie_setting, tied_to
 from merganser.checkpoints.updated_tensor import Update, UpdatedTensor
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor, read_header
+from merganser.lineage import told_by_hash
 from merganser.merging.adapters import Factors
 
 ALONE = "Put the adapter into its model (merge_and_unload of PEFT, or merganser export --merged) and name that folder."
@@ -39,7 +40,9 @@ def open_model(source: Source, allow_different_bases: bool = False, allow_nonfin
     base_name: Any = adapter.config.get("base_model_name_or_path")
     named = isinstance(base_name, str) and base_name.strip("/ ")
     parts = str(source.path), checkpoint.label.removesuffix(f"+{source.adapter.name}")
-    if named and not allow_different_bases and not any(same_base(base_name, part) for part in parts):
+    # Of a placeholder the hash tells, below; it needs the configuration of the base.
+    by_hash = named and bool(checkpoint.config) and told_by_hash(adapter.folder, base_name)
+    if named and not by_hash and not allow_different_bases and not any(same_base(base_name, part) for part in parts):
         raise InputError(
             f"{adapter.label} was trained on {base_name} (base_model_name_or_path), not on {parts[1]}.",
             "Name that base. If both are the same model, pass --allow-different-bases (allow_different_bases: true).",

@@ -131,11 +131,11 @@ def print_check(found: Check) -> None:
     from rich.table import Table
 
     from merganser.cli.output import OutputConsole
-    from merganser.report.retention import HEADER, legend, table_rows
+    from merganser.report.retention import COLUMNS, HEADER, legend, table_rows
 
     console = OutputConsole()
     console.print(found.sentence(), soft_wrap=True)
-    table = Table(box=None, pad_edge=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in HEADER:
         wide = name in ("task", "verdict", "interval")
         table.add_column(name, justify="left" if name in ("task", "verdict") else "right", no_wrap=not wide)
@@ -145,6 +145,6 @@ def print_check(found: Check) -> None:
     confidence = f"{100 * found.bounds.confidence:g} %"
     console.print(
         f"{found.row} against {found.against}; percent; {confidence} intervals; p corrected for the number of tasks; "
-        f"wrong/right: answers that became wrong, and right{legend(found)}.",
+        f"{COLUMNS}{legend(found)}.",
         soft_wrap=True,
     )

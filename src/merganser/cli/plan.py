@@ -62,13 +62,13 @@ def _show(plan: Plan) -> None:
     each = f"measured on {plan.measured_on}: {seconds(plan.step_seconds)} per step, merges aside"
     references = f", single-task references {seconds(plan.references_seconds)}" if plan.references_seconds else ""
     console.print(f"Estimate: {seconds(plan.seconds)} for {plural(steps, 'step')} ({each}{references}).")
-    console.print(_kept(plan))
+    console.print(kept_line(plan))
     for remark in plan.remarks:
         console.print(remark)
     console.print("Nothing was written.")
 
 
-def _kept(plan: Plan) -> str:
+def kept_line(plan: Plan) -> str:
     """Return what the run will keep of each row's weights."""
     from merganser.report.formatting import kept_rows, size
 

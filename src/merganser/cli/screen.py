@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merganser.metrics.continual import Metric
-from merganser.metrics.course import HEAD, TaskCourse, cells, courses, loss_sentence, untested
+from merganser.metrics.course import HEAD, WATCHED, TaskCourse, cells, courses, loss_sentence, untested
 from merganser.report.formatting import (
     MISSING,
     finite,
@@ -84,25 +84,27 @@ def sentence(record: RunRecord, tasks: Sequence[TaskCourse], learned: Sequence[s
     if not tasks:
         return "No task was learned yet."
     alone = len(own) == 1
-    newest = own[0] if alone else tasks[-1]
+    done = [each for each in tasks if not each.watched]
+    newest = own[0] if alone else done[-1]
     now = newest.now
     reached = f": {score(now.value)} %" if now is not None else ", which is not scored (no test file)"
-    what = newest.task if alone or len(tasks) == 1 else f"{plural(len(tasks), 'task')}, the last {newest.task}"
+    what = newest.task if alone or len(done) == 1 else f"{plural(len(done), 'task')}, the last {newest.task}"
     return f"Learned {what}{reached}. {loss_sentence(_of_last_row(record) if alone else tasks)}".rstrip()
 
 
 def _of_last_row(record: RunRecord) -> list[TaskCourse]:
-    """Return the courses of earlier tasks from the row before the last one to the last."""
+    """Return the courses of earlier and watched tasks from the row before the last one to the last."""
     rows = record.scores.rows
     earlier = [task for row in rows[:-1] for task in row.learned]
-    # As if all earlier tasks had been learned in the row before.
+    earlier += [each.name for each in record.scores.watched]
+    # As if all of these had been learned in the row before.
     before = rows[-2].model_copy(update={"learned": earlier})
     start = rows[0].model_copy(update={"learned": []})
     return [each for each in courses([start, before, rows[-1]], record.changes("previous")) if not each.fresh]
 
 
 def course_table(tasks: Sequence[TaskCourse], baseline: RunRecord | None = None) -> Table:
-    """Tabulate the courses, a row per task; beside a baseline with its last score of each."""
+    """Tabulate the courses, a row per task, a watched one with its mark; beside a baseline with its last scores."""
     last = baseline.scores.rows[-1].scores if baseline is not None and baseline.scores.rows else {}
     rows = [cells(each) for each in tasks]
     used = [number for number in range(len(HEAD)) if number < 5 or any(row[number] for row in rows)]
@@ -130,6 +132,8 @@ def _legend(tasks: Sequence[TaskCourse]) -> str:
     parts = ["Percent. before: before any training; change: since the task was learned"]
     if any(each.interval for each in tasks):
         parts[0] += ", with its 95 % interval"
+    if any(each.watched for each in tasks):
+        parts.append(WATCHED)
     meanings = {
         "lost": "lost, gained: beyond chance, at 95 % for all tasks together",
         "gained": "lost, gained: beyond chance, at 95 % for all tasks together",

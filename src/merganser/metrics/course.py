@@ -27,12 +27,13 @@ class TaskCourse:
     Attributes:
         task: its name.
         before: score before any training.
-        learned: right after it was learned.
+        learned: right after it was learned; of a watched task, which is never learned, as ``before``.
         now: in the last row.
         fresh: whether it was learned in the last row.
         paired: change from ``learned`` to ``now`` over the same test examples, with its interval; ``None``: the answers
             were not kept, or there is nothing to compare.
         p: two-sided p value of no change, corrected for the number of tasks (Holm).
+        watched: whether it is watched, and never learned.
     """
 
     task: str
@@ -42,10 +43,14 @@ class TaskCourse:
     fresh: bool = False
     paired: PairedChange | None = None
     p: float | None = None
+    watched: bool = False
 
     @property
     def change(self) -> float | None:
-        """Change since the task was learned; ``None`` for a fresh task, and where a score is missing."""
+        """Change since the task was learned, or of a watched one since before training.
+
+        ``None`` for a fresh task, and where a score is missing.
+        """
         if self.fresh or self.learned is None or self.now is None:
             return None
         return self.now.value - self.learned.value
@@ -73,16 +78,20 @@ class TaskCourse:
         return "" if self.paired is None else f"{score(self.paired.low, True)} to {score(self.paired.high, True)}"
 
 
-def courses(rows: Sequence[ScoreRow], changes: Mapping[str, PairedChange]) -> list[TaskCourse]:
-    """Follow the learned tasks through the score matrix, in the order of learning.
+def courses(
+    rows: Sequence[ScoreRow], changes: Mapping[str, PairedChange], watched: Sequence[str] = ()
+) -> list[TaskCourse]:
+    """Follow the learned tasks through the score matrix, in the order of learning, and then the watched ones.
 
     Args:
         rows: of the matrix, the one before training first.
         changes: task -> its paired change up to the last row, of tasks that have one.
+        watched: tasks that are scored from row 0 on and never learned; with row 0 alone they have no course yet.
     """
     last = len(rows) - 1
     learned = [(task, number) for number, row in enumerate(rows) for task in row.learned]
-    compared = [task for task, number in learned if number < last and task in changes]
+    followed = [*learned, *((task, 0) for task in watched if last > 0)]
+    compared = [task for task, number in followed if number < last and task in changes]
     corrected = dict(zip(compared, holm([changes[task].p for task in compared]), strict=True))
     return [
         TaskCourse(
@@ -93,8 +102,9 @@ def courses(rows: Sequence[ScoreRow], changes: Mapping[str, PairedChange]) -> li
             fresh=number == last,
             paired=changes[task] if task in corrected else None,
             p=corrected.get(task),
+            watched=place >= len(learned),
         )
-        for task, number in learned
+        for place, (task, number) in enumerate(followed)
     ]
 
 
@@ -143,12 +153,17 @@ LEGEND = (
     "that the test set is too small to tell from none."
 )
 
+WATCHED = "*: watched, never learned; change: since before any training"
+"""What the mark of watched tasks means."""
+
 
 def cells(course: TaskCourse) -> tuple[str, ...]:
-    """Return a task's row of a table under :data:`HEAD`."""
+    """Return a task's row of a table under :data:`HEAD`; a watched task has a ``*`` and was not learned."""
     scores = [score(None if each is None else each.value) for each in (course.before, course.learned, course.now)]
     moved = "" if course.change is None else score(course.change, signed=True)
-    return (course.task, *scores, moved, course.interval, course.word)
+    if course.watched:
+        scores[1] = ""
+    return (f"{course.task} *" if course.watched else course.task, *scores, moved, course.interval, course.word)
 
 
 def untested(tasks: Sequence[TaskCourse]) -> str:
@@ -162,7 +177,8 @@ def untested(tasks: Sequence[TaskCourse]) -> str:
 
 def courses_html(tasks: Sequence[TaskCourse], title: str) -> str:
     """Return the courses of tasks as an HTML table, for notebooks."""
-    return html_table(HEAD, [cells(each) for each in tasks], title, f"{LEGEND} {untested(tasks)}".strip())
+    notes = [LEGEND, f"{WATCHED}." if any(each.watched for each in tasks) else "", untested(tasks)]
+    return html_table(HEAD, [cells(each) for each in tasks], title, " ".join(filter(None, notes)))
 
 
 def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
@@ -183,5 +199,6 @@ def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
         "became_wrong": counts["lost"],
         "became_right": counts["gained"],
         "word": [each.word for each in tasks],
+        "watched": [each.watched for each in tasks],
     }
     return frame({**columns, **words}, [each.task for each in tasks], "task")

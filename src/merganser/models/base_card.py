@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from typing import Any
 
 from merganser.errors import InputError
@@ -10,6 +12,9 @@ from merganser.files.markdown import one_line
 from merganser.models.source import ModelSource
 
 CARD = "README.md"
+
+HEADING = re.compile(r"^# +(?:model card (?:for|of) +)?(?P<name>.+?) *#*$", re.IGNORECASE | re.MULTILINE)
+"""The first heading of a card."""
 
 LICENCE_FILES = ("LICENSE", "LICENSE.txt", "LICENSE.md", "LICENCE", "COPYING")
 
@@ -30,6 +35,20 @@ def base_card(source: ModelSource) -> dict[str, Any]:
         return found if "license" in found else {**found, **_from_file(source)}
     except (InputError, Malformed, OSError):
         return {}  # a card that cannot be read is no reason not to train: the licence is then unknown
+
+
+def card_title(folder: Path) -> str:
+    """Return the name of a model that the heading of its card gives, such as ``all-MiniLM-L6-v2``.
+
+    Empty where the folder has no card, or its heading is a sentence rather than a name.
+    """
+    try:
+        text = read_text(folder / CARD)
+    except (Malformed, OSError):
+        return ""  # the name of the folder does as well
+    found = HEADING.search(text.removeprefix("---").partition("\n---")[2] if text.startswith("---") else text)
+    name = one_line(found["name"]).rpartition("/")[2] if found else ""
+    return name if 0 < len(name) <= LONGEST and " " not in name else ""
 
 
 def _from_card(source: ModelSource) -> dict[str, Any]:

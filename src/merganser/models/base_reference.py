@@ -7,13 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merganser.errors import InputError
+from merganser.lineage import PLACEHOLDER
 from merganser.models.pretrained import Pretrained
-
-PLACEHOLDER = "./base/"
-"""Beginning of the name of a model that is not on the hub: a place beside the program that loads the adapter.
-
-No hub id begins so: nobody can register the name and have other weights loaded.
-"""
 
 _SNAPSHOT = re.compile(r"models--(?P<owner>[^/]+?)(?:--(?P<name>[^/]+))?/snapshots/(?P<commit>[0-9a-f]{40})")
 """Folder of a model in the hub's cache."""

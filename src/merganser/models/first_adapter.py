@@ -11,6 +11,7 @@ from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapte
 from merganser.errors import InputError
 from merganser.files.digests import file_digest
 from merganser.files.safetensors_file import Tensor, read_header
+from merganser.lineage import told_by_hash
 from merganser.models.options import LoraOptions, ModelOptions
 from merganser.models.source import ModelSource, holds_model
 
@@ -83,7 +84,7 @@ def with_options_of(folder: Path, options: ModelOptions) -> ModelOptions:
         raise InputError(f"{label} (model.adapter) has {key}, so its layers differ.", MERGE)
     if config.get("bias", "none") != "none":
         raise InputError(f"{label} (model.adapter) has trained biases (bias: {config['bias']}).", MERGE)
-    _check_base(label, config, options)
+    _check_base(folder, config, options)
     header = read_header(folder / ADAPTER_WEIGHTS)[0]
     if whole := next((tensor for tensor in header if ".lora_" not in tensor.name), None):
         rows = f" of {whole.shape[0]} rows" if len(whole.shape) == 2 else ""
@@ -119,15 +120,15 @@ def _targets(config: Mapping[str, Any], header: Sequence[Tensor]) -> list[str]:
     return sorted({tensor.name.split(".lora_")[0].removeprefix(PREFIX) for tensor in header})
 
 
-def _check_base(label: str, config: Mapping[str, Any], options: ModelOptions) -> None:
-    """Refuse an adapter that names another base than the model."""
+def _check_base(folder: Path, config: Mapping[str, Any], options: ModelOptions) -> None:
+    """Refuse an adapter that names another base than the model; a hash, where it has one, is compared later."""
     base = config.get("base_model_name_or_path")
-    if not isinstance(base, str) or not base.strip("/ "):
+    if not isinstance(base, str) or not base.strip("/ ") or told_by_hash(folder, base):
         return
     file = Path(options.name)
     names = [options.name, file.stem] if file.suffix.lower() == ".gguf" else [options.name]
     if not any(same_base(base, name) for name in names):
         raise InputError(
-            f"The adapter {label} was trained on {base} (base_model_name_or_path), not on {options.name}.",
+            f"The adapter {options.adapter} was trained on {base} (base_model_name_or_path), not on {options.name}.",
             f"Give that model. If both are the same, write {options.name} into {ADAPTER_CONFIG}.",
         )

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from merganser.report.formatting import finite, literal, shortened
+from merganser.report.names import method_name
 from merganser.report.palette import BLUE, GREEN, GREY, INK, ORANGE, VERMILION
-from merganser.report.sections import method_name
 from merganser.report.series import POINTS, buckets, learned_before
 from merganser.runs.record import RunRecord, SignalRecord
 

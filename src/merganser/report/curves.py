@@ -1,19 +1,14 @@
-"""The score curves, drawn once for the page and for the figures: one small chart per task, all on the same axes."""
+"""The score curves for papers: one small chart per task, all on the same axes, in one figure."""
 
 from __future__ import annotations
 
-import io
 import math
-import re
 from typing import TYPE_CHECKING, Any
-from xml.etree import ElementTree
 
-from merganser.report.formatting import literal, score, shortened
-from merganser.report.palette import BAND, BASELINE_STYLES, BLUE, CSS_VARIABLES, GREY, INK, PAPER, RULE
+from merganser.report.formatting import literal, shortened
+from merganser.report.palette import BAND, BASELINE_STYLES, BLUE, GREY, INK, PAPER, RULE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
@@ -23,23 +18,11 @@ FIGURE_SIZE = (7.5, 9.0)
 MOST_MARKERS = 21
 """Points of a curve that are marked; of more, only the line is drawn."""
 
-FONT = re.compile(r"font-family: [^;]*;?\s*")
-"""The font that matplotlib writes into each text; the page has its own."""
 
-LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
-"""Numbers with more decimals than can be seen."""
-
-NO_ROTATION = re.compile(r"rotate\(-?0[ )]")
-"""What matplotlib writes at each text that is not rotated."""
-
-PAGE_SIZE = (9.0, 9.5)
-"""The same in the page, where a point is 4/3 of a pixel."""
-
-
-def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[float, float]) -> None:
+def draw_curve(axes: Axes, curve: dict[str, Any], learned: int) -> None:
     """Draw one task's scores against the number of tasks learned: a ring around the score right after the task
     was learned, a band around that within which a change is noise, and the baselines dashed, each with its marker."""
-    small, large = sizes
+    small, large = FIGURE_SIZE
     axes.set(xlim=(-0.4, max(learned, 1) + 0.4), ylim=(0, 1))
     axes.hlines([0.5, 1], -0.4, max(learned, 1) + 0.4, colors=RULE, linewidths=0.6, zorder=0, clip_on=False)
     ring = [(x, y) for x, y, _ in curve["points"] if x == curve["own"]]
@@ -59,14 +42,14 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int, sizes: tuple[flo
     if ring:
         axes.plot(*zip(*ring, strict=True), "o", markersize=6, mfc=PAPER, mec=BLUE, markeredgewidth=1.6, clip_on=False)
     axes.set_title(literal(shortened(curve["name"])), loc="left", fontsize=large, color=INK)
-    axes.set_xticks(_whole_ticks(learned))
+    axes.set_xticks(whole_ticks(learned))
     axes.set_yticks([0, 0.5, 1], ["0", "50", "100"])
     axes.tick_params(labelsize=small, labelcolor=GREY, color=GREY, bottom=False, left=False, pad=3)
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.spines["bottom"].set(color=GREY, linewidth=0.6)
 
 
-def _whole_ticks(learned: int) -> list[int]:
+def whole_ticks(learned: int) -> list[int]:
     """Whole numbers from 0 to ``learned``, at most five of them."""
     return list(range(0, max(learned, 1) + 1, math.ceil(max(learned, 1) / 4)))
 
@@ -82,72 +65,7 @@ def curve_figure(data: dict[str, Any]) -> Figure | None:
     lines = math.ceil(len(curves) / columns)
     figure = Figure(figsize=(max(2.6, 1.55 * columns), 0.5 + 1.4 * lines), layout="constrained")
     for index, curve in enumerate(curves):
-        draw_curve(figure.add_subplot(lines, columns, index + 1), curve, data["learned"], FIGURE_SIZE)
+        draw_curve(figure.add_subplot(lines, columns, index + 1), curve, data["learned"])
     figure.supxlabel("tasks learned (ringed: just learned)", fontsize=9)
     figure.supylabel("score in percent", fontsize=9)
     return figure
-
-
-def curve_images(data: dict[str, Any]) -> list[str]:
-    """One inline SVG per task for the page, which lays them out by its width."""
-    from matplotlib import rc_context
-    from matplotlib.figure import Figure
-
-    images = []
-    for index, curve in enumerate(data["curves"]):
-        if not curve["points"]:
-            continue
-        figure = Figure(figsize=(124 / 72, 108 / 72))
-        draw_curve(figure.add_axes((0.2, 0.16, 0.75, 0.66)), curve, data["learned"], PAGE_SIZE)
-        # Ids of markers are hashes with this salt: unique in the page, the same each time.
-        with rc_context({"svg.fonttype": "none", "svg.hashsalt": f"curve {index}"}):
-            images.append(inline_svg(figure, _described(curve["name"], curve["points"])))
-    return images
-
-
-def _described(name: str, points: Sequence[Sequence[float]]) -> str:
-    return f"{name}: " + ", ".join(f"{score(value)} percent after {learned}" for learned, value, _ in _some(points))
-
-
-def _some(points: Sequence[Sequence[float]], most: int = MOST_MARKERS) -> Sequence[Sequence[float]]:
-    """Return a few points to be read aloud, the first and the last among them."""
-    stride = math.ceil(len(points) / most)
-    return points if stride == 1 else [*points[:-1:stride], points[-1]]
-
-
-def inline_svg(figure: Figure, label: str) -> str:
-    """A figure as an SVG element for the page: colours are CSS variables, text takes the page's font, and ``label`` is
-    what a screen reader reads. Every string of the run is escaped."""
-    content = io.BytesIO()
-    unset = {"Date": None, "Creator": None, "Format": None, "Type": None}
-    figure.savefig(content, format="svg", metadata=unset, transparent=True)
-    root = ElementTree.fromstring(content.getvalue())
-    root.remove(root[0])  # matplotlib's style element; the page has its own style sheet
-    used = {value for node in root.iter() for name, value in node.attrib.items() if name.endswith("}href")}
-    for node in root.iter():
-        node.tag = node.tag.rpartition("}")[2]
-        node.text, node.tail = (text and (text.strip() or None) for text in (node.text, node.tail))
-        for name in ("d", "x", "y"):
-            if name in node.attrib:
-                node.attrib[name] = " ".join(LONG_NUMBER.sub(_rounded, node.attrib[name]).split())
-        if NO_ROTATION.match(node.attrib.get("transform", "")):
-            del node.attrib["transform"]
-        node.attrib = {
-            name.rpartition("}")[2]: _with_variables(value) if name == "style" else value
-            for name, value in node.attrib.items()
-            if name != "id" or f"#{value}" in used
-        }
-    root.attrib = {"class": "chart curve", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
-    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
-
-
-def _rounded(number: re.Match[str]) -> str:
-    value = float(number[0])
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def _with_variables(style: str) -> str:
-    style = FONT.sub("", style)
-    for colour, variable in CSS_VARIABLES.items():
-        style = style.replace(colour, f"var({variable})")
-    return style

@@ -16,7 +16,7 @@ from merganser.report.formatting import CAUSE_LETTER, MISSING, finite, literal, 
 from merganser.report.page import check_comparable
 from merganser.report.palette import BLUE, CAUSE_STYLE, GREY
 from merganser.report.series import chart_data, learned_before, rows_learned
-from merganser.report.verdict import all_courses, noise_of
+from merganser.report.verdict import noise_of
 from merganser.runs.record import RunRecord
 
 if TYPE_CHECKING:
@@ -215,7 +215,7 @@ def draw_figures(run: RunRecord, baselines: Sequence[RunRecord] = ()) -> dict[st
     runs = [run, *baselines]
     for other in baselines:
         check_comparable(run, other)
-    data = chart_data(run, baselines, noise_of(all_courses(run)))
+    data = chart_data(run, baselines, noise_of(run.courses()))
     with matplotlib.rc_context(SETTINGS):
         figures = {
             "matrix": _matrix(run),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from merganser.metrics.course import TaskCourse
@@ -11,8 +10,7 @@ from merganser.report.changed_answers import Flip, said, tests_of
 from merganser.report.changed_answers import flips as changed_answers
 from merganser.report.formatting import shortened
 from merganser.report.series import rows_learned
-from merganser.runs import RunDirectory
-from merganser.runs.answers import AnswersOfRows
+from merganser.runs.answers import answers_of
 from merganser.runs.record import RunRecord
 
 MOST = 10
@@ -33,8 +31,8 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
     changed = [each for each in tasks if each.paired is not None and each.paired.lost + each.paired.gained]
     if not changed:
         return []
-    rows = RunDirectory.open(Path(run.path)).rows
-    answers, tests = AnswersOfRows(rows), tests_of(rows)
+    source = answers_of(run)
+    rows, answers, tests = source.rows, source.answers, tests_of(source.rows)
     row_of = {**rows_learned(run), **{each.name: 0 for each in run.scores.watched}}
     most = max(2, min(MOST, MOST_IN_ALL // len(changed)))
     found = []

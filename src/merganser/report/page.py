@@ -20,14 +20,16 @@ from markupsafe import Markup
 from merganser.errors import InputError
 from merganser.metrics.course import TaskCourse
 from merganser.report import overview, sections
-from merganser.report.curves import curve_images
+from merganser.report.curve_images import curve_images
 from merganser.report.files import ANOTHER_FOLDER, write_whole
 from merganser.report.flips import flips
 from merganser.report.formatting import CAUSE_LETTER, cause_title, day
 from merganser.report.merge_weights import weight_numbers
+from merganser.report.names import run_title
 from merganser.report.score_table import matrix
 from merganser.report.series import chart_data, merge_stride, points_per_task
-from merganser.report.verdict import all_courses, noise_of
+from merganser.report.verdict import noise_of
+from merganser.runs.answers import answers_of
 from merganser.runs.checksums import sealed_text
 from merganser.runs.record import RunRecord
 
@@ -91,14 +93,15 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
     for baseline in baselines:
         check_comparable(run, baseline)
     runs = [run, *baselines]
+    kept = [answers_of(each).answers for each in runs]  # read once, and held until the page is complete
     names = overview.run_names(runs)
-    tasks = all_courses(run)
+    tasks = run.courses()
     script = asset("report.js")
     data = chart_data(run, baselines, noise_of(tasks))
     template = templates().get_template("report.html.j2")
-    return template.render(
+    html = template.render(
         run=run,
-        title=_title(run),
+        title=run_title(run),
         standfirst=sections.standfirst(run),
         when=day(run.info.created),
         runs=runs,
@@ -121,17 +124,8 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
-
-
-def _title(run: RunRecord) -> str:
-    stream = run.info.config.get("stream")
-    name = stream.get("name") if isinstance(stream, dict) else stream
-    if isinstance(name, str) and name:
-        return name
-    path = Path(run.path)
-    # A folder that is called as its method, beside others that learned the same: the name of the folder of all.
-    folder = path.parent if path.name == sections.method_name(run) and path.parent.name else path
-    return folder.name or run.path
+    del kept
+    return html
 
 
 def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Sequence[str]) -> dict[str, Any]:
@@ -139,9 +133,7 @@ def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Seque
     run, *baselines = runs
     return {
         "verdict": overview.verdict(run, tasks),
-        "bells": overview.dumbbells(
-            tasks, sections.watched_marks(run), [all_courses(baseline) for baseline in baselines]
-        ),
+        "bells": overview.dumbbells(tasks, sections.watched_marks(run), [baseline.courses() for baseline in baselines]),
         "headlines": overview.headlines(runs, names),
         "side_by_side": overview.side_by_side(runs, names),
         "definitions": overview.definitions(runs),

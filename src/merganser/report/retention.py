@@ -257,7 +257,10 @@ def _open_question(each: TaskVerdict) -> str:
 
 # As text -------------------------------------------------------------------------------------------------------------
 
-HEADER = ("task", "before", "now", "change", "interval", "p", "wrong/right", "verdict")
+HEADER = ("task", "before", "now", "change", "interval", "p", "noise", "wrong/right", "verdict")
+
+COLUMNS = "noise: smallest change that could be told from none; wrong/right: answers that became wrong, and right"
+"""What two of the columns hold."""
 
 
 def table_rows(check: Check) -> list[tuple[str, ...]]:
@@ -269,12 +272,13 @@ def table_rows(check: Check) -> list[tuple[str, ...]]:
         now = score(each.score.value)
         name = f"{each.task} *" if each.task in check.watched else each.task
         if change is None:
-            rows.append((name, MISSING, now, "new", "", "", "", each.verdict.value))
+            rows.append((name, MISSING, now, "new", "", "", "", "", each.verdict.value))
             continue
         interval = f"{score(change.low, signed=True)} to {score(change.high, signed=True)}"
         flips = f"{change.lost}/{change.gained}"
         moved = score(change.change, signed=True)
-        rows.append((name, score(change.before), now, moved, interval, p_value(each.p), flips, each.verdict.value))
+        cells = (score(change.before), now, moved, interval, p_value(each.p), score(check.floors[each.task]), flips)
+        rows.append((name, *cells, each.verdict.value))
     return rows
 
 
@@ -292,7 +296,7 @@ def markdown(check: Check) -> str:
         "",
         f"{code_span(check.run)}, row {code_span(check.row)}, against {escaped(check.against)}; scores in percent, "
         f"{100 * check.bounds.confidence:g} % intervals of the change over the same test examples, p values corrected "
-        f"for the number of tasks (Holm); wrong/right: answers that became wrong, and right{escaped(legend(check))}.",
+        f"for the number of tasks (Holm); {COLUMNS}{escaped(legend(check))}.",
         "",
         f"| {' | '.join(HEADER)} |",
         f"|{'---|' * len(HEADER)}",

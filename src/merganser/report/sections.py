@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 from merganser.metrics.function import is_function_name, metric_name
 from merganser.report.formatting import (
     CAUSE_LETTER,
     MISSING,
+    day,
     describe_merge,
     money,
     percent,
@@ -18,6 +18,7 @@ from merganser.report.formatting import (
     size,
 )
 from merganser.report.merge_weights import weight_numbers, weight_reason
+from merganser.report.names import method_name, model_name
 from merganser.report.series import shown_merges
 from merganser.runs.record import CostRecord, RunRecord, TaskRecord
 from merganser.streams.memory import MemorySummary, allot
@@ -27,9 +28,6 @@ COST_PARTS: dict[str, tuple[str, str]] = {
     name: (field.title, field.description or "") for name, field in CostRecord.model_fields.items() if field.title
 }
 """Parts of a task's time: field of the cost record -> (short name, what it is), as the record states them."""
-
-PLAIN_FOLDERS = frozenset({"model", "base", "weights", "checkpoint", "pretrained", "snapshot"})
-"""Names of folders that do not say which model is in them."""
 
 MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "merge_eval_seconds")
 """Parts that plain fine-tuning does not spend: the cost of merging as a whole."""
@@ -213,7 +211,7 @@ def tasks(run: RunRecord) -> list[dict[str, Any]]:
             "answer": task.spec.mode,
             "seed": str(task.seed),
             "fingerprint": task.fingerprint,
-            "finished": task.finished,
+            "finished": day(task.finished),
             "source": list(task.source.items()),
             "remarks": task.remarks,
         }
@@ -264,19 +262,6 @@ def truncated(task: TaskRecord) -> list[str]:
     ]
 
 
-def _named(run: RunRecord, key: str) -> str:
-    """``config[key]`` where it is a word, else ``config[key]['name']``, else an empty string."""
-    value = run.info.config.get(key)
-    if isinstance(value, dict):
-        value = value.get("name")
-    return value if isinstance(value, str) else ""
-
-
-def method_name(run: RunRecord) -> str:
-    """Return the name of the method of ``run``."""
-    return _named(run, "method") or "unnamed method"
-
-
 def method_title(run: RunRecord) -> str:
     """Return the title of the method of ``run``, with its name where that is not known."""
     from merganser.methods import METHODS
@@ -286,19 +271,6 @@ def method_title(run: RunRecord) -> str:
     method = run.info.config.get("method")
     ablation = method.get("ablation") if isinstance(method, dict) else None
     return f"{title} without merging" if isinstance(ablation, dict) and ablation.get("merge") is False else title
-
-
-def model_name(run: RunRecord) -> str:
-    """Return the name of the pretrained model as a person says it: without its owner, or of a folder its name.
-
-    Of a folder called ``model`` or the like it is that of the folder above, and of one in the hub's cache its id.
-    """
-    parts = Path(_named(run, "model")).parts
-    cached = [part for part in parts if part.startswith("models--")]
-    if cached:
-        return cached[-1].rpartition("--")[2]
-    named = [part for part in parts if part.lower() not in PLAIN_FOLDERS and part not in (".", "..", "/")]
-    return named[-1] if named else "a model"
 
 
 def standfirst(run: RunRecord) -> str:

@@ -4,39 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import NormalDist
 
 from merganser.metrics.course import TaskCourse, largest_loss
-from merganser.metrics.paired import holm, noise_floor, paired_change
+from merganser.metrics.paired import noise_floor
 from merganser.metrics.retention import Verdict
 from merganser.report.formatting import plural, score
 from merganser.report.retention import Check, check_row
 from merganser.runs import RunDirectory
-from merganser.runs.answers import AnswersOfRows
+from merganser.runs.answers import answers_of
 from merganser.runs.record import RunRecord
 
 CONFIDENCE = 0.95
 """Of the intervals and of the verdict on a page."""
-
-
-def all_courses(run: RunRecord) -> list[TaskCourse]:
-    """Return what became of each learned task, and then of each watched one, which counts from before any training."""
-    rows, learned = run.scores.rows, run.courses()
-    if not run.scores.watched or len(rows) < 2:
-        return learned
-    path = Path(run.path)
-    answers = AnswersOfRows(RunDirectory.open(path).rows if RunDirectory.exists(path) else [])
-    watched = []
-    for name in (each.name for each in run.scores.watched):
-        before, now = answers.find(name, 0), answers.find(name, len(rows) - 1)
-        paired = None if before is None or now is None else paired_change(before.scores, now.scores, CONFIDENCE)
-        first = rows[0].scores.get(name)
-        watched.append(TaskCourse(name, first, first, rows[-1].scores.get(name), paired=paired))
-    tested = [each.paired.p for each in watched if each.paired is not None]
-    corrected = iter(holm(tested))
-    return [*learned, *(replace(each, p=next(corrected)) if each.paired else each for each in watched)]
 
 
 def learned_sentence(tasks: Sequence[TaskCourse]) -> str:
@@ -100,7 +81,8 @@ def last_check(run: RunRecord, tasks: Sequence[TaskCourse]) -> Check | None:
     judged = [each for each in tasks if each.change is not None]
     if not judged or untested(judged):
         return None
-    return check_row(RunDirectory.open(Path(run.path)))
+    source = answers_of(run)
+    return check_row(RunDirectory.open(Path(run.path)), rows=source.rows, answers=source.answers)
 
 
 def keep_sentence(check: Check) -> str:

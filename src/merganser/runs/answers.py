@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 
 from merganser.errors import InputError
 from merganser.metrics.paired import PairedChange, paired_change
-from merganser.runs.record import Against, KeptAnswers
+from merganser.runs.record import Against, KeptAnswers, RunRecord
 from merganser.runs.rows import Row
 
 
@@ -48,22 +49,44 @@ class AnswersOfRows:
         )
 
 
-def changes_to_last(rows: Sequence[Row], against: Against) -> dict[str, PairedChange]:
-    """Compare the answers of the last row with earlier ones, task by task.
+class RunAnswers:
+    """The rows of a run with the answers kept in them: called, it compares those of the last row with earlier ones."""
 
-    Args:
-        rows: of the run, the one before training first.
-        against: ``learned``: each task with the row right after it was learned; ``previous``: with the row before.
+    def __init__(self, rows: Sequence[Row]) -> None:
+        self.rows = tuple(rows)  # as they are now, whatever is learned later
+        self._answers: weakref.ref[AnswersOfRows] | None = None
 
-    Returns:
-        The change of each task that was learned before the last row, with its 95 % interval; a task whose answers were
-        not kept has none.
-    """
-    last, answers, changes = len(rows) - 1, AnswersOfRows(rows), {}
-    for number, row in enumerate(rows[:-1]):
-        for task in row.file.tasks:
-            before = answers.find(task.name, number if against == "learned" else last - 1)
-            after = answers.find(task.name, last)
-            if before is not None and after is not None and task.name in rows[last].file.scores.scores:
-                changes[task.name] = paired_change(before.scores, after.scores)
-    return changes
+    @property
+    def answers(self) -> AnswersOfRows:
+        """The answers, which are read once for as long as somebody holds them."""
+        known = None if self._answers is None else self._answers()
+        if known is None:
+            known = AnswersOfRows(self.rows)
+            self._answers = weakref.ref(known)
+        return known
+
+    def __call__(self, against: Against) -> dict[str, PairedChange]:
+        """Compare the answers of the last row with earlier ones, task by task.
+
+        Args:
+            against: ``learned``: each task with the row right after it was learned, a watched one with the row before
+                any training; ``previous``: with the row before.
+
+        Returns:
+            The change of each task that was learned before the last row, and of each watched one, with its 95 %
+            interval; a task whose answers were not kept has none.
+        """
+        last, answers, changes = len(self.rows) - 1, self.answers, {}
+        learned = [(task.name, number) for number, row in enumerate(self.rows[:-1]) for task in row.file.tasks]
+        watched = [(each.name, 0) for row in self.rows for each in row.file.watched if last > 0]
+        for task, number in [*learned, *watched]:
+            before = answers.find(task, number if against == "learned" else last - 1)
+            after = answers.find(task, last)
+            if before is not None and after is not None and task in self.rows[last].file.scores.scores:
+                changes[task] = paired_change(before.scores, after.scores)
+        return changes
+
+
+def answers_of(run: RunRecord) -> RunAnswers:
+    """Return the rows and answers of a run that was read from its directory; of another record, none."""
+    return run.comparer if isinstance(run.comparer, RunAnswers) else RunAnswers(())

@@ -18,6 +18,7 @@ from merganser.runs.record import RowFile, RunInfo, TaskRecord
 from merganser.runs.rows import folder_name
 from merganser.runs.summary import score_matrix
 from merganser.streams.formats import parse_hub
+from merganser.tables import score
 
 CARD = "README.md"
 
@@ -121,10 +122,10 @@ def _forgetting(history: History) -> list[str]:
             before, after = matrix.score(number, name), matrix.score(-1, name)
             change = "not measured"
             if before is not None and after is not None:
-                difference = 100 * (after.value - before.value)
-                change = "the last task" if number == len(matrix) - 1 else f"{difference:+.1f}"
-                if difference < 0 and number < len(matrix) - 1:
-                    lost.append(f"{escaped(name)} ({difference:+.1f} points)")
+                difference = after.value - before.value
+                change = "the last task" if number == len(matrix) - 1 else score(difference, signed=True)
+                if change.startswith("−") and number < len(matrix) - 1:
+                    lost.append(f"{escaped(name)} ({change} points)")
             lines.append(f"| {escaped(name)} | {_percent(before, True)} | {_percent(after, True)} | {change} |")
     metrics = [
         ("Overall performance (OP)", average_performance(matrix)),
@@ -157,7 +158,7 @@ def _watched(history: History) -> list[str]:
     for name, group in matrix.watched.items():
         before, now = matrix.score(0, name), matrix.score(-1, name)
         title = escaped(f"{name} ({group})" if group else name)
-        change = "not measured" if before is None or now is None else f"{100 * (now.value - before.value):+.1f}"
+        change = "not measured" if before is None or now is None else score(now.value - before.value, signed=True)
         lines.append(f"| {title} | {_percent(before, True)} | {_percent(now, True)} | {change} |")
     return [
         "## What it knew before",
@@ -213,13 +214,13 @@ def _undo(history: History, run: str) -> list[str]:
 
 
 def _value(metric: Metric) -> str:
-    return "undefined" if metric.value is None else f"{100 * metric.value:.1f} %"
+    return "undefined" if metric.value is None else f"{score(metric.value)} %"
 
 
-def _percent(score: Score | None, error: bool = False) -> str:
-    if score is None:
+def _percent(entry: Score | None, error: bool = False) -> str:
+    if entry is None:
         return "not measured"
-    return f"{100 * score.value:.1f}" + (f" ± {100 * score.stderr:.1f}" if error else "")
+    return score(entry.value) + (f" ± {score(entry.stderr)}" if error else "")
 
 
 def _without_path(text: str) -> str:

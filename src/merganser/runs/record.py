@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 Against = Literal["learned", "previous"]
 """Row that a task's answers are compared with: the one right after it was learned, or the one before the last."""
 
+Comparer = Callable[[Against], dict[str, PairedChange]]
+"""Compares the answers of the last row with those of earlier ones: task -> its change."""
+
 Table = Literal["tasks", "merges", "signals", "costs"]
 """What :meth:`RunRecord.to_pandas` gives a row to: each task, merge, inner step, or task's cost."""
 
@@ -320,18 +323,23 @@ class RunRecord(Record):
     scores: ScoresFile
     merges: list[MergeRecord]
     signals: dict[str, list[SignalRecord]] = Field(description="task name -> one record per inner step")
-    _compare: Callable[[Against], dict[str, PairedChange]] | None = PrivateAttr(None)
+    _compare: Comparer | None = PrivateAttr(None)
     _changes: dict[Against, dict[str, PairedChange]] = PrivateAttr(default_factory=dict)
 
-    def compare_by(self, compare: Callable[[Against], dict[str, PairedChange]]) -> RunRecord:
+    def compare_by(self, compare: Comparer) -> RunRecord:
         """Let :meth:`changes` compare answers in this way; they are read when it is first asked."""
         self._compare = compare
         return self
 
-    def changes(self, against: Against = "learned") -> dict[str, PairedChange]:
-        """Return the change of each earlier task up to the last row, over the same test examples, with its interval.
+    @property
+    def comparer(self) -> Comparer | None:
+        """What :meth:`compare_by` was given."""
+        return self._compare
 
-        A task whose answers were not kept has none.
+    def changes(self, against: Against = "learned") -> dict[str, PairedChange]:
+        """Return the change of each earlier and watched task up to the last row, over the same test examples.
+
+        A task whose answers were not kept has none. Watched tasks count as learned before any training.
 
         Raises:
             InputError: the files with the answers are damaged.
@@ -341,8 +349,8 @@ class RunRecord(Record):
         return self._changes[against]
 
     def courses(self) -> list[TaskCourse]:
-        """Return what became of each learned task, with the change since it was learned and its interval."""
-        return courses(self.scores.rows, self.changes())
+        """Return what became of each learned and then each watched task, with its change and the interval of that."""
+        return courses(self.scores.rows, self.changes(), [each.name for each in self.scores.watched])
 
     def to_pandas(self, table: Table = "tasks") -> DataFrame:
         """Return a frame of pandas; scores are fractions.
@@ -365,7 +373,8 @@ class RunRecord(Record):
 
     def _repr_html_(self) -> str:
         tasks = self.courses()
-        title = f"{self.path}: {len(tasks)} {'task' if len(tasks) == 1 else 'tasks'} learned. {loss_sentence(tasks)}"
+        count = sum(not each.watched for each in tasks)
+        title = f"{self.path}: {count} {'task' if count == 1 else 'tasks'} learned. {loss_sentence(tasks)}"
         return courses_html(tasks, title.strip())
 
 

@@ -8,7 +8,7 @@ from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.retained import retained, win_rates
 from merganser.metrics.score import Score
-from merganser.runs.answers import changes_to_last
+from merganser.runs.answers import RunAnswers
 from merganser.runs.record import RowFile, RunInfo, RunRecord, ScoresFile, WatchedColumn
 from merganser.runs.rows import Row
 
@@ -71,5 +71,4 @@ def run_record(path: str, info: RunInfo, rows: Sequence[Row], scores: ScoresFile
         # Tasks learned together share one training; its signals are kept under the name of the first.
         signals={row.file.tasks[0].name: row.signals() for row in rows if row.file.tasks},
     )
-    rows = tuple(rows)  # as they are now, whatever is learned later
-    return record.compare_by(lambda against: changes_to_last(rows, against))
+    return record.compare_by(RunAnswers(rows))
