@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -12,7 +13,8 @@ from merganser.report.page import render
 from merganser.report.verdict import noise_of, verdict_sentence
 from merganser.runs import read_run
 from merganser.runs.record import RunRecord
-from tests.report.answered import to_disk
+from merganser.streams.watch_options import Group
+from tests.report.answered import to_disk, watching
 from tests.report.conftest import make_run
 
 
@@ -94,3 +96,16 @@ def test_the_price_of_an_hour_and_the_reason_of_a_weight(kept: RunRecord) -> Non
     reasons = render(make_run(["a", "b"], steps=20))
     assert "the planned interval of 8 steps is at most 70, so the task still changes the weights a lot" in reasons
     assert "2 alarms are above 1, so earlier tasks are being forgotten" in reasons
+
+
+def test_watched_tasks_on_the_page(tmp_path: Path) -> None:
+    watched: dict[str, tuple[Group | None, float]] = {"arithmetic": ("general", 0.0), "careful": ("safety", 0.05)}
+    run = read_run(to_disk(watching(make_run(["first", "second"], steps=2), watched), tmp_path / "run"))
+    html = render(run)
+    assert "Most lost: careful, −10.0 points (80.0 to 70.0; 95\xa0% interval" in html
+    assert html.count('<small class="watched">watched: safety</small>') == 2  # dumbbell and matrix
+    careful = next(row for row in dumbbells(run.courses(), {}, [])["rows"] if row["task"] == "careful")
+    # It was never learned: no ring, and a tick where it was before any training.
+    assert (careful["learned"], careful["before"], careful["now"]) == (None, "80.0", "70.0")
+    assert "20 of 200 became wrong" in html
+    assert [each.watched for each in run.courses()] == [False, False, True, True]

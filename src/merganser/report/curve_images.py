@@ -109,16 +109,18 @@ def _marker(kind: str, x: float, y: float, size: float = 1.5) -> str:
 
 
 def _texts(name: str, learned: int, x: Place, y: Place) -> list[str]:
-    ticks = "".join(f'<text x="{_short(x(tasks))}" y="101.5">{tasks}</text>' for tasks in whole_ticks(learned))
-    levels = "".join(
-        f'<text x="{_short(LEFT - 3)}" y="{_short(y(level) + 3.2)}">{100 * level:g}</text>' for level in (0, 0.5, 1)
-    )
-    quiet = f"font-size:{SMALL:g}px;fill:var(--quiet)"
+    ticks = [(x(tasks), 101.5, f"{tasks}") for tasks in whole_ticks(learned)]
+    levels = [(LEFT - 3, y(level) + 3.2, f"{100 * level:g}") for level in (0, 0.5, 1)]
+    title = escape(shortened(name))
     return [
-        f'<text x="{LEFT:g}" y="11" style="font-size:{LARGE:g}px">{escape(shortened(name))}</text>',
-        f'<g style="{quiet}" text-anchor="middle">{ticks}</g>',
-        f'<g style="{quiet}" text-anchor="end">{levels}</g>',
+        f'<text x="{LEFT:g}" y="11" style="font-size:{LARGE:g}px">{title}</text>',
+        *(_labels(places, anchor) for places, anchor in ((ticks, "middle"), (levels, "end"))),
     ]
+
+
+def _labels(places: Sequence[tuple[float, float, str]], anchor: str) -> str:
+    texts = [f'<text class="quiet" x="{_short(x)}" y="{_short(y)}">{text}</text>' for x, y, text in places]
+    return f'<g style="font-size:{SMALL:g}px" text-anchor="{anchor}">{"".join(texts)}</g>'
 
 
 def _described(name: str, points: Sequence[Sequence[float]]) -> str:

@@ -60,7 +60,7 @@ def _bell(course: TaskCourse, mark: str, others: Sequence[TaskCourse | None]) ->
         "task": course.task,
         "mark": mark,
         "before": _at(course.before),
-        "learned": _at(course.learned),
+        "learned": None if course.watched else _at(course.learned),
         "now": _at(course.now),
         "low": f"{100 * ends[0]:.1f}" if ends else "0",
         "width": f"{100 * (ends[-1] - ends[0]):.1f}" if ends else "0",

@@ -42,7 +42,7 @@ def lost_sentence(tasks: Sequence[TaskCourse]) -> str:
         return ""
     worst = largest_loss(tasks)
     if worst is None or worst.learned is None or worst.now is None:
-        return "No earlier task lost anything."
+        return f"No earlier {'or watched ' if any(each.watched for each in tasks) else ''}task lost anything."
     change = f"{worst.task}, {score(worst.change, signed=True)} points"
     course = f"{score(worst.learned.value)} to {score(worst.now.value)}"
     if worst.paired is None:
@@ -89,11 +89,12 @@ def keep_sentence(check: Check) -> str:
     """Say whether the last row should be kept, with the reason in a few words."""
     allowed = f"{100 * check.bounds.max_drop:g} points"
     if check.verdict is Verdict.KEEP:
-        return f"the last round cost no earlier task more than {allowed}."
+        return f"the last round cost no earlier {'or watched ' if check.watched else ''}task more than {allowed}."
     if check.verdict is Verdict.DROP:
         return check.sentence().partition(": ")[2]
     unclear = [each for each in check.tasks if each.verdict is Verdict.UNCLEAR]
     needed = max((each.needed or 0 for each in unclear), default=0)
-    which = unclear[0].task if len(unclear) == 1 else f"{len(unclear)} earlier tasks"
+    kind = "earlier or watched tasks" if any(each.task in check.watched for each in unclear) else "earlier tasks"
+    which = unclear[0].task if len(unclear) == 1 else f"{len(unclear)} {kind}"
     enough = f"; about {needed:,} for each would tell" if needed else ""
     return f"too few test examples to see whether the last round cost {which} more than {allowed}{enough}."
