@@ -19,7 +19,7 @@ const axe = readFileSync(new URL("node_modules/axe-core/axe.min.js", import.meta
 const browser = await puppeteer.launch({ executablePath, args: ["--no-sandbox", "--disable-gpu"] });
 let violations = 0;
 for (const name of pages)
-  for (const [width, scheme] of [[1280, "light"], [390, "dark"]]) {
+  for (const [width, scheme] of [[1280, "light"], [1280, "dark"], [390, "light"], [390, "dark"]]) {
     const page = await browser.newPage();
     await page.setBypassCSP(true); // the page's policy lets no other script run
     await page.setViewport({ width, height: 900 });

@@ -86,6 +86,9 @@ def test_many_tasks_show_the_largest_losses_and_fold_the_rest() -> None:
     assert changes == sorted(changes)
     assert bells["rows"][-1]["task"] == "t19"
     assert len(bells["folded"]) == 20
+    marks = {f"watched-{number}": (None, 0.001) for number in range(4)}
+    shown = dumbbells(watching(run, marks).courses(), {}, [])["rows"]
+    assert [row["task"] for row in shown][-4:] == ["watched-0", "watched-1", "watched-2", "t19"]
 
 
 def test_the_price_of_an_hour_and_the_reason_of_a_weight(kept: RunRecord) -> None:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from merganser.control import CAUSES
 from merganser.report import formatting
-from merganser.report.formatting import describe_merge
+from merganser.report.formatting import describe_merge, shortened_within
 from merganser.runs.record import MergeRecord
 
 
@@ -139,3 +139,9 @@ def test_the_story_tells_causes_refusals_and_intervals_apart() -> None:
 
 def test_causes_have_different_letters() -> None:
     assert len({formatting.CAUSE_LETTER[cause] for cause in CAUSES}) == len(CAUSES)
+
+
+def test_a_long_name_keeps_its_end() -> None:
+    assert shortened_within("task-59") == "task-59"
+    assert shortened_within("classification-of-claims-12") == "classific…laims-12"
+    assert len(shortened_within("x" * 40)) == 18

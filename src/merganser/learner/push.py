@@ -271,6 +271,8 @@ class _Planner:
 
     def _taken_problem(self, name: str, step: Step) -> str:
         weights = self.run_keys[step.row][1][:DIGITS]
+        if name in map(revision_name, self.tags):
+            return f"a revision '{name}' of another model than the run's tag ({weights})"
         return f"a revision '{name}' that is not the run's task ({weights}), undone and learned again since"
 
 

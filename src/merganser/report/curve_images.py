@@ -12,7 +12,7 @@ from html import escape
 from typing import Any
 
 from merganser.report.curves import MOST_MARKERS, whole_ticks
-from merganser.report.formatting import score, shortened
+from merganser.report.formatting import score, shortened_within
 from merganser.report.palette import BASELINE_STYLES
 
 WIDTH, HEIGHT = 124.0, 108.0
@@ -111,7 +111,7 @@ def _marker(kind: str, x: float, y: float, size: float = 1.5) -> str:
 def _texts(name: str, learned: int, x: Place, y: Place) -> list[str]:
     ticks = [(x(tasks), 101.5, f"{tasks}") for tasks in whole_ticks(learned)]
     levels = [(LEFT - 3, y(level) + 3.2, f"{100 * level:g}") for level in (0, 0.5, 1)]
-    title = escape(shortened(name))
+    title = escape(shortened_within(name))
     return [
         f'<text x="{LEFT:g}" y="11" style="font-size:{LARGE:g}px">{title}</text>',
         *(_labels(places, anchor) for places, anchor in ((ticks, "middle"), (levels, "end"))),

@@ -125,6 +125,14 @@ def shortened(text: str, limit: int = 18) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
+def shortened_within(text: str, limit: int = 18) -> str:
+    """Return ``text`` with at most ``limit`` characters, an ellipsis in its middle: names often differ at their end."""
+    if len(text) <= limit:
+        return text
+    end = (limit - 1) // 2
+    return f"{text[: limit - 1 - end]}…{text[-end:]}"
+
+
 def plural(count: int, noun: str) -> str:
     """Format a count with its noun: ``1 merge``, ``2 merges``, ``1,200 merges``."""
     return f"{count:,} {noun}" if count == 1 else f"{count:,} {noun}s"

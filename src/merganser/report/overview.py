@@ -20,6 +20,9 @@ MOST_ROWS = 16
 WORST = 6
 """Largest losses that are shown then."""
 
+MOST_WATCHED = 3
+"""Watched tasks that are shown besides, those that lost most."""
+
 SIGNS = {"lost": "▼", "lower": "▼", "gained": "▲", "higher": "▲", "noise": "≈", "same": "=", "new": "new", "": ""}
 """What a change is -> sign beside its number, so that nothing is said by colour alone."""
 
@@ -92,7 +95,10 @@ def dumbbells(
     if len(tasks) <= MOST_ROWS:
         return {"rows": rows, "folded": []}
     losses = sorted((each for each in tasks if each.change is not None), key=lambda each: each.change or 0.0)
-    first = {each.task for each in [*losses[:WORST], *(each for each in tasks if each.fresh)][: MOST_ROWS - 1]}
+    watched = [each for each in losses if each.watched][:MOST_WATCHED]
+    first = {
+        each.task for each in [*losses[:WORST], *watched, *(each for each in tasks if each.fresh)][: MOST_ROWS - 1]
+    }
     order = {each.task: place for place, each in enumerate(losses)}
     shown = sorted((row for row in rows if row["task"] in first), key=lambda row: order.get(row["task"], len(order)))
     return {"rows": shown, "folded": rows}
