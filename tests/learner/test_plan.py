@@ -177,9 +177,3 @@ def test_a_plan_says_which_weights_are_kept(keep: Any, line: str) -> None:
     assert text.startswith(line)
     assert f"(runs.keep_weights: {keep})" in text
     assert ("a tag (`merganser tag`) keeps those of a row" in text) == (keep != "all")
-
-
-def test_whole_weights_are_kept_of_two_rows_and_adapters_of_all(tmp_path: Path) -> None:
-    for lora, keep in (({"r": 2}, "all"), (None, 2)):
-        config = check_config(toys.settings(model={"lora": lora}, method="sequential"), "options")
-        assert config.keep_weights == keep
