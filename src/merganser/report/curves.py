@@ -1,12 +1,15 @@
-"""The score curves for papers: one small chart per task, all on the same axes, in one figure."""
+"""The score curves for papers, one small chart per task on the same axes, and figures as elements of a page."""
 
 from __future__ import annotations
 
+import io
 import math
+import re
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree
 
 from merganser.report.formatting import literal, shortened
-from merganser.report.palette import BAND, BASELINE_STYLES, BLUE, GREY, INK, PAPER, RULE
+from merganser.report.palette import BAND, BASELINE_STYLES, BLUE, CSS_VARIABLES, GREY, INK, PAPER, RULE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -14,6 +17,15 @@ if TYPE_CHECKING:
 
 FIGURE_SIZE = (7.5, 9.0)
 """Sizes of tick labels and titles in a figure for papers, in points."""
+
+FONT = re.compile(r"font-family: [^;]*;?\s*")
+"""The font that matplotlib writes into each text; the page has its own."""
+
+LONG_NUMBER = re.compile(r"-?\d+\.\d{2,}")
+"""Numbers with more decimals than can be seen."""
+
+NO_ROTATION = re.compile(r"rotate\(-?0[ )]")
+"""What matplotlib writes at each text that is not rotated."""
 
 MOST_MARKERS = 21
 """Points of a curve that are marked; of more, only the line is drawn."""
@@ -69,3 +81,41 @@ def curve_figure(data: dict[str, Any]) -> Figure | None:
     figure.supxlabel("tasks learned (ringed: just learned)", fontsize=9)
     figure.supylabel("score in percent", fontsize=9)
     return figure
+
+
+def inline_svg(figure: Figure, label: str) -> str:
+    """A figure as an SVG element for the page: colours are CSS variables, text takes the page's font, and ``label`` is
+    what a screen reader reads. Every string of the run is escaped."""
+    content = io.BytesIO()
+    unset = {"Date": None, "Creator": None, "Format": None, "Type": None}
+    figure.savefig(content, format="svg", metadata=unset, transparent=True)
+    root = ElementTree.fromstring(content.getvalue())
+    root.remove(root[0])  # matplotlib's style element; the page has its own style sheet
+    used = {value for node in root.iter() for name, value in node.attrib.items() if name.endswith("}href")}
+    for node in root.iter():
+        node.tag = node.tag.rpartition("}")[2]
+        node.text, node.tail = (text and (text.strip() or None) for text in (node.text, node.tail))
+        for name in ("d", "x", "y"):
+            if name in node.attrib:
+                node.attrib[name] = " ".join(LONG_NUMBER.sub(_rounded, node.attrib[name]).split())
+        if NO_ROTATION.match(node.attrib.get("transform", "")):
+            del node.attrib["transform"]
+        node.attrib = {
+            name.rpartition("}")[2]: _with_variables(value) if name == "style" else value
+            for name, value in node.attrib.items()
+            if name != "id" or f"#{value}" in used
+        }
+    root.attrib = {"class": "chart curve", "viewBox": root.attrib["viewBox"], "role": "img", "aria-label": label}
+    return ElementTree.tostring(root, encoding="unicode", short_empty_elements=False)
+
+
+def _rounded(number: re.Match[str]) -> str:
+    value = float(number[0])
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
+
+
+def _with_variables(style: str) -> str:
+    style = FONT.sub("", style)
+    for colour, variable in CSS_VARIABLES.items():
+        style = style.replace(colour, f"var({variable})")
+    return style

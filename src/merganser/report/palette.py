@@ -1,4 +1,4 @@
-"""Colours and markers of the figures; those of the page are variables of ``report.css``."""
+"""Colours and markers of the figures, and the CSS variables that replace the colours in the page."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ BLUE, ORANGE, GREEN, VERMILION, GREY = "#0072b2", "#e69f00", "#009e73", "#d55e00
 
 CAUSE_STYLE = {"due": ("o", BLUE), "early": ("^", VERMILION), "forced": ("D", ORANGE), "end": ("s", GREEN)}
 """Marker and colour of each cause of a merge."""
+
+CSS_VARIABLES = {INK: "--ink", PAPER: "--paper", RULE: "--rule", BAND: "--band", BLUE: "--accent", GREY: "--quiet"}
+"""Colour of a figure -> variable of ``report.css`` with that role, which differs between light, dark and print."""
 
 BASELINE_STYLES = (((0, (3, 2)), "s"), ((0, (1, 1.5)), "^"), ((0, (6, 2)), "D"), ((0, (3, 1, 1, 1)), "v"))
 """Dash and marker of each baseline; all are grey."""
