@@ -105,7 +105,7 @@ def test_markdown(run: Path, merganser: Command) -> None:
     assert lines[4] == "| task | before | now | change | interval | p | noise | wrong/right | verdict |"
     assert lines[6].startswith("| mood | 100.0 | 90.0 | −10.0 |")
     # The deviation of 40 losses in 400 is .3; 1.96 * .3 / 20 = .0294.
-    assert lines[6].endswith("| <.001 | 2.9 | 40/0 | do not keep |")
+    assert lines[6].endswith("| &lt;.001 | 2.9 | 40/0 | do not keep |")
     assert len(lines) == 8
 
 
