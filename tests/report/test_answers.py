@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from merganser.report.flips import flips
+from merganser.metrics.paired import paired_change
+from merganser.report import page as page_module
+from merganser.report.flips import LONGEST, MOST_IN_ALL, flips
 from merganser.report.overview import dumbbells, verdict
 from merganser.report.page import render
 from merganser.report.verdict import noise_of, verdict_sentence
@@ -70,13 +72,21 @@ def test_answers_that_were_not_kept_are_named_as_missing(without: RunRecord) -> 
     assert "Keep third?" not in html
 
 
-def test_sixty_tasks_stay_below_a_megabyte() -> None:
+def test_sixty_tasks_stay_below_a_megabyte(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of changed answers there are as many as are shown, each as long."""
     names = [f"a task {number}" for number in range(60)]
-    run = make_run(names, steps=60)
-    html = render(run, [make_run(names, steps=60, method="sequential", merging=False)])
-    assert len(html.encode()) < 1_000_000
+    texts = dict.fromkeys(("input", "before", "now", "expected"), "x" * LONGEST)
+    changed = {"task": "a task", "n": "200", "lost": "9", "gained": "9", "words": ("wrong", "right"), "left": "16"}
+    changed["examples"] = [{"lost": True, "word": "became wrong", **texts}] * (MOST_IN_ALL // 60)
+    monkeypatch.setattr(page_module, "flips", lambda run, tasks: [changed] * 59)
+    monkeypatch.setattr("merganser.report.overview.last_check", lambda run, tasks: None)
+    change = paired_change([1.0] * 9 + [0.0] * 9, [0.0] * 9 + [1.0] * 9)
+    run = make_run(names, steps=240).compare_by(lambda against: dict.fromkeys(names, change))
+    html = render(run, [make_run(names, steps=240, method="sequential", merging=False)])
+    assert 900_000 < len(html.encode()) < 1_000_000
     data = json.loads(html.partition('id="run-data">')[2].partition("</script>")[0])
-    assert len(data["tasks"][0]["loss"]["mean"]) == 60
+    assert len(data["tasks"][0]["loss"]["mean"]) == 24  # 10 of 240 steps in each
+    assert len(data["merges"]) == 3 * 59  # the 1st, 10th and 16th of each task but the first
 
 
 def test_many_tasks_show_the_largest_losses_and_fold_the_rest() -> None:

@@ -16,7 +16,7 @@ from merganser.runs.record import RunRecord
 MOST = 10
 """Examples shown of a task."""
 
-MOST_IN_ALL = 200
+MOST_IN_ALL = 160
 """Examples shown on a page: of many tasks, fewer are shown of each, so that the page stays small."""
 
 LONGEST = 240

@@ -11,16 +11,16 @@ from merganser.report.formatting import CAUSE_LETTER, finite
 from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 
 POINTS = 240
-"""Points drawn per task: more than a phone has pixels for one task, few enough for fifteen tasks in one page."""
+"""Points drawn per task: more than a phone has pixels for one task, few enough for twenty tasks in one page."""
 
-MOST_POINTS = 3600
-"""Points drawn of all tasks together."""
+LEAST_POINTS = 24
+"""Points drawn per task, however many tasks there are."""
 
 MERGES = 1000
 """Merges in one page, about: a page of all merges of a long run would be too large for a browser."""
 
 MANY_TASKS = 20
-"""Of more tasks than this, a page shows fewer merges, by the same factor."""
+"""Of more tasks than this, a page shows fewer points and merges: its other parts, such as the matrix, grow too."""
 
 
 def _round(value: float | None) -> float | None:
@@ -58,9 +58,14 @@ def merges_in_order(run: RunRecord) -> list[MergeRecord]:
     return sorted(run.merges, key=lambda merge: (position[merge.task], merge.step, merge.merge))
 
 
+def _room(tasks: int) -> float:
+    """Return the share of points per task, and of merges, that a page of so many tasks has room for."""
+    return min(1.0, MANY_TASKS / max(1, tasks)) ** 2
+
+
 def merge_stride(run: RunRecord) -> int:
     """Return ``k`` where a page shows only every k-th merge of a task; 1 where it shows all."""
-    return max(1, math.ceil(len(run.merges) * max(1.0, len(run.tasks) / MANY_TASKS) / MERGES))
+    return max(1, math.ceil(len(run.merges) / (MERGES * _room(len(run.tasks)))))
 
 
 def shown_merges(run: RunRecord) -> list[MergeRecord]:
@@ -148,7 +153,7 @@ def _curve(run: RunRecord, task: str) -> list[list[float | None]]:
 
 def points_per_task(run: RunRecord) -> int:
     """Return how many points of a task's steps a page draws: fewer of many tasks, so that the page stays small."""
-    return min(POINTS, max(MOST_POINTS // max(1, len(task_order(run))), 24))
+    return max(LEAST_POINTS, int(POINTS * _room(len(task_order(run)))))
 
 
 def chart_data(
