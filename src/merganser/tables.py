@@ -31,6 +31,11 @@ def score(value: float | None, signed: bool = False) -> str:
     return f"{known:{'+' if signed and known else ''}.1f}".replace("-", "−")
 
 
+def interval(low: float, high: float) -> str:
+    """Format an interval of a difference of scores in points: ``−30.1 to −8.2``."""
+    return f"{score(low, signed=True)} to {score(high, signed=True)}"
+
+
 def row_label(learned: Sequence[str], first: bool = False) -> str:
     """Name a row of the score matrix by the tasks learned since the row before; ``first``: no task was learned yet."""
     if len(learned) == 1:

@@ -68,7 +68,6 @@ def check(
 
     Example: merganser check runs/first --max-drop 2 --max-drop-of safety=0 --min-new 80
     """
-    from merganser.errors import InputError
     from merganser.report.retention import check_row, markdown
     from merganser.runs import RunDirectory
 
@@ -102,7 +101,7 @@ def bounds_of(max_drop: float, max_drop_of: list[str] | None, min_new: float | N
     from merganser.metrics.retention import Bounds
 
     least = None if min_new is None else min_new / 100
-    return Bounds(max_drop / 100, _drops(max_drop_of or []), least, confidence / 100)
+    return Bounds(max_drop / 100, _drops(max_drop_of or []) or None, least, confidence / 100)
 
 
 def _drops(values: Sequence[str]) -> Mapping[str, float]:

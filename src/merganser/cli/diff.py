@@ -68,6 +68,7 @@ def _show_scores(console: Console, found: Difference, confidence: float) -> None
     from rich.table import Table
 
     from merganser.report.formatting import p_value, score
+    from merganser.tables import interval
 
     table = Table(box=None, pad_edge=False)
     for name in ("task", "before", "now", "change", "interval", "p", "wrong/right"):
@@ -75,8 +76,7 @@ def _show_scores(console: Console, found: Difference, confidence: float) -> None
     for each in found.tasks:
         cells = [each.task, score(each.before), score(each.after), score(each.change, signed=True)]
         if (paired := each.paired) is not None:
-            interval = f"{score(paired.low, signed=True)} to {score(paired.high, signed=True)}"
-            cells += [interval, p_value(each.p), f"{paired.lost}/{paired.gained}"]
+            cells += [interval(paired.low, paired.high), p_value(each.p), f"{paired.lost}/{paired.gained}"]
         table.add_row(*cells)
     console.print(table)
     text = f"{found.after} against {found.before}; percent; {confidence:g} % intervals; p corrected for the number of "

@@ -165,9 +165,11 @@ def _gate(run: Path, check: bool, given: tuple[float, list[str] | None, float | 
     """
     from merganser.cli.gate import Gate
     from merganser.errors import InputError
+    from merganser.metrics.retention import Bounds
 
-    if not check:
-        if given != (2.0, None, None, 95.0):
-            raise InputError("Bounds were given, and nothing is checked.", "Give --check too.")
-        return None
-    return Gate(run, bounds_of(*given))
+    bounds = bounds_of(*given)
+    if check:
+        return Gate(run, bounds)
+    if bounds != Bounds():
+        raise InputError("Bounds were given, and nothing is checked.", "Give --check too.")
+    return None

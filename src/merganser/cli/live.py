@@ -311,9 +311,10 @@ def learn_one(
             learner.learn(task, accept=gate)
             record = learner.record
     except RefusedRow:
-        if gate is not None:
-            gate.print_refusal(as_json=output == "json")
-        raise typer.Exit(0 if gate is None else gate.exit_code) from None
+        if gate is None:
+            raise
+        gate.print_refusal(as_json=output == "json")
+        raise typer.Exit(gate.exit_code) from None
     _finish(run, record, output, gate, learned=[task.name])
 
 

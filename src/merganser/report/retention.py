@@ -18,6 +18,7 @@ from merganser.runs.record import KeptAnswers
 from merganser.runs.rows import Row
 from merganser.runs.summary import score_matrix
 from merganser.streams.task import Task
+from merganser.tables import interval
 
 Against = Literal["previous", "best"]
 """Row that a task is compared with: the one before, or the one in which the task scored best."""
@@ -274,10 +275,9 @@ def table_rows(check: Check) -> list[tuple[str, ...]]:
         if change is None:
             rows.append((name, MISSING, now, "new", "", "", "", "", each.verdict.value))
             continue
-        interval = f"{score(change.low, signed=True)} to {score(change.high, signed=True)}"
-        flips = f"{change.lost}/{change.gained}"
+        limits, flips = interval(change.low, change.high), f"{change.lost}/{change.gained}"
         moved = score(change.change, signed=True)
-        cells = (score(change.before), now, moved, interval, p_value(each.p), score(check.floors[each.task]), flips)
+        cells = (score(change.before), now, moved, limits, p_value(each.p), score(check.floors[each.task]), flips)
         rows.append((name, *cells, each.verdict.value))
     return rows
 
