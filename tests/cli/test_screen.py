@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from merganser.cli.screen import show_outcome
 from merganser.metrics.paired import PairedChange, paired_change
+from merganser.metrics.text import score_of
 from merganser.report.formatting import score, size
 from merganser.runs.record import Against, RunRecord, ScoresFile
 from merganser.streams.watch_options import Group
@@ -31,18 +33,19 @@ def screen(
     return captured.get()
 
 
+def answers(right: int, n: int = 200) -> list[float]:
+    return [1.0] * right + [0.0] * (n - right)
+
+
 def with_answers(run: RunRecord) -> RunRecord:
     """As if answers with these scores had been kept: as many as possible still right."""
     rows = run.scores.rows
 
-    def answers(value: float) -> list[float]:
-        return [1.0] * round(200 * value) + [0.0] * (200 - round(200 * value))
-
     def compare(against: Against) -> dict[str, PairedChange]:
         return {
             task: paired_change(
-                answers(rows[number if against == "learned" else -2].scores[task].value),
-                answers(rows[-1].scores[task].value),
+                answers(round(200 * rows[number if against == "learned" else -2].scores[task].value)),
+                answers(round(200 * rows[-1].scores[task].value)),
             )
             for number, row in enumerate(rows[:-1])
             for task in (*row.learned, *(each.name for each in run.scores.watched if number == 0))
@@ -57,8 +60,8 @@ def test_a_row_per_task_beside_a_baseline() -> None:
     text = screen(record, plain)
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
-    assert lines[0] == "Learned 5 tasks, the last grimm: 90.0 %. Most lost: newsgroups −12.0 (90.0 to "
-    assert "Undo: merganser undo runs/example" in lines
+    assert lines[0] == "Learned 5 tasks, the last grimm: 90.0 %. Most lost: newsgroups −12.0 points "
+    assert "Undo grimm: merganser undo runs/example" in lines
     found = record.courses()[0]
     assert found.interval
     (line,) = [line for line in lines if line.startswith("newsgroups")]
@@ -72,13 +75,36 @@ def test_a_row_per_task_beside_a_baseline() -> None:
     assert size(sum(record.tasks[-1].method_bytes.values())) in everything
     assert "after reuters" in everything
     assert "after reuters" not in text
+    # A method is named as on the page, also one that is not installed.
+    assert "a-method-of-yours: scores after each task" in screen(
+        make_run(["a"], method="a-method-of-yours"), verbose=True
+    )
+
+
+def test_the_screen_in_the_guide() -> None:
+    """Of 60 headlines half were right, then all, then 50; of 200 claims 41 and then 183."""
+    right, sizes = {"headlines": [30, 60, 50], "claims": [41, 41, 183]}, {"headlines": 60, "claims": 200}
+    run = make_run(list(right), path="runs/support")
+    rows = [
+        row.model_copy(
+            update={"scores": {name: score_of(answers(right[name][number], size)) for name, size in sizes.items()}}
+        )
+        for number, row in enumerate(run.scores.rows)
+    ]
+    run = run.model_copy(update={"scores": run.scores.model_copy(update={"rows": rows})})
+    change = paired_change(answers(60, 60), answers(50, 60))
+    text = screen(run.compare_by(lambda against: {"headlines": change}), learned=["claims"])
+    guide = (Path(__file__).parents[2] / "docs/walks/engineer.md").read_text(encoding="utf-8")
+    (shown,) = re.findall(r"```text\n(Learned claims.*?)```", guide, re.S)
+    lines = [line.rstrip() for line in text.splitlines()]
+    assert lines[: shown.count("\n")] == shown.splitlines()
 
 
 def test_one_task_is_judged_by_what_it_cost() -> None:
     """Its own row took three points of 200 answers, less than shows; newsgroups had lost the rest before."""
     text = " ".join(screen(with_answers(make_run(TOPICS)), learned=["grimm"]).split())
     assert text.startswith(
-        "Learned grimm: 90.0 %. No loss is beyond noise; the largest: newsgroups −3.0 (81.0 to 78.0)."
+        "Learned grimm: 90.0 %. No loss is beyond chance; the largest: newsgroups −3.0 points (81.0 to 78.0)."
     )
 
 
@@ -117,11 +143,11 @@ def test_watched_tasks_are_rows_with_their_mark(count: int) -> None:
     assert " ".join(rows["arithmetic"])[:24] == "arithmetic * 80.0 80.0 0"
     joined = " ".join(text.split())
     assert f"Learned {count} tasks, the last task{count - 1}: " in joined
-    assert f"Most lost: careful-with-secrets {lost} (80.0 to {now})." in joined
+    assert f"Most lost: careful-with-secrets {lost} points (80.0 to {now})." in joined
     assert "*: watched, never learned; change: since before any training" in joined
     # What the last row took of it, if the sentence is about that.
     of_row = " ".join(screen(record, learned=[f"task{count - 1}"]).split())
-    assert f"careful-with-secrets −1.0 ({81 - count}.0 to {now})" in of_row
+    assert f"careful-with-secrets −1.0 points ({81 - count}.0 to {now})" in of_row
 
 
 def test_tasks_without_tests() -> None:
@@ -140,6 +166,6 @@ def test_the_report_of_a_run_prints_the_screen(tmp_path: Path, merganser: Comman
     set_answers(run, "02-topic", "topic", [1.0] * 45 + [0.0] * 15)
     done = merganser("report", run)
     assert done.code == 0, done.err
-    assert "Most lost: mood −16.7 (100.0 to 83.3)." in " ".join(done.out.split())
+    assert "Most lost: mood −16.7 points (100.0 to 83.3)." in " ".join(done.out.split())
     assert done.out.rstrip().endswith(f"Wrote {run / 'report.html'}")
     assert score(-1 / 6, signed=True) in done.out

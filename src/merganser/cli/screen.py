@@ -11,7 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from merganser.metrics.continual import Metric
-from merganser.metrics.course import HEAD, WATCHED, TaskCourse, cells, courses, loss_sentence, untested
+from merganser.metrics.course import HEAD, WATCHED, TaskCourse, cells, courses, loss_sentence, untested_sentence
 from merganser.report.formatting import (
     MISSING,
     finite,
@@ -56,7 +56,9 @@ def show_outcome(
     tasks = record.courses()
     console.print(Text(sentence(record, tasks, learned), style="bold"), soft_wrap=False)
     if tasks:
-        _print(console, f"Undo: merganser undo {shlex.quote(record.path)}")
+        fresh = [each.task for each in tasks if each.fresh]
+        last = fresh[0] if len(fresh) == 1 else "the last tasks"
+        _print(console, f"Undo {last}: merganser undo {shlex.quote(record.path)}")
     console.print()
     if tasks:
         console.print(course_table(tasks, baseline))
@@ -129,7 +131,7 @@ def course_table(tasks: Sequence[TaskCourse], baseline: RunRecord | None = None)
 
 
 def _legend(tasks: Sequence[TaskCourse]) -> str:
-    parts = ["Percent. before: before any training; change: since the task was learned"]
+    parts = ["Percent; ±: one standard error. before: before any training; change: since the task was learned"]
     if any(each.interval for each in tasks):
         parts[0] += ", with its 95 % interval"
     if any(each.watched for each in tasks):
@@ -140,7 +142,7 @@ def _legend(tasks: Sequence[TaskCourse]) -> str:
         "noise": "noise: could be chance",
     }
     parts += dict.fromkeys(meanings[each.word] for each in tasks if each.word in meanings)
-    return f"{'; '.join(parts)}. {untested(tasks)}".rstrip()
+    return f"{'; '.join(parts)}. {untested_sentence(tasks)}".rstrip()
 
 
 def _metric(run: RunRecord, name: str) -> Metric | None:

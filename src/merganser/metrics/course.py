@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from merganser.metrics.paired import PairedChange, holm
 from merganser.metrics.score import Score, ScoreRow
-from merganser.tables import frame, html_table, score
+from merganser.tables import frame, html_table, interval, score
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -75,7 +75,7 @@ class TaskCourse:
     @property
     def interval(self) -> str:
         """The 95 % interval of the change in points, such as ``−30.1 to −8.2``; empty where there is none."""
-        return "" if self.paired is None else f"{score(self.paired.low, True)} to {score(self.paired.high, True)}"
+        return "" if self.paired is None else interval(self.paired.low, self.paired.high)
 
 
 def courses(
@@ -115,8 +115,12 @@ def largest_loss(tasks: Sequence[TaskCourse]) -> TaskCourse | None:
     return min(shown, key=lambda each: each.change or 0.0, default=None)
 
 
-def loss_sentence(tasks: Sequence[TaskCourse], prefix: str = "Most lost") -> str:
-    """Say which task lost most, or that none did; empty where there was nothing to lose."""
+def loss_sentence(tasks: Sequence[TaskCourse], interval: bool = False) -> str:
+    """Say which task lost most, or that none did; empty where there was nothing to lose.
+
+    Args:
+        interval: with the 95 % interval of the loss, where there is one.
+    """
     if all(each.change is None for each in tasks):
         return ""
     worst = largest_loss(tasks)
@@ -124,11 +128,12 @@ def loss_sentence(tasks: Sequence[TaskCourse], prefix: str = "Most lost") -> str
         return "Nothing was lost."
     if worst.learned is None or worst.now is None:
         raise AssertionError("a change has two scores")
-    moved = f"{worst.task} {score(worst.change, signed=True)}"
-    moved += f" ({score(worst.learned.value)} to {score(worst.now.value)})"
+    course = f"{score(worst.learned.value)} to {score(worst.now.value)}"
+    course += f"; 95 % interval {worst.interval}" if interval and worst.paired is not None else ""
+    moved = f"{worst.task} {score(worst.change, signed=True)} points ({course})"
     if worst.word == "noise":
-        return f"No loss is beyond noise; the largest: {moved}."
-    return f"{prefix}: {moved}." if worst.word == "lost" else f"{prefix}: {moved}, untested."
+        return f"No loss is beyond chance; the largest: {moved}."
+    return f"Most lost: {moved}." if worst.word == "lost" else f"Most lost: {moved}, untested."
 
 
 def since_learned(rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]) -> list[dict[str, float]]:
@@ -166,9 +171,14 @@ def cells(course: TaskCourse) -> tuple[str, ...]:
     return (f"{course.task} *" if course.watched else course.task, *scores, moved, course.interval, course.word)
 
 
-def untested(tasks: Sequence[TaskCourse]) -> str:
-    """Return a sentence on why changes have no interval; empty where all have one."""
-    missing = [each for each in tasks if each.change is not None and each.paired is None]
+def untested(tasks: Sequence[TaskCourse]) -> list[str]:
+    """List the tasks whose change has no interval, because their answers were not kept."""
+    return [each.task for each in tasks if each.change is not None and each.paired is None]
+
+
+def untested_sentence(tasks: Sequence[TaskCourse]) -> str:
+    """Say why changes have no interval; empty where all have one."""
+    missing = untested(tasks)
     if not missing:
         return ""
     which = "" if len(missing) == sum(each.change is not None for each in tasks) else f" of {len(missing)} tasks"
@@ -177,7 +187,7 @@ def untested(tasks: Sequence[TaskCourse]) -> str:
 
 def courses_html(tasks: Sequence[TaskCourse], title: str) -> str:
     """Return the courses of tasks as an HTML table, for notebooks."""
-    notes = [LEGEND, f"{WATCHED}." if any(each.watched for each in tasks) else "", untested(tasks)]
+    notes = [LEGEND, f"{WATCHED}." if any(each.watched for each in tasks) else "", untested_sentence(tasks)]
     return html_table(HEAD, [cells(each) for each in tasks], title, " ".join(filter(None, notes)))
 
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.metrics.course import TaskCourse
+from merganser.metrics.course import TaskCourse, untested
 from merganser.metrics.score import Score
 from merganser.report.formatting import MISSING, finite, metric_title, percent, score, score_with_error, seconds, size
 from merganser.report.sections import merging_share, method_title
-from merganser.report.verdict import keep_sentence, last_check, untested, verdict_sentence
+from merganser.report.verdict import keep_sentence, last_check, verdict_sentence
 from merganser.runs.record import RunRecord
 
 MOST_ROWS = 16
@@ -44,7 +44,7 @@ def verdict(run: RunRecord, tasks: Sequence[TaskCourse]) -> dict[str, Any]:
         "sentence": verdict_sentence(tasks).replace(" %", "\N{NO-BREAK SPACE}%"),
         "question": f"Keep {fresh[0]}?" if len(fresh) == 1 else "Keep the last tasks?",
         "keep": None if check is None else check.verdict.value,
-        "why": "" if check is None else keep_sentence(check),
+        "why": "" if check is None else keep_sentence(check, fresh),
         "undo": f"merganser undo {shlex.quote(run.path)}",
         "missing": missing,
         "all_missing": len(missing) == sum(each.change is not None for each in tasks),

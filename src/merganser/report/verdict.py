@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import NormalDist
 
-from merganser.metrics.course import TaskCourse, largest_loss
+from merganser.metrics.course import TaskCourse, loss_sentence, untested
 from merganser.metrics.paired import noise_floor
 from merganser.metrics.retention import Verdict
 from merganser.report.formatting import plural, score
@@ -36,29 +36,9 @@ def learned_sentence(tasks: Sequence[TaskCourse]) -> str:
     return f"Learned {newest.task}: {score(newest.now.value)} %{before}."
 
 
-def lost_sentence(tasks: Sequence[TaskCourse]) -> str:
-    """Say what an earlier or watched task lost most, with its interval; empty where there is none."""
-    if all(each.change is None for each in tasks):
-        return ""
-    worst = largest_loss(tasks)
-    if worst is None or worst.learned is None or worst.now is None:
-        return f"No earlier {'or watched ' if any(each.watched for each in tasks) else ''}task lost anything."
-    change = f"{worst.task}, {score(worst.change, signed=True)} points"
-    course = f"{score(worst.learned.value)} to {score(worst.now.value)}"
-    if worst.paired is None:
-        return f"Most lost: {change} ({course})."
-    text = f"{change} ({course}; {100 * CONFIDENCE:g} % interval {worst.interval})."
-    return f"Most lost: {text}" if worst.word == "lost" else f"No loss is beyond noise; the largest: {text}"
-
-
 def verdict_sentence(tasks: Sequence[TaskCourse]) -> str:
     """Say what was learned last, and what was lost."""
-    return " ".join(filter(None, (learned_sentence(tasks), lost_sentence(tasks))))
-
-
-def untested(tasks: Sequence[TaskCourse]) -> list[str]:
-    """List the earlier tasks whose change has no interval, because their answers were not kept."""
-    return [each.task for each in tasks if each.change is not None and each.paired is None]
+    return " ".join(filter(None, (learned_sentence(tasks), loss_sentence(tasks, interval=True))))
 
 
 def noise(course: TaskCourse) -> float | None:
@@ -85,16 +65,19 @@ def last_check(run: RunRecord, tasks: Sequence[TaskCourse]) -> Check | None:
     return check_row(RunDirectory.open(Path(run.path)), rows=source.rows, answers=source.answers)
 
 
-def keep_sentence(check: Check) -> str:
-    """Say whether the last row should be kept, with the reason in a few words."""
+def keep_sentence(check: Check, learned: Sequence[str]) -> str:
+    """Say whether the tasks that were learned last should be kept, with the reason in a few words."""
     allowed = f"{100 * check.bounds.max_drop:g} points"
+    learning = f"learning {'it' if len(learned) == 1 else 'them'}"
     if check.verdict is Verdict.KEEP:
-        return f"the last round cost no earlier {'or watched ' if check.watched else ''}task more than {allowed}."
+        return f"{learning} cost no earlier {'or watched ' if check.watched else ''}task more than {allowed}."
     if check.verdict is Verdict.DROP:
         return check.sentence().partition(": ")[2]
     unclear = [each for each in check.tasks if each.verdict is Verdict.UNCLEAR]
     needed = max((each.needed or 0 for each in unclear), default=0)
-    kind = "earlier or watched tasks" if any(each.task in check.watched for each in unclear) else "earlier tasks"
-    which = unclear[0].task if len(unclear) == 1 else f"{len(unclear)} {kind}"
-    enough = f"; about {needed:,} for each would tell" if needed else ""
-    return f"too few test examples to see whether the last round cost {which} more than {allowed}{enough}."
+    which = f"{unclear[0].task} more than {allowed}"
+    if len(unclear) > 1:
+        kind = "earlier or watched tasks" if any(each.task in check.watched for each in unclear) else "earlier tasks"
+        which = f"{len(unclear)} {kind} more than {allowed} each"
+    enough = f"; about {needed:,} per task would tell" if needed else ""
+    return f"there are too few test examples to see whether {learning} cost {which}{enough}."
