@@ -33,18 +33,18 @@ def render_study(
     records: Sequence[CellRecord],
     *,
     title: str = "Study",
-    reference: str | None = None,
-    confidence: float = 0.95,
+    results: Sequence[StreamResult] | None = None,
     links: Links | None = None,
     files: Sequence[tuple[str, str]] = (),
 ) -> str:
     """Return the page of a study as HTML; see :func:`write_study_page`.
 
     Args:
+        results: of the comparison; default: with the default reference.
         links: cell name -> address of its run's page; default: none is linked.
         files: names and addresses of tables and figures that lie beside the page.
     """
-    results = compare(records, reference, confidence)
+    results = compare(records) if results is None else results
     script = asset("study.js")
     common = common_settings(records)
     streams = [_stream(result, number) for number, result in enumerate(results)]
@@ -125,8 +125,7 @@ def write_study_page(
     out: Path,
     *,
     title: str = "Study",
-    reference: str | None = None,
-    confidence: float = 0.95,
+    results: Sequence[StreamResult] | None = None,
     study: Path | None = None,
     files: Sequence[Path] = (),
 ) -> Path:
@@ -139,8 +138,8 @@ def write_study_page(
         records: the cells, of one person or of several.
         out: the file to write; replaced where it exists, its folder created where absent.
         title: of the study.
-        reference: method that the others are compared with; default: ``replay``, else ``sequential``, else the best.
-        confidence: of intervals and verdicts, in (0, 1).
+        results: of the comparison (:func:`merganser.study.comparison.compare`), with the reference and the confidence
+            that were chosen; default: with the default ones.
         study: folder that the runs of the records are relative to; default: the folder of ``out``.
         files: tables and figures to link.
 
@@ -152,9 +151,7 @@ def write_study_page(
     folder = out.parent.absolute()
     links = run_links(records, (study or out.parent).absolute(), folder)
     beside = [(path.name, _address(path.absolute(), folder)) for path in files]
-    page = render_study(
-        records, title=title, reference=reference, confidence=confidence, links=links, files=beside
-    )  # fmt: skip
+    page = render_study(records, title=title, results=results, links=links, files=beside)
     return write_whole(out, sealed_text(page.encode()), ANOTHER_FOLDER)
 
 
