@@ -66,10 +66,11 @@ CASES: dict[str, dict[str, Any]] = {
     "replay, causal, mixed and packed, conversations, a function as metric": {
         "mix": {"file": "truth.json", "share": 0.3},
         "model": {"kind": "causal", "name": "chat"},
-        "method": {"name": "replay", "share": 0.3, "finish_weight": 0.5},  # one or two rows for two processes
+        # One or two rows for two processes.
+        "method": {"name": "replay", "share": 0.3, "spacing": "model_time", "day_steps": 2, "finish_weight": 0.5},
         "training": {"batch": 5, "packing": "packed"},
     },
-    "sfa": {"method": {"name": "sfa", "merge_first": True}, "model": {"kind": "seq2seq"}},
+    "sfa": {"method": {"name": "sfa", "merge_first": True}, "training": {"steps": 4}},
 }
 
 

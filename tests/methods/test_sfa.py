@@ -9,6 +9,7 @@ import torch
 
 from merganser.methods import METHODS, make_method
 from merganser.methods.sfa import Sfa, SfaOptions
+from merganser.report.formatting import describe_merge
 from merganser.training.records import TaskRecords
 from merganser.training.start_averaging import StartAveraging, average_steps
 from merganser.weights import Weights
@@ -48,6 +49,8 @@ def test_the_formula_by_hand() -> None:
         (4, "due", 0.75, 0.25, 8.0),
     ]
     assert [(m.interval, m.next_interval, m.learning_signal) for m in records.merges] == [(2, 2, 2.0), (2, 2, 2.0)]
+    told = describe_merge(records.merges[0])
+    assert told.startswith("Merge 1 of t, after step 2: it was due (planned every 2 steps). Learning signal 2.")
 
 
 @pytest.mark.parametrize("merge_first", [False, True])

@@ -155,7 +155,8 @@ def _change(name: str, before: float | None, after: float | None) -> str:
 def _cause(merge: MergeRecord) -> str:
     alarms = plural(merge.alarms, "alarm")
     if merge.cause == "due":
-        return f"it was due (planned every {plural(merge.interval, 'step')}) with {alarms} raised"
+        raised = f" with {alarms} raised" if merge.alarms else ""
+        return f"it was due (planned every {plural(merge.interval, 'step')}){raised}"
     if merge.cause == "early":
         return f"it fired early, after {alarms} within the planned interval of {plural(merge.interval, 'step')}"
     if merge.cause == "forced":
