@@ -1,4 +1,4 @@
-"""A process that has everything imported and forks a real ``merganser`` process per line of its standard input.
+"""A process, forked from the tests, that has everything imported and forks a real ``merganser`` process per order.
 
 Importing torch and transformers takes longer than the toy runs themselves, and the tests of interruptions and of
 several processes need many. Each child is a process of its own that runs the command's entry point and can be killed
@@ -11,9 +11,11 @@ child's number; with ``"call": "module:function"`` that is called with the argum
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import importlib
 import json
+import logging
 import os
 import pkgutil
 import shutil
@@ -22,7 +24,9 @@ import subprocess
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -42,6 +46,7 @@ PRELOADED = (
     "rich.live",
     "rich.spinner",
     "scipy.stats",
+    "torch.distributed.fsdp",
     "transformers.models.bert.modeling_bert",
     "transformers.models.llama.modeling_llama",
     "transformers.models.t5.modeling_t5",
@@ -62,39 +67,39 @@ class Spawner:
         self.folder = folder
         self.disk = folder / "disk"
         self.disk.mkdir()
-        space = ["unshare", "-m", "--propagation", "private", "sh", "-c"]
-        mount = f"mount -t tmpfs -o size=1m none '{self.disk}'"
-        self.has_disk = (
-            shutil.which("unshare") is not None
-            and subprocess.run([*space, mount], capture_output=True, check=False).returncode == 0
-        )
-        program = [sys.executable, "-m", "tests.cli.spawner"]
-        self._process = subprocess.Popen(
-            [*space, f'{mount} && exec "$@"', "sh", *program] if self.has_disk else program,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            cwd=ROOT,
-            env={**ENVIRONMENT, "MERGANSER_CACHE": str(folder / "cache")},
-        )
-        assert self._process.stdin is not None
-        assert self._process.stdout is not None
+        orders, answers = os.pipe(), os.pipe()
+        self._number = os.fork()
+        if self._number == 0:
+            try:
+                os.close(orders[1])
+                os.close(answers[0])
+                serve(folder, os.fdopen(orders[0]), os.fdopen(answers[1], "w", buffering=1))
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                os._exit(1)  # taking down what was loaded would take seconds
+        os.close(orders[0])
+        os.close(answers[1])
         self._files: dict[int, tuple[Path, Path]] = {}
         self._started = 0
-        self._orders: IO[str] = self._process.stdin
-        self._answers: IO[str] = self._process.stdout
+        self._orders: IO[str] = os.fdopen(orders[1], "w")
+        self._answers: IO[str] = os.fdopen(answers[0])
+        self.has_disk = bool(int(self._answers.readline()))
 
     @property
     def seen_disk(self) -> Path:
-        """The small file system, from outside its namespace (once the first process was started)."""
-        return Path(f"/proc/{self._process.pid}/root{self.disk}")
+        """The small file system, from outside its namespace."""
+        return Path(f"/proc/{self._number}/root{self.disk}")
 
     def _ask(self, order: dict[str, object]) -> int:
         print(json.dumps(order), file=self._orders, flush=True)
         return int(self._answers.readline())
 
     def start(
-        self, *arguments: str | Path, call: str | None = None, environment: Mapping[str, str] | None = None
+        self,
+        *arguments: str | Path,
+        call: str | None = None,
+        environment: Mapping[str, str] | None = None,
     ) -> int:
         """Start a command, or a function ``module:name``; returns the number of its process."""
         self._started += 1
@@ -102,7 +107,7 @@ class Spawner:
         for file in (out, err):
             file.touch()  # the process may be killed before it opens them
         order = {"out": str(out), "err": str(err), "folder": str(self.folder), "environment": dict(environment or {})}
-        number = self._ask({"arguments": [str(a) for a in arguments], **order, **({"call": call} if call else {})})
+        number = self._ask({"arguments": [str(a) for a in arguments], **order, "call": call})
         self._files[number] = out, err
         return number
 
@@ -115,7 +120,7 @@ class Spawner:
     def stop(self) -> None:
         """Let it end."""
         self._orders.close()
-        self._process.wait()
+        os.waitpid(self._number, 0)
         self._answers.close()
 
 
@@ -153,7 +158,7 @@ def child(order: dict[str, object]) -> int:
     os.environ.update(environment)
     sys.argv = ["merganser", *arguments]
     try:
-        if "call" in order:
+        if order["call"]:
             module, name = str(order["call"]).split(":")
             getattr(importlib.import_module(module), name)(*arguments)
         else:
@@ -163,20 +168,66 @@ def child(order: dict[str, object]) -> int:
     return 0
 
 
-def serve() -> None:
-    """Answer orders until standard input ends."""
+def mounted(disk: Path) -> bool:
+    """Enter a mount namespace of one's own in which a folder is a file system of one MiB; whether that is permitted."""
+    if shutil.which("mount") is None or not sys.platform.startswith("linux"):
+        return False
+    if ctypes.CDLL(None).unshare(0x00020000):  # CLONE_NEWNS
+        return False
+    commands = (["mount", "--make-rprivate", "/"], ["mount", "-t", "tmpfs", "-o", "size=1m", "none", str(disk)])
+    return all(subprocess.run(each, capture_output=True, check=False).returncode == 0 for each in commands)
+
+
+def stand_alone() -> None:
+    """Leave behind what pytest had put in place of standard streams, warnings and logs."""
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    warnings.resetwarnings()
+    for category in (DeprecationWarning, PendingDeprecationWarning, ImportWarning, ResourceWarning):
+        warnings.simplefilter("ignore", category)
+    warnings.showwarning = lambda *given: print(warnings.formatwarning(*given[:4]), end="", file=sys.stderr)
+    logging.getLogger().handlers.clear()
+    for logger in filter(lambda each: isinstance(each, logging.Logger), logging.root.manager.loggerDict.values()):
+        for handler in logger.handlers:
+            if isinstance(handler, logging.StreamHandler):
+                handler.setStream(sys.stderr)
+
+
+def warm_up(folder: Path) -> None:
+    """Learn two toy tasks: what is made at first use is then made for every child."""
+    from accelerate.state import AcceleratorState
+
+    from merganser.cli import main
+
+    environment = dict(os.environ)
+    training, method = {"steps": 2, "warmup": 0}, {"interval": 2, "cold_start": 0, "rehearsal_steps": 1}
+    stream = toys.write_stream(folder, training=training, method=method)
+    sys.argv = ["merganser", "run", str(stream), "--out", str(folder / "run")]
+    with suppress(SystemExit):
+        main()
+    AcceleratorState._reset_state(reset_partial_state=True)  # of one process; a child may be one of several
+    os.environ.clear()
+    os.environ.update(environment)
+
+
+def serve(folder: Path, orders: IO[str], answers: IO[str]) -> None:
+    """Answer orders until they end; first of all, whether there is a disk."""
+    print(int(mounted(folder / "disk")), file=answers)
+    stand_alone()
+    os.environ.update(ENVIRONMENT, MERGANSER_CACHE=str(folder / "cache"), TOKENIZERS_PARALLELISM="false")
+    os.chdir(ROOT)
     import torch
 
     for module in PRELOADED:
         importlib.import_module(module)
     for command in pkgutil.iter_modules(merganser.cli.__path__):
         importlib.import_module(f"merganser.cli.{command.name}")
-    gc.collect()
-    gc.freeze()  # the pages of what is loaded stay shared with the children
     torch.set_num_threads(1)
     os.fsync = lambda descriptor: None  # as in tests/conftest.py
-    answers = os.fdopen(os.dup(1), "w", buffering=1)
-    for line in sys.stdin:
+    warm_up(folder / "warm")
+    gc.collect()
+    gc.freeze()  # the pages of what is loaded stay shared with the children
+    for line in orders:
         order = json.loads(line)
         if "wait" in order:
             status = os.waitpid(order["wait"], 0)[1]
@@ -194,8 +245,4 @@ def serve() -> None:
                 sys.stderr.flush()
                 os._exit(code)
         print(number, file=answers)
-    os._exit(0)  # taking down what was loaded would take seconds
-
-
-if __name__ == "__main__":
-    serve()
+    os._exit(0)

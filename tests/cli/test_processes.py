@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,7 +20,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests import tiny
-from tests.cli.spawner import ENVIRONMENT, ROOT, Spawner
+from tests.cli.spawner import LIFE, ROOT, Spawner, until
 from tests.learner import toys
 from tests.learner.toys import model_folder, read_json, write_rows, write_stream
 
@@ -254,38 +253,49 @@ def test_two_processes_end_as_one(case: str, spawner: Spawner, tmp_path: Path) -
             assert 0 < score["value"] < 1
 
 
-def launched(*program: str | Path, folder: Path) -> subprocess.CompletedProcess[str]:
-    """A launcher with its processes, all of which end when it takes too long."""
-    environment = {**ENVIRONMENT, "MERGANSER_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT / "src")}
-    process = subprocess.Popen(
-        [sys.executable, "-m", *map(str, program)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        cwd=folder,
-        env=environment,
-        start_new_session=True,
-    )
-    try:
-        out, err = process.communicate(timeout=240)
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.communicate()
-    return subprocess.CompletedProcess(process.args, process.returncode, out, err)
+def launch(*arguments: str) -> None:
+    """What the program ``accelerate launch`` does, in a process that has nearly everything imported."""
+    from accelerate.commands.launch import main
+
+    sys.argv = ["accelerate-launch", *arguments]
+    main()
+
+
+PLACEHOLDER = f"""#!{sys.executable} -SE
+import json, os, pathlib, sys, time
+given = pathlib.Path(sys.argv[0]).with_name("process-" + os.environ["RANK"])
+given.with_suffix(".new").write_text(json.dumps({{"arguments": sys.argv[1:], "environment": dict(os.environ)}}))
+given.with_suffix(".new").rename(given)
+for _ in range({LIFE} * 100):
+    time.sleep(0.01)
+    if given.with_suffix(".code").is_file():
+        sys.exit(int(given.with_suffix(".code").read_text()))
+sys.exit("nobody took my place")
+"""
+"""A program that says with what it was started, and ends as the process that is forked in its place."""
 
 
 def test_a_launcher_itself(spawner: Spawner, tmp_path: Path) -> None:
     """``accelerate launch`` with the configuration in ``examples`` (FSDP2), which starts ``torchrun``; T5 with LoRA."""
     stream = stream_of(tmp_path, {"model": {"kind": "seq2seq"}})
-    one, several = tmp_path / "one", tmp_path / "several"
+    one, several, program = tmp_path / "one", tmp_path / "several", tmp_path / "merganser"
     succeed([spawner.wait(spawner.start("run", stream, "--out", one))])
-    launcher = ("accelerate.commands.launch", "--main_process_port", "0", "--num_processes", "2")
+    program.write_text(PLACEHOLDER)
+    program.chmod(0o755)
+    how = ("--main_process_port", "0", "--num_processes", "2", "--no_python")
     configured = ("--config_file", ROOT / "examples" / "accelerate" / "fsdp.yaml")
-    command = ("-m", "merganser", "run", stream, "--out", several)
-    done = launched(*launcher, *configured, *command, folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("Page: ") == 1  # only process 0 writes
+    command = (program, "run", stream, "--out", several)
+    launcher = spawner.start(*how, *configured, *command, call=f"{__name__}:launch")
+    numbers = []
+    for given in (tmp_path / "process-0", tmp_path / "process-1"):
+        until(given.is_file)
+        started = read_json(given)
+        numbers.append(spawner.start(*started["arguments"], environment=started["environment"]))
+    done = [spawner.wait(number) for number in numbers]
+    for rank, each in enumerate(done):
+        (tmp_path / f"process-{rank}.code").write_text(str(each.code))
+    succeed([*done, spawner.wait(launcher)])
+    assert [each.out.count("Page: ") for each in done] == [1, 0]  # only process 0 writes
     alike(one, several)
 
 
