@@ -95,15 +95,7 @@ def at_step(name: str, step: int) -> Callable[[Event], None]:
 
 @pytest.mark.parametrize(
     ("method", "kind"),
-    [
-        ("aim", "matcher"),
-        ("replay", "matcher"),
-        ("sequential", "matcher"),
-        ("single", "matcher"),
-        ("joint", "matcher"),
-        ("aim", "seq2seq"),
-        ("replay", "causal"),
-    ],
+    [("single", "matcher"), ("joint", "matcher"), ("aim", "seq2seq"), ("replay", "causal")],
 )
 def test_an_interrupted_run_ends_in_the_same_bytes(method: str, kind: str, tmp_path: Path) -> None:
     options = sections(
