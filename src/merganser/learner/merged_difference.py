@@ -15,7 +15,7 @@ from merganser.learner.session import Session
 from merganser.models.base import IGNORE_INDEX, Backbone, eval_mode
 from merganser.models.loading import load_backbone
 from merganser.models.matcher import LabelMatcher
-from merganser.models.pairs import PREFERENCE
+from merganser.models.pairs import model_inputs
 from merganser.models.precision import autocast
 from merganser.models.weight_format import QUANTISED
 from merganser.streams.task import Example, Task
@@ -101,9 +101,8 @@ def _load_merged(backbone: Backbone, folder: Path, tasks: Mapping[str, Task]) ->
 def _logits(backbone: Backbone, features: list[dict[str, Any]]) -> torch.Tensor:
     """Return the logits that decide the loss of a batch: those of the answers' tokens, or of a matcher's labels."""
     batch = {name: tensor.to(model_device()) for name, tensor in backbone.collate(features).items()}
-    batch.pop(PREFERENCE, None)  # of pairs: the loss is computed without the model
     with eval_mode(backbone.module), autocast(backbone.device, backbone.precision):
-        logits = backbone.module(**batch)["logits"].float()
+        logits = backbone.module(**model_inputs(batch))["logits"].float()
     labels = batch["labels"]
     if backbone.kind == "matcher":
         return logits[logits.isfinite()]

@@ -13,7 +13,7 @@ from torch import nn
 
 from merganser.devices import model_device
 from merganser.errors import InputError, MerganserError, first_line
-from merganser.files.hub import cut_connections, hub_failure
+from merganser.files.hub import cut_connections, hub_failure, is_offline
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
 from merganser.models.causal import Causal
@@ -146,10 +146,8 @@ def _unreadable(options: ModelOptions) -> str:
 
 def _missing_model(options: ModelOptions, error: OSError) -> MerganserError:
     """Return the error for a model that neither the hub nor its cache has."""
-    from huggingface_hub import constants
-
     name = options.name if options.revision is None else f"{options.name} (revision {options.revision})"
-    if constants.HF_HUB_OFFLINE:
+    if is_offline():
         return InputError(
             f"The model {name} is neither a folder here nor in the hub's cache, and HF_HUB_OFFLINE is set.",
             "Unset HF_HUB_OFFLINE, download the model first, or give a folder.",

@@ -51,10 +51,7 @@ def training_collator(model: Collating, options: TrainingOptions) -> Collator:
     in_one_row = options.packing == "padding_free" or "flash" in attention_of(model.module)
 
     def collate(features: list[Any]) -> Mapping[str, Any]:
-        batch = model.collate(features)
-        if is_pairs(batch):  # their likelihoods are summed row by row
-            return batch
-        return pack(batch, None if in_one_row else options.pack_length or 0)
+        return pack(model.collate(features), None if in_one_row else options.pack_length or 0)
 
     return collate
 
@@ -78,7 +75,7 @@ def pack(batch: Mapping[str, Tensor], length: int | None) -> dict[str, Tensor]:
     Raises:
         ValueError: the batch has other tensors, which cannot be packed.
     """
-    if is_pairs(batch):  # their loss looks at the rows
+    if is_pairs(batch):  # their likelihoods are summed row by row
         return dict(batch)
     if set(batch) != _PACKED_KEYS:
         raise ValueError(f"a batch with {', '.join(sorted(batch))} cannot be packed")

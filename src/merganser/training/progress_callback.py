@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 from transformers import TrainerCallback, TrainerControl, TrainerState, TrainingArguments
@@ -19,5 +18,7 @@ class ProgressCallback(TrainerCallback):
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
         signal, task = self.records.signals[-1], self.records.task
-        step = StepDone(task, state.global_step, state.max_steps, signal.loss, signal.probe, signal.interval)
-        self.records.listener(replace(step, learning_rate=signal.learning_rate))
+        rate = signal.learning_rate
+        self.records.listener(
+            StepDone(task, state.global_step, state.max_steps, signal.loss, signal.probe, signal.interval, rate)
+        )
