@@ -18,6 +18,7 @@ from torch import Tensor
 
 from merganser import Learner
 from merganser.errors import InputError
+from merganser.learner.memory_choice import frame
 from merganser.methods import METHODS
 from merganser.report.sections import memory as memory_section
 from merganser.runs import RunDirectory
@@ -210,3 +211,10 @@ def test_a_memory_that_the_model_cannot_write_is_refused_before_any_work(tmp_pat
     assert not list((tmp_path / "run" / "tasks").iterdir())
     with pytest.raises(ValueError, match="leave sampler"):
         MemoryOptions(source="self", sampler="uniform")
+
+
+def test_what_all_texts_begin_and_end_with_is_found_in_whole_words() -> None:
+    texts = ["Good or bad? Text: what a film\nAnswer:", "Good or bad? Text: where was it\nAnswer:"]
+    assert frame(texts) == ("Good or bad? Text: ", "\nAnswer:")
+    assert frame(["one text"]) == frame(["warm", "water"]) == frame(["cold", "old"]) == ("", "")
+    assert frame(["a b", "a b c"]) == ("a ", "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -102,8 +103,9 @@ def _first_message(example: Example) -> str:
 def written_texts(backbone: Causal, task: Task, number: int, seed: int, batch: int) -> list[str]:
     """Let the model write texts like the training texts of a task, with its weights as they are.
 
-    It reads a few of them, drawn anew for every text, and goes on; sampled at temperature 1. Copies of training texts
-    are left out, whole ones only: parts of them may remain.
+    It reads a few of them, drawn anew for every text, and what all of them begin with, such as an instruction; it goes
+    on by sampling. What all of them end with is put at its end. Copies of training texts are left out, whole ones only:
+    parts of them may remain.
 
     Args:
         number: texts wanted; fewer are returned where most are empty, copies or repetitions.
@@ -112,6 +114,7 @@ def written_texts(backbone: Causal, task: Task, number: int, seed: int, batch: i
     """
     known = {_first_message(example).strip() for example in task.train} - {""}
     shown = sorted(known)
+    before, after = frame(shown)
     texts: dict[str, None] = {}
     rng = generator(seed, "memory", "self", task.name)
     left = ROUNDS * number
@@ -121,8 +124,34 @@ def written_texts(backbone: Causal, task: Task, number: int, seed: int, batch: i
             left -= wanted
             shots = [[shown[i] for i in pick(range(len(shown)), min(SHOTS, len(shown)), rng)] for _ in range(wanted)]
             longest = max(token_counts(backbone.tokenizer, [text for few in shots for text in few]))
-            for written in backbone.continue_texts([BETWEEN.join([*few, ""]) for few in shots], longest + ROOM):
-                text = written.split(BETWEEN.strip())[0].strip()
-                if text and text not in known:
+            # Spaces at the end are no tokens that texts go on from.
+            read = [BETWEEN.join([*few, before]).rstrip(" ") for few in shots]
+            for written in backbone.continue_texts(read, longest + ROOM):
+                middle = _until(written, BETWEEN.strip(), after.strip())
+                text = f"{before}{middle}{after}".strip()
+                if middle and text not in known:
                     texts[text] = None
     return list(texts)
+
+
+def frame(texts: Sequence[str]) -> tuple[str, str]:
+    """Return what all texts begin and end with, in whole words; empty where that is nothing, or there is one text."""
+    if len(texts) < 2:
+        return "", ""
+    before = re.sub(r"\S*\Z", "", _common_start(texts))
+    rest = [text[len(before) :] for text in texts]
+    after = re.sub(r"\A\S*", "", _common_start([text[::-1] for text in rest])[::-1])
+    return before, after
+
+
+def _common_start(texts: Sequence[str]) -> str:
+    """Return the letters that all texts begin with: those of the first and the last of them in alphabetical order."""
+    first, last = min(texts), max(texts)
+    return first[: next((i for i, pair in enumerate(zip(first, last, strict=False)) if len(set(pair)) > 1), len(first))]
+
+
+def _until(text: str, *ends: str) -> str:
+    """Return a text up to the first of its ends, without white space around it."""
+    for end in ends:
+        text = text.split(end)[0] if end else text
+    return text.strip()

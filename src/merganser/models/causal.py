@@ -236,8 +236,9 @@ class Causal(GenerativeBackbone):
         return prompt_inputs(ids, self.tokenizer.pad_token_id, self._prefix, self.device)
 
     def continue_texts(self, texts: Sequence[str], max_new_tokens: int) -> list[str]:
-        """Sample how texts go on at temperature 1, without the chat template, from torch's global generator.
+        """Sample how texts go on, without the chat template, from torch's global generator.
 
+        Every token is one of the likeliest, whose probabilities sum to 0.9.
         A continuation ends at the end of text or at ``max_new_tokens``, at most half of the input length; the model
         reads the other half, the end of a text that is longer. Special tokens are left out.
         """
@@ -245,7 +246,7 @@ class Causal(GenerativeBackbone):
         with eval_mode(self.module), torch.no_grad(), autocast(self.device, self.precision):
             rows = [self._without_end(self.tokenizer(text)["input_ids"])[-half:] for text in texts]
             config = copy.deepcopy(self.decoding)
-            config.update(do_sample=True, temperature=1.0, top_k=0, top_p=1.0, max_new_tokens=min(max_new_tokens, half))
+            config.update(do_sample=True, temperature=1.0, top_k=0, top_p=0.9, max_new_tokens=min(max_new_tokens, half))
             inputs = prompt_inputs(rows, self.tokenizer.pad_token_id, None, self.device)
             generated = self.model.generate(**inputs, generation_config=config)  # type: ignore[operator]
         written = generated[:, inputs["input_ids"].shape[1] :].tolist()
