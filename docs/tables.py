@@ -3,7 +3,8 @@
     python docs/tables.py            # rewrites every table between its marks
 
 A table is between ``<!-- options: Name -->`` and ``<!-- end -->``, where ``Name`` is a section's class as in
-``merganser schema`` (``RunConfig`` for the whole file). A test fails when a table differs from what this writes.
+``merganser schema`` (``RunConfig`` for the whole file, ``StudyOptions`` for that of a study). A test fails when a table
+differs from what this writes.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.config import RunConfig
+from merganser.study.options import StudyOptions
 
 MARKED = re.compile(r"(<!-- options: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
@@ -24,8 +26,8 @@ TYPES = {"integer": "whole number", "number": "number", "string": "text", "boole
 @functools.cache
 def schema() -> dict[str, Any]:
     """Return the JSON schema of every section by class name."""
-    whole = RunConfig.model_json_schema()
-    return {"RunConfig": whole, **whole["$defs"]}
+    whole, study = RunConfig.model_json_schema(), StudyOptions.model_json_schema()
+    return {"RunConfig": whole, **whole["$defs"], "StudyOptions": study, **study["$defs"]}
 
 
 def plain(value: Any) -> str:

@@ -17,13 +17,16 @@ import pytest
 import yaml
 from PIL import Image
 
+import merganser
 from merganser.cli import app
 from merganser.config import RunConfig, load_config
 from merganser.errors import InputError
 from merganser.runs import read_run
 from merganser.streams.builtin import BUILTIN
 from merganser.streams.images.image_sets import IMAGE_SETS
+from merganser.study.cells import make_study
 from tests.streams.images.idx_bytes import idx
+from tests.study.conftest import ForkedServer
 from tests.tiny import tiny_bert, tiny_clip, tiny_llama, tiny_t5
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
@@ -178,6 +181,22 @@ def test_builtin_long_sequence(home: Path) -> None:
     assert labels["yahoo"] == 10
     # 2 % of 42 texts is none; one of each label is kept all the same.
     assert {task.name: task.memory.examples for task in record.tasks} == labels
+
+
+def test_study(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+    values = yaml.safe_load((EXAMPLES / "studies" / "first.yaml").read_text(encoding="utf-8"))
+    whole = make_study(values, "first.yaml", EXAMPLES / "studies")
+    assert len(whole.cells) == (1 + 3 + 1 + 1 + 1) * 2 * 3
+    assert len(whole.runs) == len(whole.cells) - 3  # joint training serves both orders
+    values["model"] |= {"name": str(home / "matcher"), "precision": "fp32"}
+    values["training"] = {"steps": 2, "batch": 8, "learning_rate": 0.01, "max_input": 64}
+    values |= {"orders": values["orders"][:1], "seeds": 1}
+    (home / "studies").mkdir()
+    monkeypatch.chdir(home / "studies")
+    result = merganser.study(values, "out")
+    assert result.complete
+    assert {record.method for record in result.records} == set(values["methods"])
 
 
 def test_five_lines_and_the_replay_of_its_run(home: Path, capsys: pytest.CaptureFixture[str]) -> None:

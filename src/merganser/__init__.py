@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from merganser.streams.answers import AnswerSpec
     from merganser.streams.task import Example, Mix, Stream, Task
     from merganser.streams.watch import WatchedTask
+    from merganser.study.study import study
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.config import AimConfig
     from merganser.weights import Weights
@@ -61,10 +62,13 @@ __all__ = [
     "Weights",
     "loss_of",
     "read_run",
+    "study",
 ]
 
 
 def __getattr__(name: str) -> Any:
+    if name == "study":
+        return importlib.import_module("merganser.study")  # a package that is called like a function
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
     raise AttributeError(f"module 'merganser' has no attribute '{name}'")

@@ -248,9 +248,13 @@ def load_config(path: Path) -> RunConfig:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.", "Give a YAML file.") from error
     except Malformed as error:
         raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
-    config = check_config(value, str(path))
+    return with_paths(check_config(value, str(path)), path.resolve().parent)
+
+
+def with_paths(config: RunConfig, folder: Path) -> RunConfig:
+    """Return a configuration whose model and adapter, where a folder has them under their names, are those paths."""
     named = {"name": config.model.name, "adapter": config.model.adapter}
-    beside = {key: str(path.resolve().parent / name) for key, name in named.items() if name is not None}
+    beside = {key: str(folder / name) for key, name in named.items() if name is not None}
     found = {key: name for key, name in beside.items() if os.path.exists(name)}
     return config.model_copy(update={"model": config.model.model_copy(update=found)}) if found else config
 

@@ -30,6 +30,7 @@ from merganser.cli.replay import replay
 from merganser.cli.report import report
 from merganser.cli.run import run
 from merganser.cli.streams import streams
+from merganser.cli.study import study
 from merganser.cli.tag import tag
 from merganser.cli.undo import undo
 from merganser.cli.verify import verify
@@ -103,10 +104,28 @@ PATIENCE = 2.0
 
 BUG = "This is a bug in Merganser. Run again with --debug and please report it."
 
-SEVERAL = (run, learn, evaluate)
+SEVERAL = (run, learn, evaluate, study)
 """Commands that run on several processes."""
 
-WORK = (demo, run, learn, check, history, diff, tag, undo, verify, ask, evaluate, report, replay, export, push, merge)
+WORK = (
+    demo,
+    run,
+    learn,
+    check,
+    history,
+    diff,
+    tag,
+    undo,
+    verify,
+    ask,
+    evaluate,
+    report,
+    replay,
+    export,
+    push,
+    merge,
+    study,
+)
 """Commands in the order of the help; those that only list things come last."""
 
 for command in (*WORK, methods, streams, schema):

@@ -59,8 +59,14 @@ def methods(as_json: Annotated[bool, typer.Option("--json", help="Print JSON ins
 
 def schema(
     merge: Annotated[bool, typer.Option("--merge", help="Print the schema of a merge.yaml instead.")] = False,
+    study: Annotated[bool, typer.Option("--study", help="Print the schema of a study's file instead.")] = False,
 ) -> None:
-    """Print the JSON Schema of a run's YAML file, or of a merge.yaml: every key with its description."""
+    """Print the JSON Schema of a run's YAML file, of a merge.yaml, or of a study: every key with its description."""
+    if study:
+        from merganser.study.options import StudyOptions
+
+        typer.echo(json.dumps(StudyOptions.model_json_schema(), indent=2))
+        return
     if merge:
         from merganser.checkpoints.recipe import Recipe
 

@@ -18,6 +18,7 @@ from merganser.learner.notebook import default_listener
 from merganser.learner.preview import Preview
 from merganser.learner.reporting import end_reporting
 from merganser.learner.session import Session
+from merganser.learner.shared_parts import SharedParts
 from merganser.learner.timing import note_timing
 from merganser.lineage import Lineage
 from merganser.metrics.function import MetricFunction
@@ -106,19 +107,32 @@ class Learner:
 
     @classmethod
     def of_config(
-        cls, run: Path, config: RunConfig, *, listener: Listener | None = None, command: str = "python"
+        cls,
+        run: Path,
+        config: RunConfig,
+        *,
+        listener: Listener | None = None,
+        command: str = "python",
+        shared: Path | None = None,
     ) -> Learner:
         """Start a run with a whole configuration, or continue the one that was started with the same.
 
         A run that was started with other options is refused, unless it has learned nothing yet: then it starts over.
+
+        Args:
+            shared: folder of parts that are the same for several runs (:mod:`merganser.learner.shared_parts`).
         """
         processes.initialize()
         sweep_temporary_folders()
         listener = (default_listener() if listener is None else listener) if processes.is_main() else silent
         if RunDirectory.exists(run) and not opening.start_over(run, config, listener):
             requested = config.model_dump(mode="json", exclude={"stream"})
-            return cls(opening.reopen(run, requested, listener))
-        return cls(opening.start(run, config, listener, command), new=True)
+            learner = cls(opening.reopen(run, requested, listener))
+        else:
+            learner = cls(opening.start(run, config, listener, command), new=True)
+        if shared is not None:
+            learner.session.shared = SharedParts(shared, learner.session.directory.info)
+        return learner
 
     @staticmethod
     def plan(

@@ -15,7 +15,7 @@ from merganser.learner.measuring import Speed, is_text_score, measure_answers, m
 from merganser.learner.preview import Preview
 from merganser.learner.session import Session
 from merganser.learner.train_row import task_context
-from merganser.methods import TaskContext
+from merganser.methods import TaskContext, make_method
 from merganser.options import LARGEST
 from merganser.runs.options import Keep
 from merganser.streams.task import Task
@@ -96,6 +96,7 @@ class Plan:
         keep_weights: rows whose weights are kept (``runs.keep_weights``).
         row_bytes: about what the weights deployed after one row take on disk.
         remarks: what the estimate does not cover.
+        plain_start: the first of these tasks is trained by plain fine-tuning, which other runs of a study may share.
     """
 
     method: str
@@ -109,6 +110,7 @@ class Plan:
     keep_weights: Keep = "all"
     row_bytes: int = 0
     remarks: list[str] = field(default_factory=list)
+    plain_start: bool = False
 
     @property
     def seconds(self) -> float:
@@ -186,7 +188,14 @@ def make_plan(session: Session, tasks: Sequence[Task], *, fwt: bool = False, add
         keep_weights=session.config.keep_weights,
         row_bytes=sum(weight.nbytes for weight in preview.backbone.trainable().values()),
         remarks=_remarks(session, missing),
+        plain_start=not learned and _is_plain(session, contexts[0]),
     )
+
+
+def _is_plain(session: Session, context: TaskContext) -> bool:
+    """Return whether the method does nothing while a task is trained."""
+    method = make_method(session.config.method)
+    return not method.callbacks(context) and method.penalty(context) is None
 
 
 def _planned(

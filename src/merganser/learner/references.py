@@ -19,7 +19,7 @@ from merganser.files.atomic import write_json
 from merganser.files.cache import cache_folder, make_cache
 from merganser.files.documents import parse_json, read_text
 from merganser.learner.session import Session
-from merganser.learner.train_row import mixture_of
+from merganser.learner.train_row import mixture_of, train_shared
 from merganser.metrics.function import is_function_name
 from merganser.metrics.score import Score
 from merganser.streams.task import Task
@@ -28,7 +28,7 @@ from merganser.training.dpo import References
 from merganser.training.options import MAY_CHANGE
 from merganser.training.progress_callback import ProgressCallback
 from merganser.training.records import TaskRecords
-from merganser.training.trainer import TaskHooks, planned_steps, train_task
+from merganser.training.trainer import Outcome, TaskHooks, planned_steps, train_task
 
 
 def _key(session: Session, task: Task, seed: int) -> str:
@@ -115,13 +115,18 @@ def _train_alone(session: Session, task: Task, number: int, seed: int) -> Score:
 
     records = TaskRecords(f"{task.name}{ALONE}", number, only_steps)
     hooks = TaskHooks([ProgressCallback(records)])
-    train_task(
-        session.backbone,
-        features,
-        session.config.training,
-        seed=seed,
-        records=records,
-        hooks=hooks,
-        mixture=mixture_of(session, task),
-    )
+    mixture = mixture_of(session, task)
+
+    def train() -> Outcome:
+        return train_task(
+            session.backbone,
+            features,
+            session.config.training,
+            seed=seed,
+            records=records,
+            hooks=hooks,
+            mixture=mixture,
+        )
+
+    train_shared(session, features, mixture, seed, records, train)
     return session.score([task], {})[task.name]

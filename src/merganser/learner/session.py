@@ -12,6 +12,7 @@ from merganser.errors import InputError
 from merganser.evaluation import ScoredTask, score_tasks
 from merganser.events import Listener, Notice
 from merganser.learner.example_store import read_prototypes, stored_examples
+from merganser.learner.shared_parts import SharedParts
 from merganser.methods import make_method
 from merganser.metrics.function import MetricFunction, is_function_name, metric_name
 from merganser.metrics.score import Score
@@ -46,6 +47,7 @@ class Session:
         truncated: task -> numbers of its inputs and answers that are cut, as in its record.
         announced: names of the tasks whose remarks the listener has received.
         noted: kind and task of the remarks that the user has received.
+        shared: parts that other runs have made already; ``None``: this run makes all of its own.
     """
 
     def __init__(self, directory: RunDirectory, config: RunConfig, backbone: Backbone, listener: Listener) -> None:
@@ -61,6 +63,7 @@ class Session:
         self.truncated: dict[str, dict[str, int]] = {}
         self.announced: set[str] = set()
         self.noted: set[tuple[str, str]] = set()
+        self.shared: SharedParts | None = None
         if isinstance(backbone, GenerativeBackbone) and backbone.engine is not None:
             backbone.engine.notify = lambda text: self.listener(Notice(text))
         self._examples: dict[str, list[tuple[str, Example]]] = {}
@@ -271,4 +274,10 @@ class Session:
             replace(task, spec=self.candidates.spec(task.spec, specs), metric=self.metrics.get(task.name))
             for task in tasks
         ]
-        return score_tasks(self.backbone, tasks, self.config.evaluation.batch, self.listener)
+
+        def score(asked: Sequence[Task]) -> dict[str, ScoredTask]:
+            return score_tasks(self.backbone, asked, self.config.evaluation.batch, self.listener)
+
+        if self.shared is None or len(self.rows) > 1:  # later rows are of no other run
+            return score(tasks)
+        return self.shared.answer(self.backbone, self.config, [task for task in tasks if task.test], score)

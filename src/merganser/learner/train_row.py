@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from merganser.learner.best_weights import BestWeights
 from merganser.learner.memory_choice import MemoryChoice
 from merganser.learner.resume import REFERENCES, best_weights, resume
 from merganser.learner.session import Session
+from merganser.learner.shared_parts import TrainingData
 from merganser.methods import TaskContext
 from merganser.runs.record import CostRecord
 from merganser.streams.answers import AnswerSpec
@@ -179,16 +180,45 @@ def _train(
         *([] if selector is None else [selector]),
         ProgressCallback(records),
     ]
-    return train_task(
-        session.backbone,
-        context.features,
-        session.config.training,
-        seed=context.seed,
-        records=records,
-        hooks=TaskHooks(callbacks, session.method.penalty(context)),
-        checkpoints=checkpoints,
-        mixture=context.mixture,
-    )
+    penalty = session.method.penalty(context)
+
+    def train() -> Outcome:
+        return train_task(
+            session.backbone,
+            context.features,
+            session.config.training,
+            seed=context.seed,
+            records=records,
+            hooks=TaskHooks(callbacks, penalty),
+            checkpoints=checkpoints,
+            mixture=context.mixture,
+        )
+
+    resumed = checkpoints is not None and checkpoints.resume_from is not None
+    if resumed or len(callbacks) > 1 or penalty is not None or (context.index > 1 and not starts_alike(session)):
+        return train()
+    return train_shared(session, context.features, context.mixture, context.seed, records, train)
+
+
+def starts_alike(session: Session) -> bool:
+    """Return whether the method trains later tasks from the pretrained weights, as other runs may."""
+    return session.method.start == "pretrained"
+
+
+def train_shared(
+    session: Session,
+    features: Sequence[dict[str, Any]],
+    mixture: Mixture | None,
+    seed: int,
+    records: TaskRecords,
+    train: Callable[[], Outcome],
+) -> Outcome:
+    """Train by plain fine-tuning, or take what another run has trained alike; see :class:`SharedParts`."""
+    pairs = bool(References(features).pairs)
+    if session.shared is None or pairs or processes.world_size() > 1:
+        return train()
+    data = TrainingData(features, mixture, seed)
+    return session.shared.train(session.backbone, session.config, data, records, train)
 
 
 def _check_finite(session: Session, task: str) -> None:

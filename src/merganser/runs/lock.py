@@ -14,6 +14,10 @@ from merganser.files.atomic import FULL, full_disk_is_an_error
 from merganser.runs.links import LOCK, refuse_links
 
 
+class RunInUse(InputError):
+    """Another process changes the run."""
+
+
 class RunLock:
     """Held by the process that changes a run; the operating system releases it when the process ends, however.
 
@@ -49,7 +53,7 @@ class RunLock:
             except Timeout as error:
                 holder = self._path.read_text(encoding="utf-8", errors="replace").strip()
                 number = f" (number {holder})" if holder else ""
-                raise InputError(
+                raise RunInUse(
                     f"The run '{self._path.parent}' is in use by another process{number}.",
                     "Wait until it has finished, or choose another folder.",
                 ) from error

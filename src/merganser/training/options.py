@@ -169,6 +169,16 @@ def fitting_warmup(options: TrainingOptions, steps: int) -> float:
     return options.warmup if configured < steps or configured == 0 else int(WARMUP_SHARE * steps)
 
 
+def planned_steps(examples: int, options: TrainingOptions) -> int:
+    """Return the number of optimizer steps of a task with this many training examples."""
+    return math.ceil(options.epochs * steps_per_epoch(examples, options)) if options.steps is None else options.steps
+
+
+def steps_per_epoch(examples: int, options: TrainingOptions) -> int:
+    """Return the number of optimizer steps of one pass over this many training examples."""
+    return math.ceil(math.ceil(examples / options.batch) / options.accumulation)
+
+
 def check_batch(key: str, size: int | None, default: int, memory_examples: int) -> int:
     """Resolve the size of a batch drawn from the memory, and check it.
 

@@ -45,6 +45,8 @@ from merganser.training.distributed import (
 )
 from merganser.training.dpo import preference_loss
 from merganser.training.options import TrainingOptions, fitting_warmup
+from merganser.training.options import planned_steps as planned_steps
+from merganser.training.options import steps_per_epoch as steps_per_epoch
 from merganser.training.packing import training_collator
 from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import without_cache
@@ -239,16 +241,6 @@ class ResumedTrainer(TaskTrainer):
             self.control.should_training_stop = True
             return
         super()._run_epoch(*args, **kwargs)
-
-
-def planned_steps(examples: int, options: TrainingOptions) -> int:
-    """Return the number of optimizer steps of a task with this many training examples."""
-    return math.ceil(options.epochs * steps_per_epoch(examples, options)) if options.steps is None else options.steps
-
-
-def steps_per_epoch(examples: int, options: TrainingOptions) -> int:
-    """Return the number of optimizer steps of one pass over this many training examples."""
-    return math.ceil(math.ceil(examples / options.batch) / options.accumulation)
 
 
 def training_arguments(options: TrainingOptions, *, folder: str, precision: str, seed: int) -> TrainingArguments:

@@ -1,0 +1,236 @@
+"""Parts that are the same for several runs: done once, kept in a folder under a digest of all they depend on.
+
+Two kinds: a training in which the method does nothing (no callback, no penalty), such as that of the first task by all
+methods that only need a memory or merge at its end, and single-task references; and the answers that a model's weights
+give to a test set, such as those of row 0. A digest has the *content* of what is read (weights, tokens, options,
+versions), so a part that was found is the one that would have been made, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from merganser import processes
+from merganser.evaluation import ScoredTask
+from merganser.files.atomic import make_folder, new_folder, write_json, write_json_lines
+from merganser.files.documents import parse_json, read_text
+from merganser.metrics.function import is_function_name
+from merganser.runs.record import CostRecord, RunInfo, SignalRecord
+from merganser.streams.task import Task
+from merganser.streams.watch import WatchedTask
+from merganser.training.data import Mixture
+from merganser.training.options import MAY_CHANGE
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import Outcome
+
+if TYPE_CHECKING:
+    from merganser.config import RunConfig
+    from merganser.models.base import Backbone
+
+VERSIONS = ("merganser", "torch", "transformers", "peft")
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """What a training reads beside weights and options: examples as tokens, those mixed in, and its seed."""
+
+    features: Sequence[Mapping[str, Any]]
+    mixture: Mixture | None
+    seed: int
+
+    def content(self, backbone: Backbone) -> list[Any]:
+        """Return all of it as plain values. Rows of a bank of labels are numbered anew, beside their vectors."""
+        features = self.features
+        bank = getattr(backbone.module, "bank", None)
+        rows: dict[int, int] = {}
+        if bank is not None:
+            features = [
+                {**each, "candidates": [rows.setdefault(row, len(rows)) for row in each["candidates"]]}
+                for each in features
+            ]
+        mixed = [] if self.mixture is None else [list(self.mixture.features), self.mixture.share]
+        return [list(features), [] if bank is None else bank[list(rows)], mixed, self.seed]
+
+
+class SharedParts:
+    """A folder of parts, which any number of processes read and add to at the same time.
+
+    Args:
+        info: of the run that uses it.
+
+    Attributes:
+        saved_seconds: processor seconds that the parts found so far took where they were made.
+        found: names of them.
+    """
+
+    def __init__(self, folder: Path, info: RunInfo) -> None:
+        self.folder = folder
+        self._fingerprint = info.config.get("resolved", {}).get("model_fingerprint")
+        self._versions = {name: info.versions.get(name) for name in VERSIONS}
+        self.saved_seconds = 0.0
+        self.found: list[str] = []
+
+    def train(
+        self,
+        backbone: Backbone,
+        config: RunConfig,
+        data: TrainingData,
+        records: TaskRecords,
+        train: Callable[[], Outcome],
+    ) -> Outcome:
+        """Train, or take the weights and records of the same training.
+
+        Args:
+            backbone: with the weights that training starts from; afterwards, with the trained ones.
+            data: everything else that the training reads.
+            records: filled as by the training.
+            train: trains.
+
+        Raises:
+            RunError: as training; or the disk is full.
+        """
+        options = config.training.model_dump(mode="json", exclude=set(MAY_CHANGE))
+        start = dict(backbone.trainable())
+        key = digest(self._model(backbone, config), start, options, torch.get_num_threads(), data.content(backbone))
+        folder = self.folder / "training" / key
+        if (folder / "outcome.json").is_file():
+            return self._take(folder, backbone, records)
+        before, began = records.cost.model_copy(), time.process_time()
+        outcome = train()
+        spent = time.process_time() - began
+        make_folder(folder.parent)
+        with new_folder(folder, shared=True, replace=False) as temporary:
+            backbone.save_weights(temporary / "weights")
+            write_json_lines(temporary / "signals.jsonl", [signal.model_dump() for signal in records.signals])
+            values = {
+                "steps": outcome.steps,
+                "trained": {source: list(counts) for source, counts in outcome.trained.items()},
+                "seconds": outcome.seconds,
+                "processor_seconds": spent,
+                "cost": {key: value - getattr(before, key) for key, value in records.cost.model_dump().items()},
+            }
+            write_json(temporary / "outcome.json", values)
+        return outcome
+
+    def _take(self, folder: Path, backbone: Backbone, records: TaskRecords) -> Outcome:
+        values = parse_json(read_text(folder / "outcome.json"))
+        lines = read_text(folder / "signals.jsonl").splitlines()
+        records.signals.extend(SignalRecord.model_validate(parse_json(line)) for line in lines)
+        records.trained = {source: list(counts) for source, counts in values["trained"].items()}
+        cost = CostRecord.model_validate(values["cost"])
+        for name, value in cost.model_dump().items():
+            setattr(records.cost, name, getattr(records.cost, name) + value)
+        backbone.load_weights(folder / "weights")
+        self.saved_seconds += values["processor_seconds"]
+        self.found.append(f"training of {records.task}")
+        trained = {source: (counts[0], counts[1]) for source, counts in values["trained"].items()}
+        return Outcome(values["steps"], trained, values["seconds"])
+
+    def answer(
+        self,
+        backbone: Backbone,
+        config: RunConfig,
+        tasks: Sequence[Task],
+        score: Callable[[Sequence[Task]], dict[str, ScoredTask]],
+    ) -> dict[str, ScoredTask]:
+        """Return the answers to test sets with their scores: those that are there already, and others by ``score``.
+
+        Args:
+            tasks: with the labels that answers are chosen from. What a function scores is not kept: two functions may
+                have one name.
+            score: answers and scores tasks.
+        """
+        if processes.world_size() > 1:
+            return score(tasks)
+        start = digest(self._model(backbone, config), weights_digest(backbone), torch.get_num_threads())
+        keys = {task.name: self._answers_key(start, config, task) for task in tasks if _is_kept(task)}
+        known = {name: taken for name, key in keys.items() if (taken := self._read(key)) is not None}
+        missing = [task for task in tasks if task.name not in known]
+        made = score(missing)
+        for name in keys.keys() & made.keys():
+            self._write(keys[name], made[name])
+        self.found += [f"answers to {name}" for name in known]
+        merged = known | made
+        return {task.name: merged[task.name] for task in tasks if task.name in merged}
+
+    def _answers_key(self, start: str, config: RunConfig, task: Task) -> str:
+        evaluation = [config.evaluation.batch, config.training.max_input, config.training.max_target]
+        tested = Task(task.name, train=(), test=task.test, spec=task.spec)
+        return digest(start, evaluation, tested.fingerprint(), [example.read for example in task.test])
+
+    def _read(self, key: str) -> ScoredTask | None:
+        try:
+            value = parse_json(read_text(self.folder / "answers" / f"{key}.json"))
+            return ScoredTask(tuple(value["answers"]), tuple(value["values"]))
+        except (OSError, ValueError, KeyError, TypeError):
+            return None  # not there, or not whole: it can be made again
+
+    def _write(self, key: str, scored: ScoredTask) -> None:
+        make_folder(self.folder / "answers")
+        value = {"answers": list(scored.answers), "values": list(scored.values)}
+        write_json(self.folder / "answers" / f"{key}.json", value, shared=True)
+
+    def _model(self, backbone: Backbone, config: RunConfig) -> list[Any]:
+        options = config.model.model_dump(mode="json")
+        device = backbone.device.type
+        return [options, self._fingerprint, backbone.precision, backbone.weights, device, self._versions]
+
+
+def _is_kept(task: Task) -> bool:
+    harness = isinstance(task, WatchedTask) and task.harness is not None
+    return (
+        bool(task.test) and isinstance(task.spec.metric, str) and not is_function_name(task.spec.metric) and not harness
+    )
+
+
+def weights_digest(backbone: Backbone) -> str:
+    """Return the SHA-256 of the trained weights; one for all adapters whose update is zero, whatever their seed."""
+    weights = backbone.trainable()
+    return "zero" if is_zero_update(weights) else digest(dict(weights))
+
+
+def is_zero_update(weights: Mapping[str, Tensor]) -> bool:
+    """Return whether these are the factors of an adapter that changes nothing."""
+    factors = {name for name in weights if ".lora_A." in name or ".lora_B." in name}
+    return (
+        bool(factors)
+        and len(factors) == len(weights)
+        and not any(bool(weights[name].any()) for name in factors if ".lora_B." in name)
+    )
+
+
+def digest(*values: Any) -> str:
+    """Return the SHA-256 of plain values, tensors, and texts or images of a task."""
+    hasher = hashlib.sha256()
+    _feed(hasher, values)
+    return hasher.hexdigest()
+
+
+def _feed(hasher: hashlib._Hash, value: Any) -> None:
+    if isinstance(value, Tensor):
+        hasher.update(f"tensor {value.dtype} {tuple(value.shape)}".encode())
+        hasher.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    elif isinstance(value, Mapping):
+        hasher.update(f"{len(value)} keys".encode())
+        for key, inner in value.items():
+            hasher.update(json.dumps(key).encode())
+            _feed(hasher, inner)
+    elif isinstance(value, list | tuple):
+        hasher.update(f"{len(value)} items".encode())
+        if all(isinstance(inner, int) for inner in value):
+            hasher.update(repr(value).encode())
+        else:
+            for inner in value:
+                _feed(hasher, inner)
+    else:
+        sha256 = getattr(value, "sha256", None)
+        hasher.update(f"{type(value).__name__} {sha256 or repr(value)}\n".encode())

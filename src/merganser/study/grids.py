@@ -1,0 +1,103 @@
+"""Grids of options: lists of values in the places of values, and their combinations."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from merganser.config import RunConfig, known_keys
+from merganser.errors import InputError, nearest, short
+from merganser.methods import METHODS
+from merganser.study.options import SECTIONS
+
+Path = tuple[str, ...]
+"""Keys from the top of a run's file to an option."""
+
+Point = dict[Path, Any]
+"""A value for every option of a grid."""
+
+
+def axes(grid: Mapping[str, Any], where: str) -> dict[Path, list[Any]]:
+    """Return option -> values of a grid.
+
+    Raises:
+        InputError: something else than a list stands in the place of a value, a list is empty, a value stands twice, or
+            a section is none of a run's file.
+    """
+    found: dict[Path, list[Any]] = {}
+    _collect(grid, (), found, where)
+    for path in found:
+        if path[0] not in (*SECTIONS, "method"):
+            known = ("method", *SECTIONS)
+            hint = nearest(path[0], known) or f"Sections: {', '.join(known)}."
+            raise InputError(f"{where}.{'.'.join(path)}: '{path[0]}' is no section of a run's file.", hint)
+    return found
+
+
+def _collect(value: Mapping[str, Any], above: Path, found: dict[Path, list[Any]], where: str) -> None:
+    for key, inner in value.items():
+        path = (*above, str(key))
+        at = f"{where}.{'.'.join(path)}"
+        if isinstance(inner, Mapping):
+            _collect(inner, path, found, where)
+            continue
+        if len(path) == 1:
+            raise InputError(
+                f"{at}: a section is needed (got {short(inner)}).", f"For instance {key}: {{batch: [8, 16]}}."
+            )
+        if not isinstance(inner, list):
+            raise InputError(
+                f"{at}: a list of values is needed (got {short(inner)}).", f"Write [{inner}] for one value."
+            )
+        if not inner:
+            raise InputError(f"{at}: the list is empty, so the grid has 0 cells.", "Give at least one value.")
+        if any(value in inner[:number] for number, value in enumerate(inner)):
+            raise InputError(f"{at}: a value stands twice.", "Give each value once.")
+        found[path] = inner
+
+
+def size(found: Mapping[Path, Sequence[Any]]) -> int:
+    """Return the number of combinations."""
+    return math.prod(map(len, found.values()))
+
+
+def points(found: Mapping[Path, Sequence[Any]]) -> Iterator[Point]:
+    """Yield all combinations, the last option changing first."""
+    for values in itertools.product(*found.values()):
+        yield dict(zip(found, values, strict=True))
+
+
+def with_point(values: Mapping[str, Any], point: Point) -> dict[str, Any]:
+    """Return the values of a run's file with those of a point of the grid in their places."""
+    result = dict(values)
+    for path, value in point.items():
+        inner = result
+        for key in path[:-1]:
+            below = inner.get(key)
+            inner[key] = dict(below) if isinstance(below, Mapping) else {}
+            inner = inner[key]
+        inner[path[-1]] = value
+    return result
+
+
+def of_method(found: Mapping[Path, list[Any]], method: str) -> dict[Path, list[Any]]:
+    """Return those axes of the grid for all methods that a method has: its own options, and all other sections."""
+    known = METHODS[method].Options.model_fields if method in METHODS else {}
+    return {path: values for path, values in found.items() if path[0] != "method" or path[1] in known}
+
+
+def check_shared(found: Mapping[Path, list[Any]], methods: Sequence[str], where: str) -> None:
+    """Refuse an option of ``method`` in the grid for all methods that none of them has.
+
+    Raises:
+        InputError: with the nearest option that one of them has.
+    """
+    names = [name for name in methods if name in METHODS]
+    for path in found:
+        if path[0] != "method" or any(path[1] in METHODS[name].Options.model_fields for name in names):
+            continue
+        known = sorted({key for name in names for key in known_keys(RunConfig, ("method",), ("method", name))})
+        hint = nearest(path[1], known) or f"Their options: {', '.join(known)}."
+        raise InputError(f"{where}.{'.'.join(path)}: no method of the study has the option '{path[1]}'.", hint)

@@ -1,0 +1,165 @@
+"""What a study will take, from measured steps of each of its methods. Nothing is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from merganser.errors import InputError
+from merganser.learner import Learner
+from merganser.learner.plan import Plan
+from merganser.study.cells import Cell, Study
+from merganser.study.orders import Data
+from merganser.study.schedule import beginning
+
+
+@dataclass(frozen=True)
+class PlannedMethod:
+    """The cells of one method with one choice of options on one stream.
+
+    Attributes:
+        title: of them, for a table.
+        cells: that are to be run.
+        plan: of one of them; ``None``: it could not be measured.
+        problem: why not.
+    """
+
+    title: str
+    cells: Sequence[Cell]
+    plan: Plan | None
+    problem: str = ""
+
+    @property
+    def seconds(self) -> float:
+        """One cell, with all its parts."""
+        return 0.0 if self.plan is None else self.plan.seconds
+
+    @property
+    def disk(self) -> int:
+        """About what the weights of one cell take on disk."""
+        if self.plan is None:
+            return 0
+        kept = self.plan.keep_weights
+        rows = len(self.plan.tasks) + 1
+        if isinstance(kept, int):
+            rows = min(rows, kept + 1)
+        elif kept == "tagged":
+            rows = min(rows, 2)
+        return (rows + 1) * self.plan.row_bytes  # and those in use
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """What a study will take.
+
+    Attributes:
+        methods: what is to be run.
+        cells: of the study, and of them those that are done.
+        shared: first task -> cells that take it from another of them, or for another.
+        saved_seconds: what that saves.
+        at_a_time: cells that run at the same time.
+    """
+
+    methods: Sequence[PlannedMethod]
+    cells: int
+    done: int
+    shared: Mapping[str, int] = field(default_factory=dict)
+    saved_seconds: float = 0.0
+    at_a_time: int = 1
+
+    @property
+    def runs(self) -> int:
+        """The cells to run."""
+        return sum(len(method.cells) for method in self.methods)
+
+    @property
+    def machine_seconds(self) -> float:
+        """The time of all cells, one after another, with what is shared done once."""
+        return max(math.fsum(len(each.cells) * each.seconds for each in self.methods) - self.saved_seconds, 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """The time until all are done."""
+        longest = max((each.seconds for each in self.methods), default=0.0)
+        return max(self.machine_seconds / self.at_a_time, longest)
+
+    @property
+    def disk(self) -> int:
+        """The bytes of all cells on disk."""
+        return sum(len(each.cells) * each.disk for each in self.methods)
+
+    @property
+    def memory(self) -> int:
+        """The bytes of memory of the cells that run at the same time, if they are the largest."""
+        largest = max((each.plan.memory.total for each in self.methods if each.plan is not None), default=0)
+        return largest * min(self.at_a_time, self.runs)
+
+
+def plan_study(
+    study: Study,
+    cells: Sequence[Cell],
+    data: Data,
+    at_a_time: int,
+    done: int = 0,
+    tell: Callable[[str], None] = lambda text: None,
+) -> StudyPlan:
+    """Train ten steps of a cell of every method and choice of options in memory, and estimate what all cells take.
+
+    Where a model is not on this machine, everything else is checked and no time is estimated.
+
+    Args:
+        cells: to be run.
+        tell: is told which method is measured.
+
+    Raises:
+        InputError: data are missing, or a stream cannot be learned.
+    """
+    groups: dict[tuple[str, str, str], list[Cell]] = {}
+    for cell in cells:
+        groups.setdefault((cell.stream.stream, cell.method, str(cell.options)), []).append(cell)
+    planned = []
+    for group in groups.values():
+        title = ", ".join([group[0].method, *(f"{key}: {value}" for key, value in group[0].options.items())])
+        title = title if len(study.options.named_streams) == 1 else f"{group[0].stream.stream}: {title}"
+        tell(title)
+        planned.append(_measured(study, title, group, data))
+    shared, saved = _shared(planned, data)
+    return StudyPlan(planned, len(study.cells), done, shared, saved, at_a_time)
+
+
+def _measured(study: Study, title: str, group: Sequence[Cell], data: Data) -> PlannedMethod:
+    cell = group[0]
+    tasks = data.tasks(cell.stream)
+    try:
+        plan = Learner.plan(cell.config, tasks, fwt=study.options.fwt, watch=data.watched(cell.stream))
+    except InputError as error:
+        if not is_absent(error):
+            raise
+        return PlannedMethod(title, group, None, str(error))
+    return PlannedMethod(title, group, plan)
+
+
+def is_absent(error: InputError) -> bool:
+    """Return whether an error is that a model is not on this machine."""
+    text = str(error)
+    return text.startswith("The model ") and ("does not exist" in text or "could not be" in text or "hub" in text)
+
+
+def _shared(planned: Sequence[PlannedMethod], data: Data) -> tuple[dict[str, int], float]:
+    """Return the first tasks that several cells have in common with the number of those, and the seconds saved."""
+    alike: dict[str, list[tuple[str, float]]] = {}
+    for method in planned:
+        for cell in method.cells if method.plan is not None and method.plan.plain_start else ():
+            tasks = data.tasks(cell.stream)
+            key, _ = beginning(cell, len(tasks))
+            seconds = 0.0 if method.plan is None else method.plan.tasks[0].training_seconds
+            if key:
+                alike.setdefault(key, []).append((tasks[0].name, seconds))
+    shared: dict[str, int] = {}
+    saved = 0.0
+    for found in alike.values():
+        if len(found) > 1:
+            shared[found[0][0]] = shared.get(found[0][0], 0) + len(found)
+            saved += math.fsum(seconds for _, seconds in found[1:])
+    return shared, saved

@@ -1,0 +1,71 @@
+"""Run one cell of a study in this process, or the rest of it."""
+
+from __future__ import annotations
+
+import resource
+import shlex
+
+from merganser import processes
+from merganser.events import Event, Listener, RowDone, silent
+from merganser.learner import Learner
+from merganser.runs.directory import RunDirectory
+from merganser.study.cells import Cell, Study
+from merganser.study.early_stop import EarlyStop
+from merganser.study.folder import StudyFolder, record
+from merganser.study.orders import Data
+
+
+def run_cell(
+    study: Study,
+    cell: Cell,
+    folder: StudyFolder,
+    data: Data,
+    *,
+    listener: Listener = silent,
+    early_stop: EarlyStop | None = None,
+) -> None:
+    """Run a cell from where it is to its end, and record it.
+
+    Args:
+        data: of the study's streams.
+        early_stop: a rule that may stop it after a task.
+
+    Raises:
+        InputError, RunError: as a run; what was learned before is kept.
+    """
+    run = folder.run(cell)
+    new = not RunDirectory.exists(run)
+    stopped: list[str] = []
+
+    def hear(event: Event) -> None:
+        listener(event)
+        if early_stop is None or cell.joint or not isinstance(event, RowDone) or not event.learned:
+            return
+        if reason := early_stop.reason(cell, list(event.learned), event.scores):
+            stopped.append(reason)
+            raise _Stopped
+
+    command = shlex.join(["merganser", "study", study.where, "--out", str(folder.path), "--cell", cell.name])
+    before = _processor_seconds()
+    tasks, watched = data.tasks(cell.stream), data.watched(cell.stream)
+    try:
+        with Learner.of_config(run, cell.config, listener=hear, command=command, shared=folder.shared) as learner:
+            learner.watch(*watched)
+            learner.learn_stream(tasks)
+            if study.options.fwt:
+                learner.measure_references(tasks)
+    except _Stopped:
+        pass
+    saved = 0.0 if learner.session.shared is None else learner.session.shared.saved_seconds
+    spent = _processor_seconds() - before + saved if new else None
+    processes.on_main(lambda: record(study, cell, folder, stopped[0] if stopped else None, spent))
+
+
+class _Stopped(Exception):
+    """A rule stopped the cell."""
+
+
+def _processor_seconds() -> float:
+    """Return the processor time of this process and of those that it started and that have ended."""
+    used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(each.ru_utime + each.ru_stime for each in used)

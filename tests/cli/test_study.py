@@ -1,0 +1,99 @@
+"""``merganser study``: its options, what it prints, its exit codes."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+import pytest
+
+from merganser.learner import Learner
+from merganser.runs import read_run
+from merganser.study.cells import load_study
+from tests.learner import toys
+from tests.learner.toys import Command
+from tests.study.conftest import ForkedServer, write_study
+
+
+@pytest.fixture(autouse=True)
+def _server(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+    monkeypatch.setattr("merganser.study.local.num_cores", lambda: 2)
+
+
+def test_slices_and_cells_are_run_alone_and_add_up_to_the_study(tmp_path: Path, merganser: Command) -> None:
+    file = write_study(tmp_path, methods=["sequential", "replay", "ewc"])
+    printed = merganser("study", file, "--out", "out", "--print").out.splitlines()
+    assert [shlex.split(line) for line in printed] == [
+        ["merganser", "study", str(file), "--out", "out", "--cell", f"{method},s0"]
+        for method in ("sequential", "replay", "ewc")
+    ]
+    done = merganser("study", file, "--out", "out", "--only", "1/3")
+    assert (done.code, "sequential,s0: done" in done.err) == (0, True)
+    assert sorted(path.name for path in Path("out/cells").iterdir()) == ["sequential,s0"]
+    assert merganser(*shlex.split(printed[1])[1:]).code == 0
+    done = merganser("study", file, "--out", "out", "--parallel", "1")
+    assert "1 cell to run" in done.err
+    assert "3 cells of the study are done." in done.err
+    assert "Nothing was left to run" in merganser("study", file, "--out", "out").err
+    done = merganser("study", "out", "--table")
+    assert done.code == 0
+    assert "3 of 3 cells of the study are done." in done.out
+    assert "Differences to replay" in done.out
+    assert Path("out/study.html").is_file()
+    assert "has no records of cells" in merganser("study", tmp_path / "x", "--table").error
+
+
+def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path: Path, merganser: Command) -> None:
+    file = write_study(tmp_path, methods=["sequential"])
+    cell = load_study(file).cells[0]
+    with Learner.of_config(Path("out/cells/sequential,s0"), cell.config):
+        done = merganser("study", file, "--out", "out")
+    assert (done.code, "1 cell is run by another process." in done.err) == (0, True)
+    assert merganser("study", file, "--out", "out").code == 0
+    assert len(read_run("out/cells/sequential,s0").tasks) == 2
+
+
+def test_failed_and_changed_cells_make_the_exit_code_1(tmp_path: Path, merganser: Command) -> None:
+    wild = {"method": "sequential", "training": {"learning_rate": 1e30}}
+    file = write_study(tmp_path, methods={"wild": wild, "sequential": None})
+    done = merganser("study", file, "--out", "out", "--parallel", "1")
+    assert done.code == 1
+    assert "wild,s0: FAILED: The training loss of task" in done.err
+    assert "1 cell of the study is done." in done.err
+    write_study(tmp_path, methods=["sequential"], training={**toys.settings()["training"], "steps": 3})
+    done = merganser("study", file, "--out", "out")
+    assert done.code == 1
+    assert "'sequential,s0' is not what the study has now: training.steps: 2 in the run, 3 requested." in done.err
+
+
+def test_a_plan_tells_cells_shared_parts_time_and_bytes_and_writes_nothing(tmp_path: Path, merganser: Command) -> None:
+    file = write_study(tmp_path, methods=["sequential", "replay"], seeds=2)
+    before = toys.contents(tmp_path)
+    done = merganser("study", file, "--out", "out", "--plan")
+    assert done.code == 0
+    assert "4 cells; 4 runs to make." in done.out
+    assert "Shared: 1 first task trained once for 4 cells" in done.out
+    assert "hours of one cell after another" in done.out
+    assert "on disk" in done.out
+    assert toys.contents(tmp_path) == before
+    file = write_study(tmp_path, model={"name": "nobody/nothing", "kind": "matcher"})
+    done = merganser("study", file, "--plan")
+    assert (done.code, "Not measured: " in done.out) == (0, True)
+
+
+def test_wrong_arguments_are_one_error(tmp_path: Path, merganser: Command) -> None:
+    file = write_study(tmp_path)
+    many = write_study(tmp_path / "many", seeds=5000)
+    for arguments, message in [
+        ([file], "There is no folder for the study. Name one: --out DIR."),
+        ([file, "--out", "out", "--only", "3/2"], "--only is '3/2'."),
+        ([file, "--out", "out", "--cell", "sequental,s0"], "no cell 'sequental,s0'. Did you mean 'sequential,s0'?"),
+        ([file, "--out", "out", "--print", "--table"], "--print and --table were both given."),
+        ([file, "--out", "out", "--early-stop", "0"], "--early-stop is 0 points."),
+        ([many, "--out", "out"], "the study has 10,000 cells."),
+    ]:
+        done = merganser("study", *arguments)
+        assert (done.code, message in done.error) == (2, True), done.err
+    assert not (tmp_path / "out").exists()
+    assert len(load_study(many, allow_many=True).cells) == 10_000
