@@ -18,6 +18,7 @@ from merganser.learner.resume import REFERENCES, best_weights, resume
 from merganser.learner.session import Session
 from merganser.learner.shared_parts import TrainingData
 from merganser.methods import TaskContext
+from merganser.models.pairs import is_pair
 from merganser.runs.record import CostRecord
 from merganser.streams.answers import AnswerSpec
 from merganser.streams.task import Example, Task
@@ -214,7 +215,7 @@ def train_shared(
     train: Callable[[], Outcome],
 ) -> Outcome:
     """Train by plain fine-tuning, or take what another run has trained alike; see :class:`SharedParts`."""
-    pairs = bool(References(features).pairs)
+    pairs = any(is_pair(feature) for feature in features[:1])
     if session.shared is None or pairs or processes.world_size() > 1:
         return train()
     data = TrainingData(features, mixture, seed)
