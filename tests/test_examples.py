@@ -192,6 +192,8 @@ def test_study(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     values["model"] |= {"name": str(home / "matcher"), "precision": "fp32"}
     values["training"] = {"steps": 2, "batch": 8, "learning_rate": 0.01, "max_input": 64}
     values |= {"orders": values["orders"][:1], "seeds": 1}
+    values["methods"]["replay"]["grid"]["method"]["batch"] = [2]
+    del values["methods"]["aim-large-memory"]
     (home / "studies").mkdir()
     monkeypatch.chdir(home / "studies")
     result = merganser.study(values, "out")

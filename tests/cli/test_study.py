@@ -21,7 +21,11 @@ def _server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merganser.study.local.num_cores", lambda: 2)
 
 
-def test_slices_and_cells_are_run_alone_and_add_up_to_the_study(tmp_path: Path, merganser: Command) -> None:
+def test_slices_and_cells_are_run_alone_and_add_up_to_the_study(
+    tmp_path: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path("out/study.html")
+    monkeypatch.setattr("merganser.study.published.StudyResults.publish", lambda results: page)
     file = write_study(tmp_path, methods=["sequential", "replay", "ewc"])
     printed = merganser("study", file, "--out", "out", "--print").out.splitlines()
     assert [shlex.split(line) for line in printed] == [
@@ -40,8 +44,8 @@ def test_slices_and_cells_are_run_alone_and_add_up_to_the_study(tmp_path: Path, 
     assert done.code == 0
     assert "3 of 3 cells of the study are done." in done.out
     assert "Differences to replay" in done.out
-    assert Path("out/study.html").is_file()
-    assert "has no records of cells" in merganser("study", tmp_path / "x", "--table").error
+    assert "Wrote out/study.html" in done.out
+    assert "There is no folder" in merganser("study", tmp_path / "x", "--table").error
 
 
 def test_a_cell_that_another_process_runs_is_left_to_it(tmp_path: Path, merganser: Command) -> None:
