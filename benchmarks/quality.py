@@ -60,8 +60,7 @@ def tasks(data: Path, split: str, texts: int, tests: int) -> list[Task]:
             train=tuple(map(bare, task.train)),
             dev=(),
             test=tuple(map(bare, task.test if split == "test" else task.dev)),
-            label_texts=LABEL_TEXTS.get(task.name, {}),
-            answer="rank",
+            spec=replace(task.spec, label_texts=LABEL_TEXTS.get(task.name, {}), mode="rank"),
         )
         for task in stream.tasks
     ]

@@ -41,6 +41,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "full rehearsal": {**LEAN, "rehearsal_steps": 8},
     "random rehearsal batches": {**LEAN, "rehearsal_sampling": "iid"},
     "no merge at the end": {**LEAN, "merge_at_end": False},
+    # How the default of another method was chosen:
+    **{f"sfa {beta}": {"name": "sfa", "beta": beta} for beta in (0.1, 0.25, 0.5)},
 }
 
 
