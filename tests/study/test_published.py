@@ -2,37 +2,41 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 
 from merganser.errors import InputError
-from merganser.study.cell_record import write_cell
+from merganser.study.cell_record import read_cells, write_cell
 from merganser.study.published import read_results
-from tests.study.made_up import cell, study
+from tests.study.made_up import cell
 
 
-def test_results_of_a_study_are_published_beside_it(tmp_path: Path) -> None:
-    for record in study({"replay": 0.6, "aim": 0.7}, orders=("1",), seeds=2, n=10, tasks=("books", "tweets")):
-        write_cell(tmp_path / "records", record)
-    (tmp_path / "study.json").write_text(json.dumps({"format": 1, "name": "Two methods", "reference": "aim"}))
-    results = read_results(tmp_path)
-    assert results.table.results[0].reference == "aim"
-    assert "Two methods" in results.publish().read_text()
-    assert {path.name for path in (tmp_path / "results").iterdir()} == {
+def test_results_of_a_study_are_published_beside_it(copied: Path) -> None:
+    folder = copied / "out"
+    results = read_results(folder)
+    assert results.table.results[0].reference == "replay"
+    assert {method.label for method in results.table.results[0].methods} == {"sequential", "replay", "joint"}
+    assert results.publish() == folder / "study.html"
+    assert {path.name for path in (folder / "results").iterdir()} == {
         "study.md", "study.tex", "study.csv", "cells.csv", "figures"
     }  # fmt: skip
-    assert "results/figures/differences.svg" in (tmp_path / "study.html").read_text()
-    # A page beside the records does not disturb them.
-    assert len(read_results(tmp_path / "records", reference="replay").records) == 4
+    page = (folder / "study.html").read_text()
+    assert 'href="results/figures/differences.svg"' in page
+    assert 'href="cells/replay%2Corder-2%2Cs0"' in page
+    # A page beside the records does not disturb them, and records alone have results as well.
+    assert len(read_results(folder / "records", reference="replay").records) == 6
+    config = folder / "records" / "replay,order-1,s0.json"
+    record = read_cells(folder / "records")[2]
+    record.configuration["memory"]["number"] = 5
+    write_cell(folder / "records", record)
+    assert config.is_file()
+    assert len(read_results(folder).records) == 5  # what the study has otherwise now is left out
 
 
 def test_folders_without_results_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="has no records"):
         read_results(tmp_path)
-    (tmp_path / "study.json").write_text("{}")
-    (tmp_path / "records").mkdir()
-    write_cell(tmp_path / "records", cell("aim", n=10, tuning="grid"))
+    write_cell(tmp_path, cell("aim", n=10, tuning="grid"))
     with pytest.raises(InputError, match="no results of cells"):
         read_results(tmp_path)

@@ -80,6 +80,12 @@ def study(
         ),
     ] = None,
     table: Annotated[bool, typer.Option("--table", help="Print the table of what is done.")] = False,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="METHOD", help="With --table: method that the others are compared with.", show_default=False
+        ),
+    ] = None,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before 10,000 cells and more.")] = False,
 ) -> None:
     """Compare methods: a run for every method, combination of options, order of the tasks and seed.
@@ -101,13 +107,16 @@ def study(
     if table:
         from merganser.cli.study_view import show_table
 
-        show_table(study if out is None else out)
+        show_table(study if out is None else out, reference)
         return
     if out is None and not plan and not print_commands:
         raise InputError("There is no folder for the study.", "Name one: --out DIR.")
     folder = StudyFolder(out or (Path("DIR") if print_commands else Path(os.devnull, "study")))
     read = _read(study, yes)
     cells = None if only is None else _slice(read, only)
+    if read.options.tune is not None and (plan or print_commands or only is not None or cell is not None):
+        read = _tuned(read, folder, plan)
+        cells = None if only is None else _slice(read, only)
     if plan:
         from merganser.cli.study_plan import show_plan
 
@@ -140,6 +149,23 @@ def _read(path: Path, allow_many: bool) -> Study:
         if not typer.confirm(f"The study has {error.count:,} cells. Run them all?", err=True):
             raise typer.Exit(2) from None
         return load_study(path, allow_many=True)
+
+
+def _tuned(study: Study, folder: StudyFolder, plan: bool) -> Study:
+    """Return a study with the options that its tuning chose; to plan it before, as they are."""
+    from merganser.cli.output import ProgressConsole
+    from merganser.errors import InputError
+    from merganser.study.tuning import most_trials, tuned, untuned
+
+    if (chosen := tuned(study, folder, None)) is not None:
+        return chosen
+    if not plan:
+        raise InputError(
+            "The study is to be tuned first, which one process does.",
+            "Run it without --print, --only and --cell until the tuning is done.",
+        )
+    ProgressConsole().print(f"The plan is without tuning, which is at most {most_trials(study)} cells before it.")
+    return untuned(study)
 
 
 def _slice(study: Study, only: str) -> Sequence[Cell]:
@@ -182,10 +208,11 @@ def _run(
     early_stop: float | None,
 ) -> Outcome:
     from merganser.cli.study_view import StudyView, print_outcome
-    from merganser.study.study import run_study
+    from merganser.study.study import run_study, run_tuning
 
     view = StudyView()
     with view:
+        study = run_tuning(study, folder, resources, view.watch)
         result = run_study(
             study,
             folder,

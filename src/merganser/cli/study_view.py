@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from pathlib import Path
 from types import TracebackType
 
@@ -14,7 +15,6 @@ from merganser.cli.output import OutputConsole, ProgressConsole
 from merganser.cli.time_left import left
 from merganser.report.formatting import plural, seconds, shortened
 from merganser.study.cells import Study
-from merganser.study.folder import StudyFolder
 from merganser.study.local import BUSY, Machine, Progress
 from merganser.study.study import Outcome, Work
 
@@ -102,6 +102,8 @@ def print_outcome(outcome: Outcome, ran: bool) -> None:
     done = plural(len(outcome.done), "cell")
     nothing = "" if ran else " Nothing was left to run."
     say(f"{done} of the study {'is' if len(outcome.done) == 1 else 'are'} done.{nothing}")
+    if outcome.done:
+        say(f"Tables and page: merganser study {shlex.quote(str(outcome.folder))} --table")
     if count := len(outcome.waiting):
         say(f"{plural(count, 'cell')} {'is' if count == 1 else 'are'} run by another process.")
     if outcome.failed:
@@ -110,15 +112,16 @@ def print_outcome(outcome: Outcome, ran: bool) -> None:
         raise typer.Exit(1)
 
 
-def show_table(path: Path) -> None:
+def show_table(path: Path, reference: str | None = None) -> None:
     """Print the tables of whatever is done in the folder of a study, or in one of records, and write its page.
 
     Raises:
         InputError: there is nothing, or the page cannot be written.
     """
+    from merganser.study.folder import StudyFolder
     from merganser.study.published import read_results
 
-    results = read_results(path)
+    results = read_results(path, reference)
     console = OutputConsole()
     for part in results.table.terminal():
         console.print(part)
@@ -128,9 +131,14 @@ def show_table(path: Path) -> None:
         cells = folder.study().cells
         done = [cell.name for cell in cells if folder.record_file(cell).is_file()]
         console.print(f"{len(done)} of {plural(len(cells), 'cell')} of the study are done.")
-        stale = [cell.name for cell in cells if folder.status(cell).stage == "changed"]
-        stale += [record.name for record in results.records if record.name not in {cell.name for cell in cells}]
-        if stale:
-            names = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
-            console.print(f"Among the results, and not as the study is now: {names}.", soft_wrap=True)
+        changed = [cell.name for cell in cells if folder.status(cell).stage == "changed"]
+        names = {cell.name for cell in cells}
+        removed = [each.name for each in results.records if each.name not in names and each.tuning is None]
+        for text, stale in (
+            ("Left out, since the study has them otherwise now", changed),
+            ("Among the results, and not in the study now", removed),
+        ):
+            if stale:
+                shown = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
+                console.print(f"{text}: {shown}.", soft_wrap=True)
     console.print(f"Wrote {results.publish()}", soft_wrap=True)

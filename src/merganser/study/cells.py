@@ -144,7 +144,7 @@ def make_study(value: Any, where: str, folder: Path, allow_many: bool = False) -
     if count >= MANY and not allow_many:
         raise TooManyCells(count, where)
     streams = [
-        in_order(stream, base, name, order, where)
+        replace(in_order(stream, base, name, order, where), development=options.development)
         for stream, base in options.named_streams.items()
         for name, order in orders.items()
     ]

@@ -133,7 +133,7 @@ class StudyFolder:
             raise InputError(f"'{self.path}' is the directory of a run.", "Name another folder for the study.")
         state = self.state()
         if not state:
-            known = {"cells", "records", "logs", "shared", f"{STATE}.partial"}
+            known = {"cells", "records", "logs", "shared", "tuning", f"{STATE}.partial"}
             foreign = [file.name for file in self.path.iterdir() if file.name not in known and not _beside(file.name)]
             if foreign:
                 raise InputError(f"'{self.path}' exists and is not a study ('{foreign[0]}').", "Choose a new folder.")

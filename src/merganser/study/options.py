@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
@@ -17,6 +17,9 @@ Order = list[str] | int | str
 """Names of tasks, a seed that shuffles them, or a built-in order by its name."""
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
+
+Development = Literal["dev"] | Annotated[float, Field(gt=0, lt=1)]
+"""Development data: those of each task, or a share of its training texts."""
 
 SECTIONS = ("model", "memory", "training", "evaluation", "runs")
 """Sections of a run's file that a study has for all cells, and that a method of it can change."""
@@ -37,6 +40,24 @@ class VariantOptions(StrictOptions):
         default_factory=dict,
         description="sections of a run's file with a list of values in the place of a value: one cell per combination",
     )
+
+
+class TuneOptions(StrictOptions):
+    """How options of the methods are searched before the results, with the same budget for every method."""
+
+    grid: Section = Field(
+        description="sections of a run's file with a list of values in the place of a value; an option of `method` is "
+        "for those methods that have it"
+    )
+    trials: int = Field(
+        ge=1,
+        description="settings that are tried of each method; of a larger grid Optuna chooses them (merganser[tune])",
+    )
+    development: Development = Field(
+        "dev",
+        description="trials are scored on the development texts (`dev`), or on this share of the training texts",
+    )
+    seeds: list[Seed] = Field([1000], min_length=1, description="of the trials, each in the first order alone")
 
 
 class StudyOptions(StrictOptions):
@@ -64,6 +85,11 @@ class StudyOptions(StrictOptions):
     grid: Section = Field(
         default_factory=dict,
         description="for all methods, as in a method; an option of `method` is for those methods that have it",
+    )
+    tune: TuneOptions | None = Field(None, description="options that are searched first, on development data")
+    development: Development | None = Field(
+        None,
+        description="score on development data, not on the test texts: `dev`, or this share of the training texts",
     )
     reference: str | None = Field(
         None, description="method that the others are compared with; default: replay, else sequential, else the best"

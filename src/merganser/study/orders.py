@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from pydantic import ValidationError
@@ -16,7 +16,7 @@ from merganser.streams.options import StreamOptions
 from merganser.streams.sampling import generator
 from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask, load_watched
-from merganser.study.options import Order
+from merganser.study.options import Development, Order
 
 GIVEN = "given"
 """Name of the order that a stream has by itself."""
@@ -31,12 +31,15 @@ class OrderedStream:
         order: name of the order.
         options: of the stream in this order.
         base: of the stream as the study's file has it, where it has the same tasks: they are read once.
+        development: data that are in the place of the test data; ``None``: none are.
+        development: development data in the place of the test data; ``None``: the test data.
     """
 
     stream: str
     order: str
     options: StreamOptions
     base: StreamOptions
+    development: Development | None = None
 
     def names(self) -> list[str] | None:
         """Return the names of the tasks in order; ``None`` where only the data tell."""
@@ -96,6 +99,32 @@ def _changed(base: StreamOptions, at: str, **changes: object) -> StreamOptions:
         raise InputError(f"{at}: {problem_text(first_problem(error))}.", "Correct it there.") from error
 
 
+def on_development(task: Task, development: Development | None) -> Task:
+    """Return a task whose test examples are development data; without, as it is.
+
+    Raises:
+        InputError: it has no development examples, or too few to hold some out.
+    """
+    if development is None:
+        return task
+    if development == "dev":
+        if not task.dev:
+            raise InputError(
+                f"Task '{task.name}' has no development texts to score on.",
+                "Give it some ('dev'), or hold out a share of its training texts, such as development: 0.1.",
+            )
+        return replace(task, test=task.dev)
+    count = max(1, round(development * len(task.train)))
+    if count >= len(task.train):
+        raise InputError(f"Task '{task.name}' has too few training texts to hold some out.", "Give it more of them.")
+    held = set(generator(0, "development", task.name).permutation(len(task.train))[:count].tolist())
+    return replace(
+        task,
+        train=[example for place, example in enumerate(task.train) if place not in held],
+        test=[example for place, example in enumerate(task.train) if place in held],
+    )
+
+
 class Data:
     """The tasks of the streams of a study, each read once.
 
@@ -114,12 +143,13 @@ class Data:
         Raises:
             InputError: the data are missing or malformed.
         """
-        key = stream.base.model_dump_json()
+        key = f"{stream.base.model_dump_json()} {stream.development}"
         if key not in self._read:
-            self._read[key] = {task.name: task for task in load_stream(stream.base, self.folder).tasks}
-        tasks = self._read[key]
+            tasks = load_stream(stream.base, self.folder).tasks
+            self._read[key] = {task.name: on_development(task, stream.development) for task in tasks}
+        read = self._read[key]
         names = stream.names()
-        return list(tasks.values()) if names is None else [tasks[name] for name in names]
+        return list(read.values()) if names is None else [read[name] for name in names]
 
     def watched(self, stream: OrderedStream) -> list[WatchedTask]:
         """Return the tasks that are watched.

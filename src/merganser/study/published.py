@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merganser.errors import InputError
-from merganser.files.documents import Malformed, parse_json, read_text
 from merganser.study.cell_record import CellRecord, read_cells
+from merganser.study.cells import Study
 from merganser.study.comparison import compare
 from merganser.study.figures import write_study_figures
+from merganser.study.folder import StudyFolder
 from merganser.study.page import write_study_page
 from merganser.study.tables import StudyTable, write_tables
 
@@ -69,28 +70,24 @@ def read_results(folder: Path, reference: str | None = None, confidence: float =
         InputError: nothing is done yet, a record is damaged, there is no such reference, or cells of one stream were
             scored on different test examples.
     """
-    within = folder / "records"
-    state = _state(folder)
+    within, state = folder / "records", StudyFolder(folder).state() if folder.is_dir() else {}
     if state and not within.is_dir():
         raise InputError(f"No cell of '{folder}' is done yet.", "Run the study first, or wait for its first cell.")
-    records = read_cells(within if within.is_dir() else folder)
+    source = within if within.is_dir() else folder
+    records, title = read_cells(source) if source.is_dir() else [], folder.absolute().name
     if not records:
         raise InputError(f"'{folder}' has no records of cells.", "Name the folder of a study, or of its records.")
-    own = state.get("reference")
-    if reference is None and any(record.method == own and record.tuning is None for record in records):
-        reference = own
+    if state:
+        study = StudyFolder(folder).study()
+        records, title = _as_the_study_is(records, study, StudyFolder(folder)), study.name
+        own = study.options.reference
+        if reference is None and any(record.method == own and record.tuning is None for record in records):
+            reference = own
     results = compare(records, reference, confidence)
-    return StudyResults(folder, state.get("name") or folder.absolute().name, records, StudyTable(results))
+    return StudyResults(folder, title, records, StudyTable(results))
 
 
-def _state(folder: Path) -> dict[str, str]:
-    """Return name and reference of a study's folder; none of records alone."""
-    file = folder / "study.json"
-    if not file.is_file():
-        return {}
-    try:
-        value = parse_json(read_text(file))
-    except (OSError, Malformed) as error:
-        raise InputError(f"'{file}' cannot be read: {error}.", "Restore it from a copy.") from error
-    known = value if isinstance(value, dict) else {}
-    return {key: known[key] for key in ("name", "reference") if isinstance(known.get(key), str)}
+def _as_the_study_is(records: Sequence[CellRecord], study: Study, folder: StudyFolder) -> list[CellRecord]:
+    """Leave out records of cells that the study has otherwise now."""
+    changed = {cell.name for cell in study.cells if folder.status(cell).stage == "changed"}
+    return [record for record in records if record.name not in changed]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError
+from merganser.errors import InputError, RunError
 from merganser.models.options import ModelOptions
 from merganser.models.source import resolve_source
 from merganser.processes import on_main
@@ -22,6 +22,7 @@ from merganser.study.launched import check_launcher
 from merganser.study.local import Machine, Progress, find_machine, num_cores, run_locally
 from merganser.study.orders import Data, OrderedStream
 from merganser.study.schedule import Schedule, beginning, cell_size
+from merganser.study.tuning import check_tuning, tuned, untuned
 
 
 @dataclass(frozen=True)
@@ -109,7 +110,8 @@ def study(
     else:
         read = load_study(Path(study))
     resources = Resources(parallel, threads, ray, storage)
-    return run_study(read, StudyFolder(Path(out)), resources, early_stop=early_stop, watch=watch)
+    folder = StudyFolder(Path(out))
+    return run_study(run_tuning(read, folder, resources, watch), folder, resources, early_stop=early_stop, watch=watch)
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,32 @@ class Resources:
         if self.parallel is not None:
             raise InputError("--parallel is for this machine.", "Ray runs as many cells as the cluster has room for.")
         return Machine(runs, self.threads or 1)
+
+
+def run_tuning(study: Study, folder: StudyFolder, resources: Resources, watch: Watcher | None = None) -> Study:
+    """Run the trials of a study's tuning that are missing, and return the study with the options that it chose.
+
+    A study without tuning is returned as it is.
+
+    Raises:
+        InputError: as :func:`study`.
+        RunError: no trial of a method was finished.
+    """
+    if study.options.tune is None:
+        return study
+    check_tuning(study)
+    folder.check(untuned(study))
+    chosen = tuned(study, folder, lambda trials, place: _run_trials(trials, place, resources, watch))
+    assert chosen is not None  # trials were run
+    return chosen
+
+
+def _run_trials(study: Study, folder: StudyFolder, resources: Resources, watch: Watcher | None) -> None:
+    found = run_study(study, folder, resources, watch=watch)
+    if found.waiting:
+        raise RunError(
+            f"{len(found.waiting)} trials of the tuning were not run.", "Another process may run them; try again later."
+        )
 
 
 def run_study(
