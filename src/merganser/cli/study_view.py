@@ -49,7 +49,7 @@ class StudyView:
         """Begin to show a study."""
         self.ran = True
         self._progress = progress
-        self._total = len(work.cells)
+        self._total, self._done = len(work.cells), 0
         done = len(study.runs) - self._total
         where = plural(machine.cells, "cell") + f" at a time, {plural(machine.threads, 'thread')} each"
         self._title = f"Merganser: study '{study.name}', {plural(self._total, 'cell')} to run, {where}"

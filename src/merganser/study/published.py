@@ -73,8 +73,7 @@ def read_results(folder: Path, reference: str | None = None, confidence: float =
     within, state = folder / "records", StudyFolder(folder).state() if folder.is_dir() else {}
     if state and not within.is_dir():
         raise InputError(f"No cell of '{folder}' is done yet.", "Run the study first, or wait for its first cell.")
-    source = within if within.is_dir() else folder
-    records, title = read_cells(source) if source.is_dir() else [], folder.absolute().name
+    records, title = read_cells(within if within.is_dir() else folder), folder.absolute().name
     if not records:
         raise InputError(f"'{folder}' has no records of cells.", "Name the folder of a study, or of its records.")
     if state:

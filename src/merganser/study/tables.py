@@ -100,6 +100,8 @@ def narrow_rows(result: StreamResult) -> tuple[list[str], Rows]:
     """Return the table of scores without the columns for which a terminal has no room."""
     head, rows = score_rows(result)
     kept = [place for place, name in enumerate(head) if place != head.index("OP") + 1 and name != "FWT"]
+    bwt = head.index("BWT")
+    rows = [[*row[:bwt], row[bwt].split(" ")[0], *row[bwt + 1 :]] for row in rows]
     return [head[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
@@ -255,11 +257,15 @@ def _rich_table(head: Sequence[str], rows: Rows) -> Table:
 
     table = Table(box=None, pad_edge=False)
     for number, name in enumerate(head):
-        left, wraps = (
-            number == 0 or name == "verdict",
-            number == 0 or name in ("verdict", "examples trained and rehearsed"),
+        words = number == 0 or name == "verdict"
+        longest = max((len(row[number]) for row in rows), default=0)
+        table.add_column(
+            name,
+            justify="left" if words else "right",
+            overflow="fold",
+            no_wrap=not words and longest > len(name) // 2,
+            min_width=min(longest, 16 if number == 0 else 9),
         )
-        table.add_column(name, justify="left" if left else "right", overflow="fold", no_wrap=not wraps)
     for row in rows:
         table.add_row(*row)
     return table
