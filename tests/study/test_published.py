@@ -12,14 +12,18 @@ from merganser.study.published import read_results
 from tests.study.made_up import cell
 
 
-def test_results_of_a_study_are_published_beside_it(copied: Path) -> None:
+def test_results_of_a_study_are_published_beside_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_figure(_: object, folder: Path) -> list[Path]:  # test_page draws them
+        return [folder / "differences.svg"]
+
+    monkeypatch.setattr("merganser.study.published.write_study_figures", one_figure)
     folder = copied / "out"
     results = read_results(folder)
     assert results.table.results[0].reference == "replay"
     assert {method.label for method in results.table.results[0].methods} == {"sequential", "replay", "joint"}
     assert results.publish() == folder / "study.html"
     assert {path.name for path in (folder / "results").iterdir()} == {
-        "study.md", "study.tex", "study.csv", "cells.csv", "figures"
+        "study.md", "study.tex", "study.csv", "cells.csv"
     }  # fmt: skip
     page = (folder / "study.html").read_text()
     assert 'href="results/figures/differences.svg"' in page
