@@ -184,7 +184,7 @@ def test_builtin_long_sequence(home: Path) -> None:
 
 
 def test_study(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+    monkeypatch.setattr("merganser.study.local.Popen", ForkedServer)
     values = yaml.safe_load((EXAMPLES / "studies" / "first.yaml").read_text(encoding="utf-8"))
     whole = make_study(values, "first.yaml", EXAMPLES / "studies")
     assert len(whole.cells) == (1 + 3 + 1 + 1 + 1) * 2 * 3

@@ -17,7 +17,7 @@ from tests.study.conftest import ForkedServer, write_study
 
 @pytest.fixture(autouse=True)
 def _server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+    monkeypatch.setattr("merganser.study.local.Popen", ForkedServer)
     monkeypatch.setattr("merganser.study.local.num_cores", lambda: 2)
 
 

@@ -62,7 +62,7 @@ def _surroundings(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.Temp
 
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
-    monkeypatch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+    monkeypatch.setattr("merganser.study.local.Popen", ForkedServer)
     monkeypatch.setattr("merganser.study.local.num_cores", lambda: 2)
     monkeypatch.setenv("MERGANSER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
     yield
@@ -89,7 +89,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with ``study.yaml`` (sequential, replay, joint; two orders) and its study in ``out``."""
     folder = tmp_path_factory.mktemp("finished")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("merganser.study.local.subprocess.Popen", ForkedServer)
+        patch.setattr("merganser.study.local.Popen", ForkedServer)
         patch.setattr("merganser.study.local.num_cores", lambda: 2)
         patch.setenv("MERGANSER_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
         file = write_study(

@@ -6,11 +6,11 @@ import contextlib
 import json
 import os
 import selectors
-import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from subprocess import PIPE, Popen
 from types import TracebackType
 from typing import Any
 
@@ -126,10 +126,10 @@ class Pool:
         environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE", "GOMP_SPINCOUNT": "0"}
         path = [str(Path(__file__).parents[2]), environment.get("PYTHONPATH", "")]
         environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        self.process = subprocess.Popen(
+        self.process = Popen(
             [sys.executable, "-m", "merganser.study.server"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
+            stdin=PIPE,
+            stdout=PIPE,
             env=environment,
             start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the others
         )
@@ -190,7 +190,7 @@ class Pool:
                 yield message
 
 
-def _ended(process: subprocess.Popen[bytes]) -> RunError:
+def _ended(process: Popen[bytes]) -> RunError:
     process.wait()
     return RunError(
         f"The process that starts the cells has ended (exit code {process.returncode}).",
