@@ -13,7 +13,6 @@ import pytest
 import yaml
 
 from merganser.errors import InputError
-from merganser.study import on_ray
 from merganser.study.local import Progress
 from merganser.study.study import study
 from tests.learner import toys
@@ -104,9 +103,3 @@ def test_nodes_that_share_no_folder_copy_their_cells(cluster: Any, tmp_path: Pat
     assert result.failed["wild,s0"].startswith("on ")
     assert result.done == ["sequential,s0"]
     assert (tmp_path / "bucket/cells/sequential,s0/run.yaml").is_file()
-
-
-def test_an_address_without_a_cluster_is_an_error() -> None:
-    if HAS_RAY:
-        with pytest.raises(InputError, match="There is no Ray cluster at"):
-            on_ray.connect("127.0.0.1:1")

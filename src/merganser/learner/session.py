@@ -278,6 +278,7 @@ class Session:
         def score(asked: Sequence[Task]) -> dict[str, ScoredTask]:
             return score_tasks(self.backbone, asked, self.config.evaluation.batch, self.listener)
 
-        if self.shared is None or len(self.rows) > 1:  # later rows are of no other run
-            return score(tasks)
+        first = {row.folder.name for row in self.rows[:2]}
+        if self.shared is None or (len(self.rows) > 1 and self._weights_of not in first):
+            return score(tasks)  # later weights are of no other run
         return self.shared.answer(self.backbone, self.config, [task for task in tasks if task.test], score)
