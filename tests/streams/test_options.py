@@ -111,7 +111,7 @@ def test_stream_sources() -> None:
         ({"share": 0.1, "number": 3}, "both share and number"),
         ({"sampler": "uniform", "minimum_per_label": 1}, "works with sampler per_label, not uniform"),
         ({"sampler": "uniform", "allow_excess": True}, "works with sampler reference"),
-        ({"sampler": "random"}, "'per_label', 'uniform' or 'reference'"),
+        ({"sampler": "random"}, "'per_label', 'uniform', 'surprise', 'mixed' or 'reference'"),
     ],
 )
 def test_memory_options_refuse(values: dict[str, Any], cause: str) -> None:
