@@ -28,6 +28,7 @@ from merganser.cli.merge import merge
 from merganser.cli.push import push
 from merganser.cli.replay import replay
 from merganser.cli.report import report
+from merganser.cli.reproduce import reproduce
 from merganser.cli.run import run
 from merganser.cli.streams import streams
 from merganser.cli.study import study
@@ -125,6 +126,7 @@ WORK = (
     push,
     merge,
     study,
+    reproduce,
 )
 """Commands in the order of the help; those that only list things come last."""
 
