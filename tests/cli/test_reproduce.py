@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
+
 from merganser.streams.builtin import BUILTIN
 from merganser.study.cell_record import write_cell
 from tests.learner.toys import Command
@@ -19,24 +21,25 @@ def test_the_catalogue_is_listed_and_an_entry_shown(merganser: Command) -> None:
     names = [each["name"] for each in json.loads(merganser("reproduce", "--json").out)]
     assert NAME in names
     shown = merganser("reproduce", NAME).out
-    assert "│ forever      │ OP     │      72.9 │ arXiv 2601.03938 [N] │" in shown
+    assert ["forever", "OP", "72.9", "2601.03938", "[N]"] in [line.split() for line in shown.splitlines()]
     assert "[N] notes on the paper by others" in shown
     assert f"merganser reproduce {NAME} --write study.yaml --data DATA" in shown
 
 
-def test_published_and_measured_stand_side_by_side(tmp_path: Path, merganser: Command) -> None:
+def test_published_and_measured_stand_side_by_side(
+    tmp_path: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
     tasks = BUILTIN["standard-cl-1"].tasks
     for seed in range(3):
         write_cell(tmp_path / "records", cell("forever", seed=seed, tasks=tasks))
+    monkeypatch.setenv("COLUMNS", "80")
     lines = merganser("reproduce", NAME, "--results", tmp_path).out.splitlines()
-    by_method = {tuple(part.strip() for part in line.split("│")[1:3]): line for line in lines if line.count("│") > 3}
-    columns = [part.strip() for part in by_method["forever", "OP"].split("│")]
-    assert columns[3] == "72.9"
-    assert 60 < float(columns[5]) < 80
-    assert " to " in columns[6]
-    assert columns[7] == "3"
-    assert "not run" in by_method["olora", "OP"]
-    assert "not run" in by_method["SAPT", "OP"]
+    rows = {tuple(line.split()[:2]): line.split() for line in lines if len(line.split()) > 4}
+    number = rows["forever", "OP"]
+    assert number[2:5] == ["72.9", "2601.03938", "[N]"]
+    assert (60 < float(number[5]) < 80, number[7], number[9]) == (True, "to", "3")
+    assert float(number[6]) < float(number[5]) < float(number[8])
+    assert rows["olora", "OP"][5:] == rows["SAPT", "OP"][5:] == ["not", "run"]
     assert "No such method here: SAPT, SSR." in lines
     assert any("Runs made otherwise than the study of this table" in line for line in lines)
     value = json.loads(merganser("reproduce", NAME, "--results", tmp_path, "--json").out)

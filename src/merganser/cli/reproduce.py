@@ -148,24 +148,26 @@ def _show(entry: Entry, folder: Path | None, as_json: bool) -> None:
 
 
 def _table(found: Reproduction, measured: bool) -> Any:
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    table = Table()
+    # In 80 columns every number has a line of its own; only long names of methods are folded.
+    table = Table(box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
     table.add_column("method", min_width=10, overflow="fold")
     table.add_column("figure", no_wrap=True)
     table.add_column("published", justify="right", no_wrap=True)
-    table.add_column("source", overflow="fold")
+    table.add_column("source", no_wrap=True)
     if measured:
-        table.add_column("measured", justify="right")
-        table.add_column("95 % interval", justify="right", no_wrap=True, min_width=12)
-        table.add_column(f"runs (of {found.planned})", justify="right")
+        table.add_column("measured", justify="right", no_wrap=True)
+        table.add_column("95 %", justify="right", no_wrap=True)
+        table.add_column(f"runs/{found.planned}", justify="right", no_wrap=True)
     for each in found.comparisons:
         table.add_row(*_cells(each, found.entry, measured))
     return table
 
 
 def _cells(each: Comparison, entry: Entry, measured: bool) -> list[str]:
-    source = "not known" if each.row is None else f"{entry.sources[each.row.source].where} [{each.row.evidence}]"
+    source = "not known" if each.row is None else f"{_short(entry, each.row.source)} [{each.row.evidence}]"
     cells = [each.title, _figure(each.measure), "" if each.published is None else _percent(each.published), source]
     if not measured:
         return cells
@@ -174,6 +176,12 @@ def _cells(each: Comparison, entry: Entry, measured: bool) -> list[str]:
     number = each.measured
     interval = "" if number.low is None or number.high is None else f"{100 * number.low:.1f} to {100 * number.high:.1f}"
     return [*cells, f"{100 * number.mean:.1f}", interval, str(number.runs)]
+
+
+def _short(entry: Entry, source: str) -> str:
+    """A source in as few characters as identify it."""
+    paper = entry.sources[source]
+    return paper.arxiv or paper.title
 
 
 def _figure(measure: str) -> str:
