@@ -76,6 +76,7 @@ def reproduce(
 def _list(entries: list[Entry], as_json: bool) -> None:
     import json
 
+    from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     from merganser.cli.output import OutputConsole
@@ -83,8 +84,8 @@ def _list(entries: list[Entry], as_json: bool) -> None:
     if as_json:
         typer.echo(json.dumps([_head(entry) for entry in entries], indent=2, ensure_ascii=False))
         return
-    table = Table(title="Published tables")
-    table.add_column("name", overflow="fold")
+    table = Table(title="Published tables", box=SIMPLE_HEAD, padding=(0, 1, 0, 0), show_edge=False)
+    table.add_column("name", no_wrap=True)
     table.add_column("table", overflow="fold")
     table.add_column("paper", no_wrap=True)
     table.add_column("figures", justify="right")
