@@ -84,6 +84,8 @@ def test_a_plan_tells_cells_shared_parts_time_and_bytes_and_writes_nothing(tmp_p
     file = write_study(tmp_path, model={"name": "nobody/nothing", "kind": "matcher"})
     done = merganser("study", file, "--plan")
     assert (done.code, "Not measured: " in done.out) == (0, True)
+    assert "not estimated" in done.out
+    assert "hours" not in done.out
 
 
 def test_wrong_arguments_are_one_error(tmp_path: Path, merganser: Command) -> None:

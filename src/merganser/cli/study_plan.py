@@ -62,9 +62,14 @@ def _print(plan: StudyPlan, at_a_time: int, threads: int) -> None:
     remarks = [remark for method in plan.methods if method.plan for remark in method.plan.remarks]
     for remark in dict.fromkeys(remarks):
         console.print(remark, soft_wrap=True)
+    measured = [method for method in plan.methods if method.plan is not None]
+    if not measured:
+        console.print("No method could be measured: time, memory and disk are not estimated.\nNothing was written.")
+        return
     hours = plan.machine_seconds / 3600
+    begin = "About" if len(measured) == len(plan.methods) else "Of the methods that could be measured: about"
     console.print(
-        f"About {hours:.2f} hours of one cell after another, {seconds(plan.seconds)} with "
+        f"{begin} {hours:.2f} hours of one cell after another, {seconds(plan.seconds)} with "
         f"{plural(at_a_time, 'cell')} at a time of {plural(threads, 'thread')} each, which need about "
         f"{size(plan.memory)} of memory and {size(plan.disk)} on disk.",
         soft_wrap=True,

@@ -31,7 +31,6 @@ class OrderedStream:
         order: name of the order.
         options: of the stream in this order.
         base: of the stream as the study's file has it, where it has the same tasks: they are read once.
-        development: data that are in the place of the test data; ``None``: none are.
         development: development data in the place of the test data; ``None``: the test data.
     """
 
