@@ -61,7 +61,7 @@ def test_a_row_per_task_beside_a_baseline() -> None:
     lines = text.splitlines()
     assert max(map(len, lines)) <= 80
     assert lines[0] == "Learned 5 tasks, the last grimm: 90.0 %. Most lost: newsgroups −12.0 points "
-    assert "Undo grimm: merganser undo runs/example" in lines
+    assert lines[2:4] == ["Keep grimm? merganser check runs/example", "Undo grimm: merganser undo runs/example"]
     found = record.courses()[0]
     assert found.interval
     (line,) = [line for line in lines if line.startswith("newsgroups")]
@@ -104,7 +104,8 @@ def test_one_task_is_judged_by_what_it_cost() -> None:
     """Its own row took three points of 200 answers, less than shows; newsgroups had lost the rest before."""
     text = " ".join(screen(with_answers(make_run(TOPICS)), learned=["grimm"]).split())
     assert text.startswith(
-        "Learned grimm: 90.0 %. No loss is beyond chance; the largest: newsgroups −3.0 points (81.0 to 78.0)."
+        "Learned grimm: 90.0 %. No loss is beyond chance; "
+        "the largest: newsgroups −3.0 points (81.0 before it, 78.0 now)."
     )
 
 
@@ -143,11 +144,11 @@ def test_watched_tasks_are_rows_with_their_mark(count: int) -> None:
     assert " ".join(rows["arithmetic"])[:24] == "arithmetic * 80.0 80.0 0"
     joined = " ".join(text.split())
     assert f"Learned {count} tasks, the last task{count - 1}: " in joined
-    assert f"Most lost: careful-with-secrets {lost} points (80.0 to {now})." in joined
+    assert f"Most lost: careful-with-secrets {lost} points (80.0 before training, {now} now)." in joined
     assert "*: watched, never learned; change: since before any training" in joined
     # What the last row took of it, if the sentence is about that.
     of_row = " ".join(screen(record, learned=[f"task{count - 1}"]).split())
-    assert f"careful-with-secrets −1.0 points ({81 - count}.0 to {now})" in of_row
+    assert f"careful-with-secrets −1.0 points ({81 - count}.0 before it, {now} now)" in of_row
 
 
 def test_tasks_without_tests() -> None:
@@ -166,6 +167,6 @@ def test_the_report_of_a_run_prints_the_screen(tmp_path: Path, merganser: Comman
     set_answers(run, "02-topic", "topic", [1.0] * 45 + [0.0] * 15)
     done = merganser("report", run)
     assert done.code == 0, done.err
-    assert "Most lost: mood −16.7 points (100.0 to 83.3)." in " ".join(done.out.split())
+    assert "Most lost: mood −16.7 points (100.0 when learned, 83.3 now)." in " ".join(done.out.split())
     assert done.out.rstrip().endswith(f"Wrote {run / 'report.html'}")
     assert score(-1 / 6, signed=True) in done.out

@@ -49,8 +49,11 @@ def test_words_intervals_and_the_sentence() -> None:
     assert cells(found["lost"])[:5] == ("lost", "10.0", "100.0", "80.0", "−20.0")
     assert cells(found["lost"])[5] == f"−{-100 * low:.1f} to −{-100 * high:.1f}"
     assert cells(found["last"])[3:] == ("95.0", "", "", "new")
-    assert loss_sentence(list(found.values())) == "Most lost: lost −20.0 points (100.0 to 80.0)."
-    assert loss_sentence([found["noise"]]) == "No loss is beyond chance; the largest: noise −1.0 points (85.0 to 84.0)."
+    assert loss_sentence(list(found.values())) == "Most lost: lost −20.0 points (100.0 when learned, 80.0 now)."
+    assert (
+        loss_sentence([found["noise"]])
+        == "No loss is beyond chance; the largest: noise −1.0 points (85.0 when learned, 84.0 now)."
+    )
     assert loss_sentence([found["better"]]) == "Nothing was lost."
     assert loss_sentence([found["last"]]) == ""
 
@@ -58,7 +61,7 @@ def test_words_intervals_and_the_sentence() -> None:
 def test_without_answers_nothing_is_called_lost() -> None:
     found = courses(rows_and_changes()[0], {})
     assert [each.word for each in found] == ["same", "lower", "lower", "higher", "new"]
-    assert loss_sentence(found) == "Most lost: lost −20.0 points (100.0 to 80.0), untested."
+    assert loss_sentence(found) == "Most lost: lost −20.0 points (100.0 when learned, 80.0 now), untested."
     assert "evaluation.keep_answers" in courses_html(found, "")
 
 

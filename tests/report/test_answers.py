@@ -37,12 +37,12 @@ def test_the_verdict_has_its_interval_and_what_to_do(kept: RunRecord) -> None:
     assert first.paired is not None
     assert verdict_sentence(tasks) == (
         "Learned third: 84.0 % (14.0 % before any training). "
-        f"Most lost: first −6.0 points (90.0 to 84.0; 95 % interval {first.interval})."
+        f"Most lost: first −6.0 points (90.0 when learned, 84.0 now; likely {first.interval})."
     )
     assert first.paired.low < -0.06 < first.paired.high < 0
     found = verdict(kept, tasks)
     assert (found["keep"], found["question"]) == ("cannot be told", "Keep third?")
-    assert "whether learning it cost 2 earlier tasks more than 2 points each; about" in found["why"]
+    assert "whether learning it cost first and second more than 2 points each; about" in found["why"]
     assert second.word in ("lost", "noise")
     assert third.fresh
     # Paired scores are known better than two scores on their own: 7.1 points for the same numbers.
@@ -68,7 +68,7 @@ def test_answers_that_were_not_kept_are_named_as_missing(without: RunRecord) -> 
     html = render(without)
     assert "The answers to the test examples were not kept in this run" in html
     assert "changed ones cannot be shown" in html
-    assert "Most lost: first −6.0 points (90.0 to 84.0), untested." in html
+    assert "Most lost: first −6.0 points (90.0 when learned, 84.0 now), untested." in html
     assert "Keep third?" not in html
 
 
@@ -115,7 +115,7 @@ def test_watched_tasks_on_the_page(tmp_path: Path) -> None:
     watched: dict[str, tuple[Group | None, float]] = {"arithmetic": ("general", 0.0), "careful": ("safety", 0.05)}
     run = read_run(to_disk(watching(make_run(["first", "second"], steps=2), watched), tmp_path / "run"))
     html = render(run)
-    assert "Most lost: careful −10.0 points (80.0 to 70.0; 95\xa0% interval" in html
+    assert "Most lost: careful −10.0 points (80.0 before training, 70.0 now; likely" in html
     assert html.count('<small class="watched">watched: safety</small>') == 2  # dumbbell and matrix
     careful = next(row for row in dumbbells(run.courses(), {}, [])["rows"] if row["task"] == "careful")
     # It was never learned: no ring, and a tick where it was before any training.

@@ -58,6 +58,8 @@ def show_outcome(
     if tasks:
         fresh = [each.task for each in tasks if each.fresh]
         last = fresh[0] if len(fresh) == 1 else "the last tasks"
+        if any(each.change is not None for each in tasks):
+            _print(console, f"Keep {last}? merganser check {shlex.quote(record.path)}")
         _print(console, f"Undo {last}: merganser undo {shlex.quote(record.path)}")
     console.print()
     if tasks:
@@ -91,7 +93,8 @@ def sentence(record: RunRecord, tasks: Sequence[TaskCourse], learned: Sequence[s
     now = newest.now
     reached = f": {score(now.value)} %" if now is not None else ", which is not scored (no test file)"
     what = newest.task if alone or len(done) == 1 else f"{plural(len(done), 'task')}, the last {newest.task}"
-    return f"Learned {what}{reached}. {loss_sentence(_of_last_row(record) if alone else tasks)}".rstrip()
+    lost = loss_sentence(_of_last_row(record), since="before it") if alone else loss_sentence(tasks)
+    return f"Learned {what}{reached}. {lost}".rstrip()
 
 
 def _of_last_row(record: RunRecord) -> list[TaskCourse]:

@@ -115,11 +115,13 @@ def largest_loss(tasks: Sequence[TaskCourse]) -> TaskCourse | None:
     return min(shown, key=lambda each: each.change or 0.0, default=None)
 
 
-def loss_sentence(tasks: Sequence[TaskCourse], interval: bool = False) -> str:
+def loss_sentence(tasks: Sequence[TaskCourse], *, interval: bool = False, since: str | None = None) -> str:
     """Say which task lost most, or that none did; empty where there was nothing to lose.
 
     Args:
-        interval: with the 95 % interval of the loss, where there is one.
+        interval: with the range in which the loss likely is, its 95 % interval, where there is one.
+        since: when the scores were taken from which changes count; default: when a task was learned, or, if it is
+            watched, before any training.
     """
     if all(each.change is None for each in tasks):
         return ""
@@ -128,8 +130,9 @@ def loss_sentence(tasks: Sequence[TaskCourse], interval: bool = False) -> str:
         return "Nothing was lost."
     if worst.learned is None or worst.now is None:
         raise AssertionError("a change has two scores")
-    course = f"{score(worst.learned.value)} to {score(worst.now.value)}"
-    course += f"; 95 % interval {worst.interval}" if interval and worst.paired is not None else ""
+    since = since or ("before training" if worst.watched else "when learned")
+    course = f"{score(worst.learned.value)} {since}, {score(worst.now.value)} now"
+    course += f"; likely {worst.interval}" if interval and worst.paired is not None else ""
     moved = f"{worst.task} {score(worst.change, signed=True)} points ({course})"
     if worst.word == "noise":
         return f"No loss is beyond chance; the largest: {moved}."

@@ -19,6 +19,9 @@ from merganser.runs.record import RunRecord
 CONFIDENCE = 0.95
 """Of the intervals and of the verdict on a page."""
 
+NAMED = 3
+"""Tasks that the verdict names; more are counted."""
+
 
 def learned_sentence(tasks: Sequence[TaskCourse]) -> str:
     """Say what was learned last and how well: ``Learned claims: 91.5 % (20.0 % before any training).``"""
@@ -65,6 +68,11 @@ def last_check(run: RunRecord, tasks: Sequence[TaskCourse]) -> Check | None:
     return check_row(RunDirectory.open(Path(run.path)), rows=source.rows, answers=source.answers)
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Write names as a person lists them: ``a, b and c``."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def keep_sentence(check: Check, learned: Sequence[str]) -> str:
     """Say whether the tasks that were learned last should be kept, with the reason in a few words."""
     allowed = f"{100 * check.bounds.max_drop:g} points"
@@ -75,8 +83,8 @@ def keep_sentence(check: Check, learned: Sequence[str]) -> str:
         return check.sentence().partition(": ")[2]
     unclear = [each for each in check.tasks if each.verdict is Verdict.UNCLEAR]
     needed = max((each.needed or 0 for each in unclear), default=0)
-    which = f"{unclear[0].task} more than {allowed}"
-    if len(unclear) > 1:
+    which = f"{_listed([each.task for each in unclear])} more than {allowed}{' each' if len(unclear) > 1 else ''}"
+    if len(unclear) > NAMED:
         kind = "earlier or watched tasks" if any(each.task in check.watched for each in unclear) else "earlier tasks"
         which = f"{len(unclear)} {kind} more than {allowed} each"
     enough = f"; about {needed:,} per task would tell" if needed else ""
