@@ -293,7 +293,9 @@ def test_a_launcher_itself(spawner: Spawner, tmp_path: Path) -> None:
         numbers.append(spawner.start(*started["arguments"], environment=started["environment"]))
     done = [spawner.wait(number) for number in numbers]
     for rank, each in enumerate(done):
-        (tmp_path / f"process-{rank}.code").write_text(str(each.code))
+        written = tmp_path / f"process-{rank}.writing"
+        written.write_text(str(each.code))
+        written.rename(tmp_path / f"process-{rank}.code")  # whole, when the placeholder sees it
     succeed([*done, spawner.wait(launcher)])
     assert [each.out.count("Page: ") for each in done] == [1, 0]  # only process 0 writes
     alike(one, several)
