@@ -240,15 +240,26 @@ def load_config(path: Path) -> RunConfig:
     Raises:
         InputError: the file is missing, not YAML, or not a valid configuration.
     """
+    return with_paths(check_config(read_description(path, "run"), str(path)), path.resolve().parent)
+
+
+def read_description(path: Path, what: str) -> object:
+    """Read the YAML file that describes a run or a study.
+
+    Args:
+        what: it describes, for the error if there is no file.
+
+    Raises:
+        InputError: the file is missing, cannot be read or is not YAML.
+    """
     try:
-        value = parse_yaml(read_text(path))
+        return parse_yaml(read_text(path))
     except FileNotFoundError as error:
-        raise InputError(f"There is no file '{path}'.", "Give the YAML file that describes the run.") from error
+        raise InputError(f"There is no file '{path}'.", f"Give the YAML file that describes the {what}.") from error
     except OSError as error:
         raise InputError(f"'{path}' cannot be read: {error.strerror}.", "Give a YAML file.") from error
     except Malformed as error:
         raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
-    return with_paths(check_config(value, str(path)), path.resolve().parent)
 
 
 def with_paths(config: RunConfig, folder: Path) -> RunConfig:

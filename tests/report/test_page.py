@@ -347,7 +347,7 @@ def test_a_run_is_named_as_a_person_names_it(run: RunRecord) -> None:
     assert run_title(run) == "Support products"
     del run.info.config["stream"]
     for path, title in (
-        ("/tmp/demo-run/aim", "Demo run"),
+        ("out/demo-run/aim", "Demo run"),
         ("runs/2026-03-claims_v2", "2026-03-claims_v2"),
         ("/home/someone/BGB tests", "BGB tests"),
         ("work/run", "newsgroups to grimm"),

@@ -10,9 +10,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from merganser.config import RunConfig, check_config, explain_options, with_paths
+from merganser.config import RunConfig, check_config, explain_options, read_description, with_paths
 from merganser.errors import InputError, nearest
-from merganser.files.documents import Malformed, parse_yaml, read_text
 from merganser.methods import METHODS
 from merganser.study import grids
 from merganser.study.options import SECTIONS, StudyOptions, VariantOptions
@@ -105,15 +104,7 @@ def load_study(path: Path, allow_many: bool = False) -> Study:
     Raises:
         InputError: the file is missing or not YAML, or as :func:`make_study`.
     """
-    try:
-        value = parse_yaml(read_text(path))
-    except FileNotFoundError as error:
-        raise InputError(f"There is no file '{path}'.", "Give the YAML file that describes the study.") from error
-    except OSError as error:
-        raise InputError(f"'{path}' cannot be read: {error.strerror}.", "Give a YAML file.") from error
-    except Malformed as error:
-        raise InputError(f"{path} is not YAML: {error}.", "Correct it there.") from error
-    return make_study(value, str(path), path.resolve().parent, allow_many)
+    return make_study(read_description(path, "study"), str(path), path.resolve().parent, allow_many)
 
 
 def make_study(value: Any, where: str, folder: Path, allow_many: bool = False) -> Study:
