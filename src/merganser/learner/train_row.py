@@ -126,11 +126,12 @@ def task_context(session: Session, tasks: Sequence[Task], number: int) -> TaskCo
     earlier = {name: task.spec for name, task in session.known_tasks().items()}
     by_task = {**earlier, **{task.name: task.spec for task in tasks}}
     specs = {name: session.candidates.spec(spec, by_task.values()) for name, spec in by_task.items()}
+    fresh_specs = by_task if session.config.training.asymmetric_loss and not session.method.joint else specs
     memory = session.memory()
     fresh = [(task.name, example) for task in tasks for example in task.train]
     if session.method.joint:  # everything kept is training data
         fresh, memory = [*memory, *fresh], []
-    features = _features(session, fresh, specs)
+    features = _features(session, fresh, fresh_specs)
     mixture = mixture_of(session, tasks[0])
     rows = len(features) if mixture is None else tasks[0].rows_per_epoch
     return TaskContext(

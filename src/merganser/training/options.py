@@ -80,6 +80,12 @@ class TrainingOptions(StrictOptions):
         description="mean loss of an optimizer step that accumulates batches; tokens: over all its label tokens (or "
         "examples); batches: mean of the batches' means, as in transformers before 4.46",
     )
+    asymmetric_loss: bool = Field(
+        False,
+        description="matcher with candidates: seen; compare a text of the new task with that task's labels alone, and "
+        "only texts of the memory with all labels seen (asymmetric cross-entropy, ER-ACE): compared with all, new "
+        "texts push every earlier label away",
+    )
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     packing: Packing = Field(
         "none",
