@@ -23,7 +23,7 @@ import yaml
 
 from merganser.errors import DiskFullError, InputError
 from merganser.files.permissions import create_file, give_permissions
-from merganser.files.target_lock import target_lock
+from merganser.files.target_lock import TargetTaken, target_lock
 from merganser.files.temporary_names import PARTIAL, path_of_old, temporary_path, unique_temporary_path, writer_of
 
 if TYPE_CHECKING:
@@ -240,7 +240,7 @@ class StagedChanges:
         """Create an empty temporary folder, which replaces the one at ``target``.
 
         Args:
-            replace: False: what has appeared at ``target`` in the meantime stays, and is an :class:`InputError`.
+            replace: False: what has appeared at ``target`` in the meantime stays, and is a :class:`TargetTaken`.
         """
         make_folder(target.parent, shown=target)
         if self._shared:
@@ -296,7 +296,7 @@ class StagedChanges:
             if old is not None and not change.target.exists():
                 rename(old, change.target)
             if not change.replace and getattr(error, "errno", None) in TAKEN:
-                raise InputError(f"'{change.target}' has appeared in the meantime.", "Choose a new folder.") from error
+                raise TargetTaken(f"'{change.target}' has appeared in the meantime.", "Choose a new folder.") from error
             raise
         if old is not None and old.is_symlink():
             old.unlink()

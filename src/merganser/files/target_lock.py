@@ -9,6 +9,10 @@ from pathlib import Path
 from merganser.errors import InputError
 
 
+class TargetTaken(InputError):
+    """Another process is writing the same target, or has just written it."""
+
+
 @contextlib.contextmanager
 def target_lock(target: Path) -> Iterator[None]:
     """Hold the lock of a folder that is being written: the file ``.NAME.lock`` beside it, which is deleted at the end.
@@ -16,7 +20,7 @@ def target_lock(target: Path) -> Iterator[None]:
     The operating system releases it when the process ends, however.
 
     Raises:
-        InputError: another process is writing the folder.
+        TargetTaken: another process is writing the folder.
         OSError: the folder above it cannot be written, or the disk is full.
     """
     from filelock import FileLock, Timeout
@@ -26,7 +30,7 @@ def target_lock(target: Path) -> Iterator[None]:
     try:
         lock.acquire()
     except Timeout as error:
-        raise InputError(
+        raise TargetTaken(
             f"'{target}' is being written by another process.", "Wait until it has finished, or choose another folder."
         ) from error
     try:

@@ -8,6 +8,7 @@ versions), so a part that was found is the one that would have been made, bit fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import time
@@ -23,6 +24,7 @@ from merganser import processes
 from merganser.evaluation import ScoredTask
 from merganser.files.atomic import make_folder, new_folder, write_json, write_json_lines
 from merganser.files.documents import parse_json, read_text
+from merganser.files.target_lock import TargetTaken
 from merganser.metrics.function import is_function_name
 from merganser.runs.record import CostRecord, RunInfo, SignalRecord
 from merganser.streams.task import Task
@@ -108,17 +110,18 @@ class SharedParts:
         before, began = records.cost.model_copy(), time.process_time()
         outcome = train()
         spent = time.process_time() - began
+        values = {
+            "steps": outcome.steps,
+            "trained": {source: list(counts) for source, counts in outcome.trained.items()},
+            "seconds": outcome.seconds,
+            "processor_seconds": spent,
+            "cost": {key: value - getattr(before, key) for key, value in records.cost.model_dump().items()},
+        }
         make_folder(folder.parent)
-        with new_folder(folder, shared=True, replace=False) as temporary:
+        # Another run that has made the same part at the same time has the same bits.
+        with contextlib.suppress(TargetTaken), new_folder(folder, shared=True, replace=False) as temporary:
             backbone.save_weights(temporary / "weights")
             write_json_lines(temporary / "signals.jsonl", [signal.model_dump() for signal in records.signals])
-            values = {
-                "steps": outcome.steps,
-                "trained": {source: list(counts) for source, counts in outcome.trained.items()},
-                "seconds": outcome.seconds,
-                "processor_seconds": spent,
-                "cost": {key: value - getattr(before, key) for key, value in records.cost.model_dump().items()},
-            }
             write_json(temporary / "outcome.json", values)
         return outcome
 
@@ -156,28 +159,35 @@ class SharedParts:
         keys = {task.name: self._answers_key(start, config, task) for task in tasks if _is_kept(task)}
         known = {name: taken for name, key in keys.items() if (taken := self._read(key)) is not None}
         missing = [task for task in tasks if task.name not in known]
+        began = time.process_time()
         made = score(missing)
+        spent = (time.process_time() - began) / max(sum(len(task.test) for task in missing), 1)
         for name in keys.keys() & made.keys():
-            self._write(keys[name], made[name])
+            self._write(keys[name], made[name], spent * len(made[name].values))
         self.found += [f"answers to {name}" for name in known]
         merged = known | made
         return {task.name: merged[task.name] for task in tasks if task.name in merged}
 
     def _answers_key(self, start: str, config: RunConfig, task: Task) -> str:
-        evaluation = [config.evaluation.batch, config.training.max_input, config.training.max_target]
+        evaluation = [
+            *(config.evaluation.batch, config.evaluation.engine),
+            *(config.training.max_input, config.training.max_target),
+        ]
         tested = Task(task.name, train=(), test=task.test, spec=task.spec)
         return digest(start, evaluation, tested.fingerprint(), [example.read for example in task.test])
 
     def _read(self, key: str) -> ScoredTask | None:
         try:
             value = parse_json(read_text(self.folder / "answers" / f"{key}.json"))
-            return ScoredTask(tuple(value["answers"]), tuple(value["values"]))
+            found = ScoredTask(tuple(value["answers"]), tuple(value["values"]))
+            self.saved_seconds += value["processor_seconds"]
+            return found
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not there, or not whole: it can be made again
 
-    def _write(self, key: str, scored: ScoredTask) -> None:
+    def _write(self, key: str, scored: ScoredTask, seconds: float) -> None:
         make_folder(self.folder / "answers")
-        value = {"answers": list(scored.answers), "values": list(scored.values)}
+        value = {"answers": list(scored.answers), "values": list(scored.values), "processor_seconds": seconds}
         write_json(self.folder / "answers" / f"{key}.json", value, shared=True)
 
     def _model(self, backbone: Backbone, config: RunConfig) -> list[Any]:

@@ -1,0 +1,91 @@
+"""Parts that are the same for several runs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from merganser.config import RunConfig, check_config
+from merganser.evaluation import ScoredTask
+from merganser.learner.shared_parts import SharedParts, TrainingData
+from merganser.streams.task import Example, Task
+from merganser.training.records import TaskRecords
+from merganser.training.trainer import Outcome
+
+TASK = Task("mood", [Example("fine", "good")], (), [Example("poor", "bad"), Example("great", "good")])
+
+
+class Weights:
+    """In the place of a backbone: one number."""
+
+    module = SimpleNamespace()
+    precision, weights, device = "fp32", "", torch.device("cpu")
+
+    def __init__(self) -> None:
+        self.value = 0.0
+
+    def trainable(self) -> dict[str, torch.Tensor]:
+        return {"w": torch.tensor([self.value])}
+
+    def save_weights(self, folder: Path) -> None:
+        folder.mkdir()
+        (folder / "value").write_text(json.dumps(self.value))
+
+    def load_weights(self, folder: Path) -> None:
+        self.value = json.loads((folder / "value").read_text())
+
+
+@pytest.fixture
+def parts(tmp_path: Path) -> Any:
+    """Makes the parts of one more run, in one folder for all."""
+    return lambda: SharedParts(tmp_path, SimpleNamespace(config={}, versions={}))  # type: ignore[arg-type]
+
+
+def config(**evaluation: Any) -> RunConfig:
+    return check_config({"model": {"name": "owner/model", "kind": "causal"}, "evaluation": evaluation}, "here")
+
+
+def trained(parts: SharedParts, backbone: Any, meanwhile: Any = lambda: None) -> Outcome:
+    def train() -> Outcome:
+        meanwhile()
+        backbone.value = 1.0
+        return Outcome(3, {"": (4, 5)}, 0.1)
+
+    data = TrainingData([{"input_ids": [1, 2]}], None, 0)
+    return parts.train(backbone, config(), data, TaskRecords("mood", 1, lambda event: None), train)
+
+
+def test_two_runs_that_make_a_part_at_the_same_time_both_go_on(parts: Any) -> None:
+    first, second, third = Weights(), Weights(), Weights()
+    outcome = trained(parts(), first, meanwhile=lambda: trained(parts(), second))
+    found = parts()
+    assert trained(found, third, meanwhile=lambda: pytest.fail("trained again")).steps == outcome.steps == 3
+    assert first.value == second.value == third.value == 1.0
+    assert found.found == ["training of mood"]
+
+
+def test_answers_are_those_of_one_engine_and_count_for_every_run_that_has_them(parts: Any) -> None:
+    made: list[str] = []
+
+    def score(tasks: Sequence[Task]) -> dict[str, ScoredTask]:
+        end = time.process_time() + 0.02
+        while tasks and time.process_time() < end:
+            pass
+        made.extend(task.name for task in tasks)
+        return {task.name: ScoredTask(("bad", "bad"), (1.0, 0.0)) for task in tasks}
+
+    first, second = parts(), parts()
+    answers = [run.answer(Weights(), config(), [TASK], score) for run in (first, second)]
+    assert answers[0] == answers[1]
+    assert made == ["mood"]
+    assert first.saved_seconds == 0.0
+    assert second.saved_seconds >= 0.02
+    parts().answer(Weights(), config(engine="continuous"), [TASK], score)
+    assert made == ["mood", "mood"]
