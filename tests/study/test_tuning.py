@@ -12,14 +12,16 @@ from merganser.errors import InputError
 from merganser.report.formatting import score
 from merganser.streams.task import Example, Task
 from merganser.study import tuning
-from merganser.study.cell_record import read_cells
-from merganser.study.cells import load_study
+from merganser.study.cell_record import read_cells, write_cell
+from merganser.study.cells import Study, load_study
 from merganser.study.folder import StudyFolder
 from merganser.study.orders import on_development
 from merganser.study.study import Outcome
-from merganser.study.tuning import check_tuning, most_trials, tuned
+from merganser.study.tuning import check_tuning, most_trials, note_failed, tuned
 from merganser.study.tuning_table import tuning_tables
+from tests.learner import toys
 from tests.study.conftest import write_study
+from tests.study.made_up import cell
 
 Run = Callable[..., Outcome]
 
@@ -55,6 +57,27 @@ def test_the_best_trial_is_what_the_results_are_made_with(
     again = tuned(study, folder, None)
     assert again is not None
     assert [dict(cell.options) for cell in again.cells] == [best.options]
+    assert run_study(file, tmp_path / "out").complete
+    training = {**toys.settings()["training"], "steps": 3}
+    file = write_study(tmp_path, methods=["replay"], tune=tune, training=training)
+    with pytest.raises(InputError, match=r"The trial 'replay-1,.* training\.steps: 2 in the run, 3"):
+        run_study(file, tmp_path / "out")
+
+
+def test_a_search_of_which_trials_have_failed_is_finished(tmp_path: Path) -> None:
+    study = load_study(write_study(tmp_path, methods=["replay"], tune={"grid": GRID, "trials": 2}))
+    folder = StudyFolder(tmp_path / "out")
+
+    def run(trials: Study, place: StudyFolder) -> None:
+        place.begin(trials)
+        first, second = trials.cells
+        note_failed(trials, place, [first.name])
+        made = cell(second.method, options=second.options, configuration=second.config.model_dump(mode="json"))
+        write_cell(place.records, made.model_copy(update={"name": second.name}))
+
+    assert tuned(study, folder, None) is None
+    chosen = [tuned(study, folder, how) for how in (run, None)]
+    assert [dict(each.cells[0].options) for each in chosen if each] == [{"memory.number": 4}] * 2
 
 
 def test_optuna_chooses_among_more_points_than_there_are_trials(tmp_path: Path) -> None:

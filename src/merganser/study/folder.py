@@ -29,6 +29,9 @@ from merganser.study.cells import Cell, Study, make_study
 
 FORMAT = 1
 STATE = "study.json"
+TUNING = "tuning"
+"""Folder of the trials of a study's tuning."""
+
 COMMAND = "merganser study"
 """How the command begins that a cell's run was started with."""
 
@@ -133,18 +136,25 @@ class StudyFolder:
             raise InputError(f"'{self.path}' is the directory of a run.", "Name another folder for the study.")
         state = self.state()
         if not state:
-            known = {"cells", "records", "logs", "shared", "tuning", f"{STATE}.partial"}
+            known = {"cells", "records", "logs", "shared", TUNING, f"{STATE}.partial"}
             foreign = [file.name for file in self.path.iterdir() if file.name not in known and not _beside(file.name)]
             if foreign:
                 raise InputError(f"'{self.path}' exists and is not a study ('{foreign[0]}').", "Choose a new folder.")
             return
-        names = {cell.name for cell in study.cells}
         other = state.get("name") != study.name and study.options.name is not None
-        if state.get("cells") and (other or names.isdisjoint(state["cells"])):
+        if state.get("cells") and (other or self._has_nothing_of(study, state)):
             raise InputError(
                 f"'{self.path}' holds another study ('{state.get('name')}', with cells such as '{state['cells'][0]}').",
                 "Choose another folder for this one.",
             )
+
+    def _has_nothing_of(self, study: Study, state: Mapping[str, Any]) -> bool:
+        """Return whether no cell of a study is here; of a tuned one, whose cells have the names of what is chosen, no
+        method."""
+        if study.options.tune is None and not (self.path / TUNING).is_dir():
+            return {cell.name for cell in study.cells}.isdisjoint(state["cells"])
+        methods = state["study"]["methods"]
+        return set(study.options.methods).isdisjoint([methods] if isinstance(methods, str) else map(str, methods))
 
     def begin(self, study: Study, threads: int | None = None) -> int:
         """Write down which study the folder holds; return the threads of a cell, which stay those of its beginning.

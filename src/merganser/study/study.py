@@ -22,7 +22,7 @@ from merganser.study.launched import check_launcher
 from merganser.study.local import Machine, Progress, find_machine, num_cores, run_locally
 from merganser.study.orders import Data, OrderedStream
 from merganser.study.schedule import Schedule, beginning, cell_size
-from merganser.study.tuning import check_tuning, tuned, untuned
+from merganser.study.tuning import check_tuning, note_failed, tuned
 
 
 @dataclass(frozen=True)
@@ -150,7 +150,7 @@ def run_tuning(study: Study, folder: StudyFolder, resources: Resources, watch: W
     if study.options.tune is None:
         return study
     check_tuning(study)
-    folder.check(untuned(study))
+    folder.check(study)
     chosen = tuned(study, folder, lambda trials, place: _run_trials(trials, place, resources, watch))
     assert chosen is not None  # trials were run
     return chosen
@@ -158,6 +158,7 @@ def run_tuning(study: Study, folder: StudyFolder, resources: Resources, watch: W
 
 def _run_trials(study: Study, folder: StudyFolder, resources: Resources, watch: Watcher | None) -> None:
     found = run_study(study, folder, resources, watch=watch)
+    note_failed(study, folder, found.failed)
     if found.waiting:
         raise RunError(
             f"{len(found.waiting)} trials of the tuning were not run.", "Another process may run them; try again later."

@@ -7,19 +7,21 @@ scores so far alone, and an interrupted search goes on where it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from merganser.errors import InputError, RunError
+from merganser.files.atomic import write_json
+from merganser.files.documents import parse_json, read_text
 from merganser.study import grids
 from merganser.study.cell_record import CellRecord, write_cell
 from merganser.study.cells import Study, make_study
-from merganser.study.folder import StudyFolder
+from merganser.study.folder import TUNING, StudyFolder
 from merganser.study.options import TuneOptions, VariantOptions
 
-FOLDER = "tuning"
-"""Folder of the trials in that of the study."""
+FAILED = "failed.json"
+"""File in that folder: cell -> digest of its configuration, of trials that have failed."""
 
 ROUND = 4
 """Points of a method that are tried at the same time; the scores of all are known before the next ones are chosen."""
@@ -113,19 +115,19 @@ def tuned(study: Study, folder: StudyFolder, run: RunStudy | None) -> Study | No
         return study
     check_tuning(study)
     searches = _searches(study, tune)
-    trials = StudyFolder(folder.path / FOLDER)
+    trials = StudyFolder(folder.path / TUNING)
     while True:
         wanted = [search for search in searches if _propose(search, tune)]
         if not wanted:
             break
         round_ = _trial_study(study, tune, searches)
+        _check_unchanged(round_, trials)
         if run is not None:
             run(round_, trials)
+        elif not _all_tried(round_, trials):
+            return None
         for search in searches:
-            scores = [_score(round_, trials, search.entry(number)) for number in range(len(search.points))]
-            if run is None and None in scores:
-                return None
-            search.scores = scores
+            search.scores = [_score(round_, trials, search.entry(number)) for number in range(len(search.points))]
     _record_trials(study, tune, searches, folder, trials)
     chosen = {search.label: search.best() for search in searches if search.axes}
     return _with_methods(
@@ -208,6 +210,36 @@ def _at(variant: VariantOptions, label: str, point: grids.Point) -> dict[str, An
     return {**value, "grid": grid}
 
 
+def _check_unchanged(study: Study, folder: StudyFolder) -> None:
+    for cell in study.cells:
+        if (status := folder.status(cell)).stage == "changed":
+            raise InputError(
+                f"The trial '{cell.name}' of the tuning is not what the study has now: {status.reason}.",
+                f"Take the change back, or move '{folder.path}' elsewhere to tune anew.",
+            )
+
+
+def note_failed(study: Study, folder: StudyFolder, failed: Collection[str]) -> None:
+    """Write down which trials have failed: a search without these scores is finished."""
+    if failed:
+        digests = {cell.name: cell.config.digest() for cell in study.cells if cell.name in failed}
+        write_json(folder.path / FAILED, {**_failed(folder), **digests})
+
+
+def _failed(folder: StudyFolder) -> dict[str, str]:
+    try:
+        return dict(parse_json(read_text(folder.path / FAILED)))
+    except (OSError, ValueError, TypeError):
+        return {}  # not there, or not whole: the trials are run again
+
+
+def _all_tried(study: Study, folder: StudyFolder) -> bool:
+    failed = _failed(folder)
+    return all(
+        folder.record_file(cell).is_file() or failed.get(cell.name) == cell.config.digest() for cell in study.cells
+    )
+
+
 def _score(study: Study, folder: StudyFolder, entry: str) -> float | None:
     """Return the mean score of a trial over its cells; ``None``: not all of them are finished."""
     records = [folder.record(cell) for cell in study.cells if cell.method == entry]
@@ -225,8 +257,8 @@ def _record_trials(
     for cell in cells:
         record = trials.record(cell)
         if record is not None:
-            changes = {"name": f"tuning-{record.name}"[:200], "method": labels[cell.method], "tuning": FOLDER}
-            write_cell(folder.records, _changed(record, {**changes, "run": f"{FOLDER}/{record.run}"}))
+            changes = {"name": f"tuning-{record.name}"[:200], "method": labels[cell.method], "tuning": TUNING}
+            write_cell(folder.records, _changed(record, {**changes, "run": f"{TUNING}/{record.run}"}))
 
 
 def _changed(record: CellRecord, changes: Mapping[str, Any]) -> CellRecord:
