@@ -19,6 +19,7 @@ from merganser.learner import Learner
 from merganser.runs import read_run
 from merganser.study.cell_record import read_cells
 from merganser.study.cells import load_study
+from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import StudyFolder
 from merganser.study.local import Progress, find_machine
 from merganser.study.orders import Data
@@ -199,6 +200,25 @@ def test_two_studies_in_one_folder_are_refused(copied: Path, tmp_path: Path, run
     with pytest.raises(InputError, match="is the directory of a run"):
         run_study(other, copied / "out/cells/replay,order-1,s0")
     assert toys.contents(copied / "out") == before
+
+
+def test_cells_are_stopped_by_runs_of_the_study_alone(copied: Path) -> None:
+    file, folder = copied / "study.yaml", StudyFolder(copied / "out")
+
+    def reason(file: Path) -> str | None:
+        read = load_study(file)
+        rule = EarlyStop(read, folder, 1)
+        return rule.reason(read.find("sequential,order-1,s0"), ["mood", "topic"], {"mood": 0.0, "topic": 0.0})
+
+    assert "replay,order-1,s0 had" in str(reason(file))
+    row = copied / "out/cells/replay,order-1,s0/tasks/02-topic/row.json"
+    whole = row.read_bytes()
+    row.write_bytes(whole[:-20])
+    assert reason(file) is None
+    row.write_bytes(whole)
+    assert reason(change(file, methods={"sequential": None, "replay": {"memory": {"number": 2}}})) is None
+    with pytest.raises(InputError, match="cells of one process"):
+        reason(change(file, processes=2))
 
 
 def test_what_is_wrong_with_data_or_model_is_said_before_any_work(tmp_path: Path, run_study: Run) -> None:

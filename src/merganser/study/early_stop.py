@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from merganser.errors import InputError
+from merganser.errors import InputError, MerganserError
 from merganser.metrics.score import ScoreRow
 from merganser.runs.directory import RunDirectory
 from merganser.study.cells import Cell, Study
 from merganser.study.folder import StudyFolder
+from merganser.study.launched import needs_launcher
 
 FIRST = 2
 """Tasks that a cell learns before the rule looks at it: after one, nothing can have been forgotten."""
@@ -23,12 +24,14 @@ class EarlyStop:
         points: how far, in percentage points.
 
     Raises:
-        InputError: no positive number.
+        InputError: no positive number, or cells of several processes.
     """
 
     def __init__(self, study: Study, folder: StudyFolder, points: float) -> None:
         if not 0 < points <= 100:
             raise InputError(f"--early-stop is {points:g} points.", "Give a number of percentage points, such as 10.")
+        if needs_launcher(study):
+            raise InputError("--early-stop is for cells of one process.", "Leave it out, or use processes: 1.")
         self.study = study
         self.folder = folder
         self.points = points
@@ -64,9 +67,16 @@ class EarlyStop:
         return [task for row in self._rows(cell) for task in row.learned]
 
     def _after(self, cell: Cell, names: Sequence[str]) -> float | None:
-        """Return the mean score of a cell over tasks, right after it had learned exactly these."""
+        """Return the mean score of a cell over tasks, right after it had learned exactly these.
+
+        ``None``: it is not as far, or the run of its name was made otherwise or is damaged, which its own process says.
+        """
         seen: list[str] = []
-        for row in self._rows(cell):
+        try:
+            rows = [] if self.folder.status(cell).stage == "changed" else self._rows(cell)
+        except MerganserError:
+            return None
+        for row in rows:
             seen += row.learned
             if len(seen) == len(names):
                 values = {task: score.value for task, score in row.scores.items()}
