@@ -5,14 +5,17 @@ from __future__ import annotations
 import importlib.util
 import os
 import signal
+import socket
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import yaml
 
 from merganser.errors import InputError
+from merganser.study import on_ray
 from merganser.study.local import Progress
 from merganser.study.study import study
 from tests.learner import toys
@@ -36,6 +39,39 @@ def test_options_of_a_cluster_are_refused_without_one(tmp_path: Path) -> None:
     ]:
         with pytest.raises(InputError, match=message):
             study(file, tmp_path / "out", **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="--storage copies the cells of one process"):
+        study(write_study(tmp_path, processes=2), tmp_path / "out", ray="auto", storage="x")
+
+
+def test_a_node_runs_a_cell_or_says_why_not(copied: Path, tmp_path: Path) -> None:
+    """Without Ray: what it calls on a node, and what it gives back."""
+    file = copied / "study.yaml"
+    values = yaml.safe_load(file.read_text())
+    setting = {
+        **{"study": values, "where": str(file), "folder": str(copied), "out": str(copied / "out")},
+        **{"threads": 1, "early_stop": None, "storage": None},
+    }
+    assert on_ray.run_remotely(setting, "joint,order-1,s0")[0] is None
+    reason, seconds = on_ray.run_remotely({**setting, "folder": str(tmp_path)}, "joint,order-1,s0")
+    assert "mood.json" in str(reason)
+    assert f"on {socket.gethostname()}: " in str(reason)
+    assert seconds > 0.0
+
+
+def test_why_a_worker_gave_no_answer() -> None:
+    class RayError(Exception):
+        pass
+
+    class RayTaskError(RayError):
+        cause = ModuleNotFoundError("No module named 'merganser'")
+
+    def fail(error: Exception) -> Any:
+        raise error
+
+    ray = SimpleNamespace(exceptions=SimpleNamespace(RayError=RayError, RayTaskError=RayTaskError), get=fail)
+    began, lost = (on_ray._result(ray, error)[0] for error in (RayTaskError(), RayError("The node died.")))
+    assert began == "it could not be begun: ModuleNotFoundError: No module named 'merganser'"
+    assert lost == "its worker was lost 4 times: The node died."
 
 
 @pytest.fixture

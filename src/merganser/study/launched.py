@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from merganser.errors import InputError, RunError
@@ -16,9 +17,9 @@ ERROR = "error: "
 """How the line begins with which the command ends that fails."""
 
 
-def launch_command(study: Study, folder: Path, cell: str) -> list[str]:
+def launch_command(study: Study, folder: Path, cell: str, options: Sequence[str] = ()) -> list[str]:
     """Return the command that runs one cell in as many processes as the study asks for, as separate words."""
-    command = ["study", study.where, "--out", str(folder), "--cell", cell]
+    command = ["study", study.where, "--out", str(folder), "--cell", cell, *options]
     count = study.options.processes
     if count == 1 and study.options.fsdp is None:
         return ["merganser", *command]
@@ -56,12 +57,13 @@ def run_launched(study: Study, cell: Cell, folder: StudyFolder, threads: int) ->
         RunError: they failed, with what they said.
         KeyboardInterrupt: after they have ended.
     """
-    launcher, *rest = launch_command(study, folder.path, cell.name)
+    launcher, *rest = launch_command(study, folder.path, cell.name, ["--threads", str(threads)])
     # By this interpreter: the launchers need not be on the path.
     module = {"torchrun": "torch.distributed.run", "accelerate": "accelerate.commands.accelerate_cli"}[launcher]
     log = folder.log(cell.name)
     log.parent.mkdir(parents=True, exist_ok=True)
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    log.write_bytes(b"")  # an error of an earlier attempt is not that of this one
     with log.open("ab") as output:
         process = subprocess.Popen(
             [sys.executable, "-m", module, *rest],

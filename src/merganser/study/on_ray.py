@@ -85,7 +85,7 @@ def run_on_ray(
 
     Raises:
         InputError: ray is not installed, or there is no cluster at the address.
-        KeyboardInterrupt: after the cells that ran were stopped.
+        KeyboardInterrupt: the cells that ran have been told to stop.
     """
     check_storage(cluster.storage)
     ray = connect(cluster.address)
@@ -94,7 +94,8 @@ def run_on_ray(
         gpus = 1.0 if ray.cluster_resources().get("GPU") else 0.0
     setting = {
         "study": json.loads(json.dumps(study.value, default=str)),
-        "where": study.where,
+        # A worker has another current folder.
+        "where": str(Path(study.where).absolute()) if Path(study.where).is_file() else study.where,
         "folder": str(study.folder),
         "out": str(folder.path.absolute()),
         "threads": cluster.threads,
@@ -117,10 +118,11 @@ def run_on_ray(
             ready, _ = ray.wait(list(names), timeout=0.5)
             for reference in ready:
                 name = names.pop(reference)
-                error = _result(ray, reference)
+                error, seconds = _result(ray, reference)
                 if error is not None:
                     failures[name] = error
-                progress.ended(name, schedule.end(name, done=False), error)
+                since = schedule.end(name, done=False)  # it was handed over, and may have waited
+                progress.ended(name, since if seconds is None else seconds, error)
             progress.tick(progress)
     except BaseException:
         for reference in names:
@@ -139,16 +141,22 @@ def _made(folder: StudyFolder, cell: Cell, storage: str | None) -> tuple[str, fl
     return "", float(known)
 
 
-def _result(ray: Any, reference: Any) -> str | None:
+def _result(ray: Any, reference: Any) -> tuple[str | None, float | None]:
+    """Return why a cell failed, ``None`` if it did not, and the seconds that it ran, where they are known."""
+    from merganser.study.server import cause
+
     try:
         answer = ray.get(reference)
+    except ray.exceptions.RayTaskError as error:  # not by the cell, such as a node without this package
+        return f"it could not be begun: {cause(error.cause)}", None
     except ray.exceptions.RayError as error:
-        return f"its worker was lost {RETRIES + 1} times: {first_line(error)}"
-    return None if answer is None else str(answer)
+        return f"its worker was lost {RETRIES + 1} times: {first_line(error)}", None
+    reason, seconds = answer
+    return reason, seconds
 
 
-def run_remotely(setting: Mapping[str, Any], name: str) -> str | None:
-    """Run one cell on a node; return why it failed, ``None`` if it did not."""
+def run_remotely(setting: Mapping[str, Any], name: str) -> tuple[str | None, float]:
+    """Run one cell on a node; return why it failed, ``None`` if it did not, and the seconds that it ran."""
     import torch
 
     from merganser.study.cells import make_study
@@ -159,6 +167,7 @@ def run_remotely(setting: Mapping[str, Any], name: str) -> str | None:
     from merganser.study.server import cause
     from merganser.study.storage import Storage
 
+    began = time.monotonic()
     torch.set_num_threads(setting["threads"])
     study = make_study(setting["study"], setting["where"], Path(setting["folder"]), allow_many=True)
     folder = StudyFolder(Path(setting["out"]))
@@ -178,8 +187,8 @@ def run_remotely(setting: Mapping[str, Any], name: str) -> str | None:
                 run_cell(study, cell, folder, Data(study.folder), listener=listener, early_stop=early_stop)
             storage.store_records(study, folder, cell)
     except Exception as error:  # whatever it is, the other cells go on
-        return f"on {socket.gethostname()}: {cause(error)}"
-    return None
+        return f"on {socket.gethostname()}: {cause(error)}", time.monotonic() - began
+    return None, time.monotonic() - began
 
 
 def _wait_for_lock(run: Path, seconds: float = 30.0) -> None:

@@ -158,7 +158,7 @@ def prepare_child(log: Path, threads: int, device: str | None) -> None:
     if device is not None:
         os.environ["CUDA_VISIBLE_DEVICES"] = device
     log.parent.mkdir(parents=True, exist_ok=True)
-    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o644)
     empty = os.open(os.devnull, os.O_RDONLY)
     for descriptor, target in ((empty, 0), (file, 1), (file, 2)):
         os.dup2(descriptor, target)

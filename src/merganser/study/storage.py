@@ -102,6 +102,7 @@ class Storage:
     def fetch(self, name: str, folder: Path) -> None:
         """Copy a folder here, without rows and checkpoints that are not complete; nothing where there is none."""
         base = f"{self.root}/{name}"
+        self.files.invalidate_cache()  # of listings: other nodes write there too
         found: list[str] = self.files.find(base) if self.files.exists(base) else []
         names = [path[path.index(base.strip("/")) + len(base.strip("/")) + 1 :] for path in found]
         whole = {str(Path(each).parent) for each in names if Path(each).name in LAST}

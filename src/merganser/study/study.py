@@ -18,7 +18,7 @@ from merganser.study.cell_record import CellRecord, read_cells
 from merganser.study.cells import Cell, Study, load_study, make_study
 from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import Status, StudyFolder, record
-from merganser.study.launched import check_launcher
+from merganser.study.launched import check_launcher, needs_launcher
 from merganser.study.local import Machine, Progress, find_machine, num_cores, run_locally
 from merganser.study.orders import Data, OrderedStream
 from merganser.study.schedule import Schedule, beginning, cell_size
@@ -179,8 +179,13 @@ def run_study(
     check_launcher(study)
     if early_stop is not None:
         EarlyStop(study, folder, early_stop)
-    if early_stop is not None and resources.storage is not None:
+    if resources.storage is not None and early_stop is not None:
         raise InputError("--early-stop compares cells, and with --storage a node has no others.", "Give one of them.")
+    if resources.storage is not None and needs_launcher(study):
+        raise InputError(
+            "--storage copies the cells of one process, and those of the study have several.",
+            "Use a folder that all nodes see, without --storage.",
+        )
     resources.machine(len(study.runs), study.options.processes)
     if cells is not None:
         return _run(study, folder, resources, cells, early_stop, watch)
