@@ -32,10 +32,13 @@ def test_slices_and_cells_are_run_alone_and_add_up_to_the_study(
         ["merganser", "study", str(file), "--out", "out", "--cell", f"{method},s0"]
         for method in ("sequential", "replay", "ewc")
     ]
-    done = merganser("study", file, "--out", "out", "--only", "1/3")
-    assert (done.code, "sequential,s0: done" in done.err) == (0, True)
+    done = merganser("study", file, "--out", "out", "--only", "1/3", "--parallel", "1")
+    assert (done.code, "sequential,s0: done" in done.err, "left alone" in done.err) == (0, True, False)
     assert sorted(path.name for path in Path("out/cells").iterdir()) == ["sequential,s0"]
+    threads: list[int] = []
+    monkeypatch.setattr("torch.set_num_threads", threads.append)
     assert merganser(*shlex.split(printed[1])[1:]).code == 0
+    assert threads[0] == 2  # as the study was begun with
     done = merganser("study", file, "--out", "out", "--parallel", "1")
     assert "1 cell to run" in done.err
     assert "3 cells of the study are done." in done.err
@@ -97,6 +100,9 @@ def test_wrong_arguments_are_one_error(tmp_path: Path, merganser: Command) -> No
         ([file, "--out", "out", "--cell", "sequental,s0"], "no cell 'sequental,s0'. Did you mean 'sequential,s0'?"),
         ([file, "--out", "out", "--print", "--table"], "--print and --table were both given."),
         ([file, "--out", "out", "--early-stop", "0"], "--early-stop is 0 points."),
+        ([file, "--print", "--early-stop", "0"], "--early-stop is 0 points."),
+        ([file, "--out", "out", "--cell", "sequential,s0", "--ray", "auto"], "--cell and --ray were both given."),
+        ([file, "--out", "out", "--reference", "replay"], "--reference is for --table."),
         ([many, "--out", "out"], "the study has 10,000 cells."),
     ]:
         done = merganser("study", *arguments)

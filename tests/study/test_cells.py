@@ -122,6 +122,7 @@ WRONG = [
     ({"seeds": []}, "seeds is empty: there is no cell to run"),
     ({"seeds": 0}, "seeds is empty: there is no cell to run"),
     ({"seeds": [1, 1]}, "a seed stands twice"),
+    ({"seeds": 200_000}, "200,000 seeds are too many"),
     ({"orders": [["a", "b"]]}, "orders.order-1: 'c' is missing."),
     ({"orders": [["a", "b", "d"]]}, "orders.order-1: 'd' is no task of the stream"),
     ({"orders": ["long-sequence-9"]}, "'long-sequence-9' is no built-in order for the stream 'stream'"),

@@ -23,7 +23,7 @@ from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import StudyFolder
 from merganser.study.local import Progress, find_machine
 from merganser.study.orders import Data
-from merganser.study.study import Outcome, Work, study
+from merganser.study.study import Outcome, Work, outcome, study
 from tests.learner import toys
 from tests.study.conftest import write_study
 
@@ -202,6 +202,13 @@ def test_two_studies_in_one_folder_are_refused(copied: Path, tmp_path: Path, run
     assert toys.contents(copied / "out") == before
 
 
+def test_what_other_cells_are_is_no_matter_of_one_that_is_run_alone(copied: Path) -> None:
+    read = load_study(change(copied / "study.yaml", methods={"sequential": None, "replay": {"memory": {"number": 2}}}))
+    one, other = read.find("sequential,order-1,s0"), read.find("replay,order-1,s0")
+    found = [dict(outcome(read, StudyFolder(copied / "out"), [cell], {}).changed) for cell in (one, other)]
+    assert [list(changed) for changed in found] == [[], [other.name]]
+
+
 def test_cells_are_stopped_by_runs_of_the_study_alone(copied: Path) -> None:
     file, folder = copied / "study.yaml", StudyFolder(copied / "out")
 
@@ -244,6 +251,8 @@ def test_threads_are_never_more_than_cores(monkeypatch: pytest.MonkeyPatch) -> N
         (20, 2, None, (), (2, 4)),
         (20, None, None, ("0", "1"), (2, 4)),
         (20, 4, 1, ("0", "1"), (4, 1)),
+        (20, None, 4, tuple("0123"), (2, 4)),
+        (20, None, None, tuple("0123456789"), (8, 1)),
     ]:
         machine = find_machine(count, cells, threads, devices)
         assert (machine.cells, machine.threads) == expected

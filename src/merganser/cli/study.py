@@ -12,7 +12,7 @@ import typer
 from merganser import processes
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from merganser.study.cells import Cell, Study
     from merganser.study.folder import StudyFolder
@@ -98,12 +98,13 @@ def study(
     from merganser.errors import InputError
     from merganser.study.folder import StudyFolder
 
-    given = {"--plan": plan, "--print": print_commands, "--only": only, "--cell": cell, "--table": table}
-    chosen = [name for name, value in given.items() if value]
     if processes.launched_world_size() > 1 and cell is None:
         raise InputError("A study starts its cells itself.", "With torchrun, give it one cell: --cell NAME.")
-    if len(chosen) > 1 and set(chosen) != {"--plan", "--only"}:
-        raise InputError(f"{chosen[0]} and {chosen[1]} were both given.", "Give one of them.")
+    _check_together(
+        {"--plan": plan, "--print": print_commands, "--table": table, "--cell": cell, "--only": only},
+        {"--parallel": parallel, "--threads": threads, "--early-stop": early_stop, "--ray": ray, "--storage": storage},
+        reference,
+    )
     if table:
         from merganser.cli.study_view import show_table
 
@@ -114,6 +115,8 @@ def study(
     folder = StudyFolder(out or (Path("DIR") if print_commands else Path(os.devnull, "study")))
     read = _read(study, yes)
     cells = None if only is None else _slice(read, only)
+    if plan:
+        folder.check(read)
     if read.options.tune is not None and (plan or print_commands or only is not None or cell is not None):
         read = _tuned(read, folder, plan)
         cells = None if only is None else _slice(read, only)
@@ -123,16 +126,39 @@ def study(
         show_plan(read, folder, cells, parallel, threads)
         return
     if print_commands:
-        _print(read, folder, early_stop)
+        _print(read, folder, threads, early_stop)
         return
     for number in (signal.SIGTERM, signal.SIGUSR1):  # as clusters announce that a job will be ended
         signal.signal(number, signal.default_int_handler)
     if cell is not None:
-        _one(read, folder, cell, early_stop)
+        _one(read, folder, cell, threads, early_stop)
     else:
         from merganser.study.study import Resources
 
         _run(read, folder, cells, Resources(parallel, threads, ray, storage), early_stop)
+
+
+ALONE = {
+    "--plan": ("--only", "--parallel", "--threads"),
+    "--print": ("--threads", "--early-stop"),
+    "--table": (),
+    "--cell": ("--threads", "--early-stop"),
+}
+"""What is done instead of running the study -> options that it can be given."""
+
+
+def _check_together(modes: Mapping[str, object], options: Mapping[str, object], reference: str | None) -> None:
+    """Refuse options that would be ignored."""
+    from merganser.errors import InputError
+
+    chosen = [name for name, value in modes.items() if value]
+    given = [*chosen, *(name for name, value in options.items() if value is not None)]
+    if reference is not None and "--table" not in chosen:
+        raise InputError("--reference is for --table.", "In the study's file, it is the key 'reference'.")
+    if chosen and chosen[0] in ALONE:
+        mode, *others = given
+        if wrong := [name for name in others if name not in ALONE[mode]]:
+            raise InputError(f"{mode} and {wrong[0]} were both given.", "Give one of them.")
 
 
 def _read(path: Path, allow_many: bool) -> Study:
@@ -179,24 +205,28 @@ def _slice(study: Study, only: str) -> Sequence[Cell]:
     return study.only(int(match[1]), int(match[2]))
 
 
-def _print(study: Study, folder: StudyFolder, early_stop: float | None) -> None:
+def _print(study: Study, folder: StudyFolder, threads: int | None, early_stop: float | None) -> None:
     import shlex
 
+    from merganser.study.early_stop import EarlyStop
     from merganser.study.launched import launch_command
 
-    options = [] if early_stop is None else ["--early-stop", f"{early_stop:g}"]
+    options = [] if threads is None else ["--threads", str(threads)]
+    if early_stop is not None:
+        EarlyStop(study, folder, early_stop)
+        options += ["--early-stop", f"{early_stop:g}"]
     for cell in study.runs:
-        typer.echo(shlex.join([*launch_command(study, folder.path, cell.name), *options]))
+        typer.echo(shlex.join(launch_command(study, folder.path, cell.name, options)))
 
 
-def _one(study: Study, folder: StudyFolder, name: str, early_stop: float | None) -> None:
+def _one(study: Study, folder: StudyFolder, name: str, threads: int | None, early_stop: float | None) -> None:
     from merganser.cli.live import watching
     from merganser.cli.study_view import print_outcome
     from merganser.study.study import run_one
 
     cell = study.find(name)
     with watching(f"Merganser: {name}") as listener:
-        result = run_one(study, folder, cell, listener, early_stop)
+        result = run_one(study, folder, cell, listener, threads=threads, early_stop=early_stop)
     print_outcome(result, ran=True)
 
 

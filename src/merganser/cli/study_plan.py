@@ -19,7 +19,6 @@ def show_plan(
     study: Study, folder: StudyFolder, cells: Sequence[Cell] | None, parallel: int | None, threads: int | None
 ) -> None:
     """Print the cells of a study, what they share, hours and bytes."""
-    folder.check(study)
     machine = find_machine(len(study.runs), parallel, threads, accelerators(), study.options.processes)
     chosen = study.runs if cells is None else cells
     work = find_work(study, folder, chosen, resume_stopped=True, models=False)

@@ -50,7 +50,7 @@ class StudyView:
         self.ran = True
         self._progress = progress
         self._total, self._done = len(work.cells), 0
-        done = len(study.runs) - self._total
+        done = sum(work.statuses[cell.name].stage not in ("waiting", "begun") for cell in study.runs)
         where = plural(machine.cells, "cell") + f" at a time, {plural(machine.threads, 'thread')} each"
         self._title = f"Merganser: study '{study.name}', {plural(self._total, 'cell')} to run, {where}"
         self._print(self._title + (f"; {done} are done or left alone" if done > 0 else ""))

@@ -63,9 +63,8 @@ def find_machine(
     for option, given in (("--parallel", cells), ("--threads", threads)):
         if given is not None and given < 1:
             raise InputError(f"{option} is {given}.", "Give at least 1.")
-    most = (len(devices) or cores) // processes
-    wanted = min(most // (1 if devices or threads is None else threads), count) or 1
-    chosen = cells or wanted
+    room = min(len(devices) or cores, cores // (threads or 1))
+    chosen = cells or min(room // processes, count) or 1
     each = threads or max(cores // (chosen * processes), 1)
     if chosen * each * processes > cores:
         of = f"{each} threads" if processes == 1 else f"{processes} processes of {each} threads"

@@ -21,6 +21,9 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Development = Literal["dev"] | Annotated[float, Field(gt=0, lt=1)]
 """Development data: those of each task, or a share of its training texts."""
 
+MOST_SEEDS = 100_000
+"""Of one study."""
+
 SECTIONS = ("model", "memory", "training", "evaluation", "runs")
 """Sections of a run's file that a study has for all cells, and that a method of it can change."""
 
@@ -132,7 +135,9 @@ class StudyOptions(StrictOptions):
     @classmethod
     def _seed_count(cls, value: Any) -> Any:
         if isinstance(value, int) and not isinstance(value, bool):
-            return list(range(min(value, 100_000)))
+            if value > MOST_SEEDS:
+                raise ValueError(f"{value:,} seeds are too many (at most {MOST_SEEDS:,})")
+            return list(range(value))
         return value
 
     @model_validator(mode="after")

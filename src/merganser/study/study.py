@@ -221,19 +221,36 @@ def _run(
     return outcome(study, folder, cells, failed)
 
 
-def run_one(study: Study, folder: StudyFolder, cell: Cell, listener: Any, early_stop: float | None = None) -> Outcome:
+def run_one(
+    study: Study,
+    folder: StudyFolder,
+    cell: Cell,
+    listener: Any,
+    *,
+    threads: int | None = None,
+    early_stop: float | None = None,
+) -> Outcome:
     """Run one cell in this process, or in those that torchrun has started.
+
+    Args:
+        threads: of each process; by default those that the study was begun with, else as many as torch takes.
 
     Raises:
         InputError, RunError: as a run.
     """
+    import torch
+
     from merganser.study.run_cell import run_cell
 
     cell = study.find(cell.run)
+    folder.check(study)
+    rule = None if early_stop is None else EarlyStop(study, folder, early_stop)
     work = find_work(study, folder, [cell], resume_stopped=early_stop is None)
     if work.cells:
-        on_main(lambda: folder.begin(study))
-        rule = None if early_stop is None else EarlyStop(study, folder, early_stop)
+        kept = folder.state().get("threads")
+        machine = find_machine(1, 1, threads or min(kept or torch.get_num_threads(), num_cores()), ())
+        torch.set_num_threads(machine.threads)
+        on_main(lambda: folder.begin(study, machine.threads))
         run_cell(study, cell, folder, work.data, listener=listener, early_stop=rule)
     return outcome(study, folder, [cell], {})
 
@@ -304,11 +321,15 @@ def outcome(study: Study, folder: StudyFolder, cells: Sequence[Cell], failed: Ma
         folder=folder.path,
         done=of("done"),
         failed=failed,
-        changed={name: statuses[name].reason for name in of("changed")},
+        changed={
+            cell.name: statuses[cell.name].reason
+            for cell in study.cells
+            if cell.run in asked and statuses[cell.name].stage == "changed"
+        },
         stopped={
             cell.name: made.stopped_by
             for cell in study.cells
-            if (made := folder.record(cell)) is not None and made.stopped_by is not None
+            if cell.run in asked and (made := folder.record(cell)) is not None and made.stopped_by is not None
         },
         waiting=[
             cell.name
