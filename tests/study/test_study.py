@@ -15,6 +15,7 @@ import yaml
 import merganser
 from merganser.config import check_config
 from merganser.errors import InputError
+from merganser.files.atomic import flush
 from merganser.learner import Learner
 from merganser.runs import read_run
 from merganser.study.cell_record import read_cells
@@ -23,7 +24,7 @@ from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import StudyFolder
 from merganser.study.local import Progress, find_machine
 from merganser.study.orders import Data
-from merganser.study.study import Outcome, Work, outcome, study
+from merganser.study.study import Outcome, Work, find_work, outcome, study
 from tests.learner import toys
 from tests.study.conftest import write_study
 
@@ -193,13 +194,46 @@ def test_two_studies_in_one_folder_are_refused(copied: Path, tmp_path: Path, run
         InputError, match=r"holds another study \('study', with cells such as 'sequential,order-1,s0'\)"
     ):
         run_study(other, copied / "out")
-    with StudyFolder(copied / "out").lock(), pytest.raises(InputError, match="is being written by another process"):
+    with StudyFolder(copied / "out").lock(), pytest.raises(InputError, match="Another process runs the study in"):
         run_study(copied / "study.yaml", copied / "out")
     with pytest.raises(InputError, match="exists and is not a study"):
         run_study(other, copied)
     with pytest.raises(InputError, match="is the directory of a run"):
         run_study(other, copied / "out/cells/replay,order-1,s0")
     assert toys.contents(copied / "out") == before
+
+
+def test_slices_may_begin_a_study_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    read, folder = load_study(write_study(tmp_path)), StudyFolder(tmp_path / "out")
+    meanwhile = [lambda: StudyFolder(tmp_path / "out").begin(read, 1)]
+
+    def flush_beside_another(path: Path) -> None:
+        if path.suffix == ".partial" and meanwhile:
+            meanwhile.pop()()
+        flush(path)
+
+    monkeypatch.setattr("merganser.files.atomic.flush", flush_beside_another)
+    assert folder.begin(read, 1) == 1
+    assert folder.study().cells == read.cells
+
+
+def test_changed_data_are_refused_before_any_work(copied: Path, run_study: Run) -> None:
+    before = toys.contents(copied / "out")
+    file = change(copied / "study.yaml", development=0.25, methods=["sequential", "ewc"])
+    with pytest.raises(InputError, match=r"The data of '\w+' have changed since the study"):
+        run_study(file, copied / "out")
+    toys.write_rows(copied / "topic.json", toys.rows("topic", 12, seed=7))
+    with pytest.raises(InputError, match="The data of 'topic' have changed"):
+        run_study(change(file, development=None), copied / "out")
+    assert toys.contents(copied / "out") == before
+
+
+def test_references_asked_for_later_are_measured(copied: Path) -> None:
+    folder = StudyFolder(copied / "out")
+    for fwt in (False, True):
+        read = load_study(change(copied / "study.yaml", fwt=fwt))
+        work = find_work(read, folder, read.runs, resume_stopped=True)
+        assert list(work.cells) == (read.runs if fwt else [])
 
 
 def test_what_other_cells_are_is_no_matter_of_one_that_is_run_alone(copied: Path) -> None:

@@ -72,7 +72,9 @@ class CellCost(Record):
     processes: int = Field(1, description="that trained together")
     device: str = Field("cpu", description="cpu, cuda, ...")
     processor_seconds: float | None = Field(
-        None, description="of all its processes, as measured by the operating system; null: not measured"
+        None,
+        description="of all its processes, as measured by the operating system, without single-task references; null: "
+        "not measured",
     )
     gpu_seconds: float | None = Field(
         None, description="training_seconds times the processes, each of which has one accelerator; null: none was used"
@@ -279,7 +281,7 @@ def write_cell(folder: Path, record: CellRecord) -> Path:
     _check_name(record.name)
     make_folder(folder)
     file = folder / f"{record.name}.json"
-    write_bytes(file, sealed(record.model_dump(mode="json")))
+    write_bytes(file, sealed(record.model_dump(mode="json")), shared=True)
     return file
 
 

@@ -20,7 +20,7 @@ from merganser.config import check_config, differences
 from merganser.errors import InputError, MerganserError
 from merganser.files.atomic import full_disk_is_an_error, make_folder, write_json
 from merganser.files.documents import parse_json, read_text
-from merganser.files.target_lock import target_lock
+from merganser.files.target_lock import TargetTaken, target_lock
 from merganser.runs.checksums import is_clutter
 from merganser.runs.directory import RunDirectory
 from merganser.runs.run_file import read_run_file
@@ -136,7 +136,7 @@ class StudyFolder:
             raise InputError(f"'{self.path}' is the directory of a run.", "Name another folder for the study.")
         state = self.state()
         if not state:
-            known = {"cells", "records", "logs", "shared", TUNING, f"{STATE}.partial"}
+            known = {"cells", "records", "logs", "shared", TUNING}
             foreign = [file.name for file in self.path.iterdir() if file.name not in known and not _beside(file.name)]
             if foreign:
                 raise InputError(f"'{self.path}' exists and is not a study ('{foreign[0]}').", "Choose a new folder.")
@@ -156,8 +156,31 @@ class StudyFolder:
         methods = state["study"]["methods"]
         return set(study.options.methods).isdisjoint([methods] if isinstance(methods, str) else map(str, methods))
 
-    def begin(self, study: Study, threads: int | None = None) -> int:
+    def check_data(self, data: Mapping[str, Mapping[str, str]]) -> None:
+        """Refuse data that are others than those of the cells that are done.
+
+        Args:
+            data: of streams of which cells are done, as :meth:`~merganser.study.orders.Data.digests`.
+
+        Raises:
+            InputError: they are.
+        """
+        before = self.state().get("data", {})
+        for key, tasks in data.items():
+            if changed := [task for task in tasks if before.get(key, {}).get(task, tasks[task]) != tasks[task]]:
+                raise InputError(
+                    f"The data of '{changed[0]}' have changed since the study in '{self.path}' was begun "
+                    "(its files, or 'development').",
+                    "Scores on different data cannot be compared: take the change back, or choose another folder.",
+                )
+
+    def begin(
+        self, study: Study, threads: int | None = None, data: Mapping[str, Mapping[str, str]] | None = None
+    ) -> int:
         """Write down which study the folder holds; return the threads of a cell, which stay those of its beginning.
+
+        Args:
+            data: digests of the tasks, as for :meth:`check_data`.
 
         Raises:
             InputError: the folder holds something else, another study, or cannot be written.
@@ -175,11 +198,12 @@ class StudyFolder:
             "where": study.where,
             "folder": str(study.folder),
             "study": study.value,
+            "data": {**state.get("data", {}), **(data or {})},
         }
         if value != state:
             make_folder(self.path)
             with full_disk_is_an_error(self.path / STATE):
-                write_json(self.path / STATE, json.loads(json.dumps(value, default=str)))
+                write_json(self.path / STATE, json.loads(json.dumps(value, default=str)), shared=True)
         return int(value["threads"])
 
     @contextlib.contextmanager
@@ -191,7 +215,18 @@ class StudyFolder:
         """
         make_folder(self.path)
         try:
-            with target_lock(self.path / "study"):
+            with contextlib.ExitStack() as held:
+                try:
+                    held.enter_context(target_lock(self.path / "study"))
+                except TargetTaken as error:
+                    raise InputError(
+                        f"Another process runs the study in '{self.path}'.",
+                        "Wait until it has ended, or run slices of the study beside each other (--only I/N).",
+                    ) from error
+                except OSError as error:
+                    raise InputError(
+                        f"Cannot write in '{self.path}': {error.strerror}.", "Choose a folder that can be written."
+                    ) from error
                 yield
         finally:
             if not any(self.path.iterdir()):  # nothing was begun in it

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,6 +40,11 @@ class OrderedStream:
     options: StreamOptions
     base: StreamOptions
     development: Development | None = None
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the options of the stream, whatever the order."""
+        return hashlib.sha256(self.base.model_dump_json().encode()).hexdigest()
 
     def names(self) -> list[str] | None:
         """Return the names of the tasks in order; ``None`` where only the data tell."""
@@ -160,3 +166,11 @@ class Data:
         if key not in self._watched:
             self._watched[key] = list(load_watched(stream.base, self.folder))
         return self._watched[key]
+
+    def digests(self, stream: OrderedStream) -> dict[str, str]:
+        """Return task -> SHA-256 of all that it has.
+
+        Raises:
+            InputError: as :meth:`tasks`.
+        """
+        return {task.name: task.fingerprint() for task in self.tasks(stream)}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import resource
 import shlex
 
@@ -48,17 +49,16 @@ def run_cell(
     command = shlex.join(["merganser", "study", study.where, "--out", str(folder.path), "--cell", cell.name])
     before = _processor_seconds()
     tasks, watched = data.tasks(cell.stream), data.watched(cell.stream)
-    try:
-        with Learner.of_config(run, cell.config, listener=hear, command=command, shared=folder.shared) as learner:
-            learner.watch(*watched)
+    with Learner.of_config(run, cell.config, listener=hear, command=command, shared=folder.shared) as learner:
+        learner.watch(*watched)
+        with contextlib.suppress(_Stopped):
             learner.learn_stream(tasks)
-            if study.options.fwt:
-                learner.measure_references(tasks)
-    except _Stopped:
-        pass
-    saved = 0.0 if learner.session.shared is None else learner.session.shared.saved_seconds
-    spent = _processor_seconds() - before + saved if new else None
-    processes.on_main(lambda: record(study, cell, folder, stopped[0] if stopped else None, spent))
+        saved = 0.0 if learner.session.shared is None else learner.session.shared.saved_seconds
+        spent = sum(processes.all_gather_object(_processor_seconds() - before)) + saved
+        if study.options.fwt and not stopped:
+            learner.measure_references(tasks)  # they are no cost of the method
+    reason = stopped[0] if stopped else None
+    processes.on_main(lambda: record(study, cell, folder, reason, spent if new else None))
 
 
 class _Stopped(Exception):

@@ -65,12 +65,14 @@ class Work:
         statuses: of all cells.
         sizes: training examples of all runs, by cell.
         data: of the streams.
+        digests: digest of a stream's options -> task -> that of its data.
     """
 
     cells: Sequence[Cell]
     statuses: Mapping[str, Status]
     sizes: Mapping[str, float]
     data: Data
+    digests: Mapping[str, Mapping[str, str]]
 
 
 Watcher = Callable[[Study, Work, Machine, Progress], None]
@@ -207,7 +209,7 @@ def _run(
     if resources.threads is None and kept and (resources.ray or kept <= num_cores()):
         resources = replace(resources, threads=int(kept))
     machine = resources.machine(len(study.runs), study.options.processes)
-    folder.begin(study, machine.threads)
+    folder.begin(study, machine.threads, work.digests)
     failed: dict[str, str] = {}
     if work.cells:
         progress = make_progress(study, folder, work, machine)
@@ -250,7 +252,7 @@ def run_one(
         kept = folder.state().get("threads")
         machine = find_machine(1, 1, threads or min(kept or torch.get_num_threads(), num_cores()), ())
         torch.set_num_threads(machine.threads)
-        on_main(lambda: folder.begin(study, machine.threads))
+        on_main(lambda: folder.begin(study, machine.threads, work.digests))
         run_cell(study, cell, folder, work.data, listener=listener, early_stop=rule)
     return outcome(study, folder, [cell], {})
 
@@ -274,6 +276,13 @@ def find_work(
         data.tasks(stream)
         data.watched(stream)
     statuses = {cell.name: folder.status(cell, resume_stopped) for cell in study.cells}
+    if study.options.fwt:  # asked for when they were done already
+        for cell in study.runs:
+            if statuses[cell.name].stage == "done" and _lacks_references(folder.record(cell)):
+                statuses[cell.name] = Status("begun")
+    digests = {stream.digest: data.digests(stream) for stream in streams.values()}
+    kept = {cell.stream.digest for cell in study.cells if statuses[cell.name].stage in ("done", "stopped")}
+    folder.check_data({key: digests[key] for key in kept})
     begun = [cell for cell in cells if statuses[cell.name].stage in ("waiting", "begun")]
     for cell in study.cells:  # its run may be done for another order
         done = statuses[cell.run].stage == "done" and models
@@ -283,7 +292,11 @@ def find_work(
     if models:
         _check_models(begun, folder)
     sizes = {cell.name: cell_size(cell, data.tasks(cell.stream)) for cell in study.runs}
-    return Work(begun, statuses, sizes, data)
+    return Work(begun, statuses, sizes, data, digests)
+
+
+def _lacks_references(record: CellRecord | None) -> bool:
+    return record is not None and not {*record.tasks}.intersection(record.final).issubset(record.references)
 
 
 def _check_models(cells: Sequence[Cell], folder: StudyFolder) -> None:
