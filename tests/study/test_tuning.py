@@ -57,7 +57,7 @@ def test_the_best_trial_is_what_the_results_are_made_with(
     again = tuned(study, folder, None)
     assert again is not None
     assert [dict(cell.options) for cell in again.cells] == [best.options]
-    assert run_study(file, tmp_path / "out").complete
+    assert run_study(file.rename(tmp_path / "renamed.yaml"), tmp_path / "out").complete
     training = {**toys.settings()["training"], "steps": 3}
     file = write_study(tmp_path, methods=["replay"], tune=tune, training=training)
     with pytest.raises(InputError, match=r"The trial 'replay-1,.* training\.steps: 2 in the run, 3"):

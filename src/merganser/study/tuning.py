@@ -173,7 +173,7 @@ def _trial_study(study: Study, tune: TuneOptions, searches: Sequence[_Search]) -
     }
     orders = dict(list(study.options.orders.items())[:1])
     changes: dict[str, Any] = {
-        "name": f"{study.name}: tuning",
+        "name": study.options.name and f"{study.name}: tuning",
         "seeds": list(tune.seeds),
         "development": tune.development,
         "fwt": False,
