@@ -76,6 +76,17 @@ def test_intervals_cover_as_often_as_they_promise(orders: int, seeds: int, sprea
 
 
 @pytest.mark.usefixtures("few_resamples")
+def test_two_orders_that_differ_say_little_about_a_third() -> None:
+    def covers(number: int) -> bool:
+        rng = np.random.default_rng(number)
+        values = np.repeat(rng.normal(0, 3, 2), 5) + rng.normal(0, 1, 10)
+        found = estimate(Sample(values, [1] * 5 + [2] * 5, [*range(5)] * 2), seed=number)
+        return found.low is not None and found.high is not None and found.low <= 0 <= found.high
+
+    assert share(covers) >= 0.88
+
+
+@pytest.mark.usefixtures("few_resamples")
 @pytest.mark.parametrize(("orders", "seeds"), [(1, 5), (2, 3)])
 def test_no_difference_is_found_where_there_is_none(orders: int, seeds: int) -> None:
     def wrong(number: int) -> bool:
@@ -140,6 +151,7 @@ def test_one_run_has_no_spread_over_runs() -> None:
 def test_equal_runs_are_no_error() -> None:
     same = estimate(plain([0.0] * 8), comparisons=1)
     assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
+    assert estimate(plain([0.01, 0.01]), comparisons=1).p == 0.5  # two of one sign: half of all exchanges
 
 
 def test_pareto_front_has_what_nothing_beats() -> None:

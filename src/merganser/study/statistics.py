@@ -32,9 +32,12 @@ RESAMPLES = 4000
 POWER = 0.8
 """Chance with which the minimum detectable difference would be detected."""
 
-ALIKE = 0.005
+ALIKE = 0.25
 """Level of the analysis of variance at which the runs of one order, or seed, count as alike: there are then only as
-many degrees of freedom as orders, or seeds, less one."""
+many degrees of freedom as orders, or seeds, less one. A strict level would miss most effects, since the orders are few.
+
+Source: Bancroft 1964, "Analysis and inference for incompletely specified models involving the use of preliminary
+test(s) of significance"."""
 
 MOST_CELLS = 1 << 20
 """Numbers of a portion of the resamples of test examples, of which a task may have 100,000."""
@@ -144,8 +147,9 @@ def estimate(sample: Sample, confidence: float = 0.95, comparisons: int = 0, see
     if spread is None or not comparisons:
         return Estimate(runs, mean, stderr, low, high, units="runs" if spread is None else spread.units)
     freedom = _freedom(spread, parts)
-    p = float(2.0 * stats.t.sf(abs(mean) / stderr, freedom)) if stderr > 0 else 1.0 if mean == 0 else 0.0
-    permutation_p = _permutation_p(sample.values, level) if 2.0 ** (1 - runs) <= level else None
+    least = 2.0 ** (1 - runs)  # of permutations: as many runs all of one sign
+    p = float(2.0 * stats.t.sf(abs(mean) / stderr, freedom)) if stderr > 0 else least if mean else 1.0
+    permutation_p = _permutation_p(sample.values, level) if least <= level else None
     detectable = min(1.0, float(stats.t.ppf([1.0 - level / 2, POWER], freedom).sum()) * stderr)
     return Estimate(
         runs, mean, stderr, low, high, max(p, permutation_p or 0.0), permutation_p, detectable, spread.units
