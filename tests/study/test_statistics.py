@@ -98,6 +98,17 @@ def test_no_difference_is_found_where_there_is_none(orders: int, seeds: int) -> 
 
 
 @pytest.mark.usefixtures("few_resamples")
+def test_two_runs_that_happen_to_be_alike_show_no_difference() -> None:
+    def wrong(number: int) -> bool:
+        rng = np.random.default_rng(number)
+        scores = rng.normal(0, 0.02, (2, 1)) + np.round(rng.normal(0, 0.04, 30), 2)
+        found = estimate(Sample(scores.mean(axis=1), [1, 1], [0, 1], [Block(scores, 1.0)]), comparisons=1)
+        return found.p is not None and found.p <= 0.05
+
+    assert share(wrong) <= 0.1
+
+
+@pytest.mark.usefixtures("few_resamples")
 def test_what_is_detectable_is_detected_four_times_out_of_five() -> None:
     rng = np.random.default_rng(0)
     detectable = 0.02 / 8**0.5 * (2.365 + 0.896)  # quantiles of t with 7 degrees of freedom
