@@ -100,6 +100,26 @@ def test_variants_of_a_method_and_single_runs() -> None:
     assert "takes two runs" in StudyTable([result]).text()
 
 
+def test_joint_training_that_has_one_run_for_all_orders_counts_once() -> None:
+    def cells(seeds: int) -> list[CellRecord]:
+        joint = [cell("joint", seed=seed, level=0.8, n=20) for seed in range(seeds)]
+        shared = [each.model_copy(update={"name": f"{each.name}-{o}", "order": o}) for each in joint for o in "123"]
+        return [*study({"replay": 0.6, "aim": 0.7}, seeds=seeds, n=20), *shared]
+
+    one, three = compare(cells(1))[0], compare(cells(3))[0]
+    assert (one.method("joint").op.runs, one.method("joint").op.low) == (1, None)
+    assert (three.method("joint").op.runs, three.method("replay").op.runs) == (3, 9)
+    assert list(three.method("joint").by_order) == ["1", "2", "3"]
+    alone, aim = one.method("joint").difference, one.method("aim").difference
+    assert alone is not None
+    assert aim is not None
+    assert (alone.verdict, alone.p, alone.orders) == ("cannot be told apart", None, 3)
+    assert aim.p == aim.estimate.p  # of one method that can be tested
+    told = compare(cells(3), "joint")[0].method("replay").difference
+    assert told is not None
+    assert told.verdict == "worse"
+
+
 def test_tables_say_the_same_in_every_format(table: StudyTable, records: list[CellRecord], tmp_path: Path) -> None:
     text = table.text(200)
     for said in ("cannot be told apart", "reference", "aim†", "(2.2×)", "† costs more than replay"):

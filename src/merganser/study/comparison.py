@@ -18,6 +18,9 @@ from merganser.study.notes import notes_on
 from merganser.study.results import Difference, MethodResult, StreamResult
 from merganser.study.statistics import Block, Estimate, Sample, estimate, mean_of
 
+Pair = tuple[CellRecord, CellRecord]
+"""Runs of two methods in one order with one seed."""
+
 REFERENCES = ("replay", "sequential")
 """Methods that are the reference where none was chosen, if the study has them."""
 
@@ -145,20 +148,21 @@ def _reference(methods: Sequence[MethodResult], name: str | None) -> MethodResul
 
 
 def _summarise(label: str, cells: Sequence[CellRecord], kind: str, confidence: float) -> MethodResult:
-    op = _over_runs(cells, "OP", confidence)
+    op = over_runs(cells, "OP", confidence)
     assert op is not None  # cells without it were left out
     orders = dict.fromkeys(cell.order for cell in cells)
-    by_order = {order: _over_runs([c for c in cells if c.order == order], "OP", confidence) for order in orders}
-    by_task = {}
-    for task in sorted(cells[0].tasks):
-        values = [cell.final[task].value for cell in cells]
-        by_task[task] = estimate(_sample(cells, values), confidence)
+    by_order = {order: over_runs([c for c in cells if c.order == order], "OP", confidence) for order in orders}
+    runs = _runs(cells)
+    by_task = {
+        task: estimate(_sample(runs, [run.final[task].value for run in runs]), confidence)
+        for task in sorted(cells[0].tasks)
+    }
     return MethodResult(
         label=label,
         cells=tuple(cells),
         op=op,
-        bwt=_over_runs(cells, "BWT", confidence),
-        fwt=_over_runs(cells, "FWT (single-task)", confidence),
+        bwt=over_runs(cells, "BWT", confidence),
+        fwt=over_runs(cells, "FWT (single-task)", confidence),
         by_order={order: each for order, each in by_order.items() if each is not None},
         by_task=by_task,
         cost={
@@ -169,15 +173,27 @@ def _summarise(label: str, cells: Sequence[CellRecord], kind: str, confidence: f
     )
 
 
-def _over_runs(cells: Sequence[CellRecord], metric: str, confidence: float) -> Estimate | None:
-    values = [cell.value(metric) for cell in cells]
-    known = [value for value in values if value is not None]
-    return estimate(_sample(cells, known), confidence) if len(known) == len(cells) else None
+def over_runs(cells: Sequence[CellRecord], metric: str, confidence: float = 0.95) -> Estimate | None:
+    """Estimate a metric over the runs of a method; ``None`` if it is undefined for one of them, or there are none."""
+    runs = _runs(cells)
+    values = [value for run in runs if (value := run.value(metric)) is not None]
+    return estimate(_sample(runs, values), confidence) if values and len(values) == len(runs) else None
 
 
-def _sample(cells: Sequence[CellRecord], values: Sequence[float], blocks: Sequence[Block] = ()) -> Sample:
+def _runs(cells: Sequence[CellRecord]) -> list[CellRecord]:
+    """Return a cell of each run: joint training has one run for all orders."""
+    return list({_run(cell): cell for cell in cells}.values())
+
+
+def _run(cell: CellRecord) -> tuple[int, str]:
+    return cell.seed, cell.run
+
+
+def _sample(
+    cells: Sequence[CellRecord], values: Sequence[float], blocks: Sequence[Block] = (), one_run: bool = False
+) -> Sample:
     orders, seeds = [cell.order for cell in cells], [cell.seed for cell in cells]
-    return Sample(np.asarray(values, dtype=np.float64), orders, seeds, blocks)
+    return Sample(np.asarray(values, dtype=np.float64), orders, seeds, blocks, one_run)
 
 
 # Differences ---------------------------------------------------------------------------------------------------------
@@ -187,14 +203,14 @@ def _with_differences(
     methods: Sequence[MethodResult], reference: MethodResult, confidence: float
 ) -> list[MethodResult]:
     others = [method for method in methods if method is not reference]
-    paired = {method.label: _pairs(method.cells, reference.cells) for method in others}
-    compared = [label for label, pairs in paired.items() if pairs]
-    samples = {label: _difference_sample(paired[label]) for label in compared}
-    estimates = {label: estimate(samples[label], confidence, len(compared)) for label in compared}
-    adjusted = holm([1.0 if estimates[label].p is None else estimates[label].p or 0.0 for label in compared])
+    paired = {method.label: pair(method.cells, reference.cells) for method in others}
+    samples = {label: _difference_sample(pairs) for label, pairs in paired.items() if pairs}
+    tested = [label for label, sample in samples.items() if sample.shows_spread]
+    estimates = {label: estimate(sample, confidence, max(1, len(tested))) for label, sample in samples.items()}
+    adjusted = dict(zip(tested, holm([estimates[label].p or 0.0 for label in tested]), strict=True))
     differences = {
-        label: _difference(samples[label], estimates[label], p, confidence)
-        for label, p in zip(compared, adjusted, strict=True)
+        label: _difference(sample, estimates[label], adjusted.get(label), confidence)
+        for label, sample in samples.items()
     }
     return [
         method if method.label not in differences else replace(method, difference=differences[method.label])
@@ -202,13 +218,13 @@ def _with_differences(
     ]
 
 
-def _pairs(cells: Sequence[CellRecord], reference: Sequence[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
+def pair(cells: Sequence[CellRecord], reference: Sequence[CellRecord]) -> list[Pair]:
     """Pair the runs of two methods by order and seed."""
     others = {(cell.order, cell.seed): cell for cell in reference}
     return [(cell, others[cell.order, cell.seed]) for cell in cells if (cell.order, cell.seed) in others]
 
 
-def _difference_sample(pairs: Sequence[tuple[CellRecord, CellRecord]]) -> Sample:
+def _difference_sample(pairs: Sequence[Pair]) -> Sample:
     tasks = pairs[0][0].tasks
     blocks = []
     for task in tasks:
@@ -216,18 +232,23 @@ def _difference_sample(pairs: Sequence[tuple[CellRecord, CellRecord]]) -> Sample
         if kept:
             scores = np.array([np.subtract(a.scores, b.scores) for a, b in kept])
             blocks.append(Block(scores, len(kept) / len(pairs) / len(tasks)))
-    values = [(a.op or 0.0) - (b.op or 0.0) for a, b in pairs]
-    return _sample([a for a, _ in pairs], values, blocks)
+    return paired_sample(pairs, [(a.op or 0.0) - (b.op or 0.0) for a, b in pairs], blocks)
 
 
-def _difference(sample: Sample, of: Estimate, p: float, confidence: float) -> Difference:
+def paired_sample(pairs: Sequence[Pair], differences: Sequence[float], blocks: Sequence[Block] = ()) -> Sample:
+    """Return differences of pairs of runs as a sample."""
+    one_run = any(len({_run(pair[side]) for pair in pairs}) == 1 for side in (0, 1))
+    return _sample([a for a, _ in pairs], differences, blocks, one_run)
+
+
+def _difference(sample: Sample, of: Estimate, p: float | None, confidence: float) -> Difference:
     by_order: dict[Any, list[float]] = {}
     for order, value in zip(sample.orders, sample.values, strict=True):
         by_order.setdefault(order, []).append(float(value))
-    shown = of.p is not None and p <= 1.0 - confidence + 1e-12
+    shown = p is not None and p <= 1.0 - confidence + 1e-12
     return Difference(
         estimate=of,
-        p=None if of.p is None else p,
+        p=p,
         verdict="cannot be told apart" if not shown else "better" if of.mean > 0 else "worse",
         examples=sum(block.scores.shape[1] for block in sample.blocks),
         orders=len(by_order),

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from merganser.study.cell_record import CellRecord
 from merganser.study.results import StreamResult
+from merganser.study.statistics import mean_of
 
 
 @dataclass(frozen=True)
@@ -59,5 +60,4 @@ def _mean_matrix(method: str, order: str, cells: Sequence[CellRecord]) -> MeanMa
 
 def _mean(cells: Sequence[CellRecord], task: str, row: int) -> float | None:
     scores = [cell.rows[row].scores.get(task) for cell in cells]
-    known = [score.value for score in scores if score is not None]
-    return sum(known) / len(known) if len(known) == len(cells) else None
+    return mean_of([None if score is None else score.value for score in scores])

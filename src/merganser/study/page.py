@@ -19,7 +19,7 @@ from merganser.report.formatting import score
 from merganser.report.page import asset, templates
 from merganser.runs.checksums import sealed_text
 from merganser.study import page_parts
-from merganser.study.cell_record import CellRecord
+from merganser.study.cell_record import CellRecord, describe
 from merganser.study.cell_sections import Links, cell_sections, common_settings
 from merganser.study.comparison import compare
 from merganser.study.figures import chart_for_page, cost_charts
@@ -61,7 +61,7 @@ def render_study(
             for number, result in enumerate(results)
             for section in cell_sections(result, page_parts.method_ids(result, number), links or {}, common)
         ],
-        left_out=[(cell.name, page_parts.about(cell), why) for result in results for cell, why in result.left_out],
+        left_out=[(cell.name, describe(cell), why) for result in results for cell, why in result.left_out],
         common=yaml.safe_dump(common.configuration, sort_keys=False, allow_unicode=True),
         versions={**common.versions, **common.hardware},
         files=list(files),

@@ -9,7 +9,7 @@ from typing import Any
 from merganser.report.formatting import MISSING, day, metric_title, p_value, plural, score
 from merganser.report.overview import SIGNS
 from merganser.report.score_table import FULL_SCALE
-from merganser.study.cell_record import CellRecord, describe
+from merganser.study.cell_record import CellRecord
 from merganser.study.costs import budget_views
 from merganser.study.matrices import MeanMatrix, mean_matrices
 from merganser.study.results import AXES, MethodResult, StreamResult
@@ -54,11 +54,6 @@ def runs_text(result: StreamResult) -> str:
     return f"{parts[0]}, {parts[1]}, {parts[2]}"
 
 
-def about(cell: CellRecord) -> str:
-    """Describe a cell."""
-    return describe(cell)
-
-
 def sentence(result: StreamResult) -> str:
     """Say what was found on one stream."""
     others = [method for method in result.methods if method.difference is not None]
@@ -80,8 +75,7 @@ def sentence(result: StreamResult) -> str:
     if said["worse"]:
         than = "" if parts else f" than {result.reference}"
         parts.append(f"{_names(said['worse'])} worse{than}")
-    text = "; ".join(parts)
-    return f"{text[0].upper() if text.startswith('no ') else text[0]}{text[1:]}."
+    return f"{'; '.join(parts)}."
 
 
 def study_sentence(results: Sequence[StreamResult]) -> str:
@@ -146,7 +140,7 @@ def _row(method: MethodResult, result: StreamResult, ids: Mapping[str, str], ran
         "rank": rank,
         "label": method.label,
         "href": f"#{ids[method.label]}",
-        "runs": plural(len(method.cells), "run"),
+        "runs": plural(method.op.runs, "run"),
         "word": word,
         "sign": SIGNS[word],
         "verdict": said,

@@ -6,16 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
 from merganser.errors import InputError
 from merganser.study.catalogue import MEASURES, Entry, Measure, PublishedRow
 from merganser.study.cell_record import CellRecord
 from merganser.study.cells import Cell
+from merganser.study.comparison import Pair, over_runs, pair, paired_sample
 from merganser.study.folder import StudyFolder, config_changes
 from merganser.study.published import read_results
 from merganser.study.results import StreamResult
-from merganser.study.statistics import Estimate, Sample, estimate
+from merganser.study.statistics import Estimate, estimate
 
 METRICS: dict[Measure, str] = {
     "op": "OP",
@@ -120,8 +119,9 @@ def _compared(
 ) -> Comparison:
     runs = measured.get(method, ())
     if minus is None:
-        return Comparison(method, minus, measure, value, row, _mean(runs, measure), len(runs), method in labels)
-    pairs = _pairs(runs, measured.get(minus, ()))
+        mean = over_runs(runs, METRICS[measure])
+        return Comparison(method, minus, measure, value, row, mean, len(runs), method in labels)
+    pairs = pair(runs, measured.get(minus, ()))
     return Comparison(method, minus, measure, value, row, _difference(pairs, measure), len(pairs), method in labels)
 
 
@@ -160,34 +160,13 @@ def _runs_by_label(result: StreamResult) -> dict[str, Sequence[CellRecord]]:
     return {method.label: method.cells for method in result.methods}
 
 
-def _values(cells: Sequence[CellRecord], measure: Measure) -> list[float] | None:
-    values = [cell.value(METRICS[measure]) for cell in cells]
-    known = [value for value in values if value is not None]
-    return known if known and len(known) == len(values) else None
-
-
-def _mean(cells: Sequence[CellRecord], measure: Measure) -> Estimate | None:
-    values = _values(cells, measure)
-    return None if values is None else _estimate(values, cells)
-
-
-def _pairs(cells: Sequence[CellRecord], others: Sequence[CellRecord]) -> list[tuple[CellRecord, CellRecord]]:
-    """Pair the runs of two methods by order and seed."""
-    second = {(cell.order, cell.seed): cell for cell in others}
-    return [(cell, second[cell.order, cell.seed]) for cell in cells if (cell.order, cell.seed) in second]
-
-
-def _difference(pairs: Sequence[tuple[CellRecord, CellRecord]], measure: Measure) -> Estimate | None:
-    first, second = [a for a, _ in pairs], [b for _, b in pairs]
-    values, subtracted = _values(first, measure), _values(second, measure)
-    if values is None or subtracted is None:
+def _difference(pairs: Sequence[Pair], measure: Measure) -> Estimate | None:
+    metric = METRICS[measure]
+    values = [(a.value(metric), b.value(metric)) for a, b in pairs]
+    differences = [first - second for first, second in values if first is not None and second is not None]
+    if not pairs or len(differences) < len(pairs):
         return None
-    return _estimate([a - b for a, b in zip(values, subtracted, strict=True)], first)
-
-
-def _estimate(values: Sequence[float], cells: Sequence[CellRecord]) -> Estimate:
-    orders, seeds = [cell.order for cell in cells], [cell.seed for cell in cells]
-    return estimate(Sample(np.asarray(values, dtype=np.float64), orders, seeds))
+    return estimate(paired_sample(pairs, differences))
 
 
 def _otherwise(measured: dict[str, Sequence[CellRecord]], cells: Sequence[Cell]) -> list[str]:

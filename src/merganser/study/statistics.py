@@ -18,7 +18,7 @@ variance of runs and examples), so that this noise is not counted twice.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -67,18 +67,25 @@ class Sample:
         values: one per run.
         orders, seeds: of each run.
         blocks: the test examples that it was computed from; none: they were not kept, or are not to vary.
+        one_run: whether all are of one run, or differences to one, so that they do not show how another would be.
     """
 
     values: Array
     orders: Sequence[Hashable]
     seeds: Sequence[Hashable]
     blocks: Sequence[Block] = ()
+    one_run: bool = False
 
     def __post_init__(self) -> None:
         if self.values.ndim != 1 or not self.values.size or not np.isfinite(self.values).all():
             raise InputError("The values of the runs are not finite numbers.", "Leave out runs that have no result.")
         if not len(self.orders) == len(self.seeds) == self.values.size:
             raise InputError("The runs have other numbers of orders and seeds.", "Give one of each per run.")
+
+    @property
+    def shows_spread(self) -> bool:
+        """Whether there are several runs, which show how much another could differ."""
+        return self.values.size > 1 and not self.one_run
 
 
 @dataclass(frozen=True)
@@ -173,8 +180,7 @@ def _permutation_p(values: Array, level: float) -> float:
 
 @dataclass(frozen=True)
 class _Quantiles:
-    """Quantiles of a mean / its standard error, whose variance is a sum of several: the mean of Student's ones, weighted
-    by variance.
+    """Quantiles of a mean / its standard error, whose variance is a sum: means of Student's, weighted by variance.
 
     With two or three runs, degrees of freedom after Satterthwaite find more differences than they should.
 
@@ -245,7 +251,7 @@ class _Spread:
 def _run_spread(sample: Sample) -> _Spread | None:
     """Return the spread over runs, orders or seeds, whichever is largest; ``None`` of one run."""
     runs = sample.values.size
-    if runs < 2:
+    if not sample.shows_spread:
         return None
     spreads = [_spread("runs", [sample.values[[place]] for place in range(runs)])]
     for units, labels in (("orders", sample.orders), ("seeds", sample.seeds)):
@@ -341,7 +347,7 @@ def pareto_front(costs: Sequence[float], scores: Sequence[float]) -> list[int]:
     return front
 
 
-def mean_of(values: Sequence[float | None], average: Callable[[Sequence[float]], float] = np.mean) -> float | None:
+def mean_of(values: Sequence[float | None]) -> float | None:
     """Return the mean of values that are all there; ``None`` if one is missing, or there are none."""
     known = [value for value in values if value is not None]
-    return float(average(known)) if known and len(known) == len(values) else None
+    return float(np.mean(known)) if known and len(known) == len(values) else None

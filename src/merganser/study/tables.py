@@ -82,7 +82,7 @@ def score_rows(result: StreamResult) -> tuple[list[str], Rows]:
         rows.append(
             [
                 method.label + (COSTS_MORE if method.more else ""),
-                str(len(method.cells)),
+                str(method.op.runs),
                 mean_with_error(method.op),
                 interval(method.op),
                 mean_with_error(method.bwt),
@@ -317,7 +317,7 @@ def _csv_row(result: StreamResult, method: MethodResult) -> list[str | int | flo
     of = None if difference is None else difference.estimate
     orders, seeds = {cell.order for cell in method.cells}, {cell.seed for cell in method.cells}
     return [
-        result.stream, method.label, result.reference, len(method.cells), len(orders), len(seeds),
+        result.stream, method.label, result.reference, op.runs, len(orders), len(seeds),
         op.mean, op.stderr, op.low, op.high,
         *((None, None) if bwt is None else (bwt.mean, bwt.stderr)),
         *((None, None) if fwt is None else (fwt.mean, fwt.stderr)),
