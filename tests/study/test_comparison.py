@@ -10,7 +10,7 @@ import pytest
 
 from merganser.errors import InputError
 from merganser.study.cell_record import CellRecord
-from merganser.study.comparison import compare
+from merganser.study.comparison import compare, method_labels
 from merganser.study.costs import budget_views
 from merganser.study.results import StreamResult
 from merganser.study.tables import StudyTable, study_table, write_tables
@@ -98,6 +98,8 @@ def test_variants_of_a_method_and_single_runs() -> None:
         if method.difference is not None
     )
     assert "takes two runs" in StudyTable([result]).text()
+    dotted = [cell("aim", options={"method.alpha": alpha}, n=20) for alpha in (0.1, 0.2)]
+    assert set(method_labels(dotted).values()) == {"aim (alpha=0.1)", "aim (alpha=0.2)"}
 
 
 def test_joint_training_that_has_one_run_for_all_orders_counts_once() -> None:

@@ -204,7 +204,7 @@ def _cells(
 ) -> Iterator[Cell]:
     for stream in streams:
         for variant in variants:
-            keys = _short_keys(variant.axes)
+            keys = grids.short_keys(variant.axes)
             for point in grids.points(variant.axes):
                 at = f"{where}: methods.{variant.label}"
                 values = grids.with_point(variant.values, point)
@@ -235,12 +235,6 @@ def _sharing_runs(cells: Iterator[Cell]) -> list[Cell]:
             cell = replace(cell, run=first.setdefault(json.dumps(key, sort_keys=True), cell.name))
         shared.append(cell)
     return shared
-
-
-def _short_keys(axes: Mapping[grids.Path, Any]) -> dict[grids.Path, str]:
-    """Return the last key of each option, or all its keys where that is another's too."""
-    last = [path[-1] for path in axes]
-    return {path: path[-1] if last.count(path[-1]) == 1 else ".".join(path) for path in axes}
 
 
 def _text(value: Any) -> str:

@@ -14,6 +14,7 @@ from merganser.errors import InputError, nearest
 from merganser.metrics.paired import holm
 from merganser.study.cell_record import CellRecord
 from merganser.study.costs import kind_of_seconds, seconds_of, with_cost
+from merganser.study.grids import short_keys
 from merganser.study.notes import notes_on
 from merganser.study.results import Difference, MethodResult, StreamResult
 from merganser.study.statistics import Block, Estimate, Sample, estimate, mean_of
@@ -71,8 +72,9 @@ def method_labels(records: Sequence[CellRecord]) -> dict[str, str]:
         known = variants[record.method]
         labels[record.name] = record.method
         if len(known) > 1:
+            keys = short_keys({tuple(key.split(".")) for each in known for key in each})
             varied = [key for key in record.options if any(each.get(key) != record.options[key] for each in known)]
-            text = ", ".join(f"{key}={record.options[key]}" for key in varied) or "defaults"
+            text = ", ".join(f"{keys[tuple(key.split('.'))]}={record.options[key]}" for key in varied) or "defaults"
             labels[record.name] = f"{record.method} ({text})"
     return labels
 

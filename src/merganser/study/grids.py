@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from merganser.config import RunConfig, known_keys
@@ -67,6 +67,12 @@ def points(found: Mapping[Path, Sequence[Any]]) -> Iterator[Point]:
     """Yield all combinations, the last option changing first."""
     for values in itertools.product(*found.values()):
         yield dict(zip(found, values, strict=True))
+
+
+def short_keys(paths: Collection[Path]) -> dict[Path, str]:
+    """Return the last key of each option, or all its keys where that is another's too."""
+    last = [path[-1] for path in paths]
+    return {path: path[-1] if last.count(path[-1]) == 1 else ".".join(path) for path in paths}
 
 
 def with_point(values: Mapping[str, Any], point: Point) -> dict[str, Any]:
