@@ -106,3 +106,11 @@ def test_collectives_run_on_the_device_and_the_processor(
     monkeypatch.setattr(torch.distributed, "init_process_group", joined.append)
     devices.join_process_group()
     assert joined == ([] if kind == "cpu" else [torch.device(kind)]) + [backend]
+
+
+def test_an_accelerator_has_a_name(monkeypatch: pytest.MonkeyPatch, mps: dict[str, Any]) -> None:
+    assert devices.device_name(torch.device("cpu")) is None
+    assert devices.device_name(torch.device("mps")) is None  # it has none to ask for
+    monkeypatch.setattr(torch, "get_device_module", lambda device=None: torch.cuda)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: f"Some GPU of {device}")
+    assert devices.device_name(torch.device("cuda", 1)) == "Some GPU of cuda:1"

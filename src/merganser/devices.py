@@ -60,6 +60,16 @@ def _default_device() -> torch.device:
     return PartialState.__new__(PartialState).default_device
 
 
+def device_name(device: torch.device) -> str | None:
+    """Return the name of an accelerator as its driver has it, such as NVIDIA H200; ``None``: a CPU, or not known."""
+    import torch
+
+    if device.type == "cpu":
+        return None
+    module = torch.get_device_module(device)
+    return str(module.get_device_name(device)) if hasattr(module, "get_device_name") else None
+
+
 def has_native_bf16(device: torch.device) -> bool:
     """Return whether an accelerator multiplies bfloat16 by itself; emulated, it is slower than fp32."""
     import torch

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import json
+import shutil
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
+from merganser.config import RunConfig
+from merganser.errors import InputError, RunError
+from merganser.learner.plan import Plan
 from merganser.streams.builtin import BUILTIN
+from merganser.streams.images.image_sets import IMAGE_SETS
+from merganser.streams.task import Task
+from merganser.study.catalogue import catalogue, find_entry
 from merganser.study.cell_record import write_cell
 from tests.learner.toys import Command
-from tests.study.made_up import cell
+from tests.study.made_up import cell, write_texts
 
 NAME = "forever-standard-cl"
 
@@ -60,3 +69,73 @@ def test_options_without_what_they_need_are_refused(merganser: Command) -> None:
     assert "is for a study's file" in merganser("reproduce", NAME, "--model", "x").error
     assert "--write prints no figures" in merganser("reproduce", NAME, "--write", "x.yaml", "--json").error
     assert "There is no entry" in merganser("reproduce", "forever").error
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_texts(tmp_path_factory.mktemp("data"))
+
+
+@pytest.mark.parametrize("name", [name for name, entry in catalogue().items() if not entry.on_hub])
+def test_an_entry_is_planned_without_its_model_once_every_task_is_found(
+    name: str, tmp_path: Path, texts: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    entry = find_entry(name)
+    found: list[list[str]] = []
+    merganser("reproduce", name, "--write", "study.yaml", "--data", texts)
+    monkeypatch.setattr("merganser.study.plan.Learner.plan", _absent_after(found))
+    done = merganser("study", "study.yaml", "--plan")
+    assert done.code == 0
+    assert f"{len(entry.study().cells)} cells" in done.out
+    assert f"Not measured: The model '{entry.settings['model']['name']}' does not exist here." in done.out
+    assert set(map(tuple, found)) == {BUILTIN[str(entry.settings["orders"][0])].tasks}
+
+
+def _absent_after(found: list[list[str]]) -> Callable[..., Plan]:
+    """In the place of a plan: write down the tasks, and find no model."""
+
+    def plan(config: RunConfig, tasks: Sequence[Task], **_: object) -> Plan:
+        found.append([task.name for task in tasks])
+        raise InputError(f"The model '{config.model.name}' does not exist here.")
+
+    return plan
+
+
+def test_a_task_without_its_file_is_named_before_anything_is_measured(
+    tmp_path: Path, texts: Path, merganser: Command
+) -> None:
+    merganser("reproduce", "forever-superni", "--write", "study.yaml", "--data", shutil.copytree(texts, tmp_path / "d"))
+    (tmp_path / "d" / "data_superni" / "test" / "task748_T5.json").unlink()
+    assert "task748" in merganser("study", "study.yaml", "--plan").error
+
+
+@pytest.mark.parametrize("name", [name for name, entry in catalogue().items() if entry.on_hub])
+def test_without_its_images_an_entry_is_planned_as_far_as_it_can_be(
+    name: str, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def load(source: str, *_: object, **__: object) -> None:
+        raise ConnectionError(f"Couldn't reach '{source}' on the Hub (OfflineModeIsEnabled)")
+
+    monkeypatch.setattr("datasets.load_dataset", load)
+    entry = find_entry(name)
+    merganser("reproduce", name, "--write", "study.yaml")
+    done = merganser("study", "study.yaml", "--plan")
+    assert done.code == 0
+    images = IMAGE_SETS[entry.settings["stream"]["name"]]
+    assert f"{len(entry.study().cells)} cells" in done.out
+    assert f"({images.name}, {images.tasks} tasks of {images.classes} classes). {images.source['train']}" in done.out
+    assert "All keys and methods of the study are valid." in done.out
+    assert "not estimated" in done.out
+
+
+def test_images_that_are_not_on_the_hub_are_an_error(merganser: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    merganser("reproduce", "trm-cars", "--write", "study.yaml")
+    for raised, planned in ((RunError("hub:x: the connection failed"), True), (InputError("hub:x: none (404)"), False)):
+        monkeypatch.setattr("merganser.streams.formats.read_hub", Mock(side_effect=raised))
+        done = merganser("study", "study.yaml", "--plan")
+        assert ("Data missing: stream" in done.out) is planned
+        assert (done.code == 0) is planned
+    file = Path("study.yaml")
+    file.write_text(file.read_text().replace("epochs:", "epoch:"))
+    assert "Did you mean 'epochs'" in merganser("study", file, "--plan").error

@@ -263,8 +263,13 @@ def test_any_text_survives_a_json_lines_file(
     assert read_lines(path, KeptExample) == kept
 
 
-def test_versions() -> None:
+def test_versions(monkeypatch: pytest.MonkeyPatch) -> None:
+    import torch
+
     found = versions()
     assert {"python", "torch", "transformers", "peft", "merganser", "system", "processor", "cores"} <= set(found)
     assert found["torch"] != "not installed"
     assert yaml.safe_load(yaml.safe_dump(found)) == found
+    assert "gpu" not in versions(torch.device("cpu"))
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "Some GPU")
+    assert versions(torch.device("cuda")) == {**found, "gpu": "Some GPU"}

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,7 +13,12 @@ import numpy as np
 from merganser.metrics.continual import summary
 from merganser.metrics.matrix import ScoreMatrix
 from merganser.metrics.score import Score
+from merganser.streams.builtin import BUILTIN
 from merganser.study.cell_record import CellCost, CellRecord, ExampleScores
+from tests.learner import toys
+
+SETS = ("cifar100", "imagenet-r", "cub200", "cars")
+"""Folders of the published sets of images."""
 
 TASKS = ("newsgroups", "reuters", "tweets", "books")
 
@@ -102,3 +109,25 @@ def study(
         for order in orders
         for seed in range(seeds)
     ]
+
+
+def write_texts(folder: Path) -> Path:
+    """A few texts for every task of the built-in orders, under the names of the published files."""
+    for name, families in (("data_longsequence", ("standard-cl", "long-sequence")), ("data_superni", ("superni",))):
+        tasks = {task for stream in BUILTIN.values() if stream.name[:-2] in families for task in stream.tasks}
+        for split in ("train", "dev", "test"):
+            (folder / name / split).mkdir(parents=True)
+            for task in tasks:
+                toys.write_rows(folder / name / split / f"{task}_T5.json", toys.rows("mood", 4, seed=len(split)))
+    return folder
+
+
+def write_pictures(folder: Path, classes: int) -> Path:
+    """One picture of each class of every published set of images, in the folders that are read without the hub."""
+    from PIL import Image
+
+    for name, split, label in itertools.product(SETS, ("train", "test"), range(classes)):
+        of_class = folder / name / split / f"kind {label}"
+        of_class.mkdir(parents=True)
+        Image.new("RGB", (8, 8), (label * 60 % 256, 90, len(split) * 20)).save(of_class / "1.png")
+    return folder

@@ -17,7 +17,9 @@ OF = {"name": "aim-1-0", "method": "aim", "options": {}, "stream": "five", "orde
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return to_disk(make_run(["sport", "trade"]), tmp_path_factory.mktemp("study") / "runs" / "aim-1-0")
+    made = make_run(["sport", "trade"])
+    made.info.versions.update(processor="Some CPU", gpu="Some GPU")
+    return to_disk(made, tmp_path_factory.mktemp("study") / "runs" / "aim-1-0")
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +41,11 @@ def test_a_finished_run_is_recorded_with_scores_examples_and_cost(record: CellRe
     assert record.cost.training_seconds == pytest.approx(2 * 14.1)
     assert record.bytes_stored == 2 * 1234 + 2_400_000
     assert record.cost.gpu_seconds is None
+
+
+def test_the_hardware_is_that_of_the_run_with_its_accelerator(record: CellRecord) -> None:
+    assert record.hardware == {"processor": "Some CPU", "gpu": "Some GPU", "device": "cpu"}
+    assert set(record.versions) == {"merganser", "python", "torch"}
 
 
 def test_a_record_is_read_as_it_was_written(record: CellRecord, tmp_path: Path) -> None:

@@ -62,6 +62,11 @@ def test_a_grid_for_all_methods_takes_its_method_options_to_those_that_have_them
     ]
 
 
+def test_a_grid_for_all_methods_takes_the_memory_to_those_that_have_one() -> None:
+    found = names(methods=["sequential", "joint", "replay"], grid={"memory": {"number": [2, 4]}})
+    assert found == ["sequential,s0", "joint,s0", "replay,number=2,s0", "replay,number=4,s0"]
+
+
 def test_names_stay_the_same_when_a_study_grows() -> None:
     small = names(orders={"one": ["a", "b", "c"]})
     large = names(orders={"two": ["c", "b", "a"], "one": ["a", "b", "c"]}, seeds=[5, 0], methods=["ewc", "replay"])
@@ -115,6 +120,14 @@ WRONG = [
     ({"methods": ["replya"]}, "there is no method 'replya'. Did you mean 'replay'?"),
     ({"methods": {"replay": {"grid": {"method": {"bacth": [2]}}}}}, "method.bacth: unknown key. Did you mean 'batch'?"),
     ({"grid": {"method": {"bacth": [2]}}}, "no method of the study has the option 'bacth'. Did you mean 'batch'?"),
+    (
+        {"grid": {"memory": {"number": [2, 4]}}, "methods": ["ewc", "joint"]},
+        "grid.memory.number: no method of the study has a memory to vary: 'ewc' has no memory, 'joint' keeps all",
+    ),
+    (
+        {"methods": {"ewc": {"grid": {"memory": {"number": [2, 4]}}}}},
+        "methods.ewc.grid.memory.number: 'ewc' has no mem",
+    ),
     ({"grid": {"method": {"batch": []}}}, "grid.method.batch: the list is empty, so the grid has 0 cells."),
     ({"grid": {"method": {"batch": 4}}}, "grid.method.batch: a list of values is needed (got 4). Write [4]"),
     ({"grid": {"methods": {"batch": [4]}}}, "'methods' is no section of a run's file. Did you mean 'method'?"),

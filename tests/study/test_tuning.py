@@ -80,6 +80,14 @@ def test_a_search_of_which_trials_have_failed_is_finished(tmp_path: Path) -> Non
     assert [dict(each.cells[0].options) for each in chosen if each] == [{"memory.number": 4}] * 2
 
 
+def test_the_memory_is_tuned_of_methods_that_have_one(tmp_path: Path) -> None:
+    tune = {"grid": GRID, "trials": 2}
+    study = load_study(write_study(tmp_path, methods=["sequential", "replay", "joint"], tune=tune))
+    assert study.options.tune is not None
+    assert [len(search.axes) for search in tuning._searches(study, study.options.tune)] == [0, 1, 0]
+    assert most_trials(study) == 2
+
+
 def test_optuna_chooses_among_more_points_than_there_are_trials(tmp_path: Path) -> None:
     pytest.importorskip("optuna")
     grid = {"memory": {"number": list(range(1, 9))}, "training": {"batch": list(range(1, 9))}}
@@ -117,6 +125,10 @@ def test_development_data_are_in_the_place_of_the_test_data() -> None:
     [
         ({"tune": {"grid": {}, "trials": 2}}, "tune.grid is empty"),
         ({"tune": {"grid": {"method": {"lamda": [1, 2]}}, "trials": 2}}, "no method of the study has the option"),
+        (
+            {"tune": {"grid": GRID, "trials": 2}, "methods": ["ewc", "coma"]},
+            "no method of the study has a memory to vary",
+        ),
         ({"tune": {"grid": GRID, "trials": 2}, "grid": {"training": {"batch": [2]}}}, "both 'tune' and a 'grid'"),
         ({"tune": {"grid": GRID, "trials": 2}, "processes": 2}, "cells of one process"),
     ],

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from merganser.cli.output import OutputConsole, ProgressConsole
+from merganser.errors import MerganserError
 from merganser.report.formatting import plural, seconds, size
+from merganser.streams.formats import is_unreachable
+from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.study.cells import Cell, Study
 from merganser.study.folder import StudyFolder
 from merganser.study.local import find_machine
-from merganser.study.plan import StudyPlan, plan_study
+from merganser.study.plan import StudyPlan, absent_data, plan_study
 from merganser.study.study import accelerators, find_work
 
 
@@ -21,7 +24,13 @@ def show_plan(
     """Print the cells of a study, what they share, hours and bytes."""
     machine = find_machine(len(study.runs), parallel, threads, accelerators(), study.options.processes)
     chosen = study.runs if cells is None else cells
-    work = find_work(study, folder, chosen, resume_stopped=True, models=False)
+    try:
+        work = find_work(study, folder, chosen, resume_stopped=True, models=False)
+    except MerganserError as error:
+        if not is_unreachable(error):
+            raise
+        _print_without_data(study, chosen, absent_data(study))
+        return
     progress = ProgressConsole()
     plan = plan_study(
         study,
@@ -32,6 +41,22 @@ def show_plan(
         tell=lambda title: progress.print(f"Measuring {title} ...", style="dim", highlight=False),
     )
     _print(plan, machine.cells, machine.threads)
+
+
+def _print_without_data(study: Study, chosen: Sequence[Cell], absent: Mapping[str, str]) -> None:
+    """Print what is known of a study whose images or texts are on the hub alone, which cannot be asked."""
+    console = OutputConsole()
+    console.print(f"{plural(len(study.cells), 'cell')}; {plural(len(chosen), 'run')} to make.")
+    console.print("All keys and methods of the study are valid.")
+    for stream, problem in absent.items():
+        options = study.options.named_streams[stream]
+        images = IMAGE_SETS.get(options.name or "")
+        tasks = f", {images.tasks} tasks of {images.classes} classes" if images is not None else ""
+        named = f"{stream} ({options.name}{tasks})" if options.name else stream
+        console.print(f"Data missing: {named}. {problem}", soft_wrap=True, highlight=False)
+    if others := [stream for stream in study.options.named_streams if stream not in absent]:
+        console.print(f"Data found: {', '.join(others)}.", soft_wrap=True, highlight=False)
+    console.print("Nothing could be measured: time, memory and disk are not estimated.\nNothing was written.")
 
 
 def _print(plan: StudyPlan, at_a_time: int, threads: int) -> None:

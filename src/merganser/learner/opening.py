@@ -60,7 +60,7 @@ def start(path: Path, config: RunConfig, listener: Listener, command: str) -> Se
         seed=config.seed,
         processes=processes.world_size(),
         config={**config.model_dump(mode="json"), "resolved": _resolved(backbone)},
-        versions=versions(),
+        versions=versions(backbone.device),
     )
     return report_to_trackers(Session(RunDirectory.create(path, info), config, backbone, listener))
 

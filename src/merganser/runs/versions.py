@@ -6,17 +6,29 @@ import functools
 import os
 import platform
 from importlib import metadata
+from typing import TYPE_CHECKING
+
+from merganser.devices import device_name
+
+if TYPE_CHECKING:
+    import torch
 
 PACKAGES = ("merganser", "torch", "transformers", "peft", "accelerate", "datasets", "safetensors", "numpy")
 
 
-def versions() -> dict[str, str]:
-    """Return versions of the libraries that influence numbers, the Python version and the processor."""
+def versions(device: torch.device | None = None) -> dict[str, str]:
+    """Return versions of the libraries that influence numbers, the Python version and the machine.
+
+    Args:
+        device: that computes; the name of an accelerator is among what is returned (``gpu``).
+    """
     libraries = {"python": platform.python_version()}
     libraries |= {package: _version_of(package) for package in PACKAGES}
     libraries["system"] = f"{platform.system()} {platform.machine()}"
     libraries["processor"] = _processor()
     libraries["cores"] = str(os.cpu_count())
+    if device is not None and (name := device_name(device)) is not None:
+        libraries["gpu"] = name
     return libraries
 
 

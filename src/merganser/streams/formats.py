@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from merganser.errors import InputError, first_line, nearest
+from merganser.errors import InputError, MerganserError, RunError, first_line, nearest
 from merganser.files.documents import read_bytes
-from merganser.files.hub import cut_connections, hub_failure
+from merganser.files.hub import cut_connections, hub_failure, is_offline
 from merganser.streams.bad_rows import EMPTY, BadCell, BadRows, Problem
 from merganser.streams.class_names import class_name
 from merganser.streams.decoding import UNICODE_REMEDY, unicode_problem
@@ -254,6 +254,11 @@ def read_hub(source: str, default_split: str) -> Table:
         raise InputError(f"{source}: split '{split}' has no rows.", "Choose another split.")
     bad = BadRows(source, "row")
     return Table(source, source, rows, range(1, len(rows) + 1), "row", digest.hexdigest(), bad=bad)
+
+
+def is_unreachable(error: MerganserError) -> bool:
+    """Return whether an error is that the hub cannot be asked for a data set that is not on this machine."""
+    return error.cause.startswith(HUB) and (isinstance(error, RunError) or is_offline())
 
 
 def missing_file(path: Path, shown: str) -> InputError:

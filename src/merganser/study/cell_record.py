@@ -32,7 +32,7 @@ from merganser.runs.rows import Row
 FORMAT = 1
 """Version of the layout of a record; a record with another number is refused."""
 
-MACHINE = ("system", "processor", "cores")
+MACHINE = ("system", "processor", "cores", "gpu")
 """Keys of a run's versions that describe the machine."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,199}")
@@ -103,7 +103,9 @@ class CellRecord(Record):
     finished: str = Field(description="UTC time, ISO 8601")
     configuration: dict[str, Any] = Field(description="of the run, fully resolved")
     versions: dict[str, str]
-    hardware: dict[str, str] = Field(description="system, processor, cores, device")
+    hardware: dict[str, str] = Field(
+        description="system, processor, cores, device; gpu: name of the accelerator, if one was used"
+    )
     tasks: list[str] = Field(description="learned, in order")
     metrics: dict[str, str] = Field(description="text score used for each task")
     rows: list[ScoreRow] = Field(description="the score matrix, the row before training first")

@@ -188,6 +188,7 @@ class _Variant:
             values[section] = _over(getattr(options, section), getattr(given, section))
         name = str(method.get("name"))
         own = grids.axes(given.grid, f"{where}: methods.{label}.grid")
+        grids.check_own(own, name, f"{where}: methods.{label}.grid")
         return cls(label, name, values, {**grids.of_method(shared, name), **own})
 
 

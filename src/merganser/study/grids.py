@@ -89,21 +89,54 @@ def with_point(values: Mapping[str, Any], point: Point) -> dict[str, Any]:
 
 
 def of_method(found: Mapping[Path, list[Any]], method: str) -> dict[Path, list[Any]]:
-    """Return those axes of the grid for all methods that a method has: its own options, and all other sections."""
-    known = METHODS[method].Options.model_fields if method in METHODS else {}
-    return {path: values for path, values in found.items() if path[0] != "method" or path[1] in known}
+    """Return those axes of the grid for all methods that change what a method does.
+
+    Its own options, the memory if it has one of a size that is chosen, and all other sections.
+    """
+    return {path: values for path, values in found.items() if _applies(path, method)}
+
+
+def _applies(path: Path, method: str) -> bool:
+    if method not in METHODS:
+        return path[0] != "method"
+    if path[0] == "memory":
+        return METHODS[method].uses_memory and not METHODS[method].full_memory
+    return path[0] != "method" or path[1] in METHODS[method].Options.model_fields
+
+
+def check_own(found: Mapping[Path, list[Any]], method: str, where: str) -> None:
+    """Refuse the memory in the grid of a method that has none: its cells would all be the same.
+
+    Raises:
+        InputError: naming the option.
+    """
+    for path in found:
+        if path[0] == "memory" and not _applies(path, method):
+            raise InputError(
+                f"{where}.{'.'.join(path)}: '{method}' {_memory_of(method)}, so that all its cells would be the same.",
+                "Leave it out of this grid.",
+            )
+
+
+def _memory_of(method: str) -> str:
+    return "keeps all training texts" if METHODS[method].full_memory else "has no memory"
 
 
 def check_shared(found: Mapping[Path, list[Any]], methods: Sequence[str], where: str) -> None:
-    """Refuse an option of ``method`` in the grid for all methods that none of them has.
+    """Refuse an option in the grid for all methods that changes nothing in any of them.
 
     Raises:
-        InputError: with the nearest option that one of them has.
+        InputError: an option of ``method``, with the nearest option that one of them has; or one of ``memory``, and
+            none of them has a memory of a size that is chosen.
     """
     names = [name for name in methods if name in METHODS]
     for path in found:
-        if path[0] != "method" or any(path[1] in METHODS[name].Options.model_fields for name in names):
+        if path[0] not in ("method", "memory") or not names or any(_applies(path, name) for name in names):
             continue
+        at = f"{where}.{'.'.join(path)}"
+        if path[0] == "memory":
+            given = ", ".join(f"'{name}' {_memory_of(name)}" for name in dict.fromkeys(names))
+            raise InputError(f"{at}: no method of the study has a memory to vary: {given}.", "Leave it out.")
         known = sorted({key for name in names for key in known_keys(RunConfig, ("method",), ("method", name))})
         hint = nearest(path[1], known) or f"Their options: {', '.join(known)}."
-        raise InputError(f"{where}.{'.'.join(path)}: no method of the study has the option '{path[1]}'.", hint)
+        raise InputError(f"{at}: no method of the study has the option '{path[1]}'.", hint)

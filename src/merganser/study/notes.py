@@ -27,7 +27,7 @@ def notes_on(
             "Answers to the test examples were not kept in every run, so that intervals of differences do not cover "
             "the test examples there."
         )
-    machines = {(cell.hardware.get("processor"), cell.hardware.get("device")) for cell in cells}
+    machines = {tuple(map(cell.hardware.get, ("processor", "device", "gpu"))) for cell in cells}
     if len(machines) > 1:
         notes.append(f"The cells ran on {len(machines)} kinds of machines, so that their seconds are not comparable.")
     models = {cell.configuration.get("resolved", {}).get("model_fingerprint") for cell in cells}

@@ -50,7 +50,7 @@ class TuneOptions(StrictOptions):
 
     grid: Section = Field(
         description="sections of a run's file with a list of values in the place of a value; an option of `method` is "
-        "for those methods that have it"
+        "for those methods that have it, `memory` for those that have a memory"
     )
     trials: int = Field(
         ge=1,
@@ -87,7 +87,8 @@ class StudyOptions(StrictOptions):
     runs: Section = Field(default_factory=dict, description="likewise")
     grid: Section = Field(
         default_factory=dict,
-        description="for all methods, as in a method; an option of `method` is for those methods that have it",
+        description="for all methods, as in a method; an option of `method` is for those methods that have it, "
+        "`memory` for those that have a memory",
     )
     tune: TuneOptions | None = Field(None, description="options that are searched first, on development data")
     development: Development | None = Field(

@@ -6,9 +6,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from merganser.errors import InputError
+from merganser.errors import InputError, MerganserError
 from merganser.learner import Learner
 from merganser.learner.plan import Plan
+from merganser.streams.formats import is_unreachable
 from merganser.study.cells import Cell, Study
 from merganser.study.orders import Data
 from merganser.study.schedule import beginning
@@ -126,6 +127,24 @@ def plan_study(
         planned.append(_measured(study, title, group, data))
     shared, saved = _shared(planned, data)
     return StudyPlan(planned, len(study.cells), done, shared, saved, at_a_time)
+
+
+def absent_data(study: Study) -> dict[str, str]:
+    """Read the data of a study, and return the streams whose data are neither on this machine nor to be had: with why.
+
+    Raises:
+        InputError: other data are missing or malformed.
+    """
+    data, absent = Data(study.folder), {}
+    for stream in {(cell.stream.stream, cell.stream.order): cell.stream for cell in study.cells}.values():
+        try:
+            data.tasks(stream)
+            data.watched(stream)
+        except MerganserError as error:
+            if not is_unreachable(error):
+                raise
+            absent[stream.stream] = str(error)
+    return absent
 
 
 def _measured(study: Study, title: str, group: Sequence[Cell], data: Data) -> PlannedMethod:
