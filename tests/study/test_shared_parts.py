@@ -15,6 +15,9 @@ import torch
 from merganser.config import RunConfig, check_config
 from merganser.evaluation import ScoredTask
 from merganser.learner.shared_parts import SharedParts, TrainingData
+from merganser.learner.shared_tokens import SharedTokens
+from merganser.models.base import Lengths
+from merganser.models.options import ModelOptions
 from merganser.streams.task import Example, Task
 from merganser.training.records import TaskRecords
 from merganser.training.trainer import Outcome
@@ -89,3 +92,44 @@ def test_answers_are_those_of_one_engine_and_count_for_every_run_that_has_them(p
     assert second.saved_seconds >= 0.02
     parts().answer(Weights(), config(engine="continuous"), [TASK], score)
     assert made == ["mood", "mood"]
+
+
+class Asked:
+    """Tokens and vectors of one more run; ``made`` counts those that were not found."""
+
+    def __init__(self, parts: SharedParts, **options: Any) -> None:
+        given = ModelOptions.model_validate({"name": "owner/model", "kind": "matcher", **options})
+        backbone: Any = SimpleNamespace(
+            options=given, lengths=Lengths(8, 8), weights="fp32", device=torch.device("cpu")
+        )
+        self.tokens = SharedTokens(parts, backbone)
+        self.made = 0
+
+    def __call__(self, meanwhile: Any = lambda: None) -> tuple[list[Any], torch.Tensor]:
+        def count(value: Any) -> Any:
+            self.made += 1
+            meanwhile()
+            return value
+
+        rows = self.tokens.tokens("inputs", ["a b", "c"], lambda: count([[1, 2], [3]]))
+        return rows, self.tokens.vectors(["good"], lambda: count(torch.tensor([[0.6, 0.8]])))
+
+
+def test_tokens_and_label_vectors_are_made_once_and_damaged_ones_again(parts: Any, tmp_path: Path) -> None:
+    first, second, later, pooled = Asked(parts()), Asked(parts()), Asked(parts()), Asked(parts(), pooling="cls")
+    first(meanwhile=second)  # at the same time
+    rows, vectors = later()
+    assert rows == [[1, 2], [3]]
+    assert vectors.tolist() == torch.tensor([[0.6, 0.8]]).tolist()
+    assert (first.made, second.made, later.made) == (1, 2, 0)
+    pooled()
+    assert pooled.made == 1  # tokens do not depend on it
+    for file in [*(tmp_path / "tokens").iterdir(), *(tmp_path / "labels").iterdir()]:
+        content = bytearray(file.read_bytes())
+        content[-2] ^= 1
+        file.write_bytes(content)
+    again = Asked(parts())
+    assert again()[0] == [[1, 2], [3]]
+    assert again.made == 2
+    assert later()[0] == [[1, 2], [3]]
+    assert later.made == 0

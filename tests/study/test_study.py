@@ -10,6 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import merganser
@@ -74,6 +75,23 @@ def test_equal_parts_are_made_once(finished: Path) -> None:
         for name in ("sequential,order-1,s0", "replay,order-1,s0")
     ]
     assert costs[0] == costs[1] == [8, 8]
+
+
+def test_a_later_cell_tokenises_and_embeds_nothing(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell = load_study(finished / "study.yaml").find("replay,order-1,s0")
+    torch.set_num_threads(2)  # as its cells have: vectors of another number are others
+    for place in (
+        "transformers.PreTrainedTokenizerFast.__call__",
+        "merganser.models.matcher.Matcher._embed_pretrained",
+    ):
+        monkeypatch.setattr(place, lambda *given, **options: pytest.fail("made again"))
+    with Learner.of_config(tmp_path / "later", cell.config, shared=finished / "out" / "shared") as learner:
+        learner.learn_stream(Data(finished).tasks(cell.stream))
+        assert learner.session.shared is not None
+        assert learner.session.shared.saved_seconds > 0
+    assert toys.results(tmp_path / "later") == toys.results(finished / "out" / "cells" / cell.name)
 
 
 def test_what_is_done_is_not_run_again_and_added_cells_are(copied: Path, run_study: Run) -> None:

@@ -19,6 +19,7 @@ from merganser.learner.preview import Preview
 from merganser.learner.reporting import end_reporting
 from merganser.learner.session import Session
 from merganser.learner.shared_parts import SharedParts
+from merganser.learner.shared_tokens import SharedTokens
 from merganser.learner.timing import note_timing
 from merganser.lineage import Lineage
 from merganser.metrics.function import MetricFunction
@@ -131,7 +132,9 @@ class Learner:
         else:
             learner = cls(opening.start(run, config, listener, command), new=True)
         if shared is not None:
-            learner.session.shared = SharedParts(shared, learner.session.directory.info)
+            session = learner.session
+            session.shared = SharedParts(shared, session.directory.info)
+            session.backbone.parts = SharedTokens(session.shared, session.backbone)
         return learner
 
     @staticmethod

@@ -2,8 +2,9 @@
 
 Two kinds: a training in which the method does nothing (no callback, no penalty), such as that of the first task by all
 methods that only need a memory or merge at its end, and single-task references; and the answers that a model's weights
-give to a test set, such as those of row 0. A digest has the *content* of what is read (weights, tokens, options,
-versions), so a part that was found is the one that would have been made, bit for bit.
+give to a test set, such as those of row 0. Two more are in :mod:`merganser.learner.shared_tokens`. A digest has the
+*content* of what is read (weights, tokens, options, versions), so a part that was found is the one that would have been
+made, bit for bit.
 """
 
 from __future__ import annotations
@@ -70,14 +71,18 @@ class SharedParts:
         info: of the run that uses it.
 
     Attributes:
+        fingerprint, tokenizer: SHA-256 of the pretrained model and of its tokenizer.
+        versions: of what computes.
         saved_seconds: processor seconds that the parts found so far took where they were made.
         found: names of them.
     """
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
         self.folder = folder
-        self._fingerprint = info.config.get("resolved", {}).get("model_fingerprint")
-        self._versions = {name: info.versions.get(name) for name in VERSIONS}
+        resolved = info.config.get("resolved", {})
+        self.fingerprint = resolved.get("model_fingerprint")
+        self.tokenizer = resolved.get("tokenizer_sha256")
+        self.versions = {name: info.versions.get(name) for name in VERSIONS}
         self.saved_seconds = 0.0
         self.found: list[str] = []
 
@@ -193,7 +198,7 @@ class SharedParts:
     def _model(self, backbone: Backbone, config: RunConfig) -> list[Any]:
         options = config.model.model_dump(mode="json")
         device = backbone.device.type
-        return [options, self._fingerprint, backbone.precision, backbone.weights, device, self._versions]
+        return [options, self.fingerprint, backbone.precision, backbone.weights, device, self.versions]
 
 
 def _is_kept(task: Task) -> bool:

@@ -13,11 +13,18 @@ SPLITS = {"train": "training", "dev": "development", "test": "test", "mix": "mix
 
 def truncated_examples(backbone: Backbone, task: Task) -> dict[str, int]:
     """Count the inputs and answers that are cut: ``train_inputs``, ``train_answers``, ``dev_inputs`` ...; no zeros."""
-    counts: dict[str, int] = {}
-    for split in SPLITS:
-        truncated = backbone.count_truncated(_examples(task, split), AnswerSpec() if split == "mix" else task.spec)
-        counts |= {f"{split}_inputs": truncated.inputs, f"{split}_answers": truncated.answers}
-    return {name: count for name, count in counts.items() if count}
+
+    def count() -> list[dict[str, int]]:
+        counts: dict[str, int] = {}
+        for split in SPLITS:
+            truncated = backbone.count_truncated(_examples(task, split), AnswerSpec() if split == "mix" else task.spec)
+            counts |= {f"{split}_inputs": truncated.inputs, f"{split}_answers": truncated.answers}
+        return [{name: count for name, count in counts.items() if count}]
+
+    if backbone.modality == "image":
+        return count()[0]  # nothing is tokenised
+    counts: dict[str, int] = backbone.parts.tokens("cut", [task.fingerprint()], count)[0]
+    return counts
 
 
 def _examples(task: Task, split: str) -> Sequence[Example]:

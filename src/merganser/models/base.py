@@ -15,6 +15,7 @@ from merganser import processes
 from merganser.errors import InputError
 from merganser.models import lora, stacking, weight_files
 from merganser.models.options import Kind, ModelOptions
+from merganser.models.parts import Parts
 from merganser.models.precision import autocast, resolve_precision
 from merganser.models.pretrained import Pretrained
 from merganser.models.vocabulary import refuse_unreadable
@@ -111,6 +112,7 @@ class Backbone(ABC):
         precision: ``options.precision`` as resolved on this machine, ``bf16`` or ``fp32``.
         weights: how the frozen weights are held: ``options.weights`` as resolved for this model and machine.
         pretrained_from: the files and settings of the pretrained model.
+        parts: where tokens and label vectors come from.
         has_chat_template: whether texts and conversations go through the tokenizer's chat template.
     """
 
@@ -126,6 +128,7 @@ class Backbone(ABC):
         self.precision = resolve_precision(loaded.options.precision)
         self.weights = loaded.weights
         self.pretrained_from = loaded.pretrained
+        self.parts = Parts()
 
     @property
     def module(self) -> nn.Module:

@@ -13,7 +13,7 @@ import torch
 from merganser.errors import InputError
 from merganser.models.base import IGNORE_INDEX, Feature, LoadedModel, Truncated, eval_mode
 from merganser.models.chat_template import uses_template
-from merganser.models.chat_tokens import ChatTokens, Encoded, Prompt
+from merganser.models.chat_tokens import ChatTokens, Encoded, Prompt, encode_shared
 from merganser.models.distinct_labels import LabelTokens
 from merganser.models.generative import RANKING_BATCH, GenerativeBackbone, summed_log_probability
 from merganser.models.padding import attention_mask, pad
@@ -81,7 +81,7 @@ class Causal(GenerativeBackbone):
         if self.chat is None:
             return [()] * len(examples)
         chats = [_conversations(example) for example in examples]
-        encoded = iter(self.chat.encode([chat for of_example in chats for chat in of_example]))
+        encoded = iter(encode_shared(self.chat, [chat for of_example in chats for chat in of_example], self.parts))
         return [tuple(next(encoded) for _ in of_example) for of_example in chats]
 
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
@@ -91,8 +91,12 @@ class Causal(GenerativeBackbone):
         return [_feature(*encoded) if encoded else next(texts) for encoded in self._encode_chats(examples)]
 
     def _text_features(self, examples: Sequence[Example]) -> list[Feature]:
+        content = [[example.input, example.output] for example in examples]
+        return self.parts.tokens("texts", content, lambda: self._tokenise_examples(examples))
+
+    def _tokenise_examples(self, examples: Sequence[Example]) -> list[Feature]:
         features = []
-        prompts = self._encode([example.input for example in examples])
+        prompts = self._tokenise([example.input for example in examples])
         answers: dict[tuple[str, bool], list[int]] = {}
         for prompt, example in zip(prompts, examples, strict=True):
             key = (example.output, self._after_break(prompt))
@@ -118,6 +122,9 @@ class Causal(GenerativeBackbone):
 
     def _encode(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
         """Return prompts, truncated to the input length, with the tokenizer's start and without an end of text."""
+        return self.parts.tokens("inputs", list(texts), lambda: self._tokenise(texts))
+
+    def _tokenise(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
         if not texts:
             return []
         if self.chat is not None:
@@ -192,7 +199,7 @@ class Causal(GenerativeBackbone):
             cut = sum(isinstance(prompt, Prompt) and prompt.cut for prompt in made)
             after_break = [True] * len(examples)
         else:
-            prompts = self._encode(inputs)
+            prompts = self._tokenise(inputs)
             # A prompt that was cut nearly fills the length: the others need not be tokenised again.
             long = [text for prompt, text in zip(prompts, inputs, strict=True) if len(prompt) >= self.lengths.input / 2]
             sizes = token_counts(self.tokenizer, [text.rstrip(" ") for text in long])

@@ -17,6 +17,7 @@ from typing import Any
 from merganser.errors import InputError, first_line
 from merganser.models.base import Lengths
 from merganser.models.chat_template import ChatTemplate
+from merganser.models.parts import Parts
 from merganser.models.truncation import CHUNK
 from merganser.streams.bad_rows import Problem
 from merganser.streams.conversation import Conversation, Turn
@@ -347,3 +348,44 @@ def _default_system(text: str, marks: Sequence[str], tokenizer: Any) -> str:
         common += 1
     words = before[: len(before) - common].replace("\0", " ")
     return words.strip().removeprefix("system").strip()
+
+
+def encode_shared(chat: ChatTokens, conversations: Sequence[Conversation], parts: Parts) -> list[Encoded | Problem]:
+    """Return :meth:`ChatTokens.encode`, or the tokens of the same conversations that another run has encoded.
+
+    Where one of them cannot be encoded, nothing is shared.
+
+    Raises:
+        InputError: as there.
+    """
+    if not parts.shares:
+        return chat.encode(conversations)
+    made: list[Encoded | Problem] = []
+
+    def encode() -> list[dict[str, Any]]:
+        made.extend(chat.encode(conversations))
+        if not all(isinstance(encoded, Encoded) for encoded in made):
+            return []
+        return [
+            {
+                "ids": encoded.ids.tolist(),
+                "spans": encoded.spans,
+                "start": encoded.start,
+                "cut": int(encoded.cut),
+                "answer_cut": int(encoded.answer_cut),
+            }
+            for encoded in made
+            if isinstance(encoded, Encoded)
+        ]
+
+    rows = parts.tokens("conversations", conversations, encode)
+    return made or [
+        Encoded(
+            array("l", row["ids"]),
+            tuple((first, last) for first, last in row["spans"]),
+            row["start"],
+            bool(row["cut"]),
+            bool(row["answer_cut"]),
+        )
+        for row in rows
+    ]

@@ -212,7 +212,8 @@ class LabelMatcher(Backbone):
                 "A matcher distinguishes labels by their texts: map each to its own under 'labels'.",
             )
         if new := [text for text in texts if text not in self._rows]:
-            self._add(new, self._embed_pretrained([self.label_text(text) for text in new]))
+            given = [self.label_text(text) for text in new]
+            self._add(new, self.parts.vectors(given, lambda: self._embed_pretrained(given)))
         return [self._rows[text] for text in texts]
 
     def _add(self, names: Sequence[str], vectors: torch.Tensor) -> None:
@@ -280,6 +281,9 @@ class Matcher(LabelMatcher):
         }
 
     def _encode(self, texts: Sequence[str]) -> list[list[int]]:
+        return self.parts.tokens("inputs", list(texts), lambda: self._tokenise(texts))
+
+    def _tokenise(self, texts: Sequence[str]) -> list[list[int]]:
         if not texts:
             return []
         return self.tokenizer(list(texts), truncation=True, max_length=self.lengths.input)["input_ids"]
@@ -288,11 +292,12 @@ class Matcher(LabelMatcher):
         return Reading(where, "training.max_input", self.tokenizer.unk_token_id, OTHER_TEXTS)
 
     def _label_tokens(self, texts: Sequence[str]) -> list[LabelTokens]:
-        whole = self.tokenizer(list(texts), verbose=False)["input_ids"]
-        return [
-            LabelTokens(text, tuple(ids), tuple(kept))
-            for text, ids, kept in zip(texts, whole, self._encode(texts), strict=True)
-        ]
+        def tokenise() -> list[list[list[int]]]:
+            whole = self.tokenizer(list(texts), verbose=False)["input_ids"]
+            return [list(pair) for pair in zip(whole, self._tokenise(texts), strict=True)]
+
+        rows = self.parts.tokens("labels", list(texts), tokenise)
+        return [LabelTokens(text, tuple(ids), tuple(kept)) for text, (ids, kept) in zip(texts, rows, strict=True)]
 
     def count_truncated(self, examples: Sequence[Example], spec: AnswerSpec) -> Truncated:
         # No answer is written, but a label's text is read.
@@ -317,7 +322,7 @@ class Matcher(LabelMatcher):
     def _embed_pretrained(self, texts: list[str]) -> torch.Tensor:
         vectors = []
         with self.pretrained() as encoder:
-            for ids in self._encode(texts):
+            for ids in self._tokenise(texts):
                 row = torch.tensor([ids], device=self.device)
                 ones = torch.ones_like(row)
                 hidden = encoder(input_ids=row, attention_mask=ones).last_hidden_state

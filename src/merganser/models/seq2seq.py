@@ -29,12 +29,13 @@ class Seq2Seq(GenerativeBackbone):
     def features(self, examples: Sequence[Example], spec: AnswerSpec) -> list[Feature]:
         if are_pairs(examples):
             return pair_features(self.features, examples, spec)
-        inputs = self._encode([example.input for example in examples])
-        targets = self._targets([example.output for example in examples])
-        return [
-            {"input_ids": ids, "labels": labels, "length": len(ids) + len(labels)}
-            for ids, labels in zip(inputs, targets, strict=True)
-        ]
+        outputs = [example.output for example in examples]
+        rows = zip(
+            self._encode([example.input for example in examples]),
+            self.parts.tokens("answers", outputs, lambda: self._targets(outputs)),
+            strict=True,
+        )
+        return [{"input_ids": ids, "labels": labels, "length": len(ids) + len(labels)} for ids, labels in rows]
 
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         if is_pair(features[0]):
@@ -47,10 +48,13 @@ class Seq2Seq(GenerativeBackbone):
         }
 
     def _encode(self, texts: Sequence[str | Conversation]) -> list[list[int]]:
+        plain = list(map(str, texts))  # of a conversation: role by role
+        return self.parts.tokens("inputs", plain, lambda: self._tokenise(plain))
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
         if not texts:
             return []
-        # Of a conversation: role by role.
-        return self.tokenizer(list(map(str, texts)), truncation=True, max_length=self.lengths.input)["input_ids"]
+        return self.tokenizer(texts, truncation=True, max_length=self.lengths.input)["input_ids"]
 
     def _targets(self, texts: Sequence[str], *, whole: bool = False) -> list[list[int]]:
         """Return token ids of answers, truncated to the target length unless ``whole``, the end of text always last."""

@@ -155,8 +155,10 @@ class VisionMatcher(LabelMatcher):
         for example in examples:
             if example.output in pictures and example.image is not None:
                 pictures[example.output].append(example.image)
-        for label, images in pictures.items():
-            self._add([label], self._prototype(images).unsqueeze(0))
+        if pictures:
+            given = list(pictures.values())
+            vectors = self.parts.vectors(given, lambda: torch.stack([self._prototype(images) for images in given]))
+            self._add(list(pictures), vectors)
 
     def _prototype(self, images: Sequence[Picture]) -> torch.Tensor:
         """Return the mean direction (width) of images by the pretrained encoder."""
