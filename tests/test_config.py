@@ -223,7 +223,7 @@ def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
     assert (training.select_best, training.select_every, training.select_by) == (False, 5, "loss")
     plain = check_config({**base, "method": "aim"}, "f.yaml")
     assert plain.memory == MemoryOptions()
-    assert plain.training == TrainingOptions()
+    assert plain.training == TrainingOptions(asymmetric_loss=True)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class _CompatOptions(FinishOptions):
         return dict(REFERENCE_TRAINING) if self.compat == "reference" else {}
 
     def training_defaults(self) -> dict[str, Any]:
-        return dict(REFERENCE_SELECTION) if self.compat == "reference" else {}
+        return dict(REFERENCE_SELECTION) if self.compat == "reference" else {"asymmetric_loss": True}
 
 
 AimAblation = create_model(

@@ -84,7 +84,7 @@ class TrainingOptions(StrictOptions):
         False,
         description="matcher with candidates: seen; compare a text of the new task with that task's labels alone, and "
         "only texts of the memory with all labels seen (asymmetric cross-entropy, ER-ACE): compared with all, new "
-        "texts push every earlier label away",
+        "texts push every earlier label away. Method aim: true by default",
     )
     group_by_length: bool = Field(True, description="batch texts of similar length together, which saves padding")
     packing: Packing = Field(
