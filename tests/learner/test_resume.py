@@ -78,7 +78,10 @@ def started(told: list[Event], task: str = "topic") -> TaskStarted:
 
 CASES: dict[str, dict[str, Any]] = {
     "aim": {},
-    "aim, accumulation, cosine": {"training": {"accumulation": 2, "batch": 2, "schedule": "cosine", "steps": 8}},
+    "aim, accumulation, cosine, replay": {
+        "method": {"replay_share": 0.3},
+        "training": {"accumulation": 2, "batch": 2, "schedule": "cosine", "steps": 8},
+    },
     "aim, epochs with a batch left over": {"training": {"steps": None, "epochs": 2.5, "batch": 5}},
     "aim, all weights, noisy probes": {
         "model": {"lora": None, "dropout": 0.2},

@@ -88,7 +88,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
     ablation = {"adapt_interval": False, "weight_new": 0.3}
     config = AimOptions(**top, ablation=ablation).config()
     assert config == AimConfig(**top, **ablation)
-    not_of_the_callback = {"name", "compat", "ablation", "finish_weight"}
+    not_of_the_callback = {"name", "compat", "ablation", "finish_weight", "replay_share"}
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
     assert given == {field.name for field in fields(AimConfig)} - {"seed", "checkpoints"}
     assert AimOptions(probe_every=4).config().probes_per_interval is None

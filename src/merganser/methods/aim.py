@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, create_model, model_validator
 
 from merganser.methods.base import Method, TaskContext
+from merganser.methods.shared.rehearsal import Rehearsal, RehearsalOptions
 from merganser.methods.shared.start_merge import FinishOptions
 from merganser.options import StrictOptions, option_fields, yaml_text
 from merganser.settings import ABLATION, described
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
 
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.weight_change import WeightChange
+    from merganser.training.trainer import Penalty
 
 
-COMPAT = {"reference": (REFERENCE | {"finish_weight": None}, REFERENCE_DEFAULTS)}
+COMPAT = {"reference": (REFERENCE | {"finish_weight": None, "replay_share": None}, REFERENCE_DEFAULTS)}
 """Value of ``compat`` -> options that it sets, and defaults of options that can still be chosen."""
 
 
@@ -41,6 +43,14 @@ class _CompatOptions(FinishOptions):
         None,
         description="reference: reproduces the program released with the paper; sets the options concerned, here, in "
         "`memory` (the sampler) and in `training` (order of the data, mean of the loss, selection by development loss)",
+    )
+
+    replay_share: float | None = Field(
+        None,
+        gt=0,
+        le=1,
+        description="memory examples beside every training batch as a share of it, as in `replay`, in addition to the "
+        "rehearsal before a merge; null: none",
     )
 
     @model_validator(mode="before")
@@ -128,6 +138,7 @@ class Aim(Method[_CompatOptions]):
         self.config = options.config()
         self._callback: AimMerging | None = None  # of the current task; the first task has none
         self._change: WeightChange | None = None  # where nothing is merged
+        self._beside: Rehearsal | None = None  # with ``replay_share``
 
     def rehearsal_batch(self, training: TrainingOptions, memory_examples: int) -> int | None:
         if memory_examples == 0:
@@ -161,14 +172,25 @@ class Aim(Method[_CompatOptions]):
         )
         return [self._callback, *watching]
 
+    def penalty(self, context: TaskContext) -> Penalty | None:
+        self._beside = None
+        if self.options.replay_share is None:
+            return None
+        self._beside = Rehearsal(RehearsalOptions(name="replay", share=self.options.replay_share), "aim replay")
+        return self._beside.penalty(context, self.records)
+
     def after_task(self, context: TaskContext) -> None:
         self.options.finish(self.records, context)
 
     def task_state(self) -> TaskState:
         state = TaskState() if self._callback is None else self._callback.task_state()
+        if self._beside is not None:
+            state = TaskState(state.values | {"replay": self._beside.task_state().values}, state.tensors)
         return state if self._change is None else TaskState(state.values, state.tensors | self._change.state_tensors())
 
     def load_task_state(self, state: TaskState) -> None:
+        if self._beside is not None:
+            self._beside.load_task_state(TaskState(state.values["replay"]))
         if self._callback is not None:
             self._callback.load_task_state(state)
         if self._change is not None:
