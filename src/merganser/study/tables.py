@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -97,9 +98,9 @@ def score_rows(result: StreamResult) -> tuple[list[str], Rows]:
 
 
 def narrow_rows(result: StreamResult) -> tuple[list[str], Rows]:
-    """Return the table of scores without the columns for which a terminal has no room."""
+    """Return the table of scores without the columns for which a terminal has no room; the legend has the runs."""
     head, rows = score_rows(result)
-    kept = [place for place, name in enumerate(head) if place != head.index("OP") + 1 and name != "FWT"]
+    kept = [place for place, name in enumerate(head) if place != head.index("OP") + 1 and name not in ("runs", "FWT")]
     bwt = head.index("BWT")
     rows = [[*row[:bwt], row[bwt].split(" ")[0], *row[bwt + 1 :]] for row in rows]
     return [head[place] for place in kept], [[row[place] for place in kept] for row in rows]
@@ -260,10 +261,11 @@ def _rich_table(head: Sequence[str], rows: Rows) -> Table:
         words = number == 0 or name == "verdict"
         longest = max((len(row[number]) for row in rows), default=0)
         table.add_column(
-            name,
+            textwrap.fill(name, max(longest, 9), break_long_words=False),
             justify="left" if words else "right",
             overflow="fold",
-            no_wrap=not words and longest > len(name) // 2,
+            max_width=10 if name == "verdict" else None,  # cannot be / told apart
+            no_wrap=not words,
             min_width=min(longest, 16 if number == 0 else 9),
         )
     for row in rows:
