@@ -124,8 +124,9 @@ def test_joint_training_that_has_one_run_for_all_orders_counts_once() -> None:
 
 def test_tables_say_the_same_in_every_format(table: StudyTable, records: list[CellRecord], tmp_path: Path) -> None:
     text = table.text(200)
-    for said in ("cannot be told apart", "reference", "aim†", "(2.2×)", "† costs more than replay"):
+    for said in ("cannot be", "told apart", "reference", "aim†", "(2.2×)", "† costs more than replay"):
         assert said in text
+    assert max(map(len, table.text(80).split("\n\n", maxsplit=1)[0].splitlines())) <= 80
     assert "| aim† | 9 |" in table.markdown()
     latex = table.latex()
     assert latex.count(r"\toprule") == 1
