@@ -70,6 +70,8 @@ def test_another_reference_and_none_of_that_name(records: list[CellRecord]) -> N
     assert "replay" in error.value.remedy
     with pytest.raises(InputError, match="no results"):
         compare([])
+    other = [record.model_copy(update={"stream": "other"}) for record in records if record.method != "joint"]
+    assert [each.reference for each in compare([*records, *other], "joint")] == ["joint", "replay"]
 
 
 def test_cells_that_cannot_be_compared_are_named(records: list[CellRecord]) -> None:

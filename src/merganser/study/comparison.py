@@ -35,8 +35,8 @@ def compare(
 
     Args:
         records: its cells.
-        reference: label or name of the method that the others are compared with; default: ``replay``, else
-            ``sequential``, else the best one.
+        reference: label or name of the method that the others are compared with; default, also for streams without
+            it: ``replay``, else ``sequential``, else the best one.
         confidence: of intervals and verdicts, in (0, 1).
 
     Raises:
@@ -46,18 +46,16 @@ def compare(
     results = [record for record in records if record.tuning is None]
     if not results:
         raise InputError("There are no results of cells to compare.", "Run the study first: merganser study STUDY.yaml")
-    streams = list(dict.fromkeys(record.stream for record in results))
-    compared = [
-        _compare_stream(stream, [record for record in results if record.stream == stream], reference, confidence)
-        for stream in streams
-    ]
-    if reference is not None and not any(each.reference for each in compared):
-        known = sorted({method.label for each in compared for method in each.methods})
-        hint = nearest(reference, known) or ""
-        raise InputError(
-            f"There is no method '{reference}' in the study.", f"{hint} Methods: {', '.join(known)}.".strip()
-        )
-    return compared
+    streams: dict[str, list[CellRecord]] = {}
+    for record in results:
+        streams.setdefault(record.stream, []).append(record)
+    if reference is not None:
+        labels = {label for of_stream in streams.values() for label in method_labels(of_stream).values()}
+        if reference not in labels | {record.method for record in results}:
+            hint = nearest(reference, labels) or ""
+            remedy = f"{hint} Methods: {', '.join(sorted(labels))}."
+            raise InputError(f"There is no method '{reference}' in the study.", remedy.strip())
+    return [_compare_stream(stream, of_stream, reference, confidence) for stream, of_stream in streams.items()]
 
 
 def method_labels(records: Sequence[CellRecord]) -> dict[str, str]:
@@ -91,7 +89,7 @@ def _compare_stream(
     kind = kind_of_seconds(complete)
     methods = [_summarise(label, of, kind, confidence) for label, of in cells.items()]
     methods.sort(key=lambda method: -method.op.mean)
-    chosen = _reference(methods, reference)
+    chosen = _reference(methods, reference) or _reference(methods, None)
     if chosen is not None:
         methods = _with_differences(methods, chosen, confidence)
         methods = [with_cost(method, chosen) for method in methods]
