@@ -163,6 +163,8 @@ def test_equal_runs_are_no_error() -> None:
     same = estimate(plain([0.0] * 8), comparisons=1)
     assert (same.low, same.high, same.p) == (0.0, 0.0, 1.0)
     assert estimate(plain([0.01, 0.01]), comparisons=1).p == 0.5  # two of one sign: half of all exchanges
+    for value in (0.1, 0.25):  # of three times 0.1 the mean is not 0.1
+        assert estimate(plain([value] * 3), comparisons=1).p == 0.25
 
 
 def test_pareto_front_has_what_nothing_beats() -> None:

@@ -42,6 +42,9 @@ test(s) of significance"."""
 LEAST = 1e-15
 """Smallest tail of a distribution that is told apart from none."""
 
+ROUNDING = 1e-12
+"""Standard error of scores in [0, 1] below which their runs are equal."""
+
 MOST_CELLS = 1 << 20
 """Numbers of a portion of the resamples of test examples, of which a task may have 100,000."""
 
@@ -270,6 +273,8 @@ def _spread(units: str, clusters: list[Array]) -> _Spread:
     mean = math.fsum(float(cluster.sum()) for cluster in clusters) / total
     squares = math.fsum((float(cluster.sum()) - cluster.size * mean) ** 2 for cluster in clusters)
     variance, freedom = squares * number / (number - 1) / total**2, total - 1
+    if variance < ROUNDING**2:
+        variance = 0.0
     if number < total:
         between = math.fsum(cluster.size * (float(cluster.mean()) - mean) ** 2 for cluster in clusters)
         within = math.fsum(float(((cluster - cluster.mean()) ** 2).sum()) for cluster in clusters)
