@@ -100,6 +100,7 @@ def test_an_entry_is_written_run_at_toy_size_and_compared(tmp_path: Path, run_st
     values = yaml.safe_load(file.read_text())
     values["training"] |= {"steps": 1, "batch": 4, "accumulation": 1, "max_input": 16, "max_target": 4}
     values |= {"orders": ["standard-cl-1"], "seeds": 1, "methods": {"sequential": None}}
+    values["stream"]["limit"] = 3
     values["reference"] = "sequential"
     file.write_text(yaml.safe_dump(values, sort_keys=False))
     assert run_study(file, tmp_path / "out").failed == {}
@@ -116,7 +117,7 @@ def test_an_entry_is_written_run_at_toy_size_and_compared(tmp_path: Path, run_st
     assert all(each.measured is not None for each in measured)
     assert found.planned == 9
     changed = {each.split(":")[0] for each in found.otherwise}
-    assert changed == {"model.name", *(f"training.{key}" for key in (
+    assert changed == {"model.name", "stream.limit", *(f"training.{key}" for key in (
         "steps", "batch", "accumulation", "max_input", "max_target"))}  # fmt: skip
 
 

@@ -169,11 +169,15 @@ def _difference(pairs: Sequence[Pair], measure: Measure) -> Estimate | None:
     return estimate(paired_sample(pairs, differences))
 
 
+OF_RUN = ("stream.name", "stream.folder", "stream.tasks", "stream.order", "seed")
+"""Settings in which runs of one study differ, or which say where the data are."""
+
+
 def _otherwise(measured: dict[str, Sequence[CellRecord]], cells: Sequence[Cell]) -> list[str]:
     """Return how runs were made otherwise than in the study of the entry, each difference once."""
     found: dict[str, None] = {}
     for cell in cells:
         for record in measured.get(cell.method, ())[:1]:
             changes = config_changes(record.configuration, cell)
-            found |= dict.fromkeys(each for each in changes if not each.startswith(("stream", "seed")))
+            found |= dict.fromkeys(each for each in changes if each.split(":")[0] not in OF_RUN)
     return list(found)
