@@ -94,6 +94,16 @@ def test_answers_are_those_of_one_engine_and_count_for_every_run_that_has_them(p
     assert made == ["mood", "mood"]
 
 
+def test_what_a_model_computes_is_of_one_kind_of_machine_and_tokens_of_all(tmp_path: Path) -> None:
+    asked = []
+    for gpu in ("Some GPU", "Another GPU", "Some GPU"):
+        parts = SharedParts(tmp_path, SimpleNamespace(config={}, versions={"gpu": gpu}))  # type: ignore[arg-type]
+        trained(parts, Weights())
+        asked.append((Asked(parts), parts))
+        asked[-1][0]()
+    assert [(each.made, parts.found) for each, parts in asked] == [(2, []), (1, []), (0, ["training of mood"])]
+
+
 class Asked:
     """Tokens and vectors of one more run; ``made`` counts those that were not found."""
 

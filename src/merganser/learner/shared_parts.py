@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from merganser.models.base import Backbone
 
 VERSIONS = ("merganser", "torch", "transformers", "peft")
+MACHINE = ("system", "processor", "gpu")
+"""Keys of a run's versions on which the last bits of what a model computes depend."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ class SharedParts:
     Attributes:
         fingerprint, tokenizer: SHA-256 of the pretrained model and of its tokenizer.
         versions: of what computes.
+        machine: on which.
         saved_seconds: processor seconds that the parts found so far took where they were made.
         found: names of them.
     """
@@ -83,6 +86,7 @@ class SharedParts:
         self.fingerprint = resolved.get("model_fingerprint")
         self.tokenizer = resolved.get("tokenizer_sha256")
         self.versions = {name: info.versions.get(name) for name in VERSIONS}
+        self.machine = {name: info.versions.get(name) for name in MACHINE}
         self.saved_seconds = 0.0
         self.found: list[str] = []
 
@@ -197,8 +201,8 @@ class SharedParts:
 
     def _model(self, backbone: Backbone, config: RunConfig) -> list[Any]:
         options = config.model.model_dump(mode="json")
-        device = backbone.device.type
-        return [options, self.fingerprint, backbone.precision, backbone.weights, device, self.versions]
+        held = [backbone.precision, backbone.weights, backbone.device.type]
+        return [options, self.fingerprint, held, self.versions, self.machine]
 
 
 def _is_kept(task: Task) -> bool:

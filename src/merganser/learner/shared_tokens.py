@@ -58,7 +58,7 @@ class SharedTokens(Parts):
         common = [parts.fingerprint, parts.tokenizer, parts.versions, lengths]
         self._of_tokens = digest(common, backbone.options.model_dump(mode="json", exclude=NOT_OF_TOKENS))
         options = backbone.options.model_dump(mode="json", exclude=NOT_OF_VECTORS)
-        held = [backbone.weights, backbone.device.type]
+        held = [backbone.weights, backbone.device.type, parts.machine]
         self._of_vectors = digest(common, options, held, backbone.options.lora is None)
 
     def tokens(self, what: str, content: Sequence[Any], make: Callable[[], list[Any]]) -> list[Any]:
