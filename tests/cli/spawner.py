@@ -100,13 +100,22 @@ class Spawner:
         *arguments: str | Path,
         call: str | None = None,
         environment: Mapping[str, str] | None = None,
+        pipe: Path | None = None,
     ) -> int:
-        """Start a command, or a function ``module:name``; returns the number of its process."""
+        """Start a command, or a function ``module:name``; returns the number of its process.
+
+        What it prints is kept, or goes into a named pipe that somebody reads.
+        """
         self._started += 1
         out, err = (self.folder / f"{self._started}.{name}" for name in ("out", "err"))
         for file in (out, err):
             file.touch()  # the process may be killed before it opens them
-        order = {"out": str(out), "err": str(err), "folder": str(self.folder), "environment": dict(environment or {})}
+        order = {
+            "out": str(pipe or out),
+            "err": str(pipe or err),
+            "folder": str(self.folder),
+            "environment": dict(environment or {}),
+        }
         number = self._ask({"arguments": [str(a) for a in arguments], **order, "call": call})
         self._files[number] = out, err
         return number
@@ -147,6 +156,8 @@ def child(order: dict[str, object]) -> int:
     for descriptor, key in ((1, "out"), (2, "err")):
         file = os.open(str(order[key]), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
         os.dup2(file, descriptor)
+    # What was opened on a file would seek in a pipe.
+    sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", 1, closefd=False)
     empty = os.open(os.devnull, os.O_RDONLY)
     os.dup2(empty, 0)
     os.chdir(str(order["folder"]))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import select
 import shutil
 import signal
 import subprocess
@@ -14,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from merganser.runs.lock import RunLock
-from tests.cli.spawner import ENVIRONMENT, Spawner, until
+from tests.cli.spawner import ENVIRONMENT, LIFE, Spawner, until
 from tests.learner import toys
 from tests.learner.toys import contents, results, write_stream
 
@@ -96,6 +97,24 @@ def test_two_processes_in_one_run(spawner: Spawner, stream: Path, tmp_path: Path
     os.kill(first, signal.SIGCONT)
     assert spawner.wait(first).code == 0
     assert rows_of(run) == ["00-start", "01-mood", "02-topic", "03-truth"]
+
+
+def test_work_goes_on_when_nobody_reads_on(spawner: Spawner, stream: Path, tmp_path: Path) -> None:
+    """As in ``merganser run ... 2>&1 | head -1``: everything is learned, and what would be printed is not."""
+    run, pipe = tmp_path / "run", tmp_path / "pipe"
+    os.mkfifo(pipe)
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    process = spawner.start("run", stream, "--out", run, pipe=pipe)
+    assert select.select([reader], [], [], LIFE)[0]
+    os.close(reader)
+    assert spawner.wait(process).code == 0
+    assert [folder.name for folder in sorted((run / "tasks").iterdir())] == [
+        "00-start",
+        "01-mood",
+        "02-topic",
+        "03-truth",
+    ]
+    assert (run / "report.html").is_file()
 
 
 def test_a_disk_that_is_really_full(spawner: Spawner, run: Path) -> None:
