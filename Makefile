@@ -29,11 +29,11 @@ $(VENV)/.demo-assets: scripts/fetch_demo_assets.sh $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
-	@echo "Learning five tasks twice, by AimMerging and by plain sequential fine-tuning (1 to 3 minutes on 2 cores) ..."
+	@echo "Learning five tasks by AimMerging, by plain sequential fine-tuning and by replay (2 to 10 minutes on 2 cores) ..."
 	@$(BIN)/merganser demo --out demo-run
 
 test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
-	@echo "Checking style, types, import layers and running all tests (3 to 4 minutes on 2 cores) ..."
+	@echo "Checking style, types, import layers and running all tests (10 to 15 minutes on 2 cores) ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/lint-imports --no-logo

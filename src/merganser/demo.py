@@ -11,6 +11,7 @@ import os
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any
@@ -41,6 +42,11 @@ def demo_model() -> str:
     )
 
 
+BASELINES: dict[str, dict[str, Any]] = {"sequential": {}, "replay": {"share": 0.25}}
+"""Methods that the demonstration shows beside, with their options. Replay with a quarter as many rows of the memory as
+new ones is the best on development texts of another stream (``benchmarks/studies/newsgroups-dev.yaml``)."""
+
+
 def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
     """Return the configuration of the demonstration.
 
@@ -49,7 +55,7 @@ def demo_config(method: str, seed: int, quick: bool) -> RunConfig:
     """
     settings: dict[str, Any] = {
         "model": {"name": demo_model(), "kind": "matcher", "dropout": 0.0, "attention": "eager"},
-        "method": method,
+        "method": {"name": method, **BASELINES.get(method, {})},
         "memory": {"share": 0.02, "minimum_per_label": 1},
         "training": {
             "epochs": 2,
@@ -73,53 +79,58 @@ def demo_tasks(seed: int, quick: bool) -> tuple[Task, ...]:
     return demo_stream(texts, tests, seed).tasks
 
 
-class BaselineRun:
-    """Learn the same stream sequentially in another process, at the same time, on the other half of the cores.
+class BaselineRuns:
+    """Learn the same stream by other methods, each in a process of its own, at the same time; cores are shared evenly.
 
-    A context manager: leaving it early stops the process; completed tasks are kept.
+    A context manager: leaving it early stops the processes; completed tasks are kept.
+
+    Args:
+        out: folder of the demonstration, in which each method has a folder.
+        methods: names of them.
+        seed, quick: as of the demonstration.
     """
 
-    def __init__(self, out: Path, seed: int, quick: bool) -> None:
-        self.out = out
-        self.arguments = ["--out", str(out.parent), "--seed", str(seed), "--method", "sequential", "--no-baseline"]
-        self.arguments += ["--quick"] if quick else []
-        self._process: subprocess.Popen[bytes] | None = None
-        self._output: IO[bytes] | None = None
+    def __init__(self, out: Path, methods: Sequence[str], seed: int, quick: bool) -> None:
+        self.methods = methods
+        self.arguments = ["--out", str(out), "--seed", str(seed), "--no-baseline", *(["--quick"] if quick else [])]
+        self._started: list[tuple[str, subprocess.Popen[bytes], IO[bytes]]] = []
 
-    def __enter__(self) -> BaselineRun:
+    def __enter__(self) -> BaselineRuns:
         import torch
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        half = max(1, cores // 2)
-        torch.set_num_threads(half)
-        self._output = tempfile.TemporaryFile()
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "merganser", "demo", *self.arguments],
-            stdout=self._output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            env={**os.environ, "OMP_NUM_THREADS": str(half)},
-        )
+        each = max(1, cores // (1 + len(self.methods)))
+        torch.set_num_threads(each)
+        for method in self.methods:
+            output = tempfile.TemporaryFile()
+            process = subprocess.Popen(
+                [sys.executable, "-m", "merganser", "demo", "--method", method, *self.arguments],
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                stdin=subprocess.DEVNULL,
+                env={**os.environ, "OMP_NUM_THREADS": str(each)},
+            )
+            self._started.append((method, process, output))
         return self
 
     def wait(self) -> None:
-        """Wait until the process ends.
+        """Wait until the processes end.
 
         Raises:
-            RunError: it failed; the message is the last line of its output.
+            RunError: one failed; the message is the last line of its output.
         """
-        assert self._process is not None
-        assert self._output is not None
-        if self._process.wait() != 0:
-            self._output.seek(0)
-            lines = self._output.read().decode(errors="replace").strip().splitlines()
-            raise RunError(f"The sequential run failed: {lines[-1] if lines else 'no output'}", "Start it again.")
+        for method, process, output in self._started:
+            if process.wait() != 0:
+                output.seek(0)
+                lines = output.read().decode(errors="replace").strip().splitlines()
+                raise RunError(f"The {method} run failed: {lines[-1] if lines else 'no output'}", "Start it again.")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.terminate()
-            self._process.wait()
-        if self._output is not None:
-            self._output.close()
+        for _, process, _ in self._started:
+            if process.poll() is None:
+                process.terminate()
+        for _, process, output in self._started:
+            process.wait()
+            output.close()

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
+import sys
+import time
+import traceback
 from pathlib import Path
+from typing import IO, Any
 
 import pytest
 from rich.console import Console
@@ -11,6 +17,8 @@ from rich.console import Console
 from merganser.cli.live import LiveView, Stream, rows_of, watching
 from merganser.cli.progress_matrix import delta_table, row_line
 from merganser.cli.time_left import TimeLeft
+from merganser.demo import BaselineRuns
+from merganser.errors import RunError
 from merganser.events import Evaluating, Merged, Notice, RowDone, StepDone, TaskStarted
 from merganser.report.formatting import score, shortened
 from merganser.report.page import render
@@ -163,7 +171,7 @@ def test_the_demo_without_its_model_names_the_command_that_fetches_it(
 def test_the_demo_end_to_end_at_toy_size(
     merganser: toys.Command, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """The demonstration with a tiny model on tiny tasks: two runs, a comparison, a page, a question to ask."""
+    """The demonstration with a tiny model on tiny tasks: three runs, a comparison, a page, a question to ask."""
     from merganser.config import load_config
     from merganser.streams.loading import load_stream
 
@@ -172,8 +180,16 @@ def test_the_demo_end_to_end_at_toy_size(
     tasks = load_stream(config.stream, tmp_path / "in").tasks
     monkeypatch.setattr("merganser.demo.demo_model", lambda: str(toys.model_folder()))
     monkeypatch.setattr("merganser.demo.demo_tasks", lambda seed, quick: tasks)
-    done = merganser("demo", "--out", tmp_path / "demo", "--no-baseline", "--quick", "--seed", "4")
+    monkeypatch.setattr("merganser.demo.subprocess.Popen", ForkedCommand)
+    monkeypatch.setattr("merganser.demo.os.sched_getaffinity", lambda process: {0}, raising=False)
+    done = merganser("demo", "--out", tmp_path / "demo", "--quick", "--seed", "4")
     assert done.code == 0, done.err
+    assert "Waiting for sequential and replay to finish" in done.err
+    methods = {name: read_run(tmp_path / "demo" / name).info.config["method"] for name in ("sequential", "replay")}
+    assert (methods["replay"]["name"], methods["replay"]["share"]) == ("replay", 0.25)
+    assert all("sequential: " in line and "replay: " in line for line in done.out.split("\n\n") if "(OP)" in line)
+    page = (tmp_path / "demo" / "report.html").read_text(encoding="utf-8")
+    assert "Experience replay" in page
     assert (tmp_path / "demo" / "report.html").is_file()
     record = read_run(tmp_path / "demo" / "aim")
     assert record.info.command == f"merganser demo --out {tmp_path / 'demo'} --seed 4 --method aim --quick"
@@ -181,3 +197,63 @@ def test_the_demo_end_to_end_at_toy_size(
     assert [task.name for task in record.tasks] == ["mood", "topic"]
     assert f"merganser ask {tmp_path / 'demo' / 'aim'}" in done.out
     assert merganser("ask", tmp_path / "demo" / "aim", "great film").code == 0
+
+
+class ForkedCommand:
+    """In the place of ``subprocess.Popen``: the command without its imports, with what a test has replaced."""
+
+    def __init__(self, command: list[str], stdout: IO[bytes], env: dict[str, str], **options: Any) -> None:
+        from merganser.cli import app
+
+        self.returncode: int | None = None
+        self.number = os.fork()
+        if self.number == 0:
+            code = 1
+            try:
+                os.dup2(stdout.fileno(), 1)
+                os.dup2(stdout.fileno(), 2)
+                sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
+                signal.alarm(120)
+                app(command[3:], standalone_mode=False)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
+            finally:
+                sys.stdout.flush()
+                sys.stderr.flush()
+                os._exit(code)
+
+    def wait(self) -> int:
+        if self.returncode is None:
+            self.returncode = os.waitstatus_to_exitcode(os.waitpid(self.number, 0)[1])
+        return self.returncode
+
+    def poll(self) -> int | None:
+        return self.returncode
+
+
+PROGRAM = """#!/bin/sh
+case "$*" in
+*"--method replay"*) echo started; echo "the disk is full"; exit 1;;
+*wait*) exec sleep 60;;
+esac
+"""
+"""What stands in the place of Python in the test below."""
+
+
+def test_baselines_that_fail_or_are_not_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    program = tmp_path / "program"
+    program.write_text(PROGRAM)
+    program.chmod(0o755)
+    monkeypatch.setattr("merganser.demo.sys.executable", str(program))
+    monkeypatch.setattr("merganser.demo.os.sched_getaffinity", lambda process: {0}, raising=False)
+    with (
+        pytest.raises(RunError, match=r"^The replay run failed: the disk is full"),
+        BaselineRuns(tmp_path / "out", ["sequential", "replay"], 0, quick=False) as beside,
+    ):
+        beside.wait()
+    start = time.monotonic()
+    with pytest.raises(KeyboardInterrupt), BaselineRuns(tmp_path / "wait", ["sequential"], 0, quick=True) as beside:
+        raise KeyboardInterrupt
+    assert time.monotonic() - start < 50
+    assert [process.poll() for _, process, _ in beside._started] == [-signal.SIGTERM]

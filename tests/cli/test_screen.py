@@ -22,13 +22,16 @@ from tests.report.answered import watching
 from tests.report.conftest import TOPICS, make_run
 
 
-def screen(
-    record: RunRecord, baseline: RunRecord | None = None, learned: Sequence[str] = (), verbose: bool = False
-) -> str:
+def screen(record: RunRecord, *baselines: RunRecord, learned: Sequence[str] = (), verbose: bool = False) -> str:
     console = Console(file=io.StringIO(), width=80, markup=False, emoji=False)
     with console.capture() as captured:
         show_outcome(
-            console, record, baseline=baseline, learned=learned, page=Path("runs/example/report.html"), verbose=verbose
+            console,
+            record,
+            baselines=baselines,
+            learned=learned,
+            page=Path("runs/example/report.html"),
+            verbose=verbose,
         )
     return captured.get()
 
@@ -79,6 +82,19 @@ def test_a_row_per_task_beside_a_baseline() -> None:
     assert "a-method-of-yours: scores after each task" in screen(
         make_run(["a"], method="a-method-of-yours"), verbose=True
     )
+
+
+def test_two_baselines_fit_into_a_line_and_of_more_the_first_two_are_shown() -> None:
+    record = with_answers(make_run(TOPICS))
+    plain = make_run(TOPICS, method="sequential", merging=False, forgetting=0.15)
+    replay, ewc = (make_run(TOPICS, method=name, merging=False, forgetting=0.05) for name in ("replay", "ewc"))
+    text = screen(record, plain, replay, ewc)
+    lines = text.splitlines()
+    assert max(map(len, lines)) <= 80
+    (line,) = [line for line in lines if line.startswith("newsgroups")]
+    assert line.split()[-3:] == ["lost", "30.0", "70.0"]
+    assert "sequential: 56.4 ± 1.1 %; replay: " in " ".join(text.split())
+    assert "ewc" not in text
 
 
 def test_the_screen_in_the_guide() -> None:

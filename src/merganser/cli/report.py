@@ -62,7 +62,7 @@ def report(
         written += write_figures(record, figures, baselines)
     if tables is not None:
         written += write_tables(record, tables)
-    show_outcome(OutputConsole(), record, baseline=baselines[0] if baselines else None, verbose=verbose)
+    show_outcome(OutputConsole(), record, baselines=baselines, verbose=verbose)
     typer.echo()
     for path in written:
         typer.echo(f"Wrote {path}")

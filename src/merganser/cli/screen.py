@@ -39,7 +39,7 @@ def show_outcome(
     console: Console,
     record: RunRecord,
     *,
-    baseline: RunRecord | None = None,
+    baselines: Sequence[RunRecord] = (),
     learned: Sequence[str] = (),
     page: Path | None = None,
     verbose: bool = False,
@@ -48,12 +48,14 @@ def show_outcome(
 
     Args:
         record: of the run.
-        baseline: another run over the same tasks, whose scores are shown beside.
+        baselines: other runs over the same tasks, whose scores are shown beside; of more than two the first two, which
+            is what a line of 80 characters holds.
         learned: tasks that the command has learned, if it is about these alone.
         page: its report.
         verbose: also all metrics, the score matrix and what the run stores.
     """
     tasks = record.courses()
+    beside = baselines[:2]
     console.print(Text(sentence(record, tasks, learned), style="bold"), soft_wrap=False)
     if tasks:
         fresh = [each.task for each in tasks if each.fresh]
@@ -63,12 +65,12 @@ def show_outcome(
         _print(console, f"Undo {last}: merganser undo {shlex.quote(record.path)}")
     console.print()
     if tasks:
-        console.print(course_table(tasks, baseline))
+        console.print(course_table(tasks, beside))
         console.print(Text(_legend(tasks), style="dim"))
         console.print()
-    _show_headline(console, record, baseline)
+    _show_headline(console, record, beside)
     if verbose:
-        _show_everything(console, [record] if baseline is None else [baseline, record])
+        _show_everything(console, [*baselines, record])
     if page is not None:
         _print(console, f"Page: {page}")
 
@@ -108,26 +110,26 @@ def _of_last_row(record: RunRecord) -> list[TaskCourse]:
     return [each for each in courses([start, before, rows[-1]], record.changes("previous")) if not each.fresh]
 
 
-def course_table(tasks: Sequence[TaskCourse], baseline: RunRecord | None = None) -> Table:
-    """Tabulate the courses, a row per task, a watched one with its mark; beside a baseline with its last scores."""
-    last = baseline.scores.rows[-1].scores if baseline is not None and baseline.scores.rows else {}
+def course_table(tasks: Sequence[TaskCourse], baselines: Sequence[RunRecord] = ()) -> Table:
+    """Tabulate the courses, a row per task, a watched one with its mark; beside each baseline's last scores."""
+    last = [each.scores.rows[-1].scores if each.scores.rows else {} for each in baselines]
     rows = [cells(each) for each in tasks]
     used = [number for number in range(len(HEAD)) if number < 5 or any(row[number] for row in rows)]
-    table = Table(box=None, pad_edge=False, padding=(0, 2 if baseline is None else 1, 0, 0))
+    table = Table(box=None, pad_edge=False, padding=(0, 1 if baselines else 2, 0, 0))
     for number in used:
         name = HEAD[number] if number != 2 else "right\nafter"
         # The names take what is left; they are broken into lines where that is less than they need.
         ratio = {"overflow": "fold"} if number == 0 else {"no_wrap": True}
         table.add_column(name, justify="left" if number in (0, 6) else "right", vertical="bottom", **ratio)
-    if baseline is not None:
+    for baseline in baselines:
         table.add_column(f"{method_name(baseline)}\nnow", justify="right", no_wrap=True)
     for each, row in zip(tasks, rows, strict=True):
         style = STYLES.get(each.word, "")
         line = [Text(row[number], style if number >= 4 else "") for number in used]
         if each.now is None:
             line[used.index(3)] = Text("no test")
-        if baseline is not None:
-            entry = last.get(each.task)
+        for scores in last:
+            entry = scores.get(each.task)
             line.append(Text(score(None if entry is None else entry.value)))
         table.add_row(*line)
     return table
@@ -152,15 +154,15 @@ def _metric(run: RunRecord, name: str) -> Metric | None:
     return next((metric for metric in run.scores.summary if metric.name == name), None)
 
 
-def _show_headline(console: Console, record: RunRecord, baseline: RunRecord | None) -> None:
+def _show_headline(console: Console, record: RunRecord, baselines: Sequence[RunRecord]) -> None:
     for name, title in SPELLED_OUT.items():
         metric = _metric(record, name)
         if metric is None or finite(metric.value) is None:
             continue
         line = f"{title}: {_value(metric)}"
-        other = None if baseline is None else _metric(baseline, name)
-        if baseline is not None and other is not None:
-            line += f"; {method_name(baseline)}: {_value(other)}"
+        for baseline in baselines:
+            if (other := _metric(baseline, name)) is not None:
+                line += f"; {method_name(baseline)}: {_value(other)}"
         console.print(Text(f"{line}."))
 
 
