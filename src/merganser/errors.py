@@ -49,6 +49,8 @@ class MerganserError(Exception):
     exit_code = 1
     reported_elsewhere = False
     """With several processes: another process reports the same error."""
+    missing_model = False
+    """It is that a model is not on this machine, and could not be fetched."""
 
     def __init__(self, cause: str, remedy: str = "") -> None:
         self.cause = sentence(_cut(cause))
@@ -68,6 +70,12 @@ class RunError(MerganserError):
 
 class DiskFullError(RunError):
     """No space is left on the disk. Started again with free space, the work resumes from its last checkpoint."""
+
+
+def mark_missing_model(error: MerganserError) -> MerganserError:
+    """Return the error, marked as that of a model that is not there (:attr:`MerganserError.missing_model`)."""
+    error.missing_model = True
+    return error
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -9,9 +9,11 @@ from pathlib import Path
 from unittest.mock import Mock
 
 import pytest
+import yaml
+from huggingface_hub.errors import HTTPError as TransportError
 
 from merganser.config import RunConfig
-from merganser.errors import InputError, RunError
+from merganser.errors import InputError, RunError, mark_missing_model
 from merganser.learner.plan import Plan
 from merganser.streams.builtin import BUILTIN
 from merganser.streams.images.image_sets import IMAGE_SETS
@@ -19,6 +21,7 @@ from merganser.streams.task import Task
 from merganser.study.catalogue import catalogue, find_entry
 from merganser.study.cell_record import write_cell
 from tests.learner.toys import Command
+from tests.study.conftest import write_study
 from tests.study.made_up import cell, write_texts
 
 NAME = "forever-standard-cl"
@@ -96,7 +99,7 @@ def _absent_after(found: list[list[str]]) -> Callable[..., Plan]:
 
     def plan(config: RunConfig, tasks: Sequence[Task], **_: object) -> Plan:
         found.append([task.name for task in tasks])
-        raise InputError(f"The model '{config.model.name}' does not exist here.")
+        raise mark_missing_model(InputError(f"The model '{config.model.name}' does not exist here."))
 
     return plan
 
@@ -139,3 +142,27 @@ def test_images_that_are_not_on_the_hub_are_an_error(merganser: Command, monkeyp
     file = Path("study.yaml")
     file.write_text(file.read_text().replace("epochs:", "epoch:"))
     assert "Did you mean 'epochs'" in merganser("study", file, "--plan").error
+
+
+@pytest.mark.parametrize("offline", [True, False])
+def test_a_model_that_cannot_be_fetched_is_no_error_of_a_plan(
+    offline: bool, tmp_path: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither where nothing may be asked for, nor where the network is down."""
+
+    def unreachable(*_: object, **__: object) -> None:
+        try:
+            raise TransportError("Network is unreachable")
+        except TransportError as error:
+            raise OSError("We couldn't connect to the hub.") from error
+
+    monkeypatch.setattr("merganser.models.loading.is_offline", lambda: offline)
+    monkeypatch.setattr("merganser.files.hub.is_offline", lambda: offline)
+    monkeypatch.setattr("transformers.AutoConfig.from_pretrained", unreachable)
+    file = write_study(tmp_path, methods=["sequential"])
+    values = yaml.safe_load(file.read_text())
+    values["model"]["name"] = "owner/model"
+    file.write_text(yaml.safe_dump(values))
+    done = merganser("study", file, "--plan")
+    assert (done.code, done.err) == (0, done.err)
+    assert "Not measured: The model owner/model is n" in " ".join(done.out.split())

@@ -148,3 +148,10 @@ def test_names_are_shown_as_they_are() -> None:
     assert r"a\_b \& 50\%" in table.latex()
     assert r"a\_b &amp; 50%" in table.markdown()
     assert ",'=1+1," in table.csv()
+
+
+def test_orders_are_sorted_as_people_count() -> None:
+    orders = ("order-10", "order-2", "order-1", "b", "a")
+    (result,) = compare([cell("aim", order=order, n=10) for order in orders])
+    assert result.orders == ("a", "b", "order-1", "order-2", "order-10")
+    assert [each.order for each in result.methods[0].cells] == list(result.orders)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 
@@ -44,3 +45,28 @@ def test_folders_without_results_are_named(tmp_path: Path) -> None:
     write_cell(tmp_path, cell("aim", n=10, tuning="grid"))
     with pytest.raises(InputError, match="no results of cells"):
         read_results(tmp_path)
+
+
+def test_records_of_two_people_that_have_one_name_are_told_apart(tmp_path: Path) -> None:
+    for person, share in (("ann", 0.1), ("bob", 0.2)):
+        for seed in (0, 1):
+            record = cell("replay", seed=seed, n=20, options={"share": share}, level=0.5 + share)
+            run = f"cells/replay,s{seed}"
+            changes = {"name": f"replay,s{seed}", "run": run}
+            write_cell(tmp_path / person / "records", record.model_copy(update=changes))
+            (tmp_path / person / run).mkdir(parents=True)
+    write_cell(tmp_path, cell("aim", n=20))
+    results = read_results(tmp_path)
+    names = {record.name for record in results.records}
+    assert len(names) == 5
+    labels = {method.label: method for method in results.table.results[0].methods}
+    assert set(labels) == {"aim", "replay (share=0.1)", "replay (share=0.2)"}
+    assert [len(method.cells) for method in labels.values() if "replay" in method.label] == [2, 2]
+    page = results.publish().read_text()
+    for person in ("ann", "bob"):
+        for record in labels[f"replay (share={0.1 if person == 'ann' else 0.2})"].cells:
+            assert record.name.startswith(f"{person}/records/")
+            assert f'id="cell-{record.name}"' in page
+            assert page.count(f'href="{quote(record.run)}"') == 1
+            assert (tmp_path / record.run).is_dir()
+            assert record.run.startswith(f"{person}/cells/")

@@ -74,6 +74,20 @@ def test_why_a_worker_gave_no_answer() -> None:
     assert lost == "its worker was lost 4 times: The node died."
 
 
+def test_a_request_that_no_node_can_hold_is_said() -> None:
+    def node(cpus: float, gpus: float = 0.0, alive: bool = True) -> dict[str, Any]:
+        return {"Alive": alive, "Resources": {"CPU": cpus, **({"GPU": gpus} if gpus else {}), "memory": 1e9}}
+
+    nodes = [node(2), node(4), node(64, 8, alive=False)]
+    assert on_ray.unmet({"CPU": 4, "GPU": 0}, nodes) == ""
+    assert on_ray.unmet({"CPU": 1, "GPU": 0.5}, [*nodes, node(1, 1)]) == ""
+    said = on_ray.unmet({"CPU": 8, "GPU": 0}, nodes)
+    assert "No node of the cluster has the 8 processors that a cell requests (the largest has 4 processors)" in said
+    both = on_ray.unmet({"CPU": 4, "GPU": 2}, [*nodes, node(16, 1)])
+    assert "has the 4 processors and 2 GPUs that a cell requests (the largest has 16 processors and 1 GPUs)" in both
+    assert "(the largest has 0 processors)" in on_ray.unmet({"CPU": 1, "GPU": 0}, [])
+
+
 @pytest.fixture
 def cluster() -> Iterator[Any]:
     """A head without processors, and a node with two."""

@@ -21,6 +21,7 @@ from merganser.models.options import ModelOptions
 from merganser.streams.task import Example, Task
 from merganser.training.records import TaskRecords
 from merganser.training.trainer import Outcome
+from tests.learner.toys import contents
 
 TASK = Task("mood", [Example("fine", "good")], (), [Example("poor", "bad"), Example("great", "good")])
 
@@ -72,6 +73,23 @@ def test_two_runs_that_make_a_part_at_the_same_time_both_go_on(parts: Any) -> No
     assert trained(found, third, meanwhile=lambda: pytest.fail("trained again")).steps == outcome.steps == 3
     assert first.value == second.value == third.value == 1.0
     assert found.found == ["training of mood"]
+
+
+@pytest.mark.parametrize("file", ["outcome.json", "signals.jsonl", "weights/value"])
+@pytest.mark.parametrize("damage", [lambda file: file.write_bytes(b"0"), lambda file: file.unlink()])
+def test_a_damaged_part_is_made_again(file: str, damage: Any, parts: Any, tmp_path: Path) -> None:
+    trained(parts(), Weights())
+    (folder,) = (tmp_path / "training").iterdir()
+    whole = contents(folder)
+    damage(folder / file)
+    again, found = Weights(), parts()
+    trained(found, again)
+    assert (again.value, found.found) == (1.0, [])
+    made = contents(folder)
+    assert made.keys() == whole.keys()
+    assert all(made[name] == whole[name] for name in ("signals.jsonl", "weights/value"))
+    trained(third := parts(), Weights(), meanwhile=lambda: pytest.fail("trained again"))
+    assert third.found == ["training of mood"]
 
 
 def test_answers_are_those_of_one_engine_and_count_for_every_run_that_has_them(parts: Any) -> None:

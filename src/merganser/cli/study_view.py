@@ -55,6 +55,7 @@ class StudyView:
         self._title = f"Merganser: study '{study.name}', {plural(self._total, 'cell')} to run, {where}"
         self._print(self._title + (f"; {done} are done or left alone" if done > 0 else ""))
         progress.ended = self._ended
+        progress.notice = self._print
 
     def _ended(self, name: str, took: float, error: str | None) -> None:
         self._done += 1

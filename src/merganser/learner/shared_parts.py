@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,11 +23,13 @@ import torch
 from torch import Tensor
 
 from merganser import processes
+from merganser.errors import MerganserError
 from merganser.evaluation import ScoredTask
 from merganser.files.atomic import make_folder, new_folder, write_json, write_json_lines
 from merganser.files.documents import parse_json, read_text
 from merganser.files.target_lock import TargetTaken
 from merganser.metrics.function import is_function_name
+from merganser.runs.checksums import checksums
 from merganser.runs.record import CostRecord, RunInfo, SignalRecord
 from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask
@@ -40,6 +43,7 @@ if TYPE_CHECKING:
     from merganser.models.base import Backbone
 
 VERSIONS = ("merganser", "torch", "transformers", "peft")
+OUTCOME = "outcome.json"
 MACHINE = ("system", "processor", "gpu")
 """Keys of a run's versions on which the last bits of what a model computes depend."""
 
@@ -114,8 +118,8 @@ class SharedParts:
         start = dict(backbone.trainable())
         key = digest(self._model(backbone, config), start, options, torch.get_num_threads(), data.content(backbone))
         folder = self.folder / "training" / key
-        if (folder / "outcome.json").is_file():
-            return self._take(folder, backbone, records)
+        if folder.is_dir() and (values := _intact(folder)) is not None:
+            return self._take(folder, values, backbone, records)
         before, began = records.cost.model_copy(), time.process_time()
         outcome = train()
         spent = time.process_time() - began
@@ -131,11 +135,10 @@ class SharedParts:
         with contextlib.suppress(TargetTaken), new_folder(folder, shared=True, replace=False) as temporary:
             backbone.save_weights(temporary / "weights")
             write_json_lines(temporary / "signals.jsonl", [signal.model_dump() for signal in records.signals])
-            write_json(temporary / "outcome.json", values)
+            write_json(temporary / OUTCOME, {**values, "files": checksums(temporary)})
         return outcome
 
-    def _take(self, folder: Path, backbone: Backbone, records: TaskRecords) -> Outcome:
-        values = parse_json(read_text(folder / "outcome.json"))
+    def _take(self, folder: Path, values: Mapping[str, Any], backbone: Backbone, records: TaskRecords) -> Outcome:
         lines = read_text(folder / "signals.jsonl").splitlines()
         records.signals.extend(SignalRecord.model_validate(parse_json(line)) for line in lines)
         records.trained = {source: list(counts) for source, counts in values["trained"].items()}
@@ -203,6 +206,18 @@ class SharedParts:
         options = config.model.model_dump(mode="json")
         held = [backbone.precision, backbone.weights, backbone.device.type]
         return [options, self.fingerprint, held, self.versions, self.machine]
+
+
+def _intact(folder: Path) -> dict[str, Any] | None:
+    """Return the outcome of a training whose files are as they were written; of another one nothing is left."""
+    try:
+        values = parse_json(read_text(folder / OUTCOME))
+        if values["files"] == checksums(folder, without={OUTCOME}):
+            return dict(values)
+    except (OSError, MerganserError, ValueError, KeyError, TypeError):
+        pass  # as damaged as one whose checksums differ
+    shutil.rmtree(folder, ignore_errors=True)
+    return None
 
 
 def _is_kept(task: Task) -> bool:

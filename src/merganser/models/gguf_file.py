@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from merganser.errors import InputError, first_line
+from merganser.errors import InputError, first_line, mark_missing_model
 from merganser.files.cache import cache_folder, fill_once
 from merganser.files.digests import file_digest
 from merganser.files.temporary_folder import temporary_folder
@@ -27,7 +27,8 @@ def convert_gguf(file: Path) -> Path:
             cannot be written.
     """
     if not file.is_file():
-        raise InputError(f"The model {file} does not exist.", "Give a .gguf file, a folder or a hub id.")
+        error = InputError(f"The model {file} does not exist.", "Give a .gguf file, a folder or a hub id.")
+        raise mark_missing_model(error)
     return fill_once(cache_folder("gguf") / file_digest(file), lambda folder: _convert(file, folder))
 
 

@@ -12,7 +12,7 @@ from safetensors import SafetensorError
 from torch import nn
 
 from merganser.devices import model_device
-from merganser.errors import InputError, MerganserError, first_line
+from merganser.errors import InputError, MerganserError, first_line, mark_missing_model
 from merganser.files.hub import cut_connections, hub_failure, is_offline
 from merganser.models import architecture
 from merganser.models.base import Backbone, Lengths, LoadedModel
@@ -126,7 +126,7 @@ def _load_config(source: str, options: ModelOptions) -> Any:
     try:
         return AutoConfig.from_pretrained(source, **_hub_arguments(options))
     except OSError as error:
-        raise _missing_model(options, error) from error
+        raise mark_missing_model(_missing_model(options, error)) from error
     except (ValueError, KeyError) as error:
         if "trust_remote_code" in str(error) or "custom code" in str(error):
             raise InputError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.source import holds_whole_model, read_json
-from merganser.errors import InputError, first_line
+from merganser.errors import InputError, first_line, mark_missing_model
 from merganser.files.hub import hub_failure, is_offline
 from merganser.files.links import leads_outside
 from merganser.models.options import ModelOptions
@@ -167,9 +167,10 @@ def resolve_source(options: ModelOptions) -> ModelSource:
     looks_like_path = name.startswith((".", "~", os.sep)) or name.count("/") > 1 or "\\" in name
     if os.path.exists(path) or looks_like_path:
         problem = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise InputError(
+        error = InputError(
             f"The model {name} {problem}.", "Give a folder as saved by transformers, a .gguf file or a hub id."
         )
+        raise error if os.path.exists(path) else mark_missing_model(error)
     return ModelSource(name, name, options.revision)
 
 

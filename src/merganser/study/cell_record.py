@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,9 @@ FORMAT = 1
 
 MACHINE = ("system", "processor", "cores", "gpu")
 """Keys of a run's versions that describe the machine."""
+
+RECORDS = "records"
+"""Folder of them in the folder of a study."""
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+=,-]{0,199}")
 
@@ -308,6 +312,9 @@ def read_cell(file: Path) -> CellRecord:
 def read_cells(folder: Path) -> list[CellRecord]:
     """Read all records in a folder and its folders, by name.
 
+    Records of several people may have one name: each of them is then called as its file, with the folders that it is
+    in. Their runs are looked for beside their folders.
+
     Raises:
         InputError: there is no such folder, a record is damaged, or two files record the same cell.
     """
@@ -325,7 +332,22 @@ def read_cells(folder: Path) -> list[CellRecord]:
                 "Keep one of them: counted twice, it would look like an independent run.",
             )
         cells[key] = (file, record)
-    return sorted((record for _, record in cells.values()), key=lambda record: record.name)
+    counts = Counter(record.name for _, record in cells.values())
+    named = (_located(record, file, folder, counts[record.name] > 1) for file, record in cells.values())
+    return sorted(named, key=lambda record: record.name)
+
+
+def _located(record: CellRecord, file: Path, folder: Path, ambiguous: bool) -> CellRecord:
+    """Return a record with its run as seen from the folder of the study that is read, and with a name of its own."""
+    where = os.path.relpath(_study_of(file.parent), _study_of(folder))
+    changes = {"run": Path(where, record.run).as_posix()}
+    if ambiguous:
+        changes["name"] = file.relative_to(folder).with_suffix("").as_posix()
+    return record.model_copy(update=changes)
+
+
+def _study_of(records: Path) -> Path:
+    return records.parent if records.name == RECORDS else records
 
 
 def identity(record: CellRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -84,7 +85,7 @@ def _compare_stream(
     _check_test_sets(complete)
     labels = method_labels(records)
     cells: dict[str, list[CellRecord]] = {}
-    for record in sorted(complete, key=lambda each: (each.order, each.seed)):
+    for record in sorted(complete, key=lambda each: (_natural(each.order), each.seed)):
         cells.setdefault(labels[record.name], []).append(record)
     kind = kind_of_seconds(complete)
     methods = [_summarise(label, of, kind, confidence) for label, of in cells.items()]
@@ -99,12 +100,17 @@ def _compare_stream(
         reference="" if chosen is None else chosen.label,
         confidence=confidence,
         tasks=tuple(complete[0].tasks) if complete else (),
-        orders=tuple(dict.fromkeys(sorted(record.order for record in complete))),
+        orders=tuple(dict.fromkeys(sorted((record.order for record in complete), key=_natural))),
         seeds=tuple(dict.fromkeys(sorted(record.seed for record in complete))),
         seconds=kind,
         left_out=tuple(left_out),
         notes=tuple(notes_on(methods, complete, left_out)),
     )
+
+
+def _natural(name: str) -> list[tuple[int, str]]:
+    """Return a key that sorts names as people count: order-2 before order-10."""
+    return [(int(part or 0), "") if number % 2 else (0, part) for number, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _complete(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[tuple[CellRecord, str]]]:

@@ -24,7 +24,7 @@ from merganser.files.target_lock import TargetTaken, target_lock
 from merganser.runs.checksums import is_clutter
 from merganser.runs.directory import RunDirectory
 from merganser.runs.run_file import read_run_file
-from merganser.study.cell_record import CellRecord, read_cell, record_cell, write_cell
+from merganser.study.cell_record import RECORDS, CellRecord, read_cell, record_cell, write_cell
 from merganser.study.cells import Cell, Study, make_study
 
 FORMAT = 1
@@ -64,7 +64,7 @@ class StudyFolder:
     @property
     def records(self) -> Path:
         """The folder with a record per finished cell."""
-        return self.path / "records"
+        return self.path / RECORDS
 
     @property
     def shared(self) -> Path:

@@ -84,6 +84,7 @@ class Progress:
         begun: called with a cell that begins.
         ended: called with a cell, its seconds, and why it failed (``None``: it did not).
         tick: called now and then.
+        notice: called with what a person should know.
         schedule: cells that wait and run.
         fractions: running cell -> its task and how far it is.
     """
@@ -93,6 +94,7 @@ class Progress:
     begun: Callable[[str], None] = lambda name: None
     ended: Callable[[str, float, str | None], None] = lambda name, seconds, error: None
     tick: Callable[[Progress], None] = lambda progress: None
+    notice: Callable[[str], None] = lambda text: None
     fractions: dict[str, tuple[str, float]] = field(default_factory=dict)
 
     @property

@@ -102,7 +102,10 @@ def run_on_ray(
         "early_stop": early_stop,
         "storage": cluster.storage,
     }
-    task = ray.remote(num_cpus=count * cluster.threads, num_gpus=count * gpus, max_retries=RETRIES)(run_remotely)
+    request = {"CPU": count * cluster.threads, "GPU": count * gpus}
+    if text := unmet(request, ray.nodes()):
+        progress.notice(text)
+    task = ray.remote(num_cpus=request["CPU"], num_gpus=request["GPU"], max_retries=RETRIES)(run_remotely)
     schedule = progress.schedule
     failures: dict[str, str] = {}
     names: dict[Any, str] = {}
@@ -133,6 +136,34 @@ def run_on_ray(
 
         Storage(cluster.storage).fetch("records", folder.records)
     return failures
+
+
+def unmet(request: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> str:
+    """Say that no node has what a cell requests, for which Ray waits without a word; empty: one has.
+
+    It is no error: a cluster may start such a node when it is asked for.
+
+    Args:
+        request: amount of each resource.
+        nodes: as ``ray.nodes()`` describes them.
+    """
+    there = [node["Resources"] for node in nodes if node.get("Alive")]
+    if any(all(node.get(name, 0) >= amount for name, amount in request.items()) for node in there):
+        return ""
+    wanted, has = (
+        f"{cpus:g} processors" + (f" and {gpus:g} GPUs" if request["GPU"] else "")
+        for cpus, gpus in ((request["CPU"], request["GPU"]), _largest(there))
+    )
+    return (
+        f"No node of the cluster has the {wanted} that a cell requests (the largest has {has}): cells wait until one "
+        "joins. Request less with --threads, or processes and gpus in the study's file."
+    )
+
+
+def _largest(nodes: Sequence[Mapping[str, float]]) -> tuple[float, float]:
+    found = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
+    gpus, cpus = max(found, default=(0.0, 0.0))
+    return cpus, gpus
 
 
 def _made(folder: StudyFolder, cell: Cell, storage: str | None) -> tuple[str, float]:

@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-from merganser.errors import InputError, MerganserError
+from merganser.errors import MerganserError
 from merganser.learner import Learner
 from merganser.learner.plan import Plan
 from merganser.streams.formats import is_unreachable
@@ -152,17 +152,11 @@ def _measured(study: Study, title: str, group: Sequence[Cell], data: Data) -> Pl
     tasks = data.tasks(cell.stream)
     try:
         plan = Learner.plan(cell.config, tasks, fwt=study.options.fwt, watch=data.watched(cell.stream))
-    except InputError as error:
-        if not is_absent(error):
+    except MerganserError as error:
+        if not error.missing_model:
             raise
         return PlannedMethod(title, group, None, str(error))
     return PlannedMethod(title, group, plan)
-
-
-def is_absent(error: InputError) -> bool:
-    """Return whether an error is that a model is not on this machine."""
-    text = str(error)
-    return text.startswith("The model ") and ("does not exist" in text or "could not be" in text or "hub" in text)
 
 
 def _shared(planned: Sequence[PlannedMethod], data: Data) -> tuple[dict[str, int], float]:
