@@ -5,10 +5,21 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from merganser.files.documents import MOST_REPEATED, Malformed, parse_json, parse_yaml, read_bytes, read_text
+from merganser.files.documents import (
+    MOST_REPEATED,
+    Malformed,
+    parse_json,
+    parse_yaml,
+    read_bytes,
+    read_text,
+    yaml_text,
+)
 
 
 def aliases(levels: int, width: int) -> str:
@@ -112,3 +123,16 @@ def test_text_that_is_not_utf8_names_its_line(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(b"one\ntw\xf6")
     with pytest.raises(Malformed, match="byte 0xf6 is not UTF-8 at line 2"):
         read_text(tmp_path / "x")
+
+
+PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=20)
+
+
+@given(st.dictionaries(st.text(max_size=8), PLAIN | st.lists(PLAIN, max_size=3), max_size=5))
+def test_what_is_written_as_yaml_is_read_again(value: dict[str, Any]) -> None:
+    assert parse_yaml(yaml_text(value, width=30)) == value
+
+
+def test_yaml_keeps_the_order_of_keys_and_letters_of_all_languages() -> None:
+    value = {"label": "Straße 東京", "mood": "🎉", "a": [1.5, None], "b": {"c": True}}
+    assert yaml_text(value) == "label: Straße 東京\nmood: 🎉\na:\n- 1.5\n- null\nb:\n  c: true\n"

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
+from merganser.files.documents import yaml_text
 from merganser.files.markdown import code_block, code_span
 from merganser.merging.rules import get_rule
 
@@ -33,7 +34,7 @@ def model_card(recipe: Recipe, adapter: bool = False, notes: Sequence[str] = ())
     rows = "\n".join(f"| {index} | {code_span(name)} |" for index, name in enumerate(recipe.names, start=1))
     base = f"\n| base | {code_span(recipe.base)} |" if recipe.base else ""
     told = "".join(f"* {code_span(note)}\n" for note in notes) + ("\n" if notes else "")
-    content = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
+    content = yaml_text(recipe.to_content())
     return (
         f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
         f"# Merged {'adapter' if adapter else 'model'}\n\n"

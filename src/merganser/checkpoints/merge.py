@@ -29,6 +29,7 @@ from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, Source
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import StagedChanges
+from merganser.files.documents import yaml_text
 from merganser.files.safetensors_file import Tensor, create
 
 RECIPE = "merge.yaml"
@@ -200,7 +201,6 @@ def _write_index(plan: Plan, folder: Path) -> None:
 
 def write_recipe(folder: Path, located: LocatedRecipe) -> None:
     """Write ``merge.yaml`` with absolute paths and pinned hub ids, so that the merge can be repeated from anywhere."""
-    import yaml
 
     def absolute(source: Source) -> str:
         if source.adapter is not None:
@@ -210,7 +210,7 @@ def write_recipe(folder: Path, located: LocatedRecipe) -> None:
         return str(path.resolve()) if path.exists() else source.name
 
     recipe = located.recipe.renamed({source.name: absolute(source) for source in located.sources})
-    text = yaml.safe_dump(recipe.to_content(), sort_keys=False, allow_unicode=True)
+    text = yaml_text(recipe.to_content())
     (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
 
 

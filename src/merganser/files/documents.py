@@ -12,7 +12,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
@@ -23,8 +23,9 @@ import yaml
 from merganser.errors import first_repeated
 
 try:
-    from yaml import CSafeLoader
+    from yaml import CSafeDumper, CSafeLoader
 except ImportError:  # PyYAML without libyaml
+    from yaml import SafeDumper as CSafeDumper  # type: ignore[assignment]
     from yaml import SafeLoader as CSafeLoader  # type: ignore[assignment]
 
 MOST_DIGITS = 1000
@@ -198,6 +199,24 @@ class _Constructor(yaml.constructor.SafeConstructor):
         except (ValueError, LookupError, AttributeError, TypeError, OverflowError) as error:
             reason = f"{_short(node.value)} is not a value of the type '{kind}'"
             raise _at(node, reason) from error
+
+
+def yaml_text(value: Mapping[str, Any], width: int = 80) -> str:
+    """Return plain values as a YAML document, with keys in the order given.
+
+    Args:
+        width: characters after which a long text is broken.
+    """
+    # libyaml is ten times as fast, but escapes what is beyond the basic plane, such as emoji. PyYAML itself leaves
+    # that readable; beside a few control characters, though, it writes something else, or nothing that can be read.
+    value = dict(value)
+    text = yaml.dump(value, Dumper=CSafeDumper, sort_keys=False, allow_unicode=True, width=width)
+    if "\\U" in text:
+        readable = yaml.safe_dump(value, sort_keys=False, allow_unicode=True, width=width)
+        with suppress(yaml.YAMLError):
+            if yaml.load(readable, CSafeLoader) == value:
+                return readable
+    return text
 
 
 class _Loader(_Constructor, yaml.SafeLoader):

@@ -14,10 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import yaml
 from markupsafe import Markup
 
 from merganser.errors import InputError
+from merganser.files.documents import yaml_text
 from merganser.metrics.course import TaskCourse
 from merganser.report import overview, sections
 from merganser.report.curve_images import curve_images
@@ -115,9 +115,7 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
         path=shlex.quote(run.path),
         # SVG elements made by this package, every text of the run escaped in them.
         curves=[Markup(image) for image in curve_images(data)],
-        config=yaml.safe_dump(
-            _shortened(run.info.model_dump(mode="json")["config"]), sort_keys=False, allow_unicode=True
-        ),
+        config=yaml_text(_shortened(run.info.model_dump(mode="json")["config"])),
         data=embedded_json({"tasks": [_without_band(task) for task in data["tasks"]], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(asset("report.css")),
