@@ -238,6 +238,12 @@ def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
         ),
         ({}, {"minimum_per_label": 1}, "needs memory.minimum_per_label: 0, but memory.minimum_per_label is 1"),
         ({"rehearsal_gradient": "mean"}, {}, "needs rehearsal_gradient: divided, but rehearsal_gradient is mean"),
+        (
+            {},
+            {"total": 5},
+            "memory: total works with all samplers but reference, whose memory is not bounded; method 'aim' chooses "
+            "sampler: reference",
+        ),
     ],
 )
 def test_an_option_against_compat_is_refused(
@@ -259,3 +265,32 @@ def test_numbers_that_overflow_are_too_large(section: str, key: str) -> None:
     with pytest.raises(InputError, match=rf"{section}\.{key}: the number is too large") as caught:
         check_config({"model": {"name": "m", "kind": "causal"}, section: {key: 10**400}}, "x.yaml")
     assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize(
+    "memory",
+    [
+        {"minimum_per_label": 1},
+        {"total": 5},
+        {"total": 5, "sampler": "mixed", "surprise_when": "after"},
+        {"surprise_when": "after"},
+        {"allow_excess": True},
+        {"source": "self"},
+    ],
+)
+def test_a_memory_that_is_accepted_can_be_read_again(name: str, memory: dict[str, object]) -> None:
+    """The run's file has what the method chooses beside what was given, and must be valid: else nothing resumes."""
+    method = {"name": name, "preference": "feature_similarity"} if name == "tunable_magmax" else {"name": name}
+    asked = {"model": {"name": "m", "kind": "causal"}, "method": method, "memory": memory}
+    for values in (asked, {**asked, "method": {"name": "aim", "compat": "reference"}}):
+        try:
+            config = check_config(values, "here")
+        except InputError:
+            continue
+        assert check_config(config.model_dump(mode="json", exclude={"stream"}), "run.yaml") == config
+
+
+def test_a_minimum_per_label_is_a_budget_where_surprise_chooses() -> None:
+    asked = {"model": {"name": "m", "kind": "causal"}, "method": "sure", "memory": {"minimum_per_label": 1}}
+    assert check_config(asked, "here").memory.sampler == "surprise"

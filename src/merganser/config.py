@@ -159,6 +159,7 @@ class RunConfig(StrictOptions):
         chooses = self.memory.source == "data"
         defaults = {k: v for k, v in self.method.memory_defaults().items() if chooses and k not in given}
         self.memory = memory.model_copy(update=defaults) if defaults else memory
+        self._check_memory(self.memory.model_dump(), {**self.method.memory_values(), **defaults})
         training = self._as_required("training", self.training, self.method.training_values())
         given = self.training.model_fields_set
         defaults = {key: value for key, value in self.method.training_defaults().items() if key not in given}
@@ -169,6 +170,19 @@ class RunConfig(StrictOptions):
                 f"{self.training.optimizer}"
             )
         return self
+
+    def _check_memory(self, values: Mapping[str, Any], chosen: Mapping[str, Any]) -> None:
+        """Refuse a memory that what the method chooses makes impossible: a run with it could not be read again.
+
+        Args:
+            chosen: what the method requires or has by default.
+        """
+        try:
+            MemoryOptions.model_validate(values)
+        except ValidationError as error:
+            reason = str(error.errors()[0]["msg"]).removeprefix("Value error, ")
+            choice = ", ".join(f"{key}: {yaml_text(value)}" for key, value in chosen.items())
+            raise ValueError(f"memory: {reason}; method '{self.method.name}' chooses {choice}") from error
 
     def _as_required(self, name: str, section: SectionT, wanted: Mapping[str, Any]) -> SectionT:
         """Return a section with the values that the method requires.

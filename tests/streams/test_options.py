@@ -109,7 +109,10 @@ def test_stream_sources() -> None:
         ({"number": 0}, "number 0 keeps nothing"),
         ({"number": -3}, "number -3 keeps nothing"),
         ({"share": 0.1, "number": 3}, "both share and number"),
-        ({"sampler": "uniform", "minimum_per_label": 1}, "works with sampler per_label, not uniform"),
+        (
+            {"sampler": "uniform", "minimum_per_label": 1},
+            "surprise or mixed, not uniform",
+        ),
         ({"sampler": "uniform", "allow_excess": True}, "works with sampler reference"),
         ({"sampler": "random"}, "'per_label', 'uniform', 'surprise', 'mixed' or 'reference'"),
     ],

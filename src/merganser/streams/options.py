@@ -220,7 +220,8 @@ class MemoryOptions(Options):
     )
     minimum_per_label: Annotated[int, Field(ge=0)] = Field(
         default=0,
-        description="per_label: keep at least this many examples of every label even if that exceeds share or number",
+        description="per_label: keep at least this many examples of every label even if that exceeds share or number; "
+        "surprise, mixed: as many examples, of whichever labels",
     )
     allow_excess: bool = Field(
         default=False,
@@ -248,8 +249,8 @@ class MemoryOptions(Options):
             self._check_total(self.total)
         if self.source == "self" and (self.sampler != "per_label" or self.minimum_per_label):
             raise ValueError("source self chooses among no examples: leave sampler and minimum_per_label out")
-        if self.minimum_per_label and self.sampler != "per_label":
-            raise ValueError(f"minimum_per_label works with sampler per_label, not {self.sampler}")
+        if self.minimum_per_label and self.sampler not in ("per_label", "surprise", "mixed"):
+            raise ValueError(f"minimum_per_label works with sampler per_label, surprise or mixed, not {self.sampler}")
         if self.allow_excess and self.sampler != "reference":
             raise ValueError(f"allow_excess works with sampler reference; {self.sampler} never exceeds its budget")
         if self.surprise_when != "before" and not self.reads_surprise:
