@@ -43,8 +43,8 @@ def demo_model() -> str:
 
 
 BASELINES: dict[str, dict[str, Any]] = {"sequential": {}, "replay": {"share": 0.25}}
-"""Methods that the demonstration shows beside, with their options. Replay with a quarter as many rows of the memory as
-new ones is the best on development texts of another stream (``benchmarks/studies/newsgroups-dev.yaml``)."""
+"""Methods that the demonstration shows beside, with their options. Replay has a quarter as many rows of the memory as
+new ones: on development texts of another stream no share was better beyond noise (``docs/research.md``)."""
 
 
 def demo_config(method: str, seed: int, quick: bool) -> RunConfig:

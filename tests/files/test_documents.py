@@ -18,7 +18,7 @@ from merganser.files.documents import (
     parse_yaml,
     read_bytes,
     read_text,
-    yaml_text,
+    yaml_document,
 )
 
 
@@ -130,9 +130,9 @@ PLAIN = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) |
 
 @given(st.dictionaries(st.text(max_size=8), PLAIN | st.lists(PLAIN, max_size=3), max_size=5))
 def test_what_is_written_as_yaml_is_read_again(value: dict[str, Any]) -> None:
-    assert parse_yaml(yaml_text(value, width=30)) == value
+    assert parse_yaml(yaml_document(value, width=30)) == value
 
 
 def test_yaml_keeps_the_order_of_keys_and_letters_of_all_languages() -> None:
     value = {"label": "Straße 東京", "mood": "🎉", "a": [1.5, None], "b": {"c": True}}
-    assert yaml_text(value) == "label: Straße 東京\nmood: 🎉\na:\n- 1.5\n- null\nb:\n  c: true\n"
+    assert yaml_document(value) == "label: Straße 東京\nmood: 🎉\na:\n- 1.5\n- null\nb:\n  c: true\n"

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.files.markdown import code_block, code_span
 from merganser.merging.rules import get_rule
 
@@ -20,8 +20,6 @@ def model_card(recipe: Recipe, adapter: bool = False, notes: Sequence[str] = ())
         adapter: whether the result is a PEFT adapter.
         notes: what else a user of the result should know.
     """
-    import yaml
-
     rule = get_rule(recipe.rule)
     parents = list(recipe.names) + ([recipe.base] if recipe.base else [])
     head: dict[str, Any] = {
@@ -34,9 +32,9 @@ def model_card(recipe: Recipe, adapter: bool = False, notes: Sequence[str] = ())
     rows = "\n".join(f"| {index} | {code_span(name)} |" for index, name in enumerate(recipe.names, start=1))
     base = f"\n| base | {code_span(recipe.base)} |" if recipe.base else ""
     told = "".join(f"* {code_span(note)}\n" for note in notes) + ("\n" if notes else "")
-    content = yaml_text(recipe.to_content())
+    content = yaml_document(recipe.to_content())
     return (
-        f"---\n{yaml.safe_dump(head, sort_keys=False)}---\n\n"
+        f"---\n{yaml_document(head)}---\n\n"
         f"# Merged {'adapter' if adapter else 'model'}\n\n"
         f"Made with Merganser by the rule `{rule.name}`: {rule.summary} "
         f"({rule.source}).\n\n"

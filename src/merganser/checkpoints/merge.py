@@ -29,7 +29,7 @@ from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, Source
 from merganser.checkpoints.streaming import Job
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import StagedChanges
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.files.safetensors_file import Tensor, create
 
 RECIPE = "merge.yaml"
@@ -210,7 +210,7 @@ def write_recipe(folder: Path, located: LocatedRecipe) -> None:
         return str(path.resolve()) if path.exists() else source.name
 
     recipe = located.recipe.renamed({source.name: absolute(source) for source in located.sources})
-    text = yaml_text(recipe.to_content())
+    text = yaml_document(recipe.to_content())
     (folder / RECIPE).write_text("# merganser merge --config merge.yaml --out FOLDER\n" + text, encoding="utf-8")
 
 

@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from merganser.errors import DiskFullError, InputError
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.files.permissions import create_file, give_permissions
 from merganser.files.target_lock import TargetTaken, target_lock
 from merganser.files.temporary_names import PARTIAL, path_of_old, temporary_path, unique_temporary_path, writer_of
@@ -375,7 +375,7 @@ def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
     """:func:`write_text` of a YAML document with keys in the order given."""
-    write_text(path, yaml_text(value, width=120))
+    write_text(path, yaml_document(value, width=120))
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> None:

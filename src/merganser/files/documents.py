@@ -201,7 +201,7 @@ class _Constructor(yaml.constructor.SafeConstructor):
             raise _at(node, reason) from error
 
 
-def yaml_text(value: Mapping[str, Any], width: int = 80) -> str:
+def yaml_document(value: Mapping[str, Any], width: int = 80) -> str:
     """Return plain values as a YAML document, with keys in the order given.
 
     Args:

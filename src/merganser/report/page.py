@@ -17,7 +17,7 @@ import jinja2
 from markupsafe import Markup
 
 from merganser.errors import InputError
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.metrics.course import TaskCourse
 from merganser.report import overview, sections
 from merganser.report.curve_images import curve_images
@@ -115,7 +115,7 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
         path=shlex.quote(run.path),
         # SVG elements made by this package, every text of the run escaped in them.
         curves=[Markup(image) for image in curve_images(data)],
-        config=yaml_text(_shortened(run.info.model_dump(mode="json")["config"])),
+        config=yaml_document(_shortened(run.info.model_dump(mode="json")["config"])),
         data=embedded_json({"tasks": [_without_band(task) for task in data["tasks"]], "merges": data["merges"]}),
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(asset("report.css")),

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.files.markdown import code_block, code_span, escaped
 from merganser.metrics.continual import Metric, average_performance, backward_transfer, forgetting_since_learned
 from merganser.metrics.matrix import ScoreMatrix
@@ -179,7 +179,7 @@ def _training(history: History) -> list[str]:
     if isinstance(adapter := model.get("adapter"), str):
         model["adapter"] = _without_path(adapter)
     shown = {"model": model, **{key: info.config[key] for key in SECTIONS if key in info.config}}
-    content = yaml_text({**shown, "seed": info.seed})
+    content = yaml_document({**shown, "seed": info.seed})
     versions = ", ".join(f"{escaped(name)} {escaped(version)}" for name, version in info.versions.items())
     return [
         "## How it was trained",

@@ -16,7 +16,7 @@ from pydantic import Field, model_validator
 from merganser.config import explain_options
 from merganser.errors import InputError, nearest
 from merganser.files.atomic import write_text
-from merganser.files.documents import parse_yaml, read_text, yaml_text
+from merganser.files.documents import parse_yaml, read_text, yaml_document
 from merganser.options import StrictOptions
 from merganser.study.cells import Study, make_study
 
@@ -230,7 +230,7 @@ def study_text(entry: Entry, data: str | None = None, model: str | None = None, 
     lines += [f"merganser study {file} --out DIR --plan", f"merganser study {file} --out DIR"]
     lines += [f"merganser reproduce {entry.name} --results DIR"]
     values = entry.study_values(data, model)
-    text = yaml_text(values, width=120)
+    text = yaml_document(values, width=120)
     return "".join(f"# {line}".rstrip() + "\n" for line in lines) + "\n" + text
 
 

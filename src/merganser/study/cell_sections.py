@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.report.formatting import MISSING, plural, score
 from merganser.study.cell_record import CellRecord
 from merganser.study.costs import seconds_of
@@ -116,4 +116,4 @@ def _row(cell: CellRecord, kind: str, link: str, common: CommonSettings) -> dict
 
 def _yaml(parts: Mapping[str, Any]) -> str:
     known = {key: value for key, value in parts.items() if value}
-    return yaml_text(known) if known else ""
+    return yaml_document(known) if known else ""

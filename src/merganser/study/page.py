@@ -12,7 +12,7 @@ from typing import Any
 from markupsafe import Markup
 from matplotlib import rc_context
 
-from merganser.files.documents import yaml_text
+from merganser.files.documents import yaml_document
 from merganser.report.curves import inline_svg
 from merganser.report.files import ANOTHER_FOLDER, write_whole
 from merganser.report.formatting import score
@@ -62,7 +62,7 @@ def render_study(
             for section in cell_sections(result, page_parts.method_ids(result, number), links or {}, common)
         ],
         left_out=[(cell.name, describe(cell), why) for result in results for cell, why in result.left_out],
-        common=yaml_text(common.configuration),
+        common=yaml_document(common.configuration),
         versions={**common.versions, **common.hardware},
         files=list(files),
         definitions=page_parts.definitions(records),
