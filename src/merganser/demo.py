@@ -92,7 +92,7 @@ class BaselineRuns:
 
     def __init__(self, out: Path, methods: Sequence[str], seed: int, quick: bool) -> None:
         self.methods = methods
-        self.arguments = ["--out", str(out), "--seed", str(seed), "--no-baseline", *(["--quick"] if quick else [])]
+        self.arguments = ["--out", str(out), "--seed", str(seed), "--learn-only", *(["--quick"] if quick else [])]
         self._started: list[tuple[str, subprocess.Popen[bytes], IO[bytes]]] = []
 
     def __enter__(self) -> BaselineRuns:

@@ -199,6 +199,10 @@ def test_the_demo_end_to_end_at_toy_size(
     assert [task.name for task in record.tasks] == ["mood", "topic"]
     assert f"merganser ask {tmp_path / 'demo' / 'aim'}" in done.out
     assert merganser("ask", tmp_path / "demo" / "aim", "great film").code == 0
+    (tmp_path / "demo" / "report.html").unlink()
+    beside = ("--method", "sequential", "--quick", "--seed", "4", "--learn-only")  # as a demonstration starts it
+    assert merganser("demo", "--out", tmp_path / "demo", *beside).code == 0
+    assert not (tmp_path / "demo" / "report.html").exists()
 
 
 class ForkedCommand:

@@ -22,6 +22,7 @@ def demo(
     ] = False,
     baseline: Annotated[bool, typer.Option(help="Also learn the stream by the two baselines, to compare.")] = True,
     verbose: VerboseOption = False,
+    learn_only: Annotated[bool, typer.Option("--learn-only", hidden=True)] = False,
 ) -> None:
     """Learn five real text classification tasks, one after another, with a pretrained sentence encoder.
 
@@ -39,7 +40,7 @@ def demo(
 
     config = demo_config(method, seed, quick)
     tasks = demo_tasks(seed, quick)
-    others = [each for each in BASELINES if baseline and each != method]
+    others = [each for each in BASELINES if baseline and each != method and not learn_only]
     command = shlex.join(["merganser", "demo", "--out", str(out), "--seed", str(seed), "--method", method])
     command += " --quick" if quick else ""
     if others:
@@ -50,6 +51,8 @@ def demo(
             beside.wait()
     else:
         record = learn_stream(out / method, config, tasks, command=command, output="none")
+    if learn_only:  # beside a demonstration, whose page shows this run
+        return
     compared = [read_run(out / each) for each in others]
     page = write_report(record, out / "report.html", compared)
     console = OutputConsole()
