@@ -1,7 +1,7 @@
 """Write the streams of the studies in ``benchmarks/studies``, and the study files beside them.
 
     python benchmarks/evidence.py newsgroups --out runs/newsgroups
-    python benchmarks/evidence.py six --data DATA --out runs/six          # DATA: AimMerging's layout
+    python benchmarks/evidence.py six --data DATA --out runs/six          # DATA: AimMerging's data_longsequence
     merganser study runs/six/six-dev.yaml --out runs/six/dev              # chooses settings
     merganser study runs/six/six.yaml --out runs/six/test                 # once
     python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
@@ -79,7 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="for six: the folder with data_longsequence")
+    parser.add_argument("--data", type=Path, help="for six: AimMerging's folder data_longsequence")
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream == "newsgroups":
@@ -90,7 +90,7 @@ def main() -> None:
     elif arguments.stream == "chat":
         chat.write_tasks(arguments.out, CONVERSATIONS["train"], CONVERSATIONS["test"])
     elif arguments.data is None:
-        parser.error("six: needs --data, the folder with AimMerging's data_longsequence")
+        parser.error("six: needs --data, AimMerging's folder data_longsequence")
     else:
         six(arguments.out, arguments.data)
     # A study finds its data relative to where it lies, and MODEL is wherever the package has it.

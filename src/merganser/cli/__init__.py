@@ -36,6 +36,7 @@ from merganser.cli.tag import tag
 from merganser.cli.undo import undo
 from merganser.cli.verify import verify
 from merganser.errors import InputError, MerganserError, sentence
+from merganser.models.library_output import silence_bitsandbytes
 
 HELP = (
     "Fine-tune one language model on task after task without forgetting: continual learning by adaptive model merging."
@@ -139,6 +140,7 @@ def main() -> None:
     # Two torch threads on busy cores can be twenty times slower while OpenMP spins; it reads these when torch loads.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("GOMP_SPINCOUNT", "0")
+    silence_bitsandbytes()
     failures.prepare_streams()
     failures.require_working_folder()
     aside = processes.launched_rank() > 0

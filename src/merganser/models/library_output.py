@@ -2,9 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+
+
+def silence_bitsandbytes() -> None:
+    """Drop what bitsandbytes logs below an error.
+
+    It is imported by transformers wherever it is installed, and reports kernels that this processor could have, used or
+    not; where it is used, every product of 8-bit weights in bf16 or fp32, which is how they are meant to be used.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 @contextmanager
@@ -14,20 +24,20 @@ def silence_libraries() -> Iterator[None]:
     Exceptions pass through.
     """
     from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars
-    from transformers.utils import logging
+    from transformers.utils import logging as verbosity_of
 
-    verbosity = logging.get_verbosity()
-    bars_enabled = logging.is_progress_bar_enabled()
+    verbosity = verbosity_of.get_verbosity()
+    bars_enabled = verbosity_of.is_progress_bar_enabled()
     hub_bars_disabled = are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()  # also switches those of huggingface_hub off
+    verbosity_of.set_verbosity_error()
+    verbosity_of.disable_progress_bar()  # also switches those of huggingface_hub off
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logging.set_verbosity(verbosity)
+        verbosity_of.set_verbosity(verbosity)
         if bars_enabled:
-            logging.enable_progress_bar()
+            verbosity_of.enable_progress_bar()
             if hub_bars_disabled:
                 disable_progress_bars()

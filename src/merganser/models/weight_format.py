@@ -7,7 +7,6 @@ lose small steps.
 from __future__ import annotations
 
 import importlib.util
-import logging
 from typing import Any, Literal
 
 import torch
@@ -16,7 +15,7 @@ from torch import nn
 from merganser.devices import model_device
 from merganser.errors import InputError, first_line
 from merganser.models import stacking
-from merganser.models.library_output import silence_libraries
+from merganser.models.library_output import silence_bitsandbytes, silence_libraries
 from merganser.models.options import ModelOptions
 
 Held = Literal["fp32", "bf16", "8bit", "4bit"]
@@ -88,8 +87,7 @@ def require_bitsandbytes(option: str) -> None:
         raise InputError(
             f"{option} needs bitsandbytes, which cannot be imported: {first_line(error)}", remedy
         ) from error
-    # It reports every product of 8-bit weights in bf16 or fp32, which is how they are meant to be used.
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    silence_bitsandbytes()
 
 
 def loading_arguments(weights: Held, precision: Literal["fp32", "bf16"]) -> dict[str, Any]:

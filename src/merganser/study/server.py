@@ -250,7 +250,9 @@ def main() -> None:
             return
         buffer += read
     from merganser.errors import MerganserError
+    from merganser.models.library_output import silence_bitsandbytes
 
+    silence_bitsandbytes()
     try:
         server = Server(json.loads(buffer))
         preload()
