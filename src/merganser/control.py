@@ -28,6 +28,13 @@ CAUSES: dict[str, str] = {
 """What each cause of a merge means, as the page, the figures, the live view and the documentation state it."""
 
 
+IntervalPart = Literal["quarter", "half", "interval"]
+"""Steps of rehearsal as a part of the planned interval."""
+
+PARTS: dict[str, int] = {"quarter": 4, "half": 2, "interval": 1}
+"""Such a part -> how many of it make an interval."""
+
+
 @dataclass(frozen=True, slots=True)
 class Merge:
     """A decision to merge, taken by :meth:`MergeController.observe`.
@@ -95,10 +102,10 @@ class ControllerConfig(Settings):
         ge=0,
         le=1,
     )
-    rehearsal_steps: int | Literal["half", "interval"] = setting(
+    rehearsal_steps: int | IntervalPart = setting(
         "interval",
         "optimizer steps on the memory at the first merges; later ones keep their ratio to the interval; "
-        "half: half of it; interval: as many as the interval, as in the released program; 0: never rehearse",
+        "quarter, half: of it; interval: as many as the interval, as in the released program; 0: none before a merge",
         ge=0,
     )
     minimum_rehearsal_steps: int = setting(
@@ -150,9 +157,8 @@ class ControllerConfig(Settings):
     @property
     def first_rehearsal_steps(self) -> int:
         """Steps on the memory at the first merges."""
-        if self.rehearsal_steps == "half":
-            return max(1, self.interval // 2)
-        return self.interval if self.rehearsal_steps == "interval" else self.rehearsal_steps
+        steps = self.rehearsal_steps
+        return max(1, self.interval // PARTS[steps]) if isinstance(steps, str) else steps
 
 
 def weight_case(config: ControllerConfig, interval: int, alarms: int) -> tuple[bool, bool]:

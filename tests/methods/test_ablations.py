@@ -24,6 +24,8 @@ from tests.training.test_aim import NEW, OLD, STEPS, Regression, arguments, coll
 
 PAGE = Path(__file__).parents[2] / "docs" / "methods" / "aim.md"
 BASE = {
+    "replay_share": None,
+    "probe_batch": None,
     "merge_at_end": False,
     "weight_old": None,
     "probe_every": 1,

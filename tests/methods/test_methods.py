@@ -83,7 +83,8 @@ def test_a_batch_that_was_asked_for_must_fit_the_memory(name: str) -> None:
 
 def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
     """Every setting can be given in a file, at the top or under ``ablation``, and has the same default there."""
-    assert AimOptions().config() == AimConfig()
+    assert AimOptions(replay_share=None).config() == AimConfig()
+    assert AimOptions().config() == AimConfig(rehearsal_steps="quarter")
     top = {"interval": 5, "growth_short": 0.7, "weight_moving_calm": 0.2, "rehearsal_steps": 10, "probe_set": "fresh"}
     ablation = {"adapt_interval": False, "weight_new": 0.3}
     config = AimOptions(**top, ablation=ablation).config()
@@ -97,12 +98,35 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
 
 
 @pytest.mark.parametrize(
-    ("given", "rehearsed"), [({}, 4), ({"compat": "reference"}, 8), ({"compat": "reference", "rehearsal_steps": 3}, 3)]
+    ("given", "beside", "rehearsed"),
+    [
+        ({}, 0.25, 2),
+        ({"replay_share": None}, None, 4),
+        ({"rehearsal_steps": 0}, 0.25, 0),
+        ({"fusion": "importance_masks"}, None, 4),
+        ({"ablation": {"merge": False}}, None, 4),
+        ({"compat": "paper"}, None, 8),
+        ({"compat": "paper", "rehearsal_steps": 0}, None, 0),
+        ({"compat": "reference"}, None, 8),
+        ({"compat": "reference", "rehearsal_steps": 3}, None, 3),
+    ],
 )
-def test_half_of_the_interval_is_rehearsed_or_as_much_as_in_the_released_program(
-    given: dict[str, Any], rehearsed: int
+def test_old_texts_are_rehearsed_beside_the_batches_or_before_merges_alone(
+    given: dict[str, Any], beside: float | None, rehearsed: int
 ) -> None:
-    assert MergeController(AimOptions(**given).config()).rehearsal_steps == rehearsed
+    options = AimOptions(**given)
+    assert options.replay_share == beside
+    assert MergeController(options.config()).rehearsal_steps == rehearsed
+    assert (options.config().weight_old is None) == ("compat" in given or rehearsed == 0)
+    assert AimOptions.model_validate(options.model_dump()) == options
+
+
+@pytest.mark.parametrize(
+    "given", [{"compat": "paper", "replay_share": 0.5}, {"ablation": {"merge": False}, "replay_share": 0.5}]
+)
+def test_what_never_rehearses_beside_the_batches_says_so(given: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"needs replay_share: null|merge: false never rehearses"):
+        AimOptions(**given)
 
 
 def test_a_rehearsal_batch_is_as_large_as_the_batch_of_an_optimizer_step() -> None:

@@ -75,7 +75,12 @@ def train(folder: Path, callback: AimMerging, **more: Any) -> Regression:
     return model
 
 
-PAPER: dict[str, Any] = {"rehearsal_steps": "interval", "probes_per_interval": None, "weight_old": None}
+PAPER: dict[str, Any] = {
+    "rehearsal_steps": "interval",
+    "probes_per_interval": None,
+    "weight_old": None,
+    "probe_batch": None,
+}
 
 
 def paper(**more: Any) -> AimConfig:

@@ -171,8 +171,10 @@ class LiveView:
         if event.reason is not None:
             line += f" refused and undone, since {event.reason}"
         line += f": {significant(event.weight_new)} new + {significant(event.weight_old)} old"
-        if event.rehearsal_steps or event.cause != "end":
-            line += f" after {plural(event.rehearsal_steps, 'rehearsal step')}; next in {event.next_interval}"
+        if event.rehearsal_steps:
+            line += f" after {plural(event.rehearsal_steps, 'rehearsal step')}"
+        if event.cause != "end":
+            line += f"; next in {event.next_interval}"
         self.merges.append(line)
         if self.live is None and self.verbose:
             self.print(f"  merge {line}")

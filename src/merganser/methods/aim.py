@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
+from merganser.control import IntervalPart
 from merganser.methods.base import Method, TaskContext
 from merganser.methods.shared.rehearsal import Rehearsal, RehearsalOptions
 from merganser.methods.shared.start_merge import FinishOptions
 from merganser.options import StrictOptions, option_fields, yaml_text
-from merganser.settings import ABLATION, described
+from merganser.settings import ABLATION, described, with_default
 from merganser.training.aim.config import (
+    PAPER_DEFAULTS,
     REFERENCE,
     REFERENCE_DEFAULTS,
     REFERENCE_SELECTION,
@@ -31,7 +34,12 @@ if TYPE_CHECKING:
     from merganser.training.trainer import Penalty
 
 
-COMPAT = {"reference": (REFERENCE | {"finish_weight": None, "replay_share": None}, REFERENCE_DEFAULTS)}
+REPLAY_SHARE = 0.25
+"""Memory examples beside every training batch, as a share of it."""
+
+_PUBLISHED: dict[str, Any] = {"finish_weight": None, "replay_share": None}
+
+COMPAT = {"paper": (_PUBLISHED, PAPER_DEFAULTS), "reference": (REFERENCE | _PUBLISHED, REFERENCE_DEFAULTS)}
 """Value of ``compat`` -> options that it sets, and defaults of options that can still be chosen."""
 
 
@@ -39,18 +47,19 @@ class _CompatOptions(FinishOptions):
     """Options of :class:`AimOptions` besides the settings of :class:`~merganser.training.aim.config.AimConfig`."""
 
     name: Literal["aim"] = "aim"
-    compat: Literal["reference"] | None = Field(
+    compat: Literal["paper", "reference"] | None = Field(
         None,
-        description="reference: reproduces the program released with the paper; sets the options concerned, here, in "
-        "`memory` (the sampler) and in `training` (order of the data, mean of the loss, selection by development loss)",
+        description="paper: the published method, which rehearses before merges alone; reference: reproduces the "
+        "program released with it; sets the options concerned, here, in `memory` (the sampler) and in `training` "
+        "(order of the data, mean of the loss, selection by development loss)",
     )
 
     replay_share: float | None = Field(
-        None,
+        REPLAY_SHARE,
         gt=0,
         le=1,
-        description="memory examples beside every training batch as a share of it, as in `replay`, in addition to the "
-        "rehearsal before a merge; null: none",
+        description="memory examples beside every training batch as a share of it, as in `replay`; null: none, and "
+        "rehearsal before merges alone, for which rehearsal_steps is then half by default",
     )
 
     @model_validator(mode="before")
@@ -63,7 +72,7 @@ class _CompatOptions(FinishOptions):
         merged = {**values, **(ablation if isinstance(ablation, Mapping) else {})}
         if merged.get("measure_merges") is False and merged.get("guard_factor") is not None:
             raise ValueError("guard_factor needs the losses that measure_merges: false omits: keep one")
-        implied = AimConfig.implied(merged)
+        implied = _implied(merged) | AimConfig.implied(merged)
         compat = values.get("compat")
         if not isinstance(compat, str) or compat not in COMPAT:
             return {**implied, **values}
@@ -78,7 +87,8 @@ class _CompatOptions(FinishOptions):
 
     @model_validator(mode="after")
     def _fits_together(self) -> _CompatOptions:
-        self.config()
+        if not self.config().merge and self.replay_share is not None:
+            raise ValueError("merge: false never rehearses, and replay_share does: keep one")
         return self
 
     def config(self) -> AimConfig:
@@ -100,7 +110,25 @@ class _CompatOptions(FinishOptions):
         return dict(REFERENCE_TRAINING) if self.compat == "reference" else {}
 
     def training_defaults(self) -> dict[str, Any]:
-        return dict(REFERENCE_SELECTION) if self.compat == "reference" else {"asymmetric_loss": True}
+        if self.compat == "reference":
+            return dict(REFERENCE_SELECTION)
+        return {} if self.compat == "paper" else {"asymmetric_loss": True}
+
+
+def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Choose how old examples are rehearsed: beside the training batches and before merges, or before merges alone.
+
+    Masks are computed from both phases of the published method, so they need the second; where nothing is merged,
+    nothing is rehearsed. Without rehearsal before it a merge is an interpolation, whose weights sum to 1.
+    """
+    two_phases = given.get("fusion") == "importance_masks" or given.get("merge") is False
+    beside = given.get("replay_share", None if two_phases else REPLAY_SHARE)
+    implied: dict[str, Any] = {"replay_share": beside}
+    if beside is None:
+        implied["rehearsal_steps"] = AimConfig().rehearsal_steps
+    if given.get("rehearsal_steps") == 0:
+        implied["weight_old"] = None
+    return implied
 
 
 AimAblation = create_model(
@@ -113,12 +141,20 @@ AimAblation = create_model(
 
 _ABLATION: Any = (AimAblation, Field(default_factory=AimAblation, description="parts switched off"))
 
+
+@dataclass(frozen=True)
+class _WithReplay(AimConfig):
+    """The defaults where old examples stand beside every training batch as well."""
+
+    rehearsal_steps: int | IntervalPart = with_default(AimConfig, "rehearsal_steps", "quarter")
+
+
 AimOptions = create_model(
     "AimOptions",
     __module__=__name__,
     __base__=_CompatOptions,
-    __doc__="AimMerging; rehearsal and probing are cheaper by default than in the released program, the rest is equal.",
-    **option_fields(AimConfig),
+    __doc__="AimMerging with replay: old examples stand beside every training batch, not before merges alone.",
+    **option_fields(_WithReplay),
     ablation=_ABLATION,
 )
 
@@ -127,9 +163,9 @@ class Aim(Method[_CompatOptions]):
     """Merge along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
 
     Options = AimOptions
-    title = "AimMerging"
-    paper = "Feng 2025, EMNLP, arXiv 2509.17348"
-    idea = "Signals of the training trajectory decide when and how strongly the model is merged with a rehearsed one."
+    title = "AimMerging with replay"
+    paper = "after Feng 2025, EMNLP, arXiv 2509.17348"
+    idea = "Old texts in every batch; the trajectory decides when and how strongly to merge with a rehearsed model."
     uses_memory = True
     supports_distributed = True
 
@@ -145,7 +181,7 @@ class Aim(Method[_CompatOptions]):
             return None
         default = training.batch * training.accumulation
         size = check_batch("method.batch", self.config.batch, default, memory_examples)
-        check_batch("method.probe_batch", self.config.probe_batch, size, memory_examples)
+        check_batch("method.probe_batch", self.config.probe_examples(size), size, memory_examples)
         return size
 
     def callbacks(self, context: TaskContext) -> list[TrainerCallback]:

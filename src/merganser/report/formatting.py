@@ -179,13 +179,15 @@ def describe_merge(merge: MergeRecord) -> str:
     # A method that merges once a task has been trained merges two models; nothing was rehearsed.
     models = merge.cause == "end" and not merge.rehearsal_steps and (merge.norm_old or 0) > 0
     new, old = ("task's update", "model so far") if models else ("new change", "rehearsal's")
+    if not merge.rehearsal_steps and not models:
+        new = "change since the last merge"  # of new and old examples alike, where old ones stand in the batches
     weights = f"{significant(merge.weight_new)} of the {new} (L2 norm {significant(merge.norm_new)})"
     if merge.rehearsal_steps or (merge.norm_old or 0) > 0:
         weights += f" and {significant(merge.weight_old)} of the {old} (L2 norm {significant(merge.norm_old)}"
         weights += f", cosine {significant(merge.cosine, 2)})" if finite(merge.cosine) is not None else ")"
         done = "were merged"
     else:
-        done = "was kept, without rehearsal"
+        done = "was kept"
     if merge.status == "refused":
         why = f": {merge.reason}" if merge.reason else ""
         parts.append(f"{rehearsal}merging {weights} was refused and undone{why}.")

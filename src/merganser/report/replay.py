@@ -27,6 +27,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "name": "another method produces other signals",
     "compat": "it sets several options, some of which change the signals; set single options",
     "rehearsal_sampling": "rehearsal with other examples produces other weights",
+    "replay_share": "other examples beside the training batches produce other weights",
     "batch": "rehearsal with other batches produces other weights",
     "rehearsal_gradient": "rehearsal with other gradients produces other weights",
     "probe_batch": "probes of another size have other losses",

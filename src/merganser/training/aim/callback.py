@@ -167,7 +167,7 @@ class AimMerging(TrainerCallback):
         self._training_batch = args.train_batch_size * processes.world_size()
         default = self._training_batch * self._accumulation
         size = check_batch("batch", config.batch, default, len(self.memory))
-        probe = check_batch("probe_batch", config.probe_batch, size, len(self.memory))
+        probe = check_batch("probe_batch", config.probe_examples(size), size, len(self.memory))
         seed = args.seed if config.seed is None else config.seed
         self._rehearsal = MemoryBatches(self.memory, size, seed, config.rehearsal_sampling)
         self._new = new_examples(loader, config.measure_merges)

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from merganser.control import ControllerConfig
+from merganser.control import ControllerConfig, IntervalPart
 from merganser.settings import setting, with_default
 from merganser.training.options import RehearsalSampling
 
@@ -37,7 +37,7 @@ class AimConfig(ControllerConfig):
     """
 
     weight_old: float | None = with_default(ControllerConfig, "weight_old", 1.0)
-    rehearsal_steps: int | Literal["half", "interval"] = with_default(ControllerConfig, "rehearsal_steps", "half")
+    rehearsal_steps: int | IntervalPart = with_default(ControllerConfig, "rehearsal_steps", "half")
     probes_per_interval: int | None = with_default(ControllerConfig, "probes_per_interval", 2)
     rehearsal_sampling: RehearsalSampling = setting(
         "epoch", "epoch: every example once per pass over the memory, in a new order; iid: independent draws"
@@ -54,7 +54,12 @@ class AimConfig(ControllerConfig):
         "large as a training batch; divided: the same divided by the number of accumulated batches before clipping, "
         "computed in one pass, as in the released program",
     )
-    probe_batch: int | None = setting(None, "memory examples per probe; null: as in rehearsal", gt=0)
+    probe_batch: int | Literal["half"] | None = setting(
+        "half",
+        "memory examples per probe, and examples on which losses are measured at a merge; half: half as many as in "
+        "rehearsal; null: as many",
+        gt=0,
+    )
     probe_set: ProbeSet = setting(
         "fixed",
         "fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old tasks and "
@@ -102,6 +107,26 @@ class AimConfig(ControllerConfig):
         guard = {"guard_factor": None} if unguarded and "guard_factor" not in given else {}
         return super().implied(given) | guard
 
+    def probe_examples(self, rehearsed: int) -> int:
+        """Return the memory examples per probe.
+
+        Args:
+            rehearsed: examples per rehearsal step.
+        """
+        if self.probe_batch == "half":
+            return max(1, rehearsed // 2)
+        return rehearsed if self.probe_batch is None else self.probe_batch
+
+
+PAPER_DEFAULTS: dict[str, Any] = {
+    "rehearsal_steps": "interval",
+    "weight_old": None,
+    "probes_per_interval": None,
+    "probe_every": 1,
+    "probe_batch": None,
+}
+"""Defaults of ``compat: paper``: as much rehearsal as training between two merges, weights that sum to 1, a probe after
+every step."""
 
 REFERENCE: dict[str, Any] = {
     "minimum_rehearsal_steps": 0,
