@@ -58,8 +58,8 @@ def _write(folder: Path, build: Callable[[], Any], tokenizer: Any, seed: int) ->
     return folder
 
 
-def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2) -> Path:
-    """A T5 of ``layers`` + ``layers``, width 32, byte-level BPE of at most 400 pieces, ``</s>`` after every text."""
+def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2, *, width: int = 32) -> Path:
+    """A T5 of ``layers`` + ``layers``, byte-level BPE of at most 400 pieces, ``</s>`` after every text."""
     from tokenizers.processors import TemplateProcessing
     from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
@@ -68,9 +68,9 @@ def tiny_t5(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: i
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<pad>", eos_token="</s>", unk_token="<unk>")
     config = T5Config(
         vocab_size=len(tokenizer),
-        d_model=32,
-        d_kv=8,
-        d_ff=64,
+        d_model=width,
+        d_kv=width // 4,
+        d_ff=2 * width,
         num_layers=layers,
         num_decoder_layers=layers,
         num_heads=4,
@@ -90,8 +90,9 @@ def tiny_llama(
     *,
     pad: bool = False,
     chat: bool = False,
+    width: int = 32,
 ) -> Path:
-    """A Llama of ``layers``, width 32, with ``<s>`` before every text; without a padding token unless ``pad``."""
+    """A Llama of ``layers``, with ``<s>`` before every text; without a padding token unless ``pad``."""
     from tokenizers.processors import TemplateProcessing
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -110,8 +111,8 @@ def tiny_llama(
         tokenizer.chat_template = CHAT_TEMPLATE
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         num_key_value_heads=2,
@@ -124,8 +125,8 @@ def tiny_llama(
     return _write(folder, lambda: LlamaForCausalLM(config), tokenizer, seed)
 
 
-def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2) -> Path:
-    """A BERT encoder of ``layers``, width 32, lower-case WordPiece, at most 128 positions."""
+def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers: int = 2, *, width: int = 32) -> Path:
+    """A BERT encoder of ``layers``, lower-case WordPiece, at most 128 positions."""
     from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
     from tokenizers.processors import TemplateProcessing
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast
@@ -150,8 +151,8 @@ def tiny_bert(folder: Path, texts: Sequence[str] = TEXTS, seed: int = 0, layers:
     )
     config = BertConfig(
         vocab_size=len(tokenizer),
-        hidden_size=32,
-        intermediate_size=64,
+        hidden_size=width,
+        intermediate_size=2 * width,
         num_hidden_layers=layers,
         num_attention_heads=4,
         max_position_embeddings=128,

@@ -303,7 +303,7 @@ def test_a_launcher_itself(spawner: Spawner, tmp_path: Path) -> None:
 
 def four_bit() -> dict[str, Any]:
     """The stream of toys, for a decoder of 4-bit weights."""
-    model = {"kind": "causal", "name": str(model_folder("causal")), "weights": "4bit"}
+    model = {"kind": "causal", "name": str(model_folder("causal", width=64)), "weights": "4bit"}
     return toys.settings(model=model, method="replay")
 
 

@@ -9,6 +9,7 @@ import torch
 
 from merganser.learner import Learner
 from merganser.learner.exported import ExportedModel
+from merganser.models.weight_format import keep_as_stored
 from merganser.streams.loading import load_stream
 from tests.learner.toys import Command, model_folder, read_json, settings, write_config, write_stream
 
@@ -20,7 +21,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     folder = tmp_path_factory.mktemp("quantised")
     write_stream(folder)
-    model = {"name": str(model_folder("causal")), "kind": "causal", "weights": "4bit"}
+    model = {"name": str(model_folder("causal", width=64)), "kind": "causal", "weights": "4bit"}
     training = {"steps": 2, "optimizer": "paged_adamw_8bit"}
     path = write_config(folder / "stream.yaml", settings(("mood",), model=model, training=training))
     config = load_config(path)
@@ -61,13 +62,14 @@ def test_a_merged_export_says_how_it_differs(
 
     # The same numbers from plain libraries.
     quantised = AutoModelForCausalLM.from_pretrained(
-        model_folder("causal"),
+        model_folder("causal", width=64),
         dtype=torch.float32,
         device_map={"": "cpu"},
         quantization_config=BitsAndBytesConfig(
             load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
         ),
     )
+    keep_as_stored(quantised)  # its layers are smaller than those that bitsandbytes can pack
     with_adapter = PeftModel.from_pretrained(quantised, tmp_path / "adapter").eval()
     merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(tmp_path / "merged")
@@ -117,7 +119,7 @@ def test_exports_are_read_back(run: Path, tmp_path: Path) -> None:
         expected = learner.predict(["great film with a strong story"])
         learner.export(tmp_path / "adapter")
         learner.export(tmp_path / "merged", merged=True)
-    model = ExportedModel.open(str(tmp_path / "adapter"), model_path=str(model_folder("causal")))
+    model = ExportedModel.open(str(tmp_path / "adapter"), model_path=str(model_folder("causal", width=64)))
     assert model.predict(["great film with a strong story"]) == expected
     assert model.backbone.weights == "4bit"
     model = ExportedModel.open(str(tmp_path / "merged"))

@@ -154,7 +154,8 @@ def stream_of(folder: Path, case: dict[str, Any]) -> Path:
     changes = {key: dict(value) for key, value in case.items()}
     changes["training"] = {"steps": 7, "checkpoint_steps": 1, "checkpoint_minutes": None, **changes.get("training", {})}
     model = changes.setdefault("model", {})
-    model["name"] = str(model_folder(model.get("kind", "matcher")))
+    width = 64 if model.get("weights") == "4bit" else 32
+    model["name"] = str(model_folder(model.get("kind", "matcher"), width=width))
     model.setdefault("lora", {"r": 4, "dropout": 0.1})
     method, mix = changes.pop("method", {}), changes.pop("mix", None)
     if "name" not in method:

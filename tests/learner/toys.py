@@ -56,12 +56,15 @@ _HOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 
 @functools.cache
-def model_folder(kind: str = "matcher", layers: int = 1) -> Path:
-    """The tiny model of a kind (T5: ``layers`` twice). Written once per test process; removed with it."""
+def model_folder(kind: str = "matcher", layers: int = 1, width: int = 32) -> Path:
+    """The tiny model of a kind (T5: ``layers`` twice). Written once per test process; removed with it.
+
+    For 4-bit weights the width is 64: not all kernels of bitsandbytes read rows of less than a block rightly.
+    """
     holder = tempfile.TemporaryDirectory(prefix="merganser-tiny-")
     _HOLDERS.append(holder)
     make = {"matcher": tiny.tiny_bert, "seq2seq": tiny.tiny_t5, "causal": tiny.tiny_llama}[kind]
-    folder = make(Path(holder.name) / kind, [*tiny.TEXTS, *CUES.values(), " ".join(CUES)], layers=layers)
+    folder = make(Path(holder.name) / kind, [*tiny.TEXTS, *CUES.values(), " ".join(CUES)], layers=layers, width=width)
     # What is loaded by now stays; training collects garbage after every task, and need not look at it again.
     gc.collect()
     gc.freeze()

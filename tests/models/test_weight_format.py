@@ -133,7 +133,7 @@ def gpt2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("gpt2")
     tokenizer = AutoTokenizer.from_pretrained(tiny.tiny_llama(root / "llama"))
     torch.manual_seed(0)
-    shape = {"vocab_size": len(tokenizer), "n_positions": 64, "n_embd": 32, "n_layer": 1, "n_head": 2}
+    shape = {"vocab_size": len(tokenizer), "n_positions": 64, "n_embd": 64, "n_layer": 1, "n_head": 2}
     model = GPT2LMHeadModel(GPT2Config(**shape, initializer_range=0.3, bos_token_id=1, eos_token_id=2))
     model.save_pretrained(root / "model")
     tokenizer.save_pretrained(root / "model")
@@ -189,6 +189,37 @@ def nf4(weight: Any) -> torch.Tensor:
     scales = scales * state.state2.absmax.repeat_interleave(256)[: len(scales)] + state.offset
     values = torch.tensor(CODE)[codes] * scales.repeat_interleave(64)[: len(codes)]
     return values[: state.shape.numel()].view(state.shape)
+
+
+def test_answering_leaves_4bit_weights_as_they_are(load: Loader) -> None:
+    """Whatever the processor: a run that is resumed in the middle of a task has not answered before it trains."""
+    backbone = load("causal", weights="4bit")
+    layers = [m for m in backbone.model.modules() if hasattr(getattr(m, "weight", None), "quant_state")]
+    before = [(layer.weight.data.clone(), layer.weight.quant_state.absmax.clone()) for layer in layers]
+    backbone.answer(TEXTS, RANK)
+    assert layers
+    for layer, (packed, scales) in zip(layers, before, strict=True):
+        assert torch.equal(layer.weight.data, packed)
+        assert torch.equal(layer.weight.quant_state.absmax, scales)
+
+
+def test_a_kernel_that_reads_rows_wrongly_is_refused(folders: dict[str, Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    import bitsandbytes.functional
+
+    right = bitsandbytes.functional.dequantize_4bit
+
+    def wrong(packed: torch.Tensor, state: Any) -> torch.Tensor:
+        values = right(packed, state)
+        return values if len(state.shape) == 1 else values + 1
+
+    monkeypatch.setattr(bitsandbytes.functional, "dequantize_4bit", wrong)
+    narrow, wide = (options(name=str(folders[which]), weights="4bit") for which in ("causal", "wide causal"))
+    with pytest.raises(
+        InputError, match=r"4-bit weights of .* are read wrongly .*q_proj has rows of 32 values"
+    ) as said:
+        load_backbone(narrow, LENGTHS, 0)
+    assert "8bit or bf16" in said.value.remedy
+    load_backbone(wide, LENGTHS, 0)
 
 
 def test_8bit_answers_trains_and_is_merged(load: Loader, tmp_path: Path) -> None:

@@ -29,7 +29,7 @@ from tests.training.test_aim import NEW, OLD, Regression, arguments, collate, ea
         ({"importance_smoothing": 1.0}, "importance_smoothing is 1.0"),
         ({"fusion": "mean"}, "fusion is 'mean'; give 'trajectory' or 'importance_masks'"),
         ({"measure_merges": 1}, "measure_merges is 1; give True or False"),
-        ({"rehearsal_steps": "all"}, "rehearsal_steps is 'all'; give a whole number >= 0 or 'quarter' or 'half' or 'interval'"),
+        ({"rehearsal_steps": "all"}, "rehearsal_steps is 'all'; give a whole number >= 0 or 'quarter' or 'half' or"),
         ({"min_interval": 9, "max_interval": 8}, "min_interval 9 is larger than max_interval 8"),
     ],
 )

@@ -163,7 +163,7 @@ class Aim(Method[_CompatOptions]):
     """Merge along the trajectory of each task; the first task, which has no memory, is plain fine-tuning."""
 
     Options = AimOptions
-    title = "AimMerging with replay"
+    title = "AimMerging"
     paper = "after Feng 2025, EMNLP, arXiv 2509.17348"
     idea = "Old texts in every batch; the trajectory decides when and how strongly to merge with a rehearsed model."
     uses_memory = True

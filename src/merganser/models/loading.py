@@ -29,7 +29,14 @@ from merganser.models.seq2seq import Seq2Seq
 from merganser.models.source import refuse_adapter, resolve_source
 from merganser.models.vocabulary import refuse_unreadable, unreadable_tokens
 from merganser.models.weight_files import load_adapter
-from merganser.models.weight_format import QUANTISED, Held, loading_arguments, resolve_weights
+from merganser.models.weight_format import (
+    QUANTISED,
+    Held,
+    check_kernel,
+    keep_as_stored,
+    loading_arguments,
+    resolve_weights,
+)
 
 if TYPE_CHECKING:
     from merganser.models.vision import VisionProcessor
@@ -96,7 +103,10 @@ def load_backbone(options: ModelOptions, lengths: Lengths, seed: int) -> Backbon
         def load_pretrained(held: Held = weights) -> nn.Module:
             with silence_libraries(), torch.random.fork_rng():
                 torch.manual_seed(seed)
-                return _load_model(location, options, loading_arguments(held, precision))
+                model = _load_model(location, options, loading_arguments(held, precision))
+            keep_as_stored(model)
+            check_kernel(model, options.name)
+            return model
 
         model: Any = load_pretrained()
         generation = copy.deepcopy(model.generation_config) if model.can_generate() else None

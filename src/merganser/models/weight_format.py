@@ -6,6 +6,7 @@ lose small steps.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 from typing import Any, Literal
 
@@ -107,6 +108,44 @@ def loading_arguments(weights: Held, precision: Literal["fp32", "bf16"]) -> dict
         "quantization_config": BitsAndBytesConfig(**settings),
         "device_map": {"": model_device()},
     }
+
+
+def keep_as_stored(model: nn.Module) -> None:
+    """Keep bitsandbytes from packing 4-bit weights anew at the first forward pass without gradients, in place.
+
+    On processors with AVX-512 BF16 it would round their scales to bf16 there: the model trained after an evaluation is
+    another one than before, so that a resumed run ends elsewhere, and a layer with fewer than 64 inputs fails.
+    """
+    packs = "support_avx512bf16_for_cpu"  # an attribute of its linear layers
+    for layer in model.modules():
+        if hasattr(layer, packs):
+            setattr(layer, packs, False)
+
+
+def check_kernel(model: nn.Module, name: str) -> None:
+    """Refuse 4-bit weights that the kernel of this processor reads wrongly.
+
+    That for AVX-512 in bitsandbytes 0.50 takes the scales of another row where a row is no whole number of blocks of 64
+    values. Such layers are rare: they are read once as a matrix and once as a single row.
+
+    Raises:
+        InputError: a layer differs; ``name`` is that of the model in the message.
+    """
+    for layer, module in model.named_modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or state.shape[-1] % state.blocksize == 0:
+            continue
+        from bitsandbytes.functional import dequantize_4bit
+
+        flat = copy.copy(state)
+        flat.shape = torch.Size([state.shape.numel()])
+        packed = module.weight.data
+        if not torch.equal(dequantize_4bit(packed, state).flatten(), dequantize_4bit(packed, flat).flatten()):
+            raise InputError(
+                f"The 4-bit weights of {name} are read wrongly by bitsandbytes on this device: layer {layer} has rows "
+                f"of {state.shape[-1]} values, which is no multiple of the {state.blocksize} of its blocks.",
+                "Use model.weights: 8bit or bf16, or another device.",
+            )
 
 
 def code_that_holds(weights: Held, precision: Literal["fp32", "bf16"]) -> tuple[str, list[str]]:
