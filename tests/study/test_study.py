@@ -174,7 +174,7 @@ class Killer:
 def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with the study of one cell that is interrupted, and the run of the cell without any study."""
     folder = tmp_path_factory.mktemp("uninterrupted")
-    training = {**toys.settings()["training"], "steps": 20, "checkpoint_steps": 4}
+    training = {**toys.settings()["training"], "steps": 60, "checkpoint_steps": 4}
     file = write_study(folder, methods=["replay"], orders=[["mood", "topic"]], training=training)
     cell = load_study(file).find("replay,order-1,s0")
     with Learner.of_config(folder / "alone", cell.config) as learner:
