@@ -155,3 +155,33 @@ def test_orders_are_sorted_as_people_count() -> None:
     (result,) = compare([cell("aim", order=order, n=10) for order in orders])
     assert result.orders == ("a", "b", "order-1", "order-2", "order-10")
     assert [each.order for each in result.methods[0].cells] == list(result.orders)
+
+
+def test_orders_of_a_split_data_set_have_other_examples_in_their_tasks() -> None:
+    """Their scores are paired within an order; the texts of all orders are the same, so they count once."""
+
+    def split(seed: int, record: CellRecord) -> CellRecord:
+        configuration = {**record.configuration, "stream": {"split": {"classes_per_task": 4, "order_seed": seed}}}
+        examples = {
+            task: kept.model_copy(update={"test_sha256": f"{seed}{kept.test_sha256[1:]}"})
+            for task, kept in record.examples.items()
+        }
+        return record.model_copy(update={"configuration": configuration, "examples": examples})
+
+    whole = study({"replay": 0.6, "aim": 0.7}, seeds=4)
+    apart = [split(int(record.order), record) for record in whole]
+    difference, same = (compare(cells)[0].method("aim").difference for cells in (apart, whole))
+    assert difference is not None
+    assert same is not None
+    assert difference.estimate.mean == same.estimate.mean
+    assert difference.examples == same.examples
+    assert difference.estimate.stderr is not None
+    assert same.estimate.stderr is not None
+    assert difference.estimate.stderr >= same.estimate.stderr * 0.95  # not less, for being three times as many
+    with pytest.raises(InputError, match="different test examples"):
+        compare(
+            [
+                *apart,
+                split(2, apart[0].model_copy(update={"seed": 9})).model_copy(update={"examples": apart[0].examples}),
+            ]
+        )

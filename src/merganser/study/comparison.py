@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections import Counter
@@ -13,7 +14,7 @@ import numpy as np
 
 from merganser.errors import InputError, nearest
 from merganser.metrics.paired import holm
-from merganser.study.cell_record import CellRecord
+from merganser.study.cell_record import CellRecord, ExampleScores
 from merganser.study.costs import kind_of_seconds, seconds_of, with_cost
 from merganser.study.grids import short_keys
 from merganser.study.notes import notes_on
@@ -132,15 +133,21 @@ def _complete(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[tup
 
 
 def _check_test_sets(records: Sequence[CellRecord]) -> None:
-    first: dict[str, CellRecord] = {}
+    first: dict[tuple[str, str], CellRecord] = {}
     for record in records:
         for task, kept in record.examples.items():
-            other = first.setdefault(task, record)
+            other = first.setdefault((task, _partition(record)), record)
             if other.examples[task].test_sha256 != kept.test_sha256:
                 raise InputError(
                     f"'{other.name}' and '{record.name}' were scored on different test examples of '{task}'.",
                     f"Give streams of different data different names (both are cells of '{record.stream}').",
                 )
+
+
+def _partition(record: CellRecord) -> str:
+    """Return what decides the classes of a task where those of one data set are split: in another order, other ones."""
+    split = (record.configuration.get("stream") or {}).get("split") or {}
+    return json.dumps([split.get(key) for key in ("order", "order_seed")])
 
 
 def _reference(methods: Sequence[MethodResult], name: str | None) -> MethodResult | None:
@@ -234,10 +241,15 @@ def _difference_sample(pairs: Sequence[Pair]) -> Sample:
     tasks = pairs[0][0].tasks
     blocks = []
     for task in tasks:
-        kept = [(a.examples[task], b.examples[task]) for a, b in pairs if task in a.examples and task in b.examples]
-        if kept:
-            scores = np.array([np.subtract(a.scores, b.scores) for a, b in kept])
-            blocks.append(Block(scores, len(kept) / len(pairs) / len(tasks)))
+        # Where classes are split, a task of another order has other examples. All orders share the texts of the data
+        # set, whose effects are taken to be the same in all: drawn apart, they vary together as sqrt(orders) tells.
+        kept: dict[str, list[tuple[ExampleScores, ExampleScores]]] = {}
+        for a, b in ((a.examples.get(task), b.examples.get(task)) for a, b in pairs):
+            if a is not None and b is not None and a.test_sha256 == b.test_sha256:
+                kept.setdefault(a.test_sha256, []).append((a, b))
+        for same in kept.values():
+            scores = np.array([np.subtract(a.scores, b.scores) for a, b in same])
+            blocks.append(Block(scores, len(same) / len(pairs) / len(tasks) * math.sqrt(len(kept))))
     return paired_sample(pairs, [(a.op or 0.0) - (b.op or 0.0) for a, b in pairs], blocks)
 
 
@@ -256,7 +268,7 @@ def _difference(sample: Sample, of: Estimate, p: float | None, confidence: float
         estimate=of,
         p=p,
         verdict="cannot be told apart" if not shown else "better" if of.mean > 0 else "worse",
-        examples=sum(block.scores.shape[1] for block in sample.blocks),
+        examples=round(sum(block.scores.size for block in sample.blocks) / sample.values.size),
         orders=len(by_order),
         orders_ahead=sum(math.fsum(values) > 0 for values in by_order.values()),
     )
