@@ -70,3 +70,19 @@ def test_records_of_two_people_that_have_one_name_are_told_apart(tmp_path: Path)
             assert page.count(f'href="{quote(record.run)}"') == 1
             assert (tmp_path / record.run).is_dir()
             assert record.run.startswith(f"{person}/cells/")
+
+
+def test_files_are_written_before_a_reader_of_the_tables_can_leave(
+    copied: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As in ``merganser study DIR --table | head -3``."""
+    from merganser.cli import study_view
+
+    def gone(*arguments: object, **options: object) -> None:
+        raise BrokenPipeError
+
+    monkeypatch.setattr(study_view.OutputConsole, "print", gone)
+    with pytest.raises(BrokenPipeError):
+        study_view.show_table(copied / "out")
+    assert (copied / "out" / "study.html").is_file()
+    assert (copied / "out" / "results" / "study.md").is_file()

@@ -123,6 +123,7 @@ def show_table(path: Path, reference: str | None = None) -> None:
     from merganser.study.published import read_results
 
     results = read_results(path, reference)
+    written = results.publish()  # first: the reader of what is printed may leave early, as in `... --table | head`
     console = OutputConsole()
     for part in results.table.terminal():
         console.print(part)
@@ -142,4 +143,4 @@ def show_table(path: Path, reference: str | None = None) -> None:
             if stale:
                 shown = ", ".join(stale[:5]) + (" ..." if len(stale) > 5 else "")
                 console.print(f"{text}: {shown}.", soft_wrap=True)
-    console.print(f"Wrote {results.publish()}", soft_wrap=True)
+    console.print(f"Wrote {written}", soft_wrap=True)
