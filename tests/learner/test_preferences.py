@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from merganser import AnswerSpec, Example, Learner, Task
+from merganser.config import check_config
 from merganser.errors import InputError
 from merganser.events import Event, Notice, StepDone
 from merganser.models.pairs import measure_pairs
@@ -139,6 +140,14 @@ def test_other_methods_learn_pairs(method: str, tmp_path: Path) -> None:
         learner.learn(given[1])
         learner.learn(given[0])
         assert set(learner.scores.rows[-1].scores) == {"polite", "topic"}
+
+
+def test_a_first_task_of_pairs_is_no_promise_to_other_runs() -> None:
+    """Their training is not shared, since its loss reads the answers of the weights before it."""
+    config = check_config(sections(method={"name": "sequential"}), "options")
+    labels, preferences, _ = tasks()
+    starts = [Learner.plan(config, given).plain_start for given in ([labels, preferences], [preferences, labels])]
+    assert starts == [True, False]
 
 
 def replaced(task: Task) -> Task:

@@ -14,7 +14,7 @@ from merganser.learner.learn_task import TaskRun
 from merganser.learner.measuring import Speed, is_text_score, measure_answers, measure_steps
 from merganser.learner.preview import Preview
 from merganser.learner.session import Session
-from merganser.learner.train_row import task_context
+from merganser.learner.train_row import can_share, task_context
 from merganser.methods import TaskContext, make_method
 from merganser.options import LARGEST
 from merganser.runs.options import Keep
@@ -188,7 +188,7 @@ def make_plan(session: Session, tasks: Sequence[Task], *, fwt: bool = False, add
         keep_weights=session.config.keep_weights,
         row_bytes=sum(weight.nbytes for weight in preview.backbone.trainable().values()),
         remarks=_remarks(session, missing),
-        plain_start=not learned and _is_plain(session, contexts[0]),
+        plain_start=not learned and _is_plain(session, contexts[0]) and can_share(contexts[0].features),
     )
 
 

@@ -5,6 +5,9 @@ methods that only need a memory or merge at its end, and single-task references;
 give to a test set, such as those of row 0. Two more are in :mod:`merganser.learner.shared_tokens`. A digest has the
 *content* of what is read (weights, tokens, options, versions), so a part that was found is the one that would have been
 made, bit for bit.
+
+Of several processes that train together, rank 0 looks a part up and writes it; all take it, or all make it. Their parts
+are never those of another number of processes or shards, whose sums are rounded otherwise.
 """
 
 from __future__ import annotations
@@ -12,10 +15,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import os
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -115,27 +119,27 @@ class SharedParts:
         """
         # Which labels a text is compared with is in its features.
         options = config.training.model_dump(mode="json", exclude={*MAY_CHANGE, "asymmetric_loss"})
-        start = dict(backbone.trainable())
-        key = digest(self._model(backbone, config), start, options, torch.get_num_threads(), data.content(backbone))
+
+        def look_up() -> list[Any]:
+            start, content = dict(backbone.trainable()), data.content(backbone)
+            key = digest(self._model(backbone, config), start, options, torch.get_num_threads(), content)
+            folder = self.folder / "training" / key
+            return [key, _intact(folder) if folder.is_dir() else None]
+
+        key, values = processes.on_main(look_up)
         folder = self.folder / "training" / key
-        if folder.is_dir() and (values := _intact(folder)) is not None:
-            return self._take(folder, values, backbone, records)
+        if values is not None:
+            return processes.run_collectively(lambda: self._take(folder, values, backbone, records))
         before, began = records.cost.model_copy(), time.process_time()
         outcome = train()
-        spent = time.process_time() - began
         values = {
             "steps": outcome.steps,
             "trained": {source: list(counts) for source, counts in outcome.trained.items()},
             "seconds": outcome.seconds,
-            "processor_seconds": spent,
+            "processor_seconds": processes.all_reduce_sum([time.process_time() - began])[0],
             "cost": {key: value - getattr(before, key) for key, value in records.cost.model_dump().items()},
         }
-        make_folder(folder.parent)
-        # Another run that has made the same part at the same time has the same bits.
-        with contextlib.suppress(TargetTaken), new_folder(folder, shared=True, replace=False) as temporary:
-            backbone.save_weights(temporary / "weights")
-            write_json_lines(temporary / "signals.jsonl", [signal.model_dump() for signal in records.signals])
-            write_json(temporary / OUTCOME, {**values, "files": checksums(temporary)})
+        processes.on_main(lambda: _keep_training(folder, values, backbone, records))
         return outcome
 
     def _take(self, folder: Path, values: Mapping[str, Any], backbone: Backbone, records: TaskRecords) -> Outcome:
@@ -165,17 +169,26 @@ class SharedParts:
                 have one name.
             score: answers and scores tasks.
         """
-        if processes.world_size() > 1:
-            return score(tasks)
-        start = digest(self._model(backbone, config), weights_digest(backbone), torch.get_num_threads())
-        keys = {task.name: self._answers_key(start, config, task) for task in tasks if _is_kept(task)}
-        known = {name: taken for name, key in keys.items() if (taken := self._read(key)) is not None}
+        kept = [task for task in tasks if _is_kept(task)]
+
+        def look_up() -> list[Any]:
+            start = digest(self._model(backbone, config), weights_digest(backbone), torch.get_num_threads())
+            keys = {task.name: self._answers_key(start, config, task) for task in kept}
+            return [keys, {name: asdict(taken) for name, key in keys.items() if (taken := self._read(key)) is not None}]
+
+        keys, found = processes.on_main(look_up)
+        known = {name: ScoredTask(tuple(each["answers"]), tuple(each["values"])) for name, each in found.items()}
         missing = [task for task in tasks if task.name not in known]
         began = time.process_time()
         made = score(missing)
-        spent = (time.process_time() - began) / max(sum(len(task.test) for task in missing), 1)
-        for name in keys.keys() & made.keys():
-            self._write(keys[name], made[name], spent * len(made[name].values))
+        seconds = processes.all_reduce_sum([time.process_time() - began])[0]
+        per_text = seconds / max(sum(len(task.test) for task in missing), 1)
+
+        def keep() -> None:
+            for name in keys.keys() & made.keys():
+                self._write(keys[name], made[name], per_text * len(made[name].values))
+
+        processes.on_main(keep)
         self.found += [f"answers to {name}" for name in known]
         merged = known | made
         return {task.name: merged[task.name] for task in tasks if task.name in merged}
@@ -205,7 +218,24 @@ class SharedParts:
     def _model(self, backbone: Backbone, config: RunConfig) -> list[Any]:
         options = config.model.model_dump(mode="json")
         held = [backbone.precision, backbone.weights, backbone.device.type]
-        return [options, self.fingerprint, held, self.versions, self.machine]
+        return [options, self.fingerprint, held, self.versions, self.machine, *_launched()]
+
+
+def _launched() -> list[Any]:
+    """Return how several processes compute together, on which the last bits depend; nothing of one process."""
+    if processes.world_size() == 1:
+        return []
+    sharding = {name: value for name, value in os.environ.items() if name.startswith(("ACCELERATE_", "FSDP_"))}
+    return [processes.world_size(), dict(sorted(sharding.items()))]
+
+
+def _keep_training(folder: Path, values: Mapping[str, Any], backbone: Backbone, records: TaskRecords) -> None:
+    make_folder(folder.parent)
+    # Another run that has made the same part at the same time has the same bits.
+    with contextlib.suppress(TargetTaken), new_folder(folder, shared=True, replace=False) as temporary:
+        backbone.save_weights(temporary / "weights")
+        write_json_lines(temporary / "signals.jsonl", [signal.model_dump() for signal in records.signals])
+        write_json(temporary / OUTCOME, {**values, "files": checksums(temporary)})
 
 
 def _intact(folder: Path) -> dict[str, Any] | None:

@@ -84,20 +84,23 @@ class SharedTokens(Parts):
             if header["sha256"] != hashlib.sha256(lines).hexdigest():
                 return None
             rows = [json.loads(line) for line in lines.splitlines()]
-            self._parts.saved_seconds += header["processor_seconds"]
+            self._parts.saved_seconds += header["processor_seconds"] * processes.world_size()  # each rank makes its own
             return rows
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not there, or not whole: it can be made again
 
     def vectors(self, content: Sequence[Any], make: Callable[[], Tensor]) -> Tensor:
-        if processes.world_size() > 1 or not content:
-            return make()  # the processes may compute each vector together
+        if not content:
+            return make()
         key = digest(self._of_vectors, torch.get_num_threads(), content)
         path = self._parts.folder / "labels" / f"{key}.safetensors"
         if (found := self._read_vectors(path)) is not None:
             return found.to(self._device)
         began = time.process_time()
+        # Every rank computes all vectors by itself, without a collective: one may find what another has just made.
         made = make()
+        if not processes.is_main():
+            return made
         whole = made.detach().cpu().contiguous()
         metadata = {"sha256": digest(whole), "processor_seconds": repr(time.process_time() - began)}
         make_folder(path.parent)
@@ -112,7 +115,7 @@ class SharedTokens(Parts):
                 metadata = file.metadata()
             if metadata["sha256"] != digest(vectors):
                 return None
-            self._parts.saved_seconds += float(metadata["processor_seconds"])
+            self._parts.saved_seconds += float(metadata["processor_seconds"]) * processes.world_size()
             return vectors
         except (OSError, SafetensorError, ValueError, KeyError, TypeError):
             return None  # likewise

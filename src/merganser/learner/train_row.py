@@ -207,6 +207,11 @@ def starts_alike(session: Session) -> bool:
     return session.method.start == "pretrained"
 
 
+def can_share(features: Sequence[dict[str, Any]]) -> bool:
+    """Return whether a training on these examples may be shared: not on pairs, whose loss reads reference weights."""
+    return not any(is_pair(feature) for feature in features[:1])
+
+
 def train_shared(
     session: Session,
     features: Sequence[dict[str, Any]],
@@ -216,8 +221,7 @@ def train_shared(
     train: Callable[[], Outcome],
 ) -> Outcome:
     """Train by plain fine-tuning, or take what another run has trained alike; see :class:`SharedParts`."""
-    pairs = any(is_pair(feature) for feature in features[:1])
-    if session.shared is None or pairs or processes.world_size() > 1:
+    if session.shared is None or not can_share(features):
         return train()
     data = TrainingData(features, mixture, seed)
     return session.shared.train(session.backbone, session.config, data, records, train)
