@@ -60,6 +60,14 @@ def test_published_and_measured_stand_side_by_side(
     assert measured["olora", "op"] is None
 
 
+def test_an_interval_is_shown_within_what_a_score_can_be(tmp_path: Path, merganser: Command) -> None:
+    for seed in range(2):
+        write_cell(tmp_path, cell("forever", seed=seed, tasks=BUILTIN["standard-cl-1"].tasks, level=0.9, noise=0.1))
+    lines = merganser("reproduce", NAME, "--results", tmp_path).out.splitlines()
+    row = next(line for line in lines if line.split()[:2] == ["forever", "OP"])
+    assert row.split()[-3:] == ["to", "100.0", "2"]
+
+
 def test_a_study_is_written(tmp_path: Path, merganser: Command) -> None:
     done = merganser("reproduce", "magmax-cub", "--write", "study.yaml")
     assert (done.code, "Wrote study.yaml" in done.err) == (0, True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import statistics
 from pathlib import Path
 
 import pytest
@@ -125,7 +126,7 @@ def test_joint_training_that_has_one_run_for_all_orders_counts_once() -> None:
 
 
 def test_tables_say_the_same_in_every_format(table: StudyTable, records: list[CellRecord], tmp_path: Path) -> None:
-    text = table.text(200)
+    text = " ".join(table.text(200).split())
     for said in ("cannot be", "told apart", "reference", "aim†", "(2.2×)", "† costs more than replay"):
         assert said in text
     assert max(map(len, table.text(80).split("\n\n", maxsplit=1)[0].splitlines())) <= 80
@@ -141,6 +142,17 @@ def test_tables_say_the_same_in_every_format(table: StudyTable, records: list[Ce
     written = {path.name for path in write_tables(records, tmp_path, table)}
     assert written == {"study.md", "study.tex", "study.csv", "cells.csv"}
     assert len((tmp_path / "cells.csv").read_text().splitlines()) == 37
+
+
+def test_plus_minus_is_the_largest_standard_error_and_says_so() -> None:
+    """Two orders that differ: over orders it is larger than over the six runs."""
+    cells = [cell("replay", order, seed, level=0.5 + 0.1 * int(order), n=50) for order in "12" for seed in range(3)]
+    by_order = [statistics.mean(c.op or 0.0 for c in cells if c.order == order) for order in "12"]
+    over_orders = statistics.stdev(by_order) / 2**0.5
+    assert over_orders > 1.5 * statistics.stdev(c.op or 0.0 for c in cells) / 6**0.5
+    text = study_table(cells).markdown()
+    assert f" ± {100 * over_orders:.1f} |" in text
+    assert "± is one standard error of the mean: the largest of those over runs, over orders and over seeds" in text
 
 
 def test_names_are_shown_as_they_are() -> None:

@@ -172,9 +172,11 @@ def _cells(each: Comparison, entry: Entry, measured: bool) -> list[str]:
     cells = [each.title, _figure(each.measure), "" if each.published is None else _percent(each.published), source]
     if not measured:
         return cells
+    from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE
+
     if each.measured is None:
         return [*cells, UNDEFINED if each.runs else NOT_RUN, "", ""]
-    number = each.measured
+    number = each.measured.within(LEAST_CHANGE if each.minus or each.measure != "op" else LEAST_SCORE)
     interval = "" if number.low is None or number.high is None else f"{100 * number.low:.1f} to {100 * number.high:.1f}"
     return [*cells, f"{100 * number.mean:.1f}", interval, str(number.runs)]
 

@@ -13,9 +13,10 @@ from merganser.report.figures import SETTINGS
 from merganser.report.files import write_whole
 from merganser.report.formatting import literal, score, shortened
 from merganser.report.palette import BLUE, GREY, INK, PAPER, RULE, VERMILION
+from merganser.study.figure_labels import label_points
 from merganser.study.matrices import MeanMatrix, mean_matrices
 from merganser.study.results import Axis, MethodResult, StreamResult
-from merganser.study.statistics import Estimate, pareto_front
+from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE, Estimate, pareto_front
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -57,7 +58,7 @@ def scatter(axes: Axes, result: StreamResult, axis: Axis | None, labels: Sequenc
         axes.step([xs[p] for p in front], [ys[p] for p in front], where="post", color=BLUE, linewidth=1, zorder=1)
     for place, (number, x, method) in enumerate(known):
         colour = BLUE if place in front or axis is None else GREY
-        op = method.op
+        op = method.op.within(LEAST_SCORE)
         if op.low is not None and op.high is not None:
             axes.vlines(x, op.low, op.high, color=colour, linewidth=0.9, zorder=2)
         reference = method.label == result.reference
@@ -66,16 +67,23 @@ def scatter(axes: Axes, result: StreamResult, axis: Axis | None, labels: Sequenc
         )
         if links:
             point.set_urls([links[number]])
-        axes.annotate(
-            literal(labels[number]), (x, op.mean), (5, 4), textcoords="offset points", fontsize=9, color=INK, zorder=4
-        )
     if axis is not None:
         _scale(axes, xs)
     axes.margins(0.12)
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))
+    label_points(axes, list(zip(xs, ys, strict=True)), [labels[number] for number, _, _ in known])
+    axes.yaxis.set_major_formatter(percent_ticks(LEAST_SCORE))
     axes.tick_params(labelsize=9, labelcolor=GREY, color=GREY)
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(GREY)
+
+
+def percent_ticks(least: float) -> Callable[[float, float], str]:
+    """Return a formatter of ticks in percent; those that the metric cannot reach have no number."""
+
+    def shown(value: float, _: float) -> str:
+        return f"{100 * value:.4g}".replace("-", "−") if least - 1e-9 <= value <= 1 + 1e-9 else ""
+
+    return shown
 
 
 def _place(method: MethodResult, axis: Axis | None) -> float | None:
@@ -128,7 +136,7 @@ def chart_for_page(result: StreamResult, axis: Axis | None, labels: Sequence[str
     axes = figure.add_axes((0.1, 0.11, 0.86, 0.84))
     scatter(axes, result, axis, labels, links)
     if axis is None:
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))
+        axes.xaxis.set_major_formatter(percent_ticks(LEAST_CHANGE))
     return figure
 
 
@@ -138,10 +146,11 @@ def chart_for_page(result: StreamResult, axis: Axis | None, labels: Sequence[str
 def _lines(
     result: StreamResult, of: Callable[[MethodResult], Estimate | None], label: str, zero: bool
 ) -> Figure | None:
-    """Draw a mean with its interval per method, the best on top."""
+    """Draw a mean with its interval per method, the best on top; with a line at zero, of differences."""
     from matplotlib.figure import Figure
 
-    known = [(method, value) for method in result.methods if (value := of(method)) is not None]
+    least = LEAST_CHANGE if zero else LEAST_SCORE
+    known = [(method, value.within(least)) for method in result.methods if (value := of(method)) is not None]
     if not known:
         return None
     figure = Figure(figsize=(5.6, 0.75 + 0.27 * len(known)), layout="constrained")
@@ -157,7 +166,7 @@ def _lines(
         axes.plot([value.mean], [y], marker, color=colour, markersize=5.5, markeredgecolor=PAPER)
     axes.set_yticks(range(len(known)), [literal(shortened(method.label, 40)) for method, _ in known])
     axes.invert_yaxis()
-    axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))
+    axes.xaxis.set_major_formatter(percent_ticks(least))
     axes.set_xlabel(label)
     axes.spines["left"].set_visible(False)
     axes.tick_params(axis="y", length=0)
@@ -171,7 +180,7 @@ def _named_scatter(result: StreamResult, axis: Axis | None, label: str) -> Figur
     axes = figure.add_subplot()
     scatter(axes, result, axis, [shortened(method.label, 24) for method in result.methods], ())
     if axis is None:
-        axes.xaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}".replace("-", "−"))
+        axes.xaxis.set_major_formatter(percent_ticks(LEAST_CHANGE))
     axes.set_xlabel(label)
     axes.set_ylabel("overall performance (percent)")
     return figure

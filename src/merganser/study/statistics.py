@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,6 +29,9 @@ from merganser.errors import InputError
 Array = NDArray[np.float64]
 
 RESAMPLES = 4000
+LEAST_SCORE, LEAST_CHANGE = 0.0, -1.0
+"""The least that a score can be, and a difference of two scores, or a change (BWT, FWT); the most is 1 for both."""
+
 POWER = 0.8
 """Chance with which the minimum detectable difference would be detected."""
 
@@ -116,6 +119,15 @@ class Estimate:
     permutation_p: float | None = None
     detectable: float | None = None
     units: str = "runs"
+
+    def within(self, lowest: float, highest: float = 1.0) -> Estimate:
+        """Return it as it is shown: with limits no further than the metric itself can go.
+
+        An interval of few runs is wide and does not know the range. Nothing is computed from what this returns.
+        """
+        if self.low is None or self.high is None:
+            return self
+        return replace(self, low=max(self.low, lowest), high=min(self.high, highest))
 
 
 def estimate(sample: Sample, confidence: float = 0.95, comparisons: int = 0, seed: int = 0) -> Estimate:

@@ -18,12 +18,15 @@ from merganser.study.cell_record import CellRecord
 from merganser.study.comparison import compare, method_labels
 from merganser.study.notes import detectable_sentence
 from merganser.study.results import Axis, MethodResult, StreamResult
-from merganser.study.statistics import Estimate
+from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE, Estimate
 
 if TYPE_CHECKING:
     from rich.table import Table
 
 AXIS_TITLES: dict[Axis, str] = {"examples": "examples", "seconds": "seconds", "bytes": "stored"}
+
+STANDARD_ERROR = "one standard error of the mean: the largest of those over runs, over orders and over seeds"
+"""What stands behind ±, see :mod:`merganser.study.statistics`."""
 
 COSTS_MORE = "†"
 """Mark of a method that cost more than the reference."""
@@ -38,10 +41,13 @@ Rows = list[list[str]]
 
 
 def interval(value: Estimate | None, signed: bool = False) -> str:
-    """Format the interval of a mean in percent: ``[69.0, 71.2]``."""
-    if value is None or value.low is None or value.high is None:
+    """Format the interval of a mean in percent: ``[69.0, 71.2]``; of a score, or, signed, of a difference of scores."""
+    if value is None:
         return MISSING
-    return f"[{score(value.low, signed)}, {score(value.high, signed)}]"
+    shown = value.within(LEAST_CHANGE if signed else LEAST_SCORE)
+    if shown.low is None or shown.high is None:
+        return MISSING
+    return f"[{score(shown.low, signed)}, {score(shown.high, signed)}]"
 
 
 def mean_with_error(value: Estimate | None) -> str:
@@ -127,8 +133,8 @@ def legend(result: StreamResult) -> str:
     orders, seeds = len(result.orders), len(result.seeds)
     runs = f"{orders} {'order' if orders == 1 else 'orders'} and {seeds} {'seed' if seeds == 1 else 'seeds'}"
     sentences = [
-        f"{result.stream}: {len(result.tasks)} tasks, {runs}. Percent; ± is one standard error over runs, intervals "
-        f"are {100 * result.confidence:g} %. OP: overall performance, the mean final score of the tasks; BWT: backward "
+        f"{result.stream}: {len(result.tasks)} tasks, {runs}. Percent; ± is {STANDARD_ERROR}; intervals are "
+        f"{100 * result.confidence:g} %. OP: overall performance, the mean final score of the tasks; BWT: backward "
         "transfer, what they changed since they were learned."
     ]
     if result.reference:
