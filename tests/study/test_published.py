@@ -15,7 +15,9 @@ from tests.study.made_up import cell
 
 def test_results_of_a_study_are_published_beside_it(copied: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def one_figure(_: object, folder: Path) -> list[Path]:  # test_page draws them
-        return [folder / "differences.svg"]
+        folder.mkdir(exist_ok=True)
+        (folder / "differences.svg").touch()
+        return [folder / "differences.svg", folder / "absent.svg"]
 
     monkeypatch.setattr("merganser.study.published.write_study_figures", one_figure)
     folder = copied / "out"
@@ -24,11 +26,17 @@ def test_results_of_a_study_are_published_beside_it(copied: Path, monkeypatch: p
     assert {method.label for method in results.table.results[0].methods} == {"sequential", "replay", "joint"}
     assert results.publish() == folder / "study.html"
     assert {path.name for path in (folder / "results").iterdir()} == {
-        "study.md", "study.tex", "study.csv", "cells.csv"
+        "study.md", "study.tex", "study.csv", "cells.csv", "figures"
     }  # fmt: skip
     page = (folder / "study.html").read_text()
     assert 'href="results/figures/differences.svg"' in page
-    assert 'href="cells/replay%2Corder-2%2Cs0"' in page
+    assert "absent.svg" not in page
+    assert 'href="records/replay%2Corder-2%2Cs0.json"' in page
+    (folder / "cells" / "replay,order-2,s0" / "report.html").touch()
+    results.publish()
+    page = (folder / "study.html").read_text()
+    assert 'href="cells/replay%2Corder-2%2Cs0/report.html"' in page
+    assert 'href="records/replay%2Corder-2%2Cs0.json"' not in page
     # A page beside the records does not disturb them, and records alone have results as well.
     assert len(read_results(folder / "records", reference="replay").records) == 6
     config = folder / "records" / "replay,order-1,s0.json"
@@ -67,7 +75,7 @@ def test_records_of_two_people_that_have_one_name_are_told_apart(tmp_path: Path)
         for record in labels[f"replay (share={0.1 if person == 'ann' else 0.2})"].cells:
             assert record.name.startswith(f"{person}/records/")
             assert f'id="cell-{record.name}"' in page
-            assert page.count(f'href="{quote(record.run)}"') == 1
+            assert f'href="{quote(record.name)}.json"' in page
             assert (tmp_path / record.run).is_dir()
             assert record.run.startswith(f"{person}/cells/")
 

@@ -46,7 +46,9 @@ def test_the_best_trial_is_what_the_results_are_made_with(
     best = max(trials, key=lambda trial: trial.op or 0.0)
     assert [record.options for record in results] == [best.options]
     assert results[0].final["mood"].n == 8
-    (table,) = tuning_tables(records)
+    (table,) = tuning_tables(records, {trials[0].name: "records/trial.json"})
+    rows = sorted(table["rows"], key=lambda row: row["options"])
+    assert [row["cells"] for row in rows] == [[("seed 1000", "records/trial.json")], [("seed 1000", "")]]
     assert [row["chosen"] for row in table["rows"]] == [True, False]
     assert table["rows"][0]["op"] == score(best.op)
 

@@ -10,11 +10,12 @@ from merganser.files.documents import yaml_document
 from merganser.report.formatting import MISSING, plural, score
 from merganser.study.cell_record import CellRecord
 from merganser.study.costs import seconds_of
+from merganser.study.page_parts import order_id
 from merganser.study.results import StreamResult
 from merganser.study.tables import cost
 
 Links = Mapping[str, str]
-"""Cell name -> address of the page of its run."""
+"""Cell name -> address of the page of its run, or of its record."""
 
 _ABSENT = object()
 
@@ -70,8 +71,9 @@ def _without(value: Mapping[str, Any], common: Mapping[str, Any]) -> dict[str, A
 def cell_sections(
     result: StreamResult, ids: Mapping[str, str], links: Links, common: CommonSettings
 ) -> Iterator[dict[str, Any]]:
-    """Yield a section per method of a stream, with its cells."""
+    """Yield a section per method of a stream, with its cells in a group per order."""
     for rank, method in enumerate(result.methods, 1):
+        with_fwt = any(cell.fwt is not None for cell in method.cells)
         yield {
             "id": ids[method.label],
             "rank": rank,
@@ -79,23 +81,34 @@ def cell_sections(
             "stream": result.stream,
             "runs": plural(len(method.cells), "cell"),
             "seconds": result.seconds,
-            "rows": [_row(cell, result.seconds, links.get(cell.name, ""), common) for cell in method.cells],
+            "fwt": with_fwt,
+            "groups": [
+                {
+                    "id": order_id(result, ids[method.label], order),
+                    "rows": [
+                        _row(cell, result.seconds, links.get(cell.name, ""), common, with_fwt)
+                        for cell in method.cells
+                        if cell.order == order
+                    ],
+                }
+                for order in dict.fromkeys(cell.order for cell in method.cells)
+            ],
         }
 
 
-def _row(cell: CellRecord, kind: str, link: str, common: CommonSettings) -> dict[str, Any]:
+def _row(cell: CellRecord, kind: str, link: str, common: CommonSettings, with_fwt: bool) -> dict[str, Any]:
     spent = cell.cost
     return {
         "id": f"cell-{cell.name}",
         "name": cell.name,
         "order": cell.order,
         "seed": str(cell.seed),
-        "op": score(cell.op),
-        "bwt": score(cell.bwt),
-        "fwt": score(cell.fwt),
-        "examples": f"{spent.examples_trained:,} + {spent.examples_rehearsed:,}",
-        "seconds": cost("seconds", seconds_of(cell, kind)),
-        "bytes": cost("bytes", float(cell.bytes_stored)),
+        "numbers": [
+            *(score(value) for value in (cell.op, cell.bwt, *([cell.fwt] if with_fwt else []))),
+            f"{spent.examples_trained:,} + {spent.examples_rehearsed:,}",
+            cost("seconds", seconds_of(cell, kind)),
+            cost("bytes", float(cell.bytes_stored)),
+        ],
         "link": link,
         "run": cell.run,
         "finals": [

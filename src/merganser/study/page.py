@@ -6,7 +6,7 @@ import base64
 import hashlib
 import os
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from markupsafe import Markup
@@ -19,13 +19,13 @@ from merganser.report.formatting import score
 from merganser.report.page import asset, templates
 from merganser.runs.checksums import sealed_text
 from merganser.study import page_parts
-from merganser.study.cell_record import CellRecord, describe
+from merganser.study.cell_record import RECORDS, CellRecord, describe
 from merganser.study.cell_sections import Links, cell_sections, common_settings
 from merganser.study.comparison import compare
 from merganser.study.figures import chart_for_page, cost_charts
 from merganser.study.notes import detectable_sentence
 from merganser.study.results import Axis, StreamResult
-from merganser.study.tables import cost
+from merganser.study.tables import STANDARD_ERROR, cost
 from merganser.study.tuning_table import tuning_tables
 
 
@@ -41,7 +41,7 @@ def render_study(
 
     Args:
         results: of the comparison; default: with the default reference.
-        links: cell name -> address of its run's page; default: none is linked.
+        links: cell name -> address of its run's page or of its record; default: none is linked.
         files: names and addresses of tables and figures that lie beside the page.
     """
     results = compare(records) if results is None else results
@@ -55,7 +55,8 @@ def render_study(
         sentence=page_parts.sentence(results[0]) if len(results) == 1 else page_parts.study_sentence(results),
         several=len(results) > 1,
         streams=streams,
-        tunings=tuning_tables(records),
+        tunings=tuning_tables(records, links or {}),
+        leads=_where_names_lead(links or {}),
         sections=[
             section
             for number, result in enumerate(results)
@@ -66,6 +67,7 @@ def render_study(
         versions={**common.versions, **common.hardware},
         files=list(files),
         definitions=page_parts.definitions(records),
+        standard_error=STANDARD_ERROR,
         # The style and the script are this package's own files; the policy in the page's head lets nothing else run.
         style=Markup(asset("report.css") + asset("study.css")),
         script=Markup(script),
@@ -131,8 +133,8 @@ def write_study_page(
 ) -> Path:
     """Write the page of a study to the file ``out`` and return its path.
 
-    It begins with what the study found; every number leads to its cells, and each cell to the page of its run where
-    that lies on this machine. It loads nothing from anywhere.
+    It begins with what the study found; every number leads to its cells, and each cell to the page of its run, else to
+    its record. What is not there when the page is written is not linked. It loads nothing from anywhere.
 
     Args:
         records: the cells, of one person or of several.
@@ -141,7 +143,7 @@ def write_study_page(
         results: of the comparison (:func:`merganser.study.comparison.compare`), with the reference and the confidence
             that were chosen; default: with the default ones.
         study: folder that the runs of the records are relative to; default: the folder of ``out``.
-        files: tables and figures to link.
+        files: tables and figures to link, if they are there.
 
     Raises:
         InputError: there are no results, there is no such reference, cells of one stream were scored on different test
@@ -149,21 +151,40 @@ def write_study_page(
         RunError: writing stopped half-way (a full disk).
     """
     folder = out.parent.absolute()
-    links = run_links(records, (study or out.parent).absolute(), folder)
-    beside = [(path.name, _address(path.absolute(), folder)) for path in files]
+    links = cell_links(records, (study or out.parent).absolute(), folder)
+    beside = [(path.name, _address(path.absolute(), folder)) for path in files if path.is_file()]
     page = render_study(records, title=title, results=results, links=links, files=beside)
     return write_whole(out, sealed_text(page.encode()), ANOTHER_FOLDER)
 
 
-def run_links(records: Sequence[CellRecord], study: Path, folder: Path) -> dict[str, str]:
-    """Return cell name -> relative address of its run's page, or of its folder; none of a run that is not here."""
+def cell_links(records: Sequence[CellRecord], study: Path, folder: Path) -> dict[str, str]:
+    """Return cell name -> address, relative to ``folder``, of its run's page, or else of its record.
+
+    Cells of which neither is in the folder of the study are left out.
+    """
     links = {}
     for record in records:
-        run = study / record.run
-        target = next((path for path in (run / "report.html", run) if path.exists()), None)
+        run = PurePosixPath(record.run)
+        name = f"{PurePosixPath(record.name).name}.json"
+        pages = [study / run / "report.html"]
+        files = [study / above / within / name for above in run.parents for within in (RECORDS, "")]
+        target = next((path for path in pages + files if path.is_file()), None)
         if target is not None:
             links[record.name] = _address(target, folder)
     return links
+
+
+def _where_names_lead(links: Links) -> str:
+    """Say where the name of a cell leads."""
+    pages = sum(address.endswith(".html") for address in links.values())
+    write = "merganser report RUN writes it, and --table links it then"
+    if not links:
+        return "Neither runs nor records of the cells lay beside this page when it was written."
+    if not pages:
+        return f"The name of a cell leads to its record. There is no page of its run: {write}."
+    if pages < len(links):
+        return f"The name of a cell leads to the page of its run, or where there is none to its record: {write}."
+    return "The name of a cell leads to the page of its run."
 
 
 def _address(path: Path, folder: Path) -> str:

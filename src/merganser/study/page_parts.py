@@ -13,7 +13,7 @@ from merganser.study.cell_record import CellRecord
 from merganser.study.costs import budget_views
 from merganser.study.matrices import MeanMatrix, mean_matrices
 from merganser.study.results import AXES, MethodResult, StreamResult
-from merganser.study.statistics import Estimate
+from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE, Estimate
 from merganser.study.tables import COSTS_MORE, cost, cost_with_factor, factor, interval, mean_with_error, verdict
 
 MOST_MATRICES = 60
@@ -31,6 +31,11 @@ AXIS_NAMES = {"examples": "examples trained and rehearsed", "bytes": "bytes stor
 def method_ids(result: StreamResult, number: int) -> dict[str, str]:
     """Return label -> id of the section with the method's cells."""
     return {method.label: f"s{number}m{rank}" for rank, method in enumerate(result.methods, 1)}
+
+
+def order_id(result: StreamResult, method_id: str, order: str) -> str:
+    """Return the id of the rows of a method's cells in one order, in the list of cells."""
+    return f"{method_id}o{result.orders.index(order)}"
 
 
 def when(records: Sequence[CellRecord]) -> str:
@@ -102,8 +107,11 @@ def _points(method: MethodResult) -> str:
 class _Track:
     """A scale from the smallest to the largest value, a little wider, with a few ticks."""
 
-    def __init__(self, values: Iterable[float]) -> None:
-        known = list(values) or [0.0]
+    def __init__(self, values: Iterable[Estimate | None], least: float, also: Sequence[float] = ()) -> None:
+        self.least = least  # that the metric can be; the most is 1
+        shown = [value.within(least) for value in values if value is not None]
+        ends = [end for value in shown for end in (value.mean, value.low, value.high) if end is not None]
+        known = [*ends, *also] or [0.0]
         low, high = min(known), max(known)
         space = max(0.005, 0.06 * (high - low))
         self.low, self.high = low - space, high + space
@@ -113,22 +121,22 @@ class _Track:
         return None if value is None else f"{100 * (value - self.low) / (self.high - self.low):.1f}"
 
     def ticks(self) -> list[dict[str, Any]]:
-        """Return about four ticks: place and text."""
+        """Return about four ticks that the metric can reach: place and text."""
         step = next((step for step in STEPS if (self.high - self.low) / step <= 4), STEPS[-1])
         first = math.ceil(self.low / step)
         values = [number * step for number in range(first, math.floor(self.high / step) + 1)]
-        return [{"at": self.at(value), "text": f"{100 * value:.4g}".replace("-", "−")} for value in values]
+        return [
+            {"at": self.at(value), "text": f"{100 * value:.4g}".replace("-", "−")}
+            for value in values
+            if self.least <= value <= 1.0
+        ]
 
     def bar(self, value: Estimate) -> dict[str, Any]:
         """Return the places of an interval and its mean."""
-        low, high = self.at(value.low), self.at(value.high)
+        shown = value.within(self.least)
+        low, high = self.at(shown.low), self.at(shown.high)
         width = None if low is None or high is None else f"{float(high) - float(low):.1f}"
         return {"dot": self.at(value.mean), "low": low, "width": width}
-
-
-def _ends(values: Iterable[Estimate | None]) -> list[float]:
-    known = [value for value in values if value is not None]
-    return [end for value in known for end in (value.mean, value.low, value.high) if end is not None]
 
 
 def _row(method: MethodResult, result: StreamResult, ids: Mapping[str, str], rank: int) -> dict[str, Any]:
@@ -162,7 +170,7 @@ def _axis_name(axis: str, result: StreamResult) -> str:
 
 def ranking(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
     """Return the methods by overall performance, each with its interval on a common track."""
-    track = _Track(_ends(method.op for method in result.methods))
+    track = _Track([method.op for method in result.methods], LEAST_SCORE)
     rows = [
         {**_row(method, result, ids, rank), **track.bar(method.op)} for rank, method in enumerate(result.methods, 1)
     ]
@@ -173,7 +181,8 @@ def ranking(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
 def forest(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
     """Return the paired differences to the reference, each with its interval around zero on a common track."""
     compared = [(rank, method) for rank, method in enumerate(result.methods, 1) if method.difference is not None]
-    track = _Track([0.0, *_ends(method.difference.estimate for _, method in compared if method.difference)])
+    estimates = [method.difference.estimate for _, method in compared if method.difference]
+    track = _Track(estimates, LEAST_CHANGE, also=[0.0])
     rows = []
     for rank, method in compared:
         if method.difference is None:
@@ -237,6 +246,7 @@ def budgets(result: StreamResult, ids: Mapping[str, str]) -> list[dict[str, Any]
             {
                 "name": _axis_name(view.axis, result),
                 "budget": cost(view.axis, view.budget),
+                "href": f"#{ids[result.reference]}",
                 "within": lines(view.within),
                 "beyond": lines(view.beyond),
             }
@@ -260,7 +270,7 @@ def _table(result: StreamResult, ids: Mapping[str, str], columns: Sequence[str],
                 "cells": [
                     {
                         "text": mean_with_error(values.get(column)),
-                        "href": _first_cell(method, column) if kind == "order" else f"#{ids[method.label]}",
+                        "href": f"#{order_id(result, ids[method.label], column)}" if kind == "order" else "",
                         "best": _value(method, kind, column) == best[column],
                         "more": False,
                     }
@@ -274,10 +284,6 @@ def _table(result: StreamResult, ids: Mapping[str, str], columns: Sequence[str],
 def _value(method: MethodResult, kind: str, column: str) -> float:
     value = (method.by_order if kind == "order" else method.by_task).get(column)
     return -1.0 if value is None else value.mean
-
-
-def _first_cell(method: MethodResult, order: str) -> str:
-    return next((f"#cell-{cell.name}" for cell in method.cells if cell.order == order), "")
 
 
 def by_order(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
@@ -302,11 +308,11 @@ def matrices(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
         if groups and shown + len(of_order) > MOST_MATRICES:
             break
         shown += len(of_order)
-        groups.append({"order": order, "matrices": [_matrix(matrix, ids) for matrix in of_order]})
+        groups.append({"order": order, "matrices": [_matrix(matrix, result, ids) for matrix in of_order]})
     return {"groups": groups, "left": len(every) - len(groups)}
 
 
-def _matrix(matrix: MeanMatrix, ids: Mapping[str, str]) -> dict[str, Any]:
+def _matrix(matrix: MeanMatrix, result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
     rows = []
     for task, values in zip(matrix.tasks, matrix.values, strict=True):
         own = matrix.learned.get(task)
@@ -314,15 +320,15 @@ def _matrix(matrix: MeanMatrix, ids: Mapping[str, str]) -> dict[str, Any]:
         rows.append({"task": task, "cells": [_cell(v, learned, n, own) for n, v in enumerate(values)]})
     return {
         "method": matrix.method,
-        "href": f"#{ids[matrix.method]}",
+        "href": f"#{order_id(result, ids[matrix.method], matrix.order)}",
         "seeds": plural(matrix.seeds, "seed"),
         "rounds": [{"number": number, "title": ", ".join(names)} for number, names in enumerate(matrix.rounds)],
         "rows": rows,
     }
 
 
-def _cell(value: float | None, learned: float | None, number: int, own: int | None) -> dict[str, str]:
-    cell = {"text": score(value), "class": "", "depth": ""}
+def _cell(value: float | None, learned: float | None, number: int, own: int | None) -> dict[str, Any]:
+    cell = {"text": score(value), "known": value is not None, "class": "", "depth": ""}
     if own is None or number < own:
         cell["class"] = "future"
     elif number == own:
@@ -336,7 +342,12 @@ def _cell(value: float | None, learned: float | None, number: int, own: int | No
 def definitions(records: Sequence[CellRecord]) -> list[dict[str, str]]:
     """Return the metrics of the page with their definitions and sources."""
     shown = ("OP", "BWT", "FWT (single-task)")
-    known = {metric.name: metric for record in records for metric in record.summary if metric.name in shown}
+    known = {
+        metric.name: metric
+        for record in records
+        for metric in record.summary
+        if metric.name in shown and record.value(metric.name) is not None
+    }
     return [
         {"name": metric_title(name), "definition": known[name].definition, "source": known[name].source}
         for name in shown

@@ -8,15 +8,16 @@ from typing import Any
 
 from merganser.report.formatting import MISSING, plural, score
 from merganser.study.cell_record import CellRecord
+from merganser.study.cell_sections import Links
 from merganser.study.costs import kind_of_seconds, seconds_of
 from merganser.study.statistics import mean_of
 from merganser.study.tables import cost
 
 
-def tuning_tables(records: Sequence[CellRecord]) -> list[dict[str, Any]]:
+def tuning_tables(records: Sequence[CellRecord], links: Links) -> list[dict[str, Any]]:
     """Return a table per stream and method that was tuned, trials best first.
 
-    A trial is chosen if results of the method have its options.
+    A trial is chosen if results of the method have its options. Its cells are named by their seeds.
     """
     trials: dict[tuple[str, str, str], dict[str, list[CellRecord]]] = {}
     for record in records:
@@ -30,7 +31,7 @@ def tuning_tables(records: Sequence[CellRecord]) -> list[dict[str, Any]]:
     }
     tables = []
     for (stream, method, tuning), group in trials.items():
-        rows = [_row(cells, (stream, method, options) in results) for options, cells in group.items()]
+        rows = [_row(cells, (stream, method, options) in results, links) for options, cells in group.items()]
         rows.sort(key=lambda row: -row["mean"])
         total = sum(
             cell.cost.examples_trained + cell.cost.examples_rehearsed for cells in group.values() for cell in cells
@@ -49,7 +50,7 @@ def tuning_tables(records: Sequence[CellRecord]) -> list[dict[str, Any]]:
     return tables
 
 
-def _row(cells: Sequence[CellRecord], chosen: bool) -> dict[str, Any]:
+def _row(cells: Sequence[CellRecord], chosen: bool, links: Links) -> dict[str, Any]:
     mean = mean_of([cell.op for cell in cells])
     kind = kind_of_seconds(cells)
     stopped = sorted({cell.stopped_by for cell in cells if cell.stopped_by is not None})
@@ -57,7 +58,8 @@ def _row(cells: Sequence[CellRecord], chosen: bool) -> dict[str, Any]:
         "options": ", ".join(f"{key}: {value}" for key, value in cells[0].options.items()) or "defaults",
         "mean": -1.0 if mean is None else mean,
         "op": MISSING if mean is None else score(mean),
-        "cells": plural(len(cells), "cell"),
+        "cells": [(f"seed {cell.seed}", links.get(cell.name, "")) for cell in cells],
+        "href": links.get(cells[0].name, "") if len(cells) == 1 else "",
         "seconds": cost("seconds", mean_of([seconds_of(cell, kind) for cell in cells])),
         "seconds_of": kind,
         "chosen": chosen,

@@ -7,7 +7,15 @@ function unfold() {
 }
 addEventListener("hashchange", unfold);
 unfold();
-for (const line of document.querySelectorAll(".hint")) {
-  const box = line.nextElementSibling;
-  line.hidden = box.scrollWidth <= box.clientWidth + 1;
+// Shade the edge of what is wider than its place, and show the hint above it; folded lists are measured when unfolded.
+function hint() {
+  for (const box of document.querySelectorAll("div.scroll")) {
+    const cut = box.scrollWidth > box.clientWidth + 1;
+    const line = box.previousElementSibling;
+    box.classList.toggle("cut", cut);
+    if (line && line.classList.contains("hint")) line.hidden = !cut;
+  }
 }
+addEventListener("resize", hint);
+document.addEventListener("toggle", hint, true);
+hint();
