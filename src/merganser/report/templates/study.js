@@ -19,3 +19,5 @@ function hint() {
 addEventListener("resize", hint);
 document.addEventListener("toggle", hint, true);
 hint();
+// The keyboard goes past the hundreds of scores of a matrix: its name leads to the same cells.
+for (const link of document.querySelectorAll(".matrix td a")) link.tabIndex = -1;
