@@ -139,6 +139,16 @@ WRONG = [
     ({"orders": [["a", "b"]]}, "orders.order-1: 'c' is missing."),
     ({"orders": [["a", "b", "d"]]}, "orders.order-1: 'd' is no task of the stream"),
     ({"orders": ["long-sequence-9"]}, "'long-sequence-9' is no built-in order for the stream 'stream'"),
+    (
+        {"orders": {"one": ["a", "b", "c"], "two": ["a", "b", "c"]}},
+        "study.yaml: orders: 'one' and 'two' are the same order of the stream 'stream'. Keep one of them",
+    ),
+    ({"orders": [["a", "b", "c"], ["b", "a", "c"], ["a", "b", "c"]]}, "'order-1' and 'order-3' are the same order"),
+    ({"orders": {"drawn": 7, "again": 7}}, "'drawn' and 'again' are the same order"),
+    (
+        {"stream": {"split": {"train": "t.csv", "classes_per_task": 2}}, "orders": {"drawn": 7, "again": 7}},
+        "'drawn' and 'again' are the same order",
+    ),
     ({"reference": "aim"}, "reference: 'aim' is none of the methods (sequential, replay)"),
     ({"stream": None}, "has no 'stream'"),
     (
@@ -153,6 +163,12 @@ def test_what_is_wrong_is_named(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError) as error:
         made(**changes)
     assert message in str(error.value)
+
+
+def test_a_drawn_order_that_is_one_of_the_lists_is_no_second_one() -> None:
+    drawn = made(orders={"drawn": 7}).cells[0].stream.names()
+    with pytest.raises(InputError, match="'listed' and 'drawn' are the same order"):
+        made(orders={"listed": drawn, "drawn": 7})
 
 
 def test_very_many_cells_are_counted_without_being_made() -> None:

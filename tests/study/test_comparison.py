@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import csv
 import io
+import itertools
 import statistics
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +15,10 @@ from merganser.errors import InputError
 from merganser.study.cell_record import CellRecord
 from merganser.study.comparison import compare, method_labels
 from merganser.study.costs import budget_views
+from merganser.study.order_names import RecordedOrder, arrangement, names_of_orders
 from merganser.study.results import StreamResult
 from merganser.study.tables import StudyTable, study_table, write_tables
-from tests.study.made_up import cell, cost, study
+from tests.study.made_up import TASKS, cell, cost, study
 
 LEVELS = {"sequential": 0.55, "replay": 0.7, "aim": 0.702, "joint": 0.8}
 
@@ -164,9 +167,42 @@ def test_names_are_shown_as_they_are() -> None:
 
 def test_orders_are_sorted_as_people_count() -> None:
     orders = ("order-10", "order-2", "order-1", "b", "a")
-    (result,) = compare([cell("aim", order=order, n=10) for order in orders])
+    turned = zip(orders, itertools.permutations(TASKS), strict=False)
+    (result,) = compare([cell("aim", order=order, tasks=tasks, n=10) for order, tasks in turned])
     assert result.orders == ("a", "b", "order-1", "order-2", "order-10")
     assert [each.order for each in result.methods[0].cells] == list(result.orders)
+
+
+def test_equal_orders_count_as_one_whatever_they_are_called() -> None:
+    one = study({"replay": 0.6, "aim": 0.7}, orders=("first", "1"), seeds=3, n=20)  # of the same tasks
+    one = [record.model_copy(update={"seed": record.seed + 3 * (record.order == "1")}) for record in one]
+    (result,) = compare(one)
+    difference = result.method("aim").difference
+    assert difference is not None
+    assert (result.orders, difference.orders, difference.estimate.runs) == (("1",), 1, 6)
+
+
+def test_an_order_is_its_tasks_or_the_order_of_the_classes_that_are_split() -> None:
+    listed = {"folder": "data", "order": ["a", "b", "c"]}
+    whole = arrangement(["a", "b", "c"], listed)
+    assert arrangement(["a", "b"], listed) == whole  # stopped after two
+    assert arrangement(["a", "b", "c"], {"tasks": [{"name": name} for name in "abc"]}) == whole
+    assert arrangement(["a", "b", "c"], {}) == whole
+    assert arrangement(["b", "a", "c"], {}) != whole
+    split = [{"split": {"classes_per_task": 2, "order_seed": seed}} for seed in (1, 2, 1)]
+    seeds = [arrangement(["classes-01", "classes-02"], stream) for stream in split]
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
+def test_two_orders_that_two_people_have_called_alike_are_two() -> None:
+    ann, bob = ("s", "order-1", "abc", "ann"), ("s", "order-1", "cba", "bob")
+    joint = ("s", "order-1", None, "bob")  # its run does not tell
+    orders = [RecordedOrder(*each) for each in (ann, ann, bob, joint, ("s", "mine", "abc", "cid"))]
+    names = names_of_orders(orders)
+    assert names == ["order-1", "order-1", "order-1 (2)", "order-1 (2)", "order-1"]
+    again = [replace(order, name=name, place=None) for order, name in zip(orders, names, strict=True)]
+    assert names_of_orders(again) == names
+    assert names_of_orders(orders[::-1]) == names[::-1]
 
 
 def test_orders_of_a_split_data_set_have_other_examples_in_their_tasks() -> None:

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import itertools
+from collections import Counter
 from pathlib import Path
 from urllib.parse import quote
 
 import pytest
 
 from merganser.errors import InputError
-from merganser.study.cell_record import read_cells, write_cell
+from merganser.study.cell_record import read_cell, read_cells, write_cell
 from merganser.study.published import read_results
 from tests.study.made_up import cell
 
@@ -78,6 +80,33 @@ def test_records_of_two_people_that_have_one_name_are_told_apart(tmp_path: Path)
             assert f'href="{quote(record.name)}.json"' in page
             assert (tmp_path / record.run).is_dir()
             assert record.run.startswith(f"{person}/cells/")
+
+
+def test_records_of_two_people_who_name_an_order_otherwise_are_of_one_order(finished: Path, tmp_path: Path) -> None:
+    """Joint training has one run for all orders: its records have the order of those beside them."""
+    for person in ("ann", "bob"):
+        for file in (finished / "out" / "records").glob("*.json"):
+            record = read_cell(file)
+            if person == "bob":
+                texts = (record.name, record.run, record.order)
+                turned = [text.replace("order-1", "there").replace("order-2", "back") for text in texts]
+                changes = dict(zip(("name", "run", "order"), turned, strict=True))
+                record = record.model_copy(update={**changes, "seed": 1})
+            write_cell(tmp_path / person / "records", record)
+    records = read_cells(tmp_path)
+    assert {(record.order, *record.tasks) for record in records if record.method != "joint"} == {
+        ("order-1", "mood", "topic"),
+        ("back", "topic", "mood"),
+    }
+    assert Counter((record.order, record.seed) for record in records if record.method == "joint") == Counter(
+        itertools.product(("back", "order-1"), (0, 1))
+    )
+    (result,) = read_results(tmp_path).table.results
+    assert (result.orders, result.seeds) == (("back", "order-1"), (0, 1))
+    again = read_cell(tmp_path / "bob" / "records" / "replay,there,s0.json")
+    write_cell(tmp_path / "cid", again.model_copy(update={"seed": 0}))
+    with pytest.raises(InputError, match=r"record the same cell: replay .* \(its order is called '.*' and '.*'\)"):
+        read_cells(tmp_path)
 
 
 def test_files_are_written_before_a_reader_of_the_tables_can_leave(

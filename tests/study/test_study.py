@@ -292,6 +292,21 @@ def test_what_is_wrong_with_data_or_model_is_said_before_any_work(tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+def test_a_list_of_classes_that_a_seed_draws_as_well_is_no_second_order(tmp_path: Path, run_study: Run) -> None:
+    split = {
+        "train": "mood.json",
+        "test": "mood-test.json",
+        "classes_per_task": 1,
+        "input": "input",
+        "output": "output",
+    }
+    orders = {"listed": ["good", "bad"], "turned": ["bad", "good"], "drawn": 0}
+    file = write_study(tmp_path, stream={"split": split}, orders=orders)
+    with pytest.raises(InputError, match=r"orders: '(listed|turned)' and 'drawn' are the same order"):
+        run_study(file, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_threads_are_never_more_than_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("merganser.study.local.num_cores", lambda: 8)
     for count, cells, threads, devices, expected in [

@@ -12,7 +12,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from merganser.runs.directory import RunDirectory
 from merganser.runs.reading import damaged, read_record
 from merganser.runs.record import CostRecord, Record, RunInfo
 from merganser.runs.rows import Row
+from merganser.study.order_names import RecordedOrder, arrangement, names_of_orders
 
 FORMAT = 1
 """Version of the layout of a record; a record with another number is refused."""
@@ -313,25 +314,28 @@ def read_cells(folder: Path) -> list[CellRecord]:
     """Read all records in a folder and its folders, by name.
 
     Records of several people may have one name: each of them is then called as its file, with the folders that it is
-    in. Their runs are looked for beside their folders.
+    in. Their runs are looked for beside their folders. Orders that are equal get one name.
 
     Raises:
         InputError: there is no such folder, a record is damaged, or two files record the same cell.
     """
     if not folder.is_dir():
         raise InputError(f"There is no folder '{folder}' with records of cells.", "Name the folder of a study's cells.")
+    files = [file for file in sorted(folder.rglob("*.json")) if not is_clutter(file.name)]
+    records = [read_cell(file) for file in files]
+    called = [record.order for record in records]
+    records = with_one_name_per_order(records, [file.parent for file in files])
     cells: dict[str, tuple[Path, CellRecord]] = {}
-    for file in sorted(folder.rglob("*.json")):
-        if is_clutter(file.name):
-            continue
-        record = read_cell(file)
+    names: dict[str, str] = {}
+    for file, record, name in zip(files, records, called, strict=True):
         key = identity(record)
         if key in cells:
+            also = "" if name == names[key] else f" (its order is called '{names[key]}' and '{name}')"
             raise InputError(
-                f"'{cells[key][0]}' and '{file}' record the same cell: {describe(record)}.",
+                f"'{cells[key][0]}' and '{file}' record the same cell: {describe(record)}{also}.",
                 "Keep one of them: counted twice, it would look like an independent run.",
             )
-        cells[key] = (file, record)
+        cells[key], names[key] = (file, record), name
     counts = Counter(record.name for _, record in cells.values())
     named = (_located(record, file, folder, counts[record.name] > 1) for file, record in cells.values())
     return sorted(named, key=lambda record: record.name)
@@ -350,8 +354,26 @@ def _study_of(records: Path) -> Path:
     return records.parent if records.name == RECORDS else records
 
 
+def with_one_name_per_order(records: Sequence[CellRecord], places: Sequence[Hashable] = ()) -> list[CellRecord]:
+    """Return records in which equal orders of a stream have one name, and different ones different names.
+
+    Args:
+        places: of each record: folders whose names of orders belong together; default: one for all.
+    """
+    places = places or [None] * len(records)
+    runs = Counter((place, record.run) for record, place in zip(records, places, strict=True))
+    orders = []
+    for record, place in zip(records, places, strict=True):
+        for_all_orders = runs[place, record.run] > 1 or any(len(row.learned) > 1 for row in record.rows)
+        own = not for_all_orders or Path(record.run).name == Path(record.name).name
+        made = arrangement(record.tasks, record.configuration.get("stream") or {}) if own else None
+        orders.append(RecordedOrder(record.stream, record.order, made, place))
+    names = names_of_orders(orders)
+    return [record.model_copy(update={"order": name}) for record, name in zip(records, names, strict=True)]
+
+
 def identity(record: CellRecord) -> str:
-    """Return what distinguishes a cell from all others, as text."""
+    """Return what distinguishes a cell from all others, as text; equal orders must have one name."""
     parts = (record.stream, record.order, record.method, record.options, record.seed, record.tuning)
     return json.dumps(parts, sort_keys=True)
 

@@ -15,7 +15,7 @@ from merganser.errors import InputError, nearest
 from merganser.methods import METHODS
 from merganser.study import grids
 from merganser.study.options import SECTIONS, StudyOptions, VariantOptions
-from merganser.study.orders import GIVEN, OrderedStream, in_order
+from merganser.study.orders import GIVEN, OrderedStream, check_different, in_order
 
 LONGEST_NAME = 120
 """Characters of a cell's name; longer ones end with a digest."""
@@ -139,6 +139,7 @@ def make_study(value: Any, where: str, folder: Path, allow_many: bool = False) -
         for stream, base in options.named_streams.items()
         for name, order in orders.items()
     ]
+    check_different(streams, [stream.arrangement for stream in streams], where)
     name = options.name or Path(where).stem
     cells = _sharing_runs(_cells(options, variants, streams, where, folder))
     names: dict[str, Cell] = {}

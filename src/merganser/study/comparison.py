@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -14,10 +13,11 @@ import numpy as np
 
 from merganser.errors import InputError, nearest
 from merganser.metrics.paired import holm
-from merganser.study.cell_record import CellRecord, ExampleScores
+from merganser.study.cell_record import CellRecord, ExampleScores, with_one_name_per_order
 from merganser.study.costs import kind_of_seconds, seconds_of, with_cost
 from merganser.study.grids import short_keys
 from merganser.study.notes import notes_on
+from merganser.study.order_names import natural, split_order
 from merganser.study.results import Difference, MethodResult, StreamResult
 from merganser.study.statistics import Block, Estimate, Sample, estimate, mean_of
 
@@ -33,7 +33,8 @@ def compare(
 ) -> list[StreamResult]:
     """Compare the methods of a study, stream by stream.
 
-    Trials of a tuning take no part: they were scored on development data.
+    Trials of a tuning take no part: they were scored on development data. Equal orders count as one, whatever they are
+    called.
 
     Args:
         records: its cells.
@@ -45,7 +46,7 @@ def compare(
         InputError: there are no results, there is no such reference, or cells of one stream were scored on different
             test examples.
     """
-    results = [record for record in records if record.tuning is None]
+    results = with_one_name_per_order([record for record in records if record.tuning is None])
     if not results:
         raise InputError("There are no results of cells to compare.", "Run the study first: merganser study STUDY.yaml")
     streams: dict[str, list[CellRecord]] = {}
@@ -86,7 +87,7 @@ def _compare_stream(
     _check_test_sets(complete)
     labels = method_labels(records)
     cells: dict[str, list[CellRecord]] = {}
-    for record in sorted(complete, key=lambda each: (_natural(each.order), each.seed)):
+    for record in sorted(complete, key=lambda each: (natural(each.order), each.seed)):
         cells.setdefault(labels[record.name], []).append(record)
     kind = kind_of_seconds(complete)
     methods = [_summarise(label, of, kind, confidence) for label, of in cells.items()]
@@ -101,17 +102,12 @@ def _compare_stream(
         reference="" if chosen is None else chosen.label,
         confidence=confidence,
         tasks=tuple(complete[0].tasks) if complete else (),
-        orders=tuple(dict.fromkeys(sorted((record.order for record in complete), key=_natural))),
+        orders=tuple(dict.fromkeys(sorted((record.order for record in complete), key=natural))),
         seeds=tuple(dict.fromkeys(sorted(record.seed for record in complete))),
         seconds=kind,
         left_out=tuple(left_out),
         notes=tuple(notes_on(methods, complete, left_out)),
     )
-
-
-def _natural(name: str) -> list[tuple[int, str]]:
-    """Return a key that sorts names as people count: order-2 before order-10."""
-    return [(int(part or 0), "") if number % 2 else (0, part) for number, part in enumerate(re.split(r"(\d+)", name))]
 
 
 def _complete(records: Sequence[CellRecord]) -> tuple[list[CellRecord], list[tuple[CellRecord, str]]]:
@@ -145,9 +141,7 @@ def _check_test_sets(records: Sequence[CellRecord]) -> None:
 
 
 def _partition(record: CellRecord) -> str:
-    """Return what decides the classes of a task where those of one data set are split: in another order, other ones."""
-    split = (record.configuration.get("stream") or {}).get("split") or {}
-    return json.dumps([split.get(key) for key in ("order", "order_seed")])
+    return json.dumps(split_order(record.configuration.get("stream") or {}))
 
 
 def _reference(methods: Sequence[MethodResult], name: str | None) -> MethodResult | None:

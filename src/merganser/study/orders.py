@@ -18,6 +18,7 @@ from merganser.streams.sampling import generator
 from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask, load_watched
 from merganser.study.options import Development, Order
+from merganser.study.order_names import arrangement
 
 GIVEN = "given"
 """Name of the order that a stream has by itself."""
@@ -45,6 +46,11 @@ class OrderedStream:
     def digest(self) -> str:
         """SHA-256 of the options of the stream, whatever the order."""
         return hashlib.sha256(self.base.model_dump_json().encode()).hexdigest()
+
+    @property
+    def arrangement(self) -> str:
+        """What tells the order from others of the stream, as text; of a split one, the order of its classes."""
+        return arrangement([], self.options.model_dump(mode="json"))
 
     def names(self) -> list[str] | None:
         """Return the names of the tasks in order; ``None`` where only the data tell."""
@@ -84,6 +90,25 @@ def in_order(stream: str, base: StreamOptions, name: str, order: Order | None, w
         title = None if base.name in BUILTIN else base.name
         options = base.model_copy(update={"order": list(order), "name": title})
     return OrderedStream(stream, name, options, base)
+
+
+def check_different(streams: Sequence[OrderedStream], arrangements: Sequence[str], where: str) -> None:
+    """Refuse two orders of a stream that are the same one.
+
+    Args:
+        arrangements: what each order consists of.
+
+    Raises:
+        InputError: there are such.
+    """
+    first: dict[tuple[str, str], str] = {}
+    for stream, made in zip(streams, arrangements, strict=True):
+        other = first.setdefault((stream.stream, made), stream.order)
+        if other != stream.order:
+            raise InputError(
+                f"{where}: orders: '{other}' and '{stream.order}' are the same order of the stream '{stream.stream}'.",
+                "Keep one of them: counted twice, its runs would look like those of two independent orders.",
+            )
 
 
 def _check(order: Sequence[str], names: Sequence[str], stream: str, at: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -20,7 +21,7 @@ from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import Status, StudyFolder, record
 from merganser.study.launched import check_launcher, needs_launcher
 from merganser.study.local import Machine, Progress, find_machine, num_cores, run_locally
-from merganser.study.orders import Data, OrderedStream
+from merganser.study.orders import Data, OrderedStream, check_different
 from merganser.study.schedule import Schedule, beginning, cell_size
 from merganser.study.tuning import check_tuning, note_failed, tuned
 
@@ -280,7 +281,10 @@ def find_work(
         for cell in study.runs:
             if statuses[cell.name].stage == "done" and _lacks_references(folder.record(cell)):
                 statuses[cell.name] = Status("begun")
-    digests = {stream.digest: data.digests(stream) for stream in streams.values()}
+    of_tasks = [data.digests(stream) for stream in streams.values()]
+    # Only the data tell whether two orders of classes are the same, such as a list and a seed.
+    check_different([*streams.values()], [json.dumps(list(each.items())) for each in of_tasks], study.where)
+    digests = {stream.digest: each for stream, each in zip(streams.values(), of_tasks, strict=True)}
     kept = {cell.stream.digest for cell in study.cells if statuses[cell.name].stage in ("done", "stopped")}
     folder.check_data({key: digests[key] for key in kept})
     begun = [cell for cell in cells if statuses[cell.name].stage in ("waiting", "begun")]
