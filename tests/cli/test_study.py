@@ -74,6 +74,27 @@ def test_failed_and_changed_cells_make_the_exit_code_1(tmp_path: Path, merganser
     assert "'sequential,s0' is not what the study has now: training.steps: 2 in the run, 3 requested." in done.err
 
 
+def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(tmp_path: Path, merganser: Command) -> None:
+    file = write_study(tmp_path, methods=["sequential"])
+    assert merganser("study", file, "--out", "out").code == 0
+    write_study(tmp_path, methods=["sequential"], training={**toys.settings()["training"], "steps": 3})
+    run, record = Path("out/cells/sequential,s0"), Path("out/records/sequential,s0.json")
+    old = record.read_bytes()
+    for named in (f"{run} and {record}", str(record)):
+        done = merganser("study", file, "--out", "out")
+        assert (done.code, f"To run it anew, move {named} elsewhere" in done.err) == (1, True), done.err
+        assert record.read_bytes() == old  # it may be the only trace of the run
+        if run.exists():
+            run.rename("moved")
+    record.rename("moved.json")
+    done = merganser("study", file, "--out", "out")
+    assert (done.code, "sequential,s0: done" in done.err) == (0, True), done.err
+    assert record.read_bytes() != old
+    # A record alone, such as that of another person, is as good as its run.
+    run.rename("moved too")
+    assert "Nothing was left to run" in merganser("study", file, "--out", "out").err
+
+
 def test_a_plan_tells_cells_shared_parts_time_and_bytes_and_writes_nothing(tmp_path: Path, merganser: Command) -> None:
     file = write_study(tmp_path, methods=["sequential", "replay"], seeds=2)
     before = toys.contents(tmp_path)

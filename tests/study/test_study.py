@@ -118,6 +118,23 @@ def test_changed_cells_are_named_and_left_alone(copied: Path, run_study: Run) ->
     assert list(result.changed) == ["sequential,order-1,s0", "joint,order-1,s0", "sequential,order-2,s0"]
 
 
+def test_records_of_a_run_for_all_orders_are_changed_with_it(copied: Path, run_study: Run) -> None:
+    values = yaml.safe_load((copied / "study.yaml").read_text())
+    training = {**values["training"], "steps": 3}
+    file = change(copied / "study.yaml", methods={"joint": {"training": training}})
+    names = ["joint,order-1,s0", "joint,order-2,s0"]
+    assert list(run_study(file, copied / "out").changed) == names
+    folder, other = StudyFolder(copied / "out"), copied / "out" / "records" / f"{names[1]}.json"
+    before = other.read_bytes()
+    assert [path.name for name in names for path in folder.kept(name)] == [names[0], f"{names[0]}.json", other.name]
+    for number, path in enumerate(folder.kept(names[0])):
+        path.rename(copied / str(number))
+    assert list(run_study(file, copied / "out").changed) == names[1:]
+    assert other.read_bytes() == before
+    other.rename(copied / "other")
+    assert run_study(file, copied / "out").complete
+
+
 def test_a_run_made_by_hand_is_continued_or_named(copied: Path, run_study: Run) -> None:
     for method in ("replay", "sequential"):
         name = f"{method},order-1,s0"

@@ -15,6 +15,7 @@ from merganser.cli.output import OutputConsole, ProgressConsole
 from merganser.cli.time_left import left
 from merganser.report.formatting import plural, seconds, shortened
 from merganser.study.cells import Study
+from merganser.study.folder import StudyFolder
 from merganser.study.local import BUSY, Machine, Progress
 from merganser.study.study import Outcome, Work
 
@@ -92,9 +93,10 @@ def print_outcome(outcome: Outcome, ran: bool) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     for name, reason in outcome.changed.items():
+        kept = " and ".join(map(str, StudyFolder(outcome.folder).kept(name)))
         say(
             f"Left alone: '{name}' is not what the study has now: {reason}. "
-            f"To run it anew, move {outcome.folder / 'cells' / name} elsewhere, or give the method another name."
+            f"To run it anew, move {kept} elsewhere, or give the method another name."
         )
     for name, reason in outcome.stopped.items():
         say(f"Stopped: '{name}': {reason}")
@@ -119,7 +121,6 @@ def show_table(path: Path, reference: str | None = None) -> None:
     Raises:
         InputError: there is nothing, or the page cannot be written.
     """
-    from merganser.study.folder import StudyFolder
     from merganser.study.published import read_results
 
     results = read_results(path, reference)

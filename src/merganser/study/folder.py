@@ -75,6 +75,10 @@ class StudyFolder:
         """Return where the record of a cell is, once it is finished."""
         return self.records / f"{cell.name}.json"
 
+    def kept(self, name: str) -> list[Path]:
+        """Return what there is of a cell that is left alone: its run, its record. Without them it is run anew."""
+        return [path for path in (self.path / "cells" / name, self.records / f"{name}.json") if path.exists()]
+
     def log(self, name: str) -> Path:
         """Return where a cell prints to."""
         return self.path / "logs" / f"{name}.log"
@@ -245,8 +249,7 @@ class StudyFolder:
         """
         record = self.record(cell)
         if record is not None:
-            changes = [] if cell.run != cell.name else config_changes(record.configuration, cell)
-            if changes:
+            if changes := config_changes(record.configuration, cell):
                 return Status("changed", _listed(changes))
             if record.stopped_by is not None:
                 return Status("begun" if resume_stopped else "stopped", record.stopped_by)
@@ -284,6 +287,8 @@ def record(
     if before is not None:
         spent = before.cost.processor_seconds
     for each in study.of_run(cell.run):
+        if each.run != each.name and folder.status(each).stage == "changed":
+            continue  # it was made otherwise, and is left alone
         made = record_cell(
             folder.run(each),
             name=each.name,
@@ -308,7 +313,10 @@ def _listed(changes: Sequence[str]) -> str:
 
 
 def config_changes(stored: Mapping[str, Any], cell: Cell) -> list[str]:
-    """Return how the configuration of a run differs from that of a cell, apart from what changes no result."""
+    """Return how the configuration of a run differs from that of a cell, apart from what changes no result.
+
+    A run that serves all orders has the tasks in one of them, which is no difference.
+    """
     values = {key: value for key, value in stored.items() if key != "resolved"}
     wanted = cell.config.model_dump(mode="json")
     if values == wanted:
@@ -318,5 +326,7 @@ def config_changes(stored: Mapping[str, Any], cell: Cell) -> list[str]:
     except InputError as error:
         return [error.cause.rstrip(".")]
     changes = differences(config.sections(), cell.config.sections())
+    if cell.run != cell.name:
+        return changes
     stream = {} if config.stream is None else config.stream.model_dump(mode="json")
     return changes + differences(stream, wanted["stream"], "stream.")
