@@ -8,7 +8,10 @@ from collections.abc import Callable, Mapping, Sequence
 
 from merganser.streams.task import Task
 from merganser.study.cells import Cell
-from merganser.training.options import planned_steps
+from merganser.training.options import MAY_CHANGE, planned_steps
+
+NO_MATTER = {*MAY_CHANGE, "asymmetric_loss"}
+"""Options of training that a shared training does not depend on, as in :mod:`merganser.learner.shared_parts`."""
 
 
 def cell_size(cell: Cell, tasks: Sequence[Task]) -> float:
@@ -22,8 +25,13 @@ def beginning(cell: Cell, tasks: int) -> tuple[str, float]:
     """Return a key that cells have in common whose first task may be trained alike, and that task's share of a cell."""
     if cell.joint:
         return "", 0.0
-    parts = (cell.config.model, cell.config.training, cell.stream.options)
-    return "\n".join([*(part.model_dump_json() for part in parts), str(cell.seed)]), 1 / max(tasks, 1)
+    parts = [
+        cell.config.model.model_dump_json(),
+        cell.config.training.model_dump_json(exclude=NO_MATTER),
+        cell.stream.options.model_dump_json(),
+        str(cell.seed),
+    ]
+    return "\n".join(parts), 1 / max(tasks, 1)
 
 
 class Schedule:
