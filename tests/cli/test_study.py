@@ -96,12 +96,14 @@ def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(tmp_path: Path,
 
 
 def test_a_plan_tells_cells_shared_parts_time_and_bytes_and_writes_nothing(tmp_path: Path, merganser: Command) -> None:
-    file = write_study(tmp_path, methods=["sequential", "replay"], seeds=2)
+    file = write_study(
+        tmp_path, methods=["sequential", "replay"], orders=[["mood", "topic"], ["topic", "mood"]], seeds=2
+    )
     before = toys.contents(tmp_path)
     done = merganser("study", file, "--out", "out", "--plan")
     assert done.code == 0
-    assert "4 cells; 4 runs to make." in done.out
-    assert "Shared: 1 first task trained once for 4 cells" in done.out
+    assert "8 cells; 8 runs to make." in done.out
+    assert "Shared: 4 first tasks trained once for 8 cells" in done.out  # of two orders and two seeds
     assert "hours of one cell after another" in done.out
     assert "on disk" in done.out
     assert toys.contents(tmp_path) == before

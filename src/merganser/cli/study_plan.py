@@ -78,7 +78,7 @@ def _print(plan: StudyPlan, at_a_time: int, threads: int) -> None:
     if plan.shared:
         trainings = plural(len(plan.shared), "first task")
         console.print(
-            f"Shared: {trainings} trained once for {sum(plan.shared.values())} cells, which saves "
+            f"Shared: {trainings} trained once for {sum(plan.shared)} cells, which saves "
             f"{seconds(plan.saved_seconds)}; the answers of the pretrained model once for all."
         )
     for problem in dict.fromkeys(method.problem for method in plan.methods if method.problem):

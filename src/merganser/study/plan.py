@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 from merganser.errors import MerganserError
 from merganser.learner import Learner
@@ -57,7 +57,7 @@ class StudyPlan:
     Attributes:
         methods: what is to be run.
         cells: of the study, and of them those that are done.
-        shared: first task -> cells that take it from another of them, or for another.
+        shared: of each training of a first task that several cells have in common, how many do.
         saved_seconds: what that saves.
         at_a_time: cells that run at the same time.
     """
@@ -65,7 +65,7 @@ class StudyPlan:
     methods: Sequence[PlannedMethod]
     cells: int
     done: int
-    shared: Mapping[str, int] = field(default_factory=dict)
+    shared: Sequence[int] = ()
     saved_seconds: float = 0.0
     at_a_time: int = 1
 
@@ -159,20 +159,14 @@ def _measured(study: Study, title: str, group: Sequence[Cell], data: Data) -> Pl
     return PlannedMethod(title, group, plan)
 
 
-def _shared(planned: Sequence[PlannedMethod], data: Data) -> tuple[dict[str, int], float]:
-    """Return the first tasks that several cells have in common with the number of those, and the seconds saved."""
-    alike: dict[str, list[tuple[str, float]]] = {}
+def _shared(planned: Sequence[PlannedMethod], data: Data) -> tuple[list[int], float]:
+    """Return how many cells have each shared training of a first task in common, and the seconds saved."""
+    alike: dict[str, list[float]] = {}
     for method in planned:
         for cell in method.cells if method.plan is not None and method.plan.plain_start else ():
-            tasks = data.tasks(cell.stream)
-            key, _ = beginning(cell, len(tasks))
+            key, _ = beginning(cell, len(data.tasks(cell.stream)))
             seconds = 0.0 if method.plan is None else method.plan.tasks[0].training_seconds
             if key:
-                alike.setdefault(key, []).append((tasks[0].name, seconds))
-    shared: dict[str, int] = {}
-    saved = 0.0
-    for found in alike.values():
-        if len(found) > 1:
-            shared[found[0][0]] = shared.get(found[0][0], 0) + len(found)
-            saved += math.fsum(seconds for _, seconds in found[1:])
-    return shared, saved
+                alike.setdefault(key, []).append(seconds)
+    shared = [seconds for seconds in alike.values() if len(seconds) > 1]
+    return [len(seconds) for seconds in shared], math.fsum(math.fsum(seconds[1:]) for seconds in shared)
