@@ -74,10 +74,16 @@ def test_failed_and_changed_cells_make_the_exit_code_1(tmp_path: Path, merganser
     assert "'sequential,s0' is not what the study has now: training.steps: 2 in the run, 3 requested." in done.err
 
 
-def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(tmp_path: Path, merganser: Command) -> None:
-    file = write_study(tmp_path, methods=["sequential"])
-    assert merganser("study", file, "--out", "out").code == 0
-    write_study(tmp_path, methods=["sequential"], training={**toys.settings()["training"], "steps": 3})
+def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(
+    tmp_path: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path("out/study.html")
+    monkeypatch.setattr("merganser.study.published.StudyResults.publish", lambda results: page)
+    file = write_study(tmp_path, methods=["sequential", "replay"])
+    assert merganser("study", file, "--out", "out", "--parallel", "1").code == 0
+    write_study(tmp_path, methods={"sequential": {"training": {"steps": 3}}, "replay": None})
+    table = merganser("study", "out", "--table").out
+    assert "2 of 2 cells of the study are done." in table  # as it was when it was run
     run, record = Path("out/cells/sequential,s0"), Path("out/records/sequential,s0.json")
     old = record.read_bytes()
     for named in (f"{run} and {record}", str(record)):
@@ -86,6 +92,9 @@ def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(tmp_path: Path,
         assert record.read_bytes() == old  # it may be the only trace of the run
         if run.exists():
             run.rename("moved")
+    table = merganser("study", "out", "--table").out
+    assert "1 of 2 cells of the study are done." in table
+    assert "Left out, since the study has them otherwise now: sequential,s0." in table
     record.rename("moved.json")
     done = merganser("study", file, "--out", "out")
     assert (done.code, "sequential,s0: done" in done.err) == (0, True), done.err
@@ -93,6 +102,27 @@ def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(tmp_path: Path,
     # A record alone, such as that of another person, is as good as its run.
     run.rename("moved too")
     assert "Nothing was left to run" in merganser("study", file, "--out", "out").err
+
+
+def test_cells_stopped_by_a_rule_are_not_called_done(
+    tmp_path: Path, merganser: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = Path("out/study.html")
+    monkeypatch.setattr("merganser.study.published.StudyResults.publish", lambda results: page)
+    monkeypatch.setattr("merganser.study.early_stop.EarlyStop.reason", lambda rule, cell, *_: WORSE.get(cell.name))
+    file = write_study(tmp_path, methods={"sequential": None, "bad": {"method": "sequential"}}, seeds=2)
+    done = merganser("study", file, "--out", "out", "--parallel", "1", "--early-stop", "5")
+    assert done.code == 0
+    assert "] bad,s1: stopped by a rule after " in done.err
+    assert "] bad,s0: done in " in done.err
+    assert "Stopped: 'bad,s1': it is worse" in done.err
+    assert "3 cells of the study are done." in done.err
+    table = " ".join(merganser("study", "out", "--table").out.split())
+    assert "3 of 4 cells of the study are done, 1 stopped by a rule." in table
+    assert "Of bad, only the runs that were not stopped are compared, which favours it." in table
+
+
+WORSE = {"bad,s1": "it is worse"}
 
 
 def test_a_plan_tells_cells_shared_parts_time_and_bytes_and_writes_nothing(tmp_path: Path, merganser: Command) -> None:

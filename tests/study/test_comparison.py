@@ -88,6 +88,7 @@ def test_cells_that_cannot_be_compared_are_named(records: list[CellRecord]) -> N
     assert [found.seed for found, _ in result.left_out] == [7, 8]
     assert len(result.method("aim").cells) == 9
     assert any("1 cell was stopped by a rule" in note for note in result.notes)
+    assert "Of aim, only the runs that were not stopped are compared, which favours it." in result.notes
     other = cell("aim", seed=9, n=20)
     other.examples["books"].test_sha256 = "f" * 64
     with pytest.raises(InputError, match="different test examples of 'books'"):

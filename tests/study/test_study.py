@@ -6,7 +6,7 @@ import json
 import os
 import shutil
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -19,11 +19,12 @@ from merganser.files.atomic import flush
 from merganser.learner import Learner
 from merganser.runs import read_run
 from merganser.study.cell_record import read_cells
-from merganser.study.cells import load_study
+from merganser.study.cells import Cell, load_study
 from merganser.study.early_stop import EarlyStop
 from merganser.study.folder import StudyFolder
 from merganser.study.local import Progress, find_machine
 from merganser.study.orders import Data
+from merganser.study.run_cell import run_cell
 from merganser.study.study import Outcome, Work, find_work, outcome, study
 from tests.learner import toys
 from tests.study.conftest import write_study
@@ -358,6 +359,20 @@ def test_cells_stopped_by_a_rule_are_marked_and_can_be_finished(copied: Path, ru
     assert len(record.tasks) == 2
     assert run_study(file, copied / "out").stopped == {}
     assert {len(each.tasks) for each in read_cells(copied / "out" / "records")} == {3}
+
+
+def test_a_cell_that_is_complete_is_not_stopped(finished: Path, tmp_path: Path) -> None:
+    read, asked = load_study(finished / "study.yaml"), []
+
+    class Rule(EarlyStop):
+        def reason(self, cell: Cell, learned: Sequence[str], scores: Mapping[str, float]) -> str | None:
+            asked.append(list(learned))
+            return "it is worse" if learned == ["topic"] else None
+
+    folder, cell = StudyFolder(tmp_path / "out"), read.find("replay,order-1,s0")
+    run_cell(read, cell, folder, Data(finished), early_stop=Rule(read, folder, 1))
+    assert asked == [["mood"]]
+    assert folder.status(cell).stage == "done"
 
 
 def test_from_python(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from pathlib import Path
 from types import TracebackType
 
@@ -62,7 +63,9 @@ class StudyView:
         self._done += 1
         estimate = left(self._progress.seconds_left if self._progress else None)
         failed = error if error == BUSY else f"FAILED: {error}"
-        result = f"done in {seconds(took)}" if error is None else failed
+        stopped = error is None and self._progress is not None and self._progress.stopped(name)
+        ended = f"stopped by a rule after {seconds(took)}" if stopped else f"done in {seconds(took)}"
+        result = ended if error is None else failed
         rest = f"; {estimate}" if estimate and self._done < self._total else ""
         self._print(f"[{self._done}/{self._total}] {name}: {result}{rest}")
 
@@ -132,9 +135,11 @@ def show_table(path: Path, reference: str | None = None) -> None:
     state = folder.state() if path.is_dir() else {}
     if state:
         cells = folder.study().cells
-        done = [cell.name for cell in cells if folder.record_file(cell).is_file()]
-        console.print(f"{len(done)} of {plural(len(cells), 'cell')} of the study are done.")
-        changed = [cell.name for cell in cells if folder.status(cell).stage == "changed"]
+        stages = {cell.name: folder.status(cell).stage for cell in cells}
+        count = Counter(stages.values())
+        stopped = f", {count['stopped']} stopped by a rule" if count["stopped"] else ""
+        console.print(f"{count['done']} of {plural(len(cells), 'cell')} of the study are done{stopped}.")
+        changed = [name for name, stage in stages.items() if stage == "changed"]
         names = {cell.name for cell in cells}
         removed = [each.name for each in results.records if each.name not in names and each.tuning is None]
         for text, stale in (

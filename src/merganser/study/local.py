@@ -83,6 +83,7 @@ class Progress:
     Attributes:
         begun: called with a cell that begins.
         ended: called with a cell, its seconds, and why it failed (``None``: it did not).
+        stopped: tells whether a cell that has ended was stopped by a rule.
         tick: called now and then.
         notice: called with what a person should know.
         schedule: cells that wait and run.
@@ -93,6 +94,7 @@ class Progress:
     slots: int
     begun: Callable[[str], None] = lambda name: None
     ended: Callable[[str, float, str | None], None] = lambda name, seconds, error: None
+    stopped: Callable[[str], bool] = lambda name: False
     tick: Callable[[Progress], None] = lambda progress: None
     notice: Callable[[str], None] = lambda text: None
     fractions: dict[str, tuple[str, float]] = field(default_factory=dict)
@@ -257,4 +259,5 @@ def _end(name: str, code: int, reasons: Mapping[str, str], failures: dict[str, s
             del failures[name]
             reason = BUSY
     progress.fractions.pop(name, None)
-    progress.ended(name, progress.schedule.end(name, done=not code), reason)
+    whole = not code and not progress.stopped(name)
+    progress.ended(name, progress.schedule.end(name, done=whole), reason)

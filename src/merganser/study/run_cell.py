@@ -42,6 +42,8 @@ def run_cell(
         listener(event)
         if early_stop is None or cell.joint or not isinstance(event, RowDone) or not event.learned:
             return
+        if tasks[-1].name in event.learned:
+            return  # it is complete, and saves nothing by being left out
         if reason := early_stop.reason(cell, list(event.learned), event.scores):
             stopped.append(reason)
             raise _Stopped

@@ -323,7 +323,8 @@ def make_progress(study: Study, folder: StudyFolder, work: Work, machine: Machin
     for cell in study.runs:
         if work.statuses[cell.name].stage == "done" and (made := folder.record(cell)) is not None:
             schedule.learn(cell.method, made.cost.seconds, work.sizes[cell.name])
-    return Progress(schedule, machine.cells)
+    by_name = {cell.name: cell for cell in work.cells}
+    return Progress(schedule, machine.cells, stopped=lambda name: folder.status(by_name[name]).stage == "stopped")
 
 
 def outcome(study: Study, folder: StudyFolder, cells: Sequence[Cell], failed: Mapping[str, str]) -> Outcome:
@@ -344,9 +345,9 @@ def outcome(study: Study, folder: StudyFolder, cells: Sequence[Cell], failed: Ma
             if cell.run in asked and statuses[cell.name].stage == "changed"
         },
         stopped={
-            cell.name: made.stopped_by
+            cell.name: statuses[cell.name].reason
             for cell in study.cells
-            if cell.run in asked and (made := folder.record(cell)) is not None and made.stopped_by is not None
+            if cell.run in asked and statuses[cell.name].stage == "stopped"
         },
         waiting=[
             cell.name
