@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import shutil
 from pathlib import Path
 
 import pytest
 
-from merganser.errors import InputError
+from merganser.errors import DiskFullError, InputError
 from merganser.learner import Learner
 from merganser.study import on_ray
 from merganser.study.cells import load_study
@@ -44,6 +46,33 @@ def test_a_cell_goes_on_on_another_node_from_its_copy(finished: Path, tmp_path: 
     assert toys.results(copy) == whole
     Storage(url).fetch("records", tmp_path / "records")
     assert [path.name for path in (tmp_path / "records").iterdir()] == [f"{cell.name}.json"]
+
+
+def test_a_full_disk_is_named_with_its_place_and_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    there, here, source = tmp_path / "bucket" / "records", tmp_path / "records", tmp_path / "source"
+    for folder in (there, source):
+        folder.mkdir(parents=True)
+        (folder / "a.json").write_text("first")
+    storage = Storage(f"file://{tmp_path}/bucket")
+    storage.fetch("records", here)
+    (there / "a.json").write_text("second")
+
+    def full(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("merganser.files.atomic.os.fsync", full)
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(DiskFullError, match=rf"is full while writing a.json in '{here}'. Free some space and start"):
+        storage.fetch("records", here)
+    assert {path.name: path.read_text() for path in here.iterdir()} == {"a.json": "first"}
+    monkeypatch.setattr(storage.files, "pipe_file", full)
+    with pytest.raises(DiskFullError, match=rf"is full while writing a.json in '{there}'."):
+        storage.send(source, "records")
+    monkeypatch.undo()
+    storage.fetch("records", here)
+    assert (here / "a.json").read_text() == "second"
 
 
 def test_a_place_that_cannot_be_written_is_refused_before_any_work(tmp_path: Path) -> None:

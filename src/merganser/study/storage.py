@@ -15,6 +15,7 @@ from typing import Any
 import fsspec
 
 from merganser.events import Event, Listener, RowDone, StepDone
+from merganser.files.atomic import full_disk_is_an_error, make_folder, write_bytes
 from merganser.files.temporary_names import PARTIAL
 from merganser.runs.rows import RECORD
 from merganser.study.cells import Cell, Study
@@ -80,7 +81,8 @@ class Storage:
         if above not in self._made:
             self.files.makedirs(above, exist_ok=True)
             self._made.add(above)
-        self.files.pipe_file(f"{self.root}/{name}", content)
+        with full_disk_is_an_error(Path(self.root, name)):
+            self.files.pipe_file(f"{self.root}/{name}", content)
 
     def send(self, folder: Path, name: str) -> None:
         """Copy the files of a folder that are new or have changed; delete copies of those that are gone."""
@@ -100,7 +102,12 @@ class Storage:
             del self._sent[path]
 
     def fetch(self, name: str, folder: Path) -> None:
-        """Copy a folder here, without rows and checkpoints that are not complete; nothing where there is none."""
+        """Copy a folder here, without rows and checkpoints that are not complete; nothing where there is none.
+
+        Raises:
+            InputError: the folder cannot be written.
+            RunError: the disk is full; a file that was there is as it was.
+        """
         base = f"{self.root}/{name}"
         self.files.invalidate_cache()  # of listings: other nodes write there too
         found: list[str] = self.files.find(base) if self.files.exists(base) else []
@@ -111,9 +118,9 @@ class Storage:
             if part is not None and part not in whole:
                 continue
             target = folder / each
-            target.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(target.parent)
             content: Any = self.files.cat_file(path)
-            target.write_bytes(content)
+            write_bytes(target, content)
             status = target.stat()
             self._sent[target] = (status.st_size, status.st_mtime_ns)
 
