@@ -57,6 +57,18 @@ def test_folders_without_results_are_named(tmp_path: Path) -> None:
         read_results(tmp_path)
 
 
+def test_a_folder_of_other_files_is_no_damaged_study(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
+    for folder in (tmp_path, finished / "out" / "cells" / "replay,order-1,s0"):
+        with pytest.raises(InputError, match=r"holds no study: it has neither study\.json nor a record of a cell"):
+            read_results(folder)
+    (tmp_path / "config.json").unlink()
+    file = write_cell(tmp_path, cell("aim", n=10))
+    file.write_bytes(file.read_bytes()[:-20])
+    with pytest.raises(InputError, match="is damaged"):
+        read_results(tmp_path)
+
+
 def test_records_of_two_people_that_have_one_name_are_told_apart(tmp_path: Path) -> None:
     for person, share in (("ann", 0.1), ("bob", 0.2)):
         for seed in (0, 1):

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from merganser.errors import short
 from merganser.options import StrictOptions
 from merganser.streams.options import StreamOptions
 
@@ -118,15 +119,23 @@ class StudyOptions(StrictOptions):
             if len(set(value)) != len(value):
                 raise ValueError("a method stands twice; in a mapping, each variant has a name of its own")
             value = dict.fromkeys(value)
-        if isinstance(value, Mapping):
-            return {str(name): {} if given is None else given for name, given in value.items()}
-        return value
+        if not isinstance(value, Mapping):
+            raise ValueError("write a list of methods, or a section for each under its name")
+        for name, given in value.items():
+            if given is not None and not isinstance(given, Mapping | VariantOptions):
+                method = given if isinstance(given, str) else "METHOD"
+                raise ValueError(f"{name} is no section (got {short(given)}): write {name}: {{method: {method}}}")
+        return {str(name): {} if given is None else given for name, given in value.items()}
 
     @field_validator("orders", mode="before")
     @classmethod
     def _order_list(cls, value: Any) -> Any:
-        if not isinstance(value, list):
+        if isinstance(value, list | Mapping) and not value:
+            raise ValueError("there is none; leave 'orders' out to learn the tasks as the stream has them")
+        if isinstance(value, Mapping):
             return value
+        if not isinstance(value, list):
+            raise ValueError("write a list of orders, or a mapping that names them")
         names = [_order_name(number, order) for number, order in enumerate(value, 1)]
         if len(set(names)) != len(names):
             raise ValueError("an order stands twice")

@@ -67,13 +67,13 @@ def read_results(folder: Path, reference: str | None = None, confidence: float =
         confidence: of intervals and verdicts, in (0, 1).
 
     Raises:
-        InputError: nothing is done yet, a record is damaged, there is no such reference, or cells of one stream were
-            scored on different test examples.
+        InputError: it is no folder of a study, nothing is done yet, a record is damaged, there is no such reference,
+            or cells of one stream were scored on different test examples.
     """
     within, state = folder / "records", StudyFolder(folder).state() if folder.is_dir() else {}
     if state and not within.is_dir():
         raise InputError(f"No cell of '{folder}' is done yet.", "Run the study first, or wait for its first cell.")
-    records, title = read_cells(within if within.is_dir() else folder), folder.absolute().name
+    records, title = _read(within if within.is_dir() else folder), folder.absolute().name
     if not records:
         raise InputError(f"'{folder}' has no records of cells.", "Name the folder of a study, or of its records.")
     if state:
@@ -84,6 +84,28 @@ def read_results(folder: Path, reference: str | None = None, confidence: float =
             reference = own
     results = compare(records, reference, confidence)
     return StudyResults(folder, title, records, StudyTable(results))
+
+
+def _read(folder: Path) -> list[CellRecord]:
+    try:
+        return read_cells(folder)
+    except InputError as error:
+        if not folder.is_dir() or any(map(_may_be_a_record, folder.rglob("*.json"))):
+            raise
+        raise InputError(
+            f"'{folder}' holds no study: it has neither study.json nor a record of a cell.",
+            "Name the folder of a study, or of its records.",
+        ) from error
+
+
+def _may_be_a_record(file: Path) -> bool:
+    """Return whether a file has keys of a record, which may be damaged."""
+    try:
+        with file.open("rb") as content:
+            head = content.read(1 << 16)
+    except OSError:
+        return True  # the error that was found first is shown
+    return all(f'"{key}"'.encode() in head for key in ("method", "stream", "order", "seed"))
 
 
 def _as_the_study_is(records: Sequence[CellRecord], study: Study, folder: StudyFolder) -> list[CellRecord]:
