@@ -12,6 +12,7 @@ at last ``ended`` (the exit code; negative: a signal) and ``error``.
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import json
 import os
@@ -48,8 +49,19 @@ class Server:
         self.early_stop = None if points is None else EarlyStop(self.study, self.folder, points)
         self.selector = selectors.DefaultSelector()
         self.children: dict[int, tuple[int, str, bytearray]] = {}
+        self.interrupted: set[int] = set()
         self.orders = bytearray()
         self.going = True
+
+    def run(self) -> None:
+        """Serve until the input ends; when nobody reads the answers any more, stop all cells and be silent."""
+        try:
+            self.serve()
+        except KeyboardInterrupt:
+            silent = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(silent, 1)
+            os.close(silent)
+            self._stop()
 
     def serve(self) -> None:
         """Answer orders until the input ends and no cell runs."""
@@ -79,7 +91,9 @@ class Server:
     def _stop(self) -> None:
         """Interrupt all cells, and end those that take too long."""
         for process, _, _ in self.children.values():
-            os.kill(process, signal.SIGINT)
+            if process not in self.interrupted:  # a second signal would break off what the first one begins
+                self.interrupted.add(process)
+                os.kill(process, signal.SIGINT)
         deadline = time.monotonic() + GRACE
         while self.children and (left := deadline - time.monotonic()) > 0:
             for key, _ in self.selector.select(left):
@@ -253,19 +267,17 @@ def main() -> None:
     from merganser.models.library_output import silence_bitsandbytes
 
     silence_bitsandbytes()
-    try:
-        server = Server(json.loads(buffer))
-        preload()
-    except MerganserError as error:
-        send(1, {"cell": "", "error": str(error), "ended": 2})
-        return
-    send(1, {"cell": "", "ready": True})
-    gc.collect()
-    gc.freeze()  # pages of what is loaded stay shared with the cells
-    try:
-        server.serve()
-    except KeyboardInterrupt:
-        server._stop()
+    with contextlib.suppress(KeyboardInterrupt):  # nobody reads any more, and no cell runs yet
+        try:
+            server = Server(json.loads(buffer))
+            preload()
+        except MerganserError as error:
+            send(1, {"cell": "", "error": str(error), "ended": 2})
+            return
+        send(1, {"cell": "", "ready": True})
+        gc.collect()
+        gc.freeze()  # pages of what is loaded stay shared with the cells
+        server.run()
 
 
 def preload() -> None:
