@@ -38,7 +38,7 @@ from merganser.runs.record import CostRecord, RunInfo, SignalRecord
 from merganser.streams.task import Task
 from merganser.streams.watch import WatchedTask
 from merganser.training.data import Mixture
-from merganser.training.options import MAY_CHANGE
+from merganser.training.options import NOT_IN_A_FIRST_TASK
 from merganser.training.records import TaskRecords
 from merganser.training.trainer import Outcome
 
@@ -117,8 +117,7 @@ class SharedParts:
         Raises:
             RunError: as training; or the disk is full.
         """
-        # Which labels a text is compared with is in its features.
-        options = config.training.model_dump(mode="json", exclude={*MAY_CHANGE, "asymmetric_loss"})
+        options = config.training.model_dump(mode="json", exclude=set(NOT_IN_A_FIRST_TASK))
 
         def look_up() -> list[Any]:
             start, content = dict(backbone.trainable()), data.content(backbone)

@@ -8,10 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from merganser.streams.task import Task
 from merganser.study.cells import Cell
-from merganser.training.options import MAY_CHANGE, planned_steps
-
-NO_MATTER = {*MAY_CHANGE, "asymmetric_loss"}
-"""Options of training that a shared training does not depend on, as in :mod:`merganser.learner.shared_parts`."""
+from merganser.training.options import NOT_IN_A_FIRST_TASK, planned_steps
 
 
 def cell_size(cell: Cell, tasks: Sequence[Task]) -> float:
@@ -27,7 +24,7 @@ def beginning(cell: Cell, tasks: int) -> tuple[str, float]:
         return "", 0.0
     parts = [
         cell.config.model.model_dump_json(),
-        cell.config.training.model_dump_json(exclude=NO_MATTER),
+        cell.config.training.model_dump_json(exclude=set(NOT_IN_A_FIRST_TASK)),
         cell.stream.options.model_dump_json(),
         str(cell.seed),
     ]

@@ -13,6 +13,9 @@ from merganser.options import StrictOptions
 MAY_CHANGE = frozenset({"checkpoint_steps", "checkpoint_minutes", "report_to", "report_steps"})
 """Options that change no result, and may differ when a run is resumed."""
 
+NOT_IN_A_FIRST_TASK = MAY_CHANGE | {"asymmetric_loss"}
+"""Options that change no result of a first task, which has no labels before its own."""
+
 Optimizer = Literal[
     "adamw_torch_fused",
     "adamw_torch",
