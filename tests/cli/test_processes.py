@@ -105,7 +105,7 @@ def stream_of(folder: Path, case: Mapping[str, Any]) -> Path:
     model["dropout"] = 0.0
     method, mix, watch = changes.pop("method", {}), changes.pop("mix", None), changes.pop("watch", [])
     if "name" not in method:
-        method = {"name": "aim", "interval": 2, "cold_start": 1, **method}
+        method = {"name": "aim", "interval": 2, "cold_start": 1, "rehearsal_steps": 1, **method}
     changes["training"] = {"steps": 8, "checkpoint_minutes": None, **changes.get("training", {})}
     path = write_stream(folder, **changes)
     values = toys.settings(**changes)

@@ -82,7 +82,10 @@ CASES: dict[str, dict[str, Any]] = {
         "method": {"replay_share": 0.3},
         "training": {"accumulation": 2, "batch": 2, "schedule": "cosine", "steps": 8},
     },
-    "aim, epochs with a batch left over": {"training": {"steps": None, "epochs": 2.5, "batch": 5}},
+    "aim, epochs with a batch left over": {
+        "method": {"rehearsal_steps": 0, "start_weight": 0.1},
+        "training": {"steps": None, "epochs": 2.5, "batch": 5},
+    },
     "aim, all weights, noisy probes": {
         "model": {"lora": None, "dropout": 0.2},
         "method": {"probe_dropout": True, "merge_at_end": True},

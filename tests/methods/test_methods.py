@@ -84,12 +84,21 @@ def test_a_batch_that_was_asked_for_must_fit_the_memory(name: str) -> None:
 def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
     """Every setting can be given in a file, at the top or under ``ablation``, and has the same default there."""
     assert AimOptions(replay_share=None).config() == AimConfig()
-    assert AimOptions().config() == AimConfig(rehearsal_steps="quarter")
+    given = {"rehearsal_steps": 0, "weight_old": None, "probe_batch": "quarter", "probe_set": "replayed"}
+    assert AimOptions().config() == AimConfig(**given, moments="empty")
     top = {"interval": 5, "growth_short": 0.7, "weight_moving_calm": 0.2, "rehearsal_steps": 10, "probe_set": "fresh"}
     ablation = {"adapt_interval": False, "weight_new": 0.3}
     config = AimOptions(**top, ablation=ablation).config()
-    assert config == AimConfig(**top, **ablation)
-    not_of_the_callback = {"name", "compat", "ablation", "finish_weight", "replay_share"}
+    assert config == AimConfig(**top, **ablation, probe_batch="quarter", moments="empty")
+    not_of_the_callback = {
+        "name",
+        "compat",
+        "ablation",
+        "finish_weight",
+        "replay_share",
+        "replay_passes",
+        "consistency",
+    }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
     assert given == {field.name for field in fields(AimConfig)} - {"seed", "checkpoints"}
     assert AimOptions(probe_every=4).config().probes_per_interval is None
@@ -100,9 +109,9 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
 @pytest.mark.parametrize(
     ("given", "beside", "rehearsed"),
     [
-        ({}, 0.25, 2),
+        ({}, 0.5, 0),
         ({"replay_share": None}, None, 4),
-        ({"rehearsal_steps": 0}, 0.25, 0),
+        ({"rehearsal_steps": "quarter"}, 0.5, 2),
         ({"fusion": "importance_masks"}, None, 4),
         ({"ablation": {"merge": False}}, None, 4),
         ({"compat": "paper"}, None, 8),
@@ -121,11 +130,31 @@ def test_old_texts_are_rehearsed_beside_the_batches_or_before_merges_alone(
     assert AimOptions.model_validate(options.model_dump()) == options
 
 
+def test_no_stored_text_is_read_more_often_than_its_passes() -> None:
+    options = AimOptions(replay_share=0.25, replay_passes=4)
+    shares = [options.beside(memory, 1000).share for memory in (10, 50, 62.5, 500)]  # type: ignore[union-attr, arg-type]
+    assert shares == [0.04, 0.2, 0.25, 0.25]
+    assert AimOptions(replay_passes=None).beside(1, 1000).share == 0.5  # type: ignore[union-attr]
+    assert AimOptions(replay_share=None).beside(10, 1000) is None
+    seldom = AimOptions(replay_passes=0.001).beside(1, 10**9)
+    assert seldom is not None
+    assert seldom.rows_before(8, 10**9 // 8) == 1
+
+
 @pytest.mark.parametrize(
-    "given", [{"compat": "paper", "replay_share": 0.5}, {"ablation": {"merge": False}, "replay_share": 0.5}]
+    "given",
+    [
+        {"compat": "paper", "replay_share": 0.5},
+        {"compat": "paper", "consistency": 0.5},
+        {"ablation": {"merge": False}, "replay_share": 0.5},
+        {"replay_share": None, "consistency": 0.5},
+        {"replay_share": None, "replay_passes": 3},
+        {"replay_share": None, "probe_set": "replayed"},
+    ],
 )
 def test_what_never_rehearses_beside_the_batches_says_so(given: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"needs replay_share: null|merge: false never rehearses"):
+    refusal = r"needs (replay_share: null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
+    with pytest.raises(ValueError, match=refusal):
         AimOptions(**given)
 
 

@@ -9,7 +9,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from merganser.training.aim.probing import Probes, spread_over_groups
+from merganser.training.aim.probing import Probes, ReplayedLosses, spread_over_groups
 
 
 def identity(examples: list[Any]) -> dict[str, Any]:
@@ -66,3 +66,16 @@ def even(there: Counter[str], taken: Counter[str]) -> None:
     for group in there:
         if taken[group] < there[group]:
             assert taken[group] >= max(taken[other] for other in there) - 1
+
+
+def test_replayed_losses_are_those_since_they_were_last_taken() -> None:
+    losses = ReplayedLosses()
+    assert losses.take() is None
+    for loss in (1.0, 2.0, 6.0):
+        losses.add(loss)
+    resumed = ReplayedLosses()
+    resumed.load_state(losses.state())
+    assert losses.take() == resumed.take() == 3.0
+    assert losses.take() is None
+    losses.add(5.0)
+    assert losses.take() == 5.0

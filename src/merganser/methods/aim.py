@@ -21,6 +21,8 @@ from merganser.training.aim.config import (
     REFERENCE_SELECTION,
     REFERENCE_TRAINING,
     AimConfig,
+    Moments,
+    ProbeSet,
 )
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions, check_batch
@@ -34,10 +36,21 @@ if TYPE_CHECKING:
     from merganser.training.trainer import Penalty
 
 
-REPLAY_SHARE = 0.25
+REPLAY_SHARE = 0.5
 """Memory examples beside every training batch, as a share of it."""
 
-_PUBLISHED: dict[str, Any] = {"finish_weight": None, "replay_share": None}
+CONSISTENCY = 1.0
+"""Weight of the divergence from the answers that the model gave to them when the task began."""
+
+REPLAY_PASSES = 8.0
+"""How often a text of the memory is read beside the batches of one task, at most and on average."""
+
+_PUBLISHED: dict[str, Any] = {
+    "finish_weight": None,
+    "replay_share": None,
+    "replay_passes": None,
+    "consistency": 0.0,
+}
 
 COMPAT = {"paper": (_PUBLISHED, PAPER_DEFAULTS), "reference": (REFERENCE | _PUBLISHED, REFERENCE_DEFAULTS)}
 """Value of ``compat`` -> options that it sets, and defaults of options that can still be chosen."""
@@ -60,6 +73,21 @@ class _CompatOptions(FinishOptions):
         le=1,
         description="memory examples beside every training batch as a share of it, as in `replay`; null: none, and "
         "rehearsal before merges alone, for which rehearsal_steps is then half by default",
+    )
+
+    replay_passes: float | None = Field(
+        REPLAY_PASSES,
+        gt=0,
+        allow_inf_nan=False,
+        description="with replay_share: passes over the memory beside the batches of one task, at most; a longer task "
+        "has a smaller share; null: no limit",
+    )
+    consistency: float = Field(
+        CONSISTENCY,
+        ge=0,
+        allow_inf_nan=False,
+        description="with replay_share: weight of the divergence from the answers that the model gave to these "
+        "examples when the task began, added to their loss; 0: none",
     )
 
     @model_validator(mode="before")
@@ -87,9 +115,29 @@ class _CompatOptions(FinishOptions):
 
     @model_validator(mode="after")
     def _fits_together(self) -> _CompatOptions:
-        if not self.config().merge and self.replay_share is not None:
+        config = self.config()
+        if not config.merge and self.replay_share is not None:
             raise ValueError("merge: false never rehearses, and replay_share does: keep one")
+        for name in ("consistency", "replay_passes"):
+            if self.replay_share is None and getattr(self, name):
+                raise ValueError(f"{name} is that of the examples of replay_share, which is null: set both or neither")
+        if self.replay_share is None and config.probe_set == "replayed":
+            raise ValueError("probe_set: replayed needs replay_share, which is null: use fixed, or set replay_share")
         return self
+
+    def beside(self, memory: int, trained: int) -> RehearsalOptions | None:
+        """Return how examples stand beside the training batches; ``None``: none does.
+
+        Args:
+            memory: examples in it.
+            trained: examples in all training batches of the task.
+        """
+        if self.replay_share is None:
+            return None
+        share = self.replay_share
+        if self.replay_passes is not None:
+            share = min(share, round(self.replay_passes * memory / trained, 6) or 1 / trained)
+        return RehearsalOptions(name="replay", share=share, consistency=self.consistency)
 
     def config(self) -> AimConfig:
         """Return the settings as they are used.
@@ -115,6 +163,10 @@ class _CompatOptions(FinishOptions):
         return {} if self.compat == "paper" else {"asymmetric_loss": True}
 
 
+_BEFORE_MERGES = ("rehearsal_steps", "probe_batch", "probe_set", "moments")
+"""Settings that have other defaults where examples are rehearsed before merges alone."""
+
+
 def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     """Choose how old examples are rehearsed: beside the training batches and before merges, or before merges alone.
 
@@ -125,9 +177,10 @@ def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     beside = given.get("replay_share", None if two_phases else REPLAY_SHARE)
     implied: dict[str, Any] = {"replay_share": beside}
     if beside is None:
-        implied["rehearsal_steps"] = AimConfig().rehearsal_steps
-    if given.get("rehearsal_steps") == 0:
-        implied["weight_old"] = None
+        implied |= {"consistency": 0.0, "replay_passes": None}
+        implied |= {name: getattr(AimConfig(), name) for name in _BEFORE_MERGES}
+    steps = given.get("rehearsal_steps", implied.get("rehearsal_steps", _WithReplay().rehearsal_steps))
+    implied["weight_old"] = None if steps == 0 else AimConfig().weight_old
     return implied
 
 
@@ -146,7 +199,11 @@ _ABLATION: Any = (AimAblation, Field(default_factory=AimAblation, description="p
 class _WithReplay(AimConfig):
     """The defaults where old examples stand beside every training batch as well."""
 
-    rehearsal_steps: int | IntervalPart = with_default(AimConfig, "rehearsal_steps", "quarter")
+    rehearsal_steps: int | IntervalPart = with_default(AimConfig, "rehearsal_steps", 0)
+    weight_old: float | None = with_default(AimConfig, "weight_old", None)
+    probe_batch: int | Literal["quarter", "half"] | None = with_default(AimConfig, "probe_batch", "quarter")
+    probe_set: ProbeSet = with_default(AimConfig, "probe_set", "replayed")
+    moments: Moments = with_default(AimConfig, "moments", "empty")
 
 
 AimOptions = create_model(
@@ -165,7 +222,7 @@ class Aim(Method[_CompatOptions]):
     Options = AimOptions
     title = "AimMerging"
     paper = "after Feng 2025, EMNLP, arXiv 2509.17348"
-    idea = "Old texts in every batch; the trajectory decides when and how strongly to merge with a rehearsed model."
+    idea = "Old texts in every batch; the trajectory decides when and how strongly to merge with earlier weights."
     uses_memory = True
     supports_distributed = True
 
@@ -210,9 +267,12 @@ class Aim(Method[_CompatOptions]):
 
     def penalty(self, context: TaskContext) -> Penalty | None:
         self._beside = None
-        if self.options.replay_share is None:
+        trained = context.steps * context.training.batch * context.training.accumulation
+        options = self.options.beside(len(context.memory), trained) if context.memory else None
+        if options is None:
             return None
-        self._beside = Rehearsal(RehearsalOptions(name="replay", share=self.options.replay_share), "aim replay")
+        on_loss = None if self._callback is None else self._callback.replayed.add
+        self._beside = Rehearsal(options, "aim replay", on_loss)
         return self._beside.penalty(context, self.records)
 
     def after_task(self, context: TaskContext) -> None:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -23,6 +23,9 @@ if TYPE_CHECKING:
 
     from merganser.training.replay_spacing import ReplaySpacing
     from merganser.training.trainer import Penalty
+
+HELD = "answers to be consistent with"
+"""Entry of a batch that the model does not see."""
 
 DAY_STEPS = 24
 """Updates of the first day of model time."""
@@ -51,6 +54,13 @@ class RehearsalOptions(MethodOptions):
         gt=0,
         allow_inf_nan=False,
         description="weight of the loss on the memory, added to the loss on the new task",
+    )
+    consistency: float = Field(
+        0.0,
+        ge=0,
+        allow_inf_nan=False,
+        description="weight of the divergence from the answers that the model gave to these texts when the task began, "
+        "added to their loss; 0: none",
     )
     spacing: Literal["steps", "model_time"] = Field(
         "steps",
@@ -105,11 +115,14 @@ class Rehearsal:
     Args:
         options: how many rows, how often.
         purpose: names the draws, with the seed of the task.
+        on_loss: called with the loss on every batch of the memory (nats, this rank's term of its mean), without
+            consistency and weight.
     """
 
-    def __init__(self, options: RehearsalOptions, purpose: str) -> None:
+    def __init__(self, options: RehearsalOptions, purpose: str, on_loss: Callable[[float], None] | None = None) -> None:
         self.options = options
         self.purpose = purpose
+        self.on_loss = on_loss
         self._draws = 0
         self._spacing: ReplaySpacing | None = None
 
@@ -133,15 +146,15 @@ class Rehearsal:
         """
         import torch
 
-        from merganser.training.distributed import SplitBatch
-        from merganser.training.rehearsal import MemoryBatches, model_loss, to_device
+        from merganser.training.rehearsal import MemoryBatches
 
         most = self.options.most_rows(context.training, len(context.memory))
         if most is None:
             return None
         batches = MemoryBatches(context.memory, most, derive_seed(context.seed, self.purpose))
         device = next(context.backbone.module.parameters()).device
-        collate = context.collator()
+        with records.timed("rehearsal_seconds"):
+            loss_of = self._loss(context)
 
         def loss_on_memory(
             model: nn.Module, step: int, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor]
@@ -158,18 +171,50 @@ class Rehearsal:
             self._draws += 1
             if not rows:
                 return torch.zeros((), device=device)
-            batch = SplitBatch.of(rows, collate)
-            terms = [
-                self.options.weight * weight * model_loss(model, to_device(part.batch, device))
-                for part, weight in zip(batch.parts, batch.weights, strict=True)
-            ]
-            loss = sum(terms[1:], terms[0])
+            loss = self.options.weight * loss_of(model, rows)
             records.cost.examples_rehearsed += len(rows)
             # Only the forward pass can be timed on its own; the backward pass is shared with the new task's batch.
             records.cost.rehearsal_seconds += time.perf_counter() - started
             return loss
 
         return loss_on_memory
+
+    def _loss(self, context: TaskContext) -> Callable[[nn.Module, list[Any]], Tensor]:
+        """Return the loss on examples of the memory; answers to be consistent with are computed here."""
+        from merganser.training.consistency import Consistency
+        from merganser.training.distributed import SplitBatch
+        from merganser.training.rehearsal import model_loss, to_device
+
+        device = next(context.backbone.module.parameters()).device
+        if not self.options.consistency:
+            collate, consistency = context.collator(), None
+        else:  # answers are found by the rows of a padded batch
+            collate, consistency = context.backbone.collate, Consistency(context.backbone, context.memory)
+
+        def together(examples: list[Any]) -> Mapping[str, Any]:
+            held = None if consistency is None else consistency.of(examples)
+            return collate(examples) if held is None else {**collate(examples), HELD: held}
+
+        def loss_of(model: nn.Module, rows: list[Any]) -> Tensor:
+            batch = SplitBatch.of(rows, together)
+            losses, terms = [], []
+            for part, weight in zip(batch.parts, batch.weights, strict=True):
+                inputs = to_device(part.batch, device)
+                held = inputs.pop(HELD, None)
+                if held is None or consistency is None:
+                    loss = weight * model_loss(model, inputs)
+                    terms.append(loss)
+                else:
+                    outputs = model(**inputs)
+                    loss = weight * outputs["loss"]
+                    divergence = consistency.divergence(outputs, inputs, held)
+                    terms += [loss, self.options.consistency * weight * divergence]
+                losses.append(loss)
+            if self.on_loss is not None:
+                self.on_loss(float(sum(losses[1:], losses[0]).detach()))
+            return sum(terms[1:], terms[0])
+
+        return loss_of
 
     def _rehearses(self, step: int) -> bool:
         """Return whether optimizer step ``step``, from 0, has rehearsal."""

@@ -32,7 +32,7 @@ def check_memory(memory: Dataset, config: AimConfig, probe_groups: Sequence[Hash
     """Raise InputError if the memory is empty or smaller than a batch, or if there is not one group per example."""
     if len(memory) == 0:
         raise InputError("The rehearsal memory is empty.", "AimMerging needs at least one example of earlier tasks.")
-    probe = None if config.probe_batch == "half" else config.probe_batch
+    probe = None if isinstance(config.probe_batch, str) else config.probe_batch
     for name, size in (("batch", config.batch), ("probe_batch", probe)):
         check_batch(name, size, 1, len(memory))
     if probe_groups and len(probe_groups) != len(memory):

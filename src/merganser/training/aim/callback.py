@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -39,9 +38,9 @@ from merganser.training.aim.checkpoint import (
     write_state,
 )
 from merganser.training.aim.config import AimConfig
-from merganser.training.aim.fusion import fusion_rule
+from merganser.training.aim.fusion import Update, fusion_rule
 from merganser.training.aim.guard import Losses, OptimizerCopy, refusal
-from merganser.training.aim.probing import Probes
+from merganser.training.aim.probing import Probes, ReplayedLosses
 from merganser.training.distributed import SplitBatch, shifts_labels
 from merganser.training.options import check_batch
 from merganser.training.records import TaskRecords
@@ -57,25 +56,6 @@ from merganser.training.rehearsal import (
 )
 from merganser.training.state import TaskState
 from merganser.weights import Weights
-
-
-@dataclass(frozen=True)
-class Update:
-    """Measures of the two updates of a merge.
-
-    Attributes:
-        weight_new, weight_old: their weights.
-        norm_new, norm_old: their L2 norms; the second may be infinite or NaN.
-        cosine: between them; ``None`` where one is zero or not finite.
-        finite: whether all merged weights are finite.
-    """
-
-    weight_new: float
-    weight_old: float
-    norm_new: float
-    norm_old: float
-    cosine: float | None
-    finite: bool
 
 
 class AimMerging(TrainerCallback):
@@ -107,6 +87,8 @@ class AimMerging(TrainerCallback):
         config: the settings in use.
         controller: decides when and how to merge.
         records: of the task.
+        replayed: whoever puts examples of the memory beside the training batches adds their losses here, for
+            ``probe_set: replayed``.
 
     Raises:
         InputError: the memory is empty or smaller than a batch, a setting is impossible, or groups are not one per
@@ -135,6 +117,7 @@ class AimMerging(TrainerCallback):
         self.loss = loss
         self.probe_groups = probe_groups
         self.resume_from = resume_from
+        self.replayed = ReplayedLosses()
         self.records = records or TaskRecords()
         self.controller = MergeController(self.config)
         self._draws = 0
@@ -162,6 +145,7 @@ class AimMerging(TrainerCallback):
         if state.global_step == 0:  # train() may be called again, or another trainer may use this instance
             self.records.reset()
             self.controller = MergeController(config)
+            self.replayed.load_state([0.0, 0])
             self._draws = 0
         self._accumulation = args.gradient_accumulation_steps
         self._training_batch = args.train_batch_size * processes.world_size()
@@ -180,7 +164,7 @@ class AimMerging(TrainerCallback):
             check_loss(model, self._batch(twice).parts[0].batch)
         self._weights = Weights.of(model)
         self._start = self._weights.snapshot()
-        self._fusion = fusion_rule(config, model)
+        self._fusion = fusion_rule(config, model, self._start)
         self._probing = Probes(self.memory, probe, seed, self._batch, config.probe_set, self.probe_groups)
         if config.checkpoints and state.global_step > 0:
             folders = candidate_folders(self.resume_from, args, state)
@@ -201,7 +185,11 @@ class AimMerging(TrainerCallback):
 
     def task_state(self) -> TaskState:
         """Return the state without the records: controller, rehearsal counter, weights after the last merge."""
-        values = {"controller": self.controller.state_dict(), "draws": self._draws}
+        values = {
+            "controller": self.controller.state_dict(),
+            "draws": self._draws,
+            "replayed": self.replayed.state(),
+        }
         return TaskState(values, dict(self._start) | self._fusion.state_tensors())
 
     def load_task_state(self, state: TaskState) -> None:
@@ -212,6 +200,7 @@ class AimMerging(TrainerCallback):
         """
         self.controller.load_state_dict(state.values["controller"])
         self._draws = int(state.values["draws"])
+        self.replayed.load_state(state.values["replayed"])
         self._start.copy_(Weights({name: state.tensors[name] for name in self._start}))
         self._fusion.load_state_tensors(state.tensors)
 
@@ -278,10 +267,12 @@ class AimMerging(TrainerCallback):
         Raises:
             RunError: it is not finite.
         """
-        batch = self._probing.batch(step)
-        with self.records.timed("probing_seconds"):
-            probe = self._measure(model, batch, self.config.probe_dropout)
-        self.cost.examples_probed += self._probing.batch_size
+        probe = self.replayed.take() if self.config.probe_set == "replayed" else None
+        if probe is None:
+            batch = self._probing.batch(step)
+            with self.records.timed("probing_seconds"):
+                probe = self._measure(model, batch, self.config.probe_dropout)
+            self.cost.examples_probed += self._probing.batch_size
         if not math.isfinite(probe):
             raise self._diverged(f"The loss on the memory became {probe} after step {step}")
         return probe
@@ -295,8 +286,9 @@ class AimMerging(TrainerCallback):
             probe: the probe loss of this step, if any.
         """
         timed = self.records.timed
-        # Without dropout the probe was the same forward pass.
-        before = self._losses(model, decision.step, None if self.config.probe_dropout else probe)
+        # Without dropout the probe was the same forward pass, unless it was none.
+        same = not self.config.probe_dropout and self.config.probe_set != "replayed"
+        before = self._losses(model, decision.step, probe if same else None)
         with timed("merging_seconds"):
             after_new = self._weights.snapshot()
             change_new = after_new.minus(self._start)
@@ -314,6 +306,8 @@ class AimMerging(TrainerCallback):
             if reason is not None:
                 self._weights.copy_(after_new)
                 optimizer_before.restore()
+            elif self.config.moments == "empty":
+                optimizer_before.empty()
             self._start.copy_(self._weights)
         next_interval = self.controller.record(learning_signal)
         self.records.add_merge(

@@ -14,14 +14,20 @@ from merganser.control import ControllerConfig, IntervalPart
 from merganser.settings import setting, with_default
 from merganser.training.options import RehearsalSampling
 
-ProbeSet = Literal["fresh", "fixed"]
-"""Which examples are probed, see :class:`merganser.training.aim.probing.Probes`."""
+ProbeSet = Literal["fresh", "fixed", "replayed"]
+"""Which examples are probed, see :mod:`merganser.training.aim.probing`."""
+
+Moments = Literal["keep", "empty"]
+"""What becomes of the optimizer's moments at a merge."""
 
 RehearsalGradient = Literal["mean", "divided"]
 """Gradient of a rehearsal step where a training step accumulates several batches."""
 
 Fusion = Literal["trajectory", "importance_masks"]
 """How the updates of the two phases are merged, see :func:`merganser.training.aim.fusion.fusion_rule`."""
+
+FEWEST = 4
+"""Examples of ``probe_batch: quarter`` at least: the mean loss of fewer says little."""
 
 
 @dataclass(frozen=True)
@@ -54,18 +60,31 @@ class AimConfig(ControllerConfig):
         "large as a training batch; divided: the same divided by the number of accumulated batches before clipping, "
         "computed in one pass, as in the released program",
     )
-    probe_batch: int | Literal["half"] | None = setting(
+    probe_batch: int | Literal["quarter", "half"] | None = setting(
         "half",
         "memory examples per probe, and examples on which losses are measured at a merge; half: half as many as in "
-        "rehearsal; null: as many",
+        f"rehearsal; quarter: a quarter, but {FEWEST} at least; null: as many",
         gt=0,
     )
     probe_set: ProbeSet = setting(
         "fixed",
         "fresh: a random batch of the memory for every probe; fixed: one batch per task, spread over old tasks and "
-        "their labels",
+        "their labels; replayed: no batch of its own, but the mean loss of the texts that replay_share put beside the "
+        "training batches since the last probe, which costs nothing",
     )
     probe_dropout: bool = setting(False, "leave dropout on while probing, as the released program does")
+    start_weight: float = setting(
+        0.0,
+        "every merge also goes this share of the way back to the weights that the task started from; 0: none, as in "
+        "the released program",
+        ge=0,
+        lt=1,
+    )
+    moments: Moments = setting(
+        "keep",
+        "what becomes of the optimizer's moments at a merge; keep: nothing, as in the released program; empty: they "
+        "begin anew, as they belong to the weights before it",
+    )
     merge_at_end: bool = setting(
         True, "merge once more after the last step of a task, or where training is stopped before it"
     )
@@ -113,6 +132,8 @@ class AimConfig(ControllerConfig):
         Args:
             rehearsed: examples per rehearsal step.
         """
+        if self.probe_batch == "quarter":
+            return min(rehearsed, max(FEWEST, rehearsed // 4))
         if self.probe_batch == "half":
             return max(1, rehearsed // 2)
         return rehearsed if self.probe_batch is None else self.probe_batch
@@ -124,6 +145,9 @@ PAPER_DEFAULTS: dict[str, Any] = {
     "probes_per_interval": None,
     "probe_every": 1,
     "probe_batch": None,
+    "probe_set": "fixed",
+    "moments": "keep",
+    "start_weight": 0.0,
 }
 """Defaults of ``compat: paper``: as much rehearsal as training between two merges, weights that sum to 1, a probe after
 every step."""
@@ -138,6 +162,8 @@ REFERENCE: dict[str, Any] = {
     "probe_set": "fresh",
     "probe_dropout": True,
     "merge_at_end": False,
+    "moments": "keep",
+    "start_weight": 0.0,
     "weight_old": None,
     "guard_factor": None,
 }

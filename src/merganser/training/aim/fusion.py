@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor, nn
@@ -13,6 +14,25 @@ from merganser.merging.trajectory import merge_two_phases
 from merganser.training.aim.config import AimConfig
 from merganser.training.aim.importance import Importance
 from merganser.weights import Weights
+
+
+@dataclass(frozen=True)
+class Update:
+    """Measures of the two updates of a merge.
+
+    Attributes:
+        weight_new, weight_old: their weights.
+        norm_new, norm_old: their L2 norms; the second may be infinite or NaN.
+        cosine: between them; ``None`` where one is zero or not finite.
+        finite: whether all merged weights are finite.
+    """
+
+    weight_new: float
+    weight_old: float
+    norm_new: float
+    norm_old: float
+    cosine: float | None
+    finite: bool
 
 
 class FusionRule(Protocol):
@@ -110,8 +130,55 @@ class ImportanceFusion:
         self._old.load_state_tensors(tensors)
 
 
-def fusion_rule(config: AimConfig, model: nn.Module) -> FusionRule:
-    """Return the rule that ``config.fusion`` names."""
+class TowardsStart:
+    """Goes part of the way back to the weights that the task started from after every merge of another rule.
+
+    Args:
+        rule: merges first.
+        start: the weights that the task starts from; copied.
+        weight: share of the way.
+    """
+
+    PREFIX = "task start/"
+
+    def __init__(self, rule: FusionRule, start: Weights, weight: float) -> None:
+        self._rule = rule
+        self._start = start.snapshot()
+        self._weight = weight
+
+    def observe(self) -> None:
+        """Let the rule observe."""
+        self._rule.observe()
+
+    def begin_rehearsal(self) -> None:
+        """Tell the rule."""
+        self._rule.begin_rehearsal()
+
+    def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
+        """Merge by the rule, then interpolate; the weights returned are the rule's."""
+        merged = self._rule.fuse(decision, weights, start, after_new)
+        weights.combine_(1 - self._weight, [(self._weight, self._start)])
+        return merged
+
+    def state_tensors(self) -> dict[str, Tensor]:
+        """Return the weights that the task started from, and the rule's state."""
+        return {self.PREFIX + name: value for name, value in self._start.items()} | self._rule.state_tensors()
+
+    def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore both."""
+        self._start.copy_(self._start.like({name: tensors[self.PREFIX + name] for name in self._start}))
+        self._rule.load_state_tensors(tensors)
+
+
+def fusion_rule(config: AimConfig, model: nn.Module, start: Weights) -> FusionRule:
+    """Return the rule that ``config.fusion`` names.
+
+    Args:
+        config: the settings.
+        model: that is trained.
+        start: the weights that the task starts from.
+    """
+    rule: FusionRule = TrajectoryFusion()
     if config.fusion == "importance_masks":
-        return ImportanceFusion(model, config.important_share, config.importance_smoothing)
-    return TrajectoryFusion()
+        rule = ImportanceFusion(model, config.important_share, config.importance_smoothing)
+    return TowardsStart(rule, start, config.start_weight) if config.start_weight else rule

@@ -39,6 +39,10 @@ class OptimizerCopy:
         state.clear()
         state.update(self._held)
 
+    def empty(self) -> None:
+        """Let the optimizer begin anew, as before its first step."""
+        self._optimizer.state.clear()
+
 
 def refusal(before: Losses, after: Losses, finite: bool, factor: float | None) -> str | None:
     """Return why a merge is refused; ``None``: it is applied.

@@ -9,6 +9,7 @@ import numpy as np
 
 from merganser.streams.sampling import pick, spread
 from merganser.training.aim.config import ProbeSet
+from merganser.training.distributed import mean_over_processes
 from merganser.training.rehearsal import Dataset, MemoryBatches
 
 
@@ -35,6 +36,41 @@ def spread_over_groups(groups: Sequence[Hashable], number: int, rng: np.random.G
     return sorted(chosen)
 
 
+class ReplayedLosses:
+    """The mean loss of the memory's texts that stood beside the training batches since it was last asked for.
+
+    It costs nothing, since training computes these losses anyway.
+    """
+
+    def __init__(self) -> None:
+        self._sum = 0.0
+        self._number = 0
+
+    def add(self, loss: float) -> None:
+        """Add the loss of one batch's texts (nats; this rank's term of their mean)."""
+        self._sum += loss
+        self._number += 1
+
+    def take(self) -> float | None:
+        """Return the mean over the batches since the last call, and begin anew; ``None`` if no text stood there.
+
+        The same bits on every rank, which must all call it.
+        """
+        if not self._number:
+            return None
+        mean = mean_over_processes(self._sum / self._number)
+        self._sum, self._number = 0.0, 0
+        return mean
+
+    def state(self) -> list[float]:
+        """Return the state for :meth:`load_state`."""
+        return [self._sum, self._number]
+
+    def load_state(self, state: Sequence[float]) -> None:
+        """Restore it."""
+        self._sum, self._number = float(state[0]), int(state[1])
+
+
 BatchT = TypeVar("BatchT")
 
 
@@ -46,8 +82,8 @@ class Probes(Generic[BatchT]):
         size: examples per probe.
         seed: decides every draw.
         collate: turns examples into what :meth:`batch` returns, such as a batch on the model's device.
-        kind: ``fresh``: a random batch for every step. ``fixed``: one batch for all of them, drawn once; probe losses
-            then differ only by the model's weights, not by the examples drawn.
+        kind: ``fresh``: a random batch for every step. ``fixed``, and ``replayed`` where nothing was replayed: one
+            batch for all of them, drawn once; losses then differ only by the model's weights, not by the examples.
         groups: one per example; a fixed batch is spread over them (see :func:`spread_over_groups`).
 
     Raises:
@@ -68,7 +104,7 @@ class Probes(Generic[BatchT]):
         self._collate = collate
         self._cached: tuple[int, BatchT] | None = None
         self._fixed: BatchT | None = None
-        if kind == "fixed":
+        if kind != "fresh":
             rng = np.random.default_rng([seed, 4])
             chosen = spread_over_groups(groups or [0] * len(memory), size, rng)
             self._fixed = collate([memory[index] for index in chosen])
