@@ -1,10 +1,12 @@
 """What AimMerging costs beside plain fine-tuning on the same data, and where the time goes.
 
     python benchmarks/cost.py --pairs 3 > benchmarks/results/cost.md
+    python benchmarks/cost.py --pairs 1 --epochs 10          # tasks of 320 steps
 
-Learns the first tasks of the demonstration (see `merganser demo`) with `sequential` and with `aim`, in turn, several
-times; the table gives medians over the pairs. One thread, bf16 where the processor has it. *Bookkeeping* is all that a
-method does besides forward and backward passes and arithmetic on weights: drawing batches, deciding, writing records.
+Learns the first tasks of the demonstration (see `merganser demo`) with `sequential`, with `replay` as the demonstration
+has it and with `aim`, in turn, several times; the table gives medians over the pairs, for `replay` and `aim` as
+multiples of `sequential`. One thread, bf16 where the processor has it. *Bookkeeping* is all that a method does besides
+forward and backward passes and arithmetic on weights: drawing batches, deciding, writing records.
 """
 
 from __future__ import annotations
@@ -26,9 +28,11 @@ from merganser.runs.record import CostRecord, RunRecord
 PARTS = ("inner", "probing", "rehearsal", "merging", "merge_eval", "bookkeeping")
 
 
-def learn(method: str, folder: Path, tasks: int) -> RunRecord:
+def learn(method: str, folder: Path, tasks: int, epochs: int | None) -> RunRecord:
     """One run over the first tasks; nothing is evaluated."""
     config = demo_config(method, seed=0, quick=False).model_dump(mode="json")
+    if epochs is not None:
+        config["training"]["epochs"] = epochs
     stream = [task.__class__(**{**vars(task), "test": (), "dev": ()}) for task in demo_tasks(0, quick=False)[:tasks]]
     with Learner.of_config(folder, check_config(config, "cost")) as learner:
         learner.learn_stream(stream)
@@ -44,26 +48,29 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=3)
+    parser.add_argument("--epochs", type=int, help="passes over a task's texts; by default those of the demonstration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[list[CostRecord]]] = {"sequential": [], "aim": []}
+    found: dict[str, list[list[CostRecord]]] = {"sequential": [], "replay": [], "aim": []}
     record = None
     for pair in range(arguments.pairs):
         for method in found:
             folder = Path(tempfile.mkdtemp())
             try:
-                record = learn(method, folder / "run", arguments.tasks)
+                record = learn(method, folder / "run", arguments.tasks, arguments.epochs)
             finally:
                 shutil.rmtree(folder)
             found[method].append([task.cost for task in record.tasks])
             print(f"pair {pair + 1}: {method} done", file=sys.stderr, flush=True)
     assert record is not None
-    print("| task | memory | seconds (sequential) | seconds (aim) | ratio | " + " | ".join(PARTS) + " |")
-    print("|---|---|---|---|---|" + "---|" * len(PARTS))
+    print("| task | steps | texts rehearsed | seconds (sequential) | replay | aim | " + " | ".join(PARTS) + " |")
+    print("|---|---|---|---|---|---|" + "---|" * len(PARTS))
     for position, task in enumerate(record.tasks):
         plain = [training_seconds(run[position]) for run in found["sequential"]]
-        ours = [training_seconds(run[position]) for run in found["aim"]]
-        ratio = statistics.median(a / b for a, b in zip(ours, plain, strict=True))
+        replay, ours = (
+            statistics.median(training_seconds(run[position]) / p for run, p in zip(found[name], plain, strict=True))
+            for name in ("replay", "aim")
+        )
         shares = []
         for part in PARTS:
             share = statistics.median(
@@ -71,14 +78,13 @@ def main() -> None:
             )
             shares.append(f"{100 * share:.2f} %")
         rehearsed = found["aim"][0][position].examples_rehearsed
-        note = f"{rehearsed} examples rehearsed" if rehearsed else "no memory yet"
         print(
-            f"| {task.name} | {note} | {statistics.median(plain):.1f} | {statistics.median(ours):.1f} | {ratio:.2f} | "
-            + " | ".join(shares)
-            + " |"
+            f"| {task.name} | {task.cost.steps} | {rehearsed} | {statistics.median(plain):.1f} | {replay:.2f} | "
+            f"{ours:.2f} | {' | '.join(shares)} |"
         )
     versions = ", ".join(f"{key} {value}" for key, value in record.info.versions.items())
     command = f"python benchmarks/cost.py --pairs {arguments.pairs} --tasks {arguments.tasks}"
+    command += "" if arguments.epochs is None else f" --epochs {arguments.epochs}"
     print(f"\nCommand: `{command}`, seed 0. {versions}.")
 
 

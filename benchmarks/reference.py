@@ -61,16 +61,19 @@ from merganser.training.aim.config import REFERENCE, REFERENCE_DEFAULTS
 TASKS = ["dbpedia", "agnews"]
 COLD_TASKS = ["dbpedia", "amazon"]
 RECORDED = Path(__file__).parents[1] / "tests" / "data" / "controller_traces" / "1_amazon_2.0.json"
+BEFORE_MERGES: dict[str, Any] = {"name": "aim", "replay_share": None, "probe_batch": None}
+"""The default until 2026-11-29."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "aim, compat: reference": {"name": "aim", "compat": "reference", "batch": 32, "measure_merges": False},
     "aim, compat: reference but the whole gradient": {
-        **{"name": "aim", "batch": 32, "measure_merges": False},
+        **{"name": "aim", "replay_share": None, "batch": 32, "measure_merges": False},
         **{**REFERENCE, **REFERENCE_DEFAULTS, "rehearsal_gradient": "mean"},
     },
-    "aim, defaults": {"name": "aim"},
-    "aim, the paper's weights": {"name": "aim", "weight_old": None},
-    "aim, the paper's weights, a quarter of rehearsal": {"name": "aim", "weight_old": None, "rehearsal_steps": 2},
+    "aim, defaults": BEFORE_MERGES,
+    "aim, the paper's weights": {**BEFORE_MERGES, "weight_old": None},
+    "aim, the paper's weights, a quarter of rehearsal": {**BEFORE_MERGES, "weight_old": None, "rehearsal_steps": 2},
 }
 REFERENCE_MEMORY = {"sampler": "reference", "allow_excess": True, "minimum_per_label": 0}
 """What `compat: reference` sets, for the setting without it."""

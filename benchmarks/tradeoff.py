@@ -26,12 +26,15 @@ from merganser.demo import demo_model
 from merganser.learner import Learner
 from merganser.runs import read_run
 
-LEAN: dict[str, Any] = {"name": "aim", "rehearsal_steps": 2, "weight_old": None}
+BEFORE_MERGES: dict[str, Any] = {"name": "aim", "replay_share": None, "probe_batch": None}
+"""The default until 2026-11-29."""
+
+LEAN: dict[str, Any] = {**BEFORE_MERGES, "rehearsal_steps": 2, "weight_old": None}
 SETTINGS: dict[str, dict[str, Any]] = {
     "sequential": {"name": "sequential"},
     "compat: reference": {"name": "aim", "compat": "reference"},
-    "default": {"name": "aim"},
-    "a quarter of rehearsal": {"name": "aim", "rehearsal_steps": 2},
+    "default": BEFORE_MERGES,
+    "a quarter of rehearsal": {**BEFORE_MERGES, "rehearsal_steps": 2},
     # A quarter of rehearsal and the paper's weights; then with one difference to the released program taken back each:
     "lean": LEAN,
     "probe every step": {**LEAN, "probe_every": 1},
