@@ -33,7 +33,7 @@ demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
 	@$(BIN)/merganser demo --out demo-run
 
 test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
-	@echo "Checking style, types, import layers and running all tests (10 to 15 minutes on 2 cores) ..."
+	@echo "Checking style, types, import layers and running all tests (5 to 10 minutes on 2 cores) ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/lint-imports --no-logo
