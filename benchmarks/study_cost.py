@@ -164,7 +164,7 @@ def run_study(value: Mapping[str, Any], out: Path, clocks: Path) -> tuple[int, f
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--texts", type=int, default=96, help="training texts of a task")
+    parser.add_argument("--texts", type=int, default=192, help="training texts of a task")
     parser.add_argument("--tests", type=int, default=24, help="test texts of a task")
     parser.add_argument("--methods", default="sequential,replay,aim,ewc")
     parser.add_argument("--seeds", type=int, default=5)
