@@ -22,7 +22,7 @@ import importlib.util
 import json
 import math
 import platform
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -74,23 +74,38 @@ def conversations(task: Task, part: Sequence[Example], labels: Sequence[str]) ->
             yield {"messages": [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]}
 
 
+def write_part(folder: Path, part: str, task: Task, examples: Sequence[Example], limit: int) -> Path:
+    """Write at most ``limit`` of the examples as a file of conversations."""
+    names = sorted(set(task.spec.label_texts.values()) or set(task.spec.labels or ()))
+    rows = list(conversations(task, examples, list(TOPICS) if task.name == "newsgroups" else names))
+    step = max(1, len(rows) // limit)  # the texts of a label may stand together
+    lines = [json.dumps(row, ensure_ascii=False) for row in rows[::step][:limit]]
+    path = folder / f"{task.name}-{part}.jsonl"
+    path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return path
+
+
 def write_tasks(folder: Path, texts: int, tests: int) -> list[dict[str, Any]]:
     """Write the tasks as files of conversations, and return their entries in a stream."""
     folder.mkdir(parents=True, exist_ok=True)
     entries = []
     for task in demo_stream(400, 200, 0).tasks:
-        if task.name not in QUESTIONS:
-            continue
-        names = sorted(set(task.spec.label_texts.values()) or set(task.spec.labels or ()))
-        labels = list(TOPICS) if task.name == "newsgroups" else names
-        for part, examples, limit in (("train", task.train, texts), ("test", task.test, tests)):
-            rows = list(conversations(task, examples, labels))
-            step = max(1, len(rows) // limit)  # the texts of a label may stand together
-            lines = [json.dumps(row, ensure_ascii=False) for row in rows[::step][:limit]]
-            (folder / f"{task.name}-{part}.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        files = {part: str(folder / f"{task.name}-{part}.jsonl") for part in ("train", "test")}
-        entries.append({"name": task.name, **files, "answer": "generate", "metric": "exact_match"})
+        if task.name in QUESTIONS:
+            parts = {"train": (task.train, texts), "test": (task.test, tests)}
+            files = {part: str(write_part(folder, part, task, *drawn)) for part, drawn in parts.items()}
+            entries.append({"name": task.name, **files, "answer": "generate", "metric": "exact_match"})
     return entries
+
+
+def write_study(folder: Path, limits: Mapping[str, int]) -> None:
+    """Write training, development and test files for ``evidence.py``; no test text was one in an earlier study."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, larger in zip(demo_stream(400, 200, 0).tasks, demo_stream(400, 600, 0).tasks, strict=True):
+        if task.name in QUESTIONS:
+            read = {example.input for part in (task.train, task.dev, task.test) for example in part}
+            test = [example for example in larger.test if example.input not in read]
+            for part, examples in {"train": task.train, "dev": task.dev, "test": test}.items():
+                write_part(folder, part, task, examples, limits[part])
 
 
 class Perplexity:
