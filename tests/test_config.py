@@ -205,6 +205,14 @@ def test_differences() -> None:
     ]
 
 
+def test_differences_of_tasks_name_the_key_that_differs() -> None:
+    before = {"tasks": [{"name": "a", "test": "a.csv"}, {"name": "b", "test": "b.csv"}]}
+    now = {"tasks": [{"name": "a", "test": "a.csv"}, {"name": "b", "test": "c.csv"}]}
+    assert differences(before, now) == ["tasks[1].test: 'b.csv' in the run, 'c.csv' requested"]
+    shorter = {"tasks": [{"name": "a", "test": "a.csv"}]}
+    assert len(differences(before, shorter)) == 1
+
+
 def test_compat_sets_options_of_the_method_and_of_the_memory() -> None:
     base = {"model": {"name": "m", "kind": "causal"}}
     asked = {**base, "method": {"name": "aim", "compat": "reference", "interval": 5}, "memory": {"share": 0.1}}

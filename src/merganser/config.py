@@ -9,7 +9,7 @@ import types
 import typing
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Union
+from typing import Annotated, Any, TypeGuard, Union
 
 from pydantic import (
     BaseModel,
@@ -385,6 +385,14 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
         old, new = before.get(key), now.get(key)
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             changes += differences(old, new, f"{prefix}{key}.")
+        elif _are_entries(old) and _are_entries(new) and len(old) == len(new):
+            for number, pair in enumerate(zip(old, new, strict=True)):
+                changes += differences(*pair, f"{prefix}{key}[{number}].")
         elif old != new:
             changes.append(f"{prefix}{key}: {old!r} in the run, {new!r} requested")
     return changes
+
+
+def _are_entries(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
+    """Whether this is a list of sections, such as the tasks of a stream."""
+    return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)
