@@ -63,6 +63,9 @@ def _print(plan: StudyPlan, at_a_time: int, threads: int) -> None:
     console = OutputConsole()
     done = f", {plan.done} of them done" if plan.done else ""
     console.print(f"{plural(plan.cells, 'cell')}{done}; {plural(plan.runs, 'run')} to make.")
+    if not plan.methods:
+        console.print("Nothing was written.")
+        return
     table = Table(pad_edge=False)
     table.add_column("method", overflow="fold")
     for column in ("runs", "each", "all", "memory", "disk, each"):
