@@ -102,6 +102,8 @@ def test_a_changed_cell_is_run_anew_when_what_is_named_was_moved(
     # A record alone, such as that of another person, is as good as its run.
     run.rename("moved too")
     assert "Nothing was left to run" in merganser("study", file, "--out", "out").err
+    plan = merganser("study", file, "--out", "out", "--plan").out
+    assert ("2 of them done; 0 runs to make." in plan, "estimated" in plan) == (True, False)
 
 
 def test_cells_stopped_by_a_rule_are_not_called_done(
