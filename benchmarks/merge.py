@@ -5,11 +5,12 @@
 Generates a base and two fine-tuned models of a Llama shape (44 layers: 2.2 billion parameters, 4.4 GB in bfloat16) in
 FOLDER, where it looks for them again. For every rule it runs, one after the other and ``--pairs`` times: this package
 with numba, this package in plain numpy, mergekit, and ``cp`` of one model. Every run is a process of its own, timed
-from start to end with the processor time and the peak of resident memory that the kernel counts. Files are warm in the
-page cache. ``--mergekit-python`` is the interpreter of an environment with mergekit; without it only the others run.
-Measurements are appended to FOLDER/measured.jsonl; the tables printed are made of all rows of this size: medians, then
-the limits and whether they hold, then what importing numba and loading its machine code cost per merge.
-``--layers 22`` has 1.1 billion parameters.
+from start to end with the processor time and the peak of resident memory that the kernel counts. The models are read
+before every run, so that they are in the page cache, and the modules of both environments are compiled to bytecode
+before the first, as after an ordinary installation. ``--mergekit-python`` is the interpreter of an environment with
+mergekit; without it only the others run. Measurements are appended to FOLDER/measured.jsonl; the tables printed are
+made of all rows of this size: medians, then the limits and whether they hold, then what importing numba and loading its
+machine code cost per merge. ``--layers 22`` has 1.1 billion parameters.
 """
 
 from __future__ import annotations
@@ -110,8 +111,9 @@ def command(kind: str, rule: str, paths: list[Path], out: Path, mergekit: str | 
 
 def measure(arguments: list[str]) -> dict[str, float]:
     """Wall seconds, processor seconds and peak resident megabytes of a process."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
-    process = subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     _, status, usage = os.wait4(process.pid, 0)
     wall = time.perf_counter() - started
     assert process.stderr is not None
@@ -122,8 +124,28 @@ def measure(arguments: list[str]) -> dict[str, float]:
     return {"wall": wall, "cpu": usage.ru_utime + usage.ru_stime, "megabytes": usage.ru_maxrss / 1024}
 
 
+def compile_modules(python: str) -> None:
+    """Compile the modules of an environment to bytecode where that is missing: whoever starts first does not pay."""
+    purelib = "import sysconfig; print(sysconfig.get_path('purelib'))"
+    folder = subprocess.run([python, "-c", purelib], capture_output=True, text=True, check=True).stdout.strip()
+    # Its exit status tells of files that are no Python of this version, such as templates.
+    subprocess.run([python, "-m", "compileall", "-qq", folder], check=False)
+
+
+def warm(paths: list[Path]) -> None:
+    """Read the models, parts of which have left the page cache if the process before needed much memory."""
+    buffer = bytearray(8 << 20)
+    for path in paths:
+        for file in sorted(path.iterdir()):
+            with open(file, "rb", buffering=0) as stream:
+                while stream.readinto(buffer):
+                    pass
+
+
 def run(given: argparse.Namespace) -> None:
     """Measure in turn and append."""
+    for python in filter(None, (sys.executable, given.mergekit_python)):
+        compile_modules(python)
     paths = models(given.work, given.layers, given.vocabulary)
     out = given.work / f"out-{os.getpid()}"
     kinds = given.kinds.split(",")
@@ -142,6 +164,7 @@ def run(given: argparse.Namespace) -> None:
                     continue
                 # What was written last is on its way to the disk; wait, so that nobody pays for another's writing.
                 os.sync()
+                warm(paths)
                 load = os.getloadavg()[0]
                 size = {"layers": given.layers, "vocabulary": given.vocabulary}
                 row = {"rule": rule, "kind": kind, **size, "load": load, **measure(arguments)}

@@ -142,14 +142,13 @@ def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> li
         for model, sample in samples.items():
             part = sample[index * _SAMPLE_RUN : (index + 1) * _SAMPLE_RUN]
             np.abs(models[model] if base is None else models[model] - base, out=part)
-    for sample in samples.values():
-        sample.sort()
     brackets = []
     for model, k in requests:
         position = (1.0 - k / inputs.size) * (length - 1)
         positions = (position - margin * length, position, position + margin * length)
-        low, middle, high = (float(samples[model][int(min(max(index, 0), length - 1))]) for index in positions)
-        brackets.append(_BracketScan(model, k, low, middle, high))
+        ranks = [int(min(max(index, 0), length - 1)) for index in positions]
+        ordered = np.partition(samples[model], ranks)
+        brackets.append(_BracketScan(model, k, *(float(ordered[rank]) for rank in ranks)))
     return brackets
 
 
