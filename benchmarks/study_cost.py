@@ -80,6 +80,7 @@ class Clocks:
 def serve(folder: Path) -> None:
     """Be the process that cells are started from; every cell writes its clocks at its end, this process its own."""
     from merganser.study import run_cell as module
+
     gc.disable()  # as the server does before it imports anything
     from merganser.study import server
 
