@@ -148,7 +148,8 @@ def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> li
         positions = (position - margin * length, position, position + margin * length)
         ranks = [int(min(max(index, 0), length - 1)) for index in positions]
         ordered = np.partition(samples[model], ranks)
-        brackets.append(_BracketScan(model, k, *(float(ordered[rank]) for rank in ranks)))
+        low, middle, high = (float(ordered[rank]) for rank in ranks)
+        brackets.append(_BracketScan(model, k, low, middle, high))
     return brackets
 
 
