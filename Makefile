@@ -12,7 +12,7 @@ export PYTHONDONTWRITEBYTECODE :=
 
 help: ## show this
 	@echo "make demo      set up, then watch a pretrained model learn five real tasks (about 3 min the first time, then 2)"
-	@echo "make test      set up, then lint, types, import layers and all tests (about 6 min the first time, then 4)"
+	@echo "make test      set up, then lint, types, import layers and all tests (about 7 min the first time, then 4)"
 	@echo "make docs      build the documentation site in site/"
 	@echo "make package   build the wheel and the source archive, and try both in an empty environment (about 5 min)"
 	@echo "make clean     remove the virtual environment and what was built"
@@ -37,7 +37,7 @@ demo: $(VENV)/.installed $(VENV)/.demo-assets ## learn five real tasks in a row
 	@$(BIN)/merganser demo --out demo-run
 
 test: $(VENV)/.installed $(VENV)/.demo-assets ## everything that is checked
-	@echo "Checking style, types, import layers and running all tests (5 to 10 minutes on 2 cores) ..."
+	@echo "Checking style, types, import layers and running all tests (4 to 8 minutes on 2 cores) ..."
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check --quiet .
 	@$(BIN)/lint-imports --no-logo

@@ -15,6 +15,8 @@ from merganser.errors import InputError
 from merganser.methods import METHODS, TaskContext, make_method
 from merganser.methods.aim import AimOptions
 from merganser.methods.replay import Replay, ReplayOptions
+from merganser.methods.shared.rehearsal import RehearsalOptions
+from merganser.streams.answers import CandidatePolicy, Candidates
 from merganser.training.aim.config import AimConfig
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
@@ -97,6 +99,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
         "finish_weight",
         "replay_share",
         "replay_passes",
+        "replay_cost",
         "consistency",
     }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
@@ -130,15 +133,58 @@ def test_old_texts_are_rehearsed_beside_the_batches_or_before_merges_alone(
     assert AimOptions.model_validate(options.model_dump()) == options
 
 
+def task(
+    memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: int = 10, candidates: Candidates = "task"
+) -> TaskContext:
+    """A task whose texts have ``new`` tokens, with a memory of texts of ``old`` tokens."""
+    context: TaskContext = SimpleNamespace(  # type: ignore[assignment]
+        memory=[{"length": old}] * memory,
+        features=[{"length": new}] * 100,
+        steps=steps,
+        training=TrainingOptions(batch=batch),
+        candidates=CandidatePolicy(candidates),
+    )
+    return context
+
+
 def test_no_stored_text_is_read_more_often_than_its_passes() -> None:
-    options = AimOptions(replay_share=0.25, replay_passes=4)
-    shares = [options.beside(memory, 1000).share for memory in (10, 50, 62.5, 500)]  # type: ignore[union-attr, arg-type]
-    assert shares == [0.04, 0.2, 0.25, 0.25]
-    assert AimOptions(replay_passes=None).beside(1, 1000).share == 0.5  # type: ignore[union-attr]
-    assert AimOptions(replay_share=None).beside(10, 1000) is None
-    seldom = AimOptions(replay_passes=0.001).beside(1, 10**9)
-    assert seldom is not None
-    assert seldom.rows_before(8, 10**9 // 8) == 1
+    def share(memory: int, **given: Any) -> float | None:
+        return AimOptions(replay_cost=None, **given).beside(task(memory))
+
+    shares = [share(memory, replay_share=0.25, replay_passes=4) for memory in (10, 50, 500)]
+    assert shares == [0.04, 0.2, 0.25]
+    assert share(1, replay_passes=None) == 0.5
+    assert share(0) is None
+    assert AimOptions(replay_share=None).beside(task(10)) is None
+    seldom = AimOptions(replay_passes=0.001).beside(task(1, steps=10**8))
+    assert RehearsalOptions(name="replay", share=seldom).rows_before(8, 10**9 // 8) == 1
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "memory", "steps", "share"),
+    [
+        (10, 10, 100, 100, 0.2),  # tokens as texts
+        (40, 10, 40, 100, 0.05),  # an old text costs as much as four new ones
+        (10, 40, 100, 100, 0.5),  # replay_share
+        (10, 10, 100, 200, 0.1),  # a long task
+        (10, 10, 10_000, 10_000, 0.066667),  # at least a third of it
+        (40, 10, 400, 100, 0.25),  # one pass over the memory
+        (10, 10, 1, 100, 0.005),  # replay_passes
+    ],
+)
+def test_what_stands_beside_the_batches_costs_no_more_tokens(
+    old: int, new: int, memory: int, steps: int, share: float
+) -> None:
+    options = AimOptions(replay_cost=0.2)
+    assert options.beside(task(memory, steps, old=old, new=new, batch=16)) == share
+
+
+def test_where_the_labels_of_all_tasks_are_candidates_old_texts_may_cost_more() -> None:
+    shares = [AimOptions().beside(task(500, candidates=candidates)) for candidates in ("task", "seen")]
+    assert shares == [0.5, 0.5]  # one pass over the memory
+    shares = [AimOptions().beside(task(100, candidates=candidates)) for candidates in ("task", "seen")]
+    assert shares == [0.16, 0.5]
+    assert AimOptions(replay_cost=0.3).beside(task(100, candidates="seen")) == 0.3
 
 
 @pytest.mark.parametrize(
@@ -149,11 +195,15 @@ def test_no_stored_text_is_read_more_often_than_its_passes() -> None:
         {"ablation": {"merge": False}, "replay_share": 0.5},
         {"replay_share": None, "consistency": 0.5},
         {"replay_share": None, "replay_passes": 3},
+        {"replay_share": None, "replay_cost": 0.1},
+        {"compat": "paper", "replay_cost": 0.1},
         {"replay_share": None, "probe_set": "replayed"},
     ],
 )
 def test_what_never_rehearses_beside_the_batches_says_so(given: dict[str, Any]) -> None:
-    refusal = r"needs (replay_share: null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
+    refusal = (
+        r"needs (replay_(share|cost): null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
+    )
     with pytest.raises(ValueError, match=refusal):
         AimOptions(**given)
 

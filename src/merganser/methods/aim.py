@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -31,6 +31,7 @@ from merganser.training.state import TaskState
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
+    from merganser.models.base import Feature
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.weight_change import WeightChange
     from merganser.training.trainer import Penalty
@@ -45,10 +46,21 @@ CONSISTENCY = 1.0
 REPLAY_PASSES = 8.0
 """How often a text of the memory is read beside the batches of one task, at most and on average."""
 
+REPLAY_COST = 0.16
+"""Tokens of the memory beside the training batches, as a share of theirs, in tasks of up to :data:`SHORT` steps, where
+no label of another task is a candidate. Where the labels of all tasks are, much more is forgotten."""
+
+SHORT = 100
+"""Optimizer steps up to which a task may have the whole of ``replay_cost``: longer ones have less, in proportion."""
+
+LEAST_COST = 1 / 3
+"""Part of ``replay_cost`` that the longest task has."""
+
 _PUBLISHED: dict[str, Any] = {
     "finish_weight": None,
     "replay_share": None,
     "replay_passes": None,
+    "replay_cost": None,
     "consistency": 0.0,
 }
 
@@ -81,6 +93,13 @@ class _CompatOptions(FinishOptions):
         allow_inf_nan=False,
         description="with replay_share: passes over the memory beside the batches of one task, at most; a longer task "
         "has a smaller share; null: no limit",
+    )
+    replay_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = Field(
+        "auto",
+        description="with replay_share: tokens of these examples as a share of the task's, at most: a task takes "
+        f"little more than 1 + replay_cost times as long as plain fine-tuning; of more than {SHORT} steps, less, in "
+        "proportion, down to a third; one pass over the memory is always allowed; null: no limit; auto: "
+        f"{REPLAY_COST}, null with candidates: seen, where more is forgotten",
     )
     consistency: float = Field(
         CONSISTENCY,
@@ -121,23 +140,27 @@ class _CompatOptions(FinishOptions):
         for name in ("consistency", "replay_passes"):
             if self.replay_share is None and getattr(self, name):
                 raise ValueError(f"{name} is that of the examples of replay_share, which is null: set both or neither")
+        if self.replay_share is None and self.replay_cost not in (None, "auto"):
+            raise ValueError("replay_cost is that of the examples of replay_share, which is null: set both or neither")
         if self.replay_share is None and config.probe_set == "replayed":
             raise ValueError("probe_set: replayed needs replay_share, which is null: use fixed, or set replay_share")
         return self
 
-    def beside(self, memory: int, trained: int) -> RehearsalOptions | None:
-        """Return how examples stand beside the training batches; ``None``: none does.
-
-        Args:
-            memory: examples in it.
-            trained: examples in all training batches of the task.
-        """
-        if self.replay_share is None:
+    def beside(self, context: TaskContext) -> float | None:
+        """Return the memory examples beside the training batches, as a share of theirs; ``None``: none."""
+        if self.replay_share is None or not context.memory:
             return None
-        share = self.replay_share
+        trained = context.steps * context.training.batch * context.training.accumulation
+        share, one_pass = self.replay_share, len(context.memory) / trained
         if self.replay_passes is not None:
-            share = min(share, round(self.replay_passes * memory / trained, 6) or 1 / trained)
-        return RehearsalOptions(name="replay", share=share, consistency=self.consistency)
+            share = min(share, self.replay_passes * one_pass)
+        cost = self.replay_cost
+        if cost == "auto":
+            cost = None if context.candidates.over_all_learned else REPLAY_COST
+        if cost is not None:
+            tokens = cost * min(1.0, max(SHORT / context.steps, LEAST_COST))
+            share = min(share, max(tokens * _mean_length(context.features) / _mean_length(context.memory), one_pass))
+        return round(share, 6) or 1 / trained
 
     def config(self) -> AimConfig:
         """Return the settings as they are used.
@@ -163,6 +186,11 @@ class _CompatOptions(FinishOptions):
         return {} if self.compat == "paper" else {"asymmetric_loss": True}
 
 
+def _mean_length(features: Sequence[Feature]) -> float:
+    """Compute the mean number of tokens of some examples; of images, whose number is the same, 1."""
+    return sum(feature["length"] for feature in features) / len(features)
+
+
 _BEFORE_MERGES = ("rehearsal_steps", "probe_batch", "probe_set", "moments")
 """Settings that have other defaults where examples are rehearsed before merges alone."""
 
@@ -177,7 +205,7 @@ def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     beside = given.get("replay_share", None if two_phases else REPLAY_SHARE)
     implied: dict[str, Any] = {"replay_share": beside}
     if beside is None:
-        implied |= {"consistency": 0.0, "replay_passes": None}
+        implied |= {"consistency": 0.0, "replay_passes": None, "replay_cost": None}
         implied |= {name: getattr(AimConfig(), name) for name in _BEFORE_MERGES}
     steps = given.get("rehearsal_steps", implied.get("rehearsal_steps", _WithReplay().rehearsal_steps))
     implied["weight_old"] = None if steps == 0 else AimConfig().weight_old
@@ -267,10 +295,10 @@ class Aim(Method[_CompatOptions]):
 
     def penalty(self, context: TaskContext) -> Penalty | None:
         self._beside = None
-        trained = context.steps * context.training.batch * context.training.accumulation
-        options = self.options.beside(len(context.memory), trained) if context.memory else None
-        if options is None:
+        share = self.options.beside(context)
+        if share is None:
             return None
+        options = RehearsalOptions(name="replay", share=share, consistency=self.options.consistency)
         on_loss = None if self._callback is None else self._callback.replayed.add
         self._beside = Rehearsal(options, "aim replay", on_loss)
         return self._beside.penalty(context, self.records)
