@@ -16,7 +16,6 @@ from merganser.methods import METHODS, TaskContext, make_method
 from merganser.methods.aim import AimOptions
 from merganser.methods.replay import Replay, ReplayOptions
 from merganser.methods.shared.rehearsal import RehearsalOptions
-from merganser.streams.answers import CandidatePolicy, Candidates
 from merganser.training.aim.config import AimConfig
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
@@ -99,7 +98,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
         "finish_weight",
         "replay_share",
         "replay_passes",
-        "replay_cost",
+        "replay_steps",
         "consistency",
     }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
@@ -133,23 +132,20 @@ def test_old_texts_are_rehearsed_beside_the_batches_or_before_merges_alone(
     assert AimOptions.model_validate(options.model_dump()) == options
 
 
-def task(
-    memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: int = 10, candidates: Candidates = "task"
-) -> TaskContext:
+def task(memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: int = 10) -> TaskContext:
     """A task whose texts have ``new`` tokens, with a memory of texts of ``old`` tokens."""
     context: TaskContext = SimpleNamespace(  # type: ignore[assignment]
         memory=[{"length": old}] * memory,
         features=[{"length": new}] * 100,
         steps=steps,
         training=TrainingOptions(batch=batch),
-        candidates=CandidatePolicy(candidates),
     )
     return context
 
 
 def test_no_stored_text_is_read_more_often_than_its_passes() -> None:
     def share(memory: int, **given: Any) -> float | None:
-        return AimOptions(replay_cost=None, **given).beside(task(memory))
+        return AimOptions(replay_steps=None, **given).beside(task(memory))
 
     shares = [share(memory, replay_share=0.25, replay_passes=4) for memory in (10, 50, 500)]
     assert shares == [0.04, 0.2, 0.25]
@@ -163,28 +159,20 @@ def test_no_stored_text_is_read_more_often_than_its_passes() -> None:
 @pytest.mark.parametrize(
     ("old", "new", "memory", "steps", "share"),
     [
-        (10, 10, 100, 100, 0.2),  # tokens as texts
+        (10, 10, 100, 100, 0.2),  # 20 of 100 steps
+        (10, 10, 20, 20, 0.5),  # replay_share
         (40, 10, 40, 100, 0.05),  # an old text costs as much as four new ones
-        (10, 40, 100, 100, 0.5),  # replay_share
+        (10, 40, 100, 100, 0.5),
         (10, 10, 100, 200, 0.1),  # a long task
-        (10, 10, 10_000, 10_000, 0.066667),  # at least a third of it
+        (10, 10, 1_000, 10_000, 0.05),  # at least a twentieth
         (40, 10, 400, 100, 0.25),  # one pass over the memory
         (10, 10, 1, 100, 0.005),  # replay_passes
     ],
 )
-def test_what_stands_beside_the_batches_costs_no_more_tokens(
+def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
     old: int, new: int, memory: int, steps: int, share: float
 ) -> None:
-    options = AimOptions(replay_cost=0.2)
-    assert options.beside(task(memory, steps, old=old, new=new, batch=16)) == share
-
-
-def test_where_the_labels_of_all_tasks_are_candidates_old_texts_may_cost_more() -> None:
-    shares = [AimOptions().beside(task(500, candidates=candidates)) for candidates in ("task", "seen")]
-    assert shares == [0.5, 0.5]  # one pass over the memory
-    shares = [AimOptions().beside(task(100, candidates=candidates)) for candidates in ("task", "seen")]
-    assert shares == [0.16, 0.5]
-    assert AimOptions(replay_cost=0.3).beside(task(100, candidates="seen")) == 0.3
+    assert AimOptions(replay_steps=20).beside(task(memory, steps, old=old, new=new, batch=16)) == share
 
 
 @pytest.mark.parametrize(
@@ -195,14 +183,14 @@ def test_where_the_labels_of_all_tasks_are_candidates_old_texts_may_cost_more() 
         {"ablation": {"merge": False}, "replay_share": 0.5},
         {"replay_share": None, "consistency": 0.5},
         {"replay_share": None, "replay_passes": 3},
-        {"replay_share": None, "replay_cost": 0.1},
-        {"compat": "paper", "replay_cost": 0.1},
+        {"replay_share": None, "replay_steps": 0.1},
+        {"compat": "paper", "replay_steps": 0.1},
         {"replay_share": None, "probe_set": "replayed"},
     ],
 )
 def test_what_never_rehearses_beside_the_batches_says_so(given: dict[str, Any]) -> None:
     refusal = (
-        r"needs (replay_(share|cost): null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
+        r"needs (replay_(share|steps): null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
     )
     with pytest.raises(ValueError, match=refusal):
         AimOptions(**given)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, create_model, model_validator
 
@@ -46,21 +46,17 @@ CONSISTENCY = 1.0
 REPLAY_PASSES = 8.0
 """How often a text of the memory is read beside the batches of one task, at most and on average."""
 
-REPLAY_COST = 0.16
-"""Tokens of the memory beside the training batches, as a share of theirs, in tasks of up to :data:`SHORT` steps, where
-no label of another task is a candidate. Where the labels of all tasks are, much more is forgotten."""
+REPLAY_STEPS = 20.0
+"""Tokens of the memory beside the batches of one task, at most, as a multiple of those of one optimizer step."""
 
-SHORT = 100
-"""Optimizer steps up to which a task may have the whole of ``replay_cost``: longer ones have less, in proportion."""
-
-LEAST_COST = 1 / 3
-"""Part of ``replay_cost`` that the longest task has."""
+LEAST_COST = 0.05
+"""Share of the task's tokens that these may have in any case."""
 
 _PUBLISHED: dict[str, Any] = {
     "finish_weight": None,
     "replay_share": None,
     "replay_passes": None,
-    "replay_cost": None,
+    "replay_steps": None,
     "consistency": 0.0,
 }
 
@@ -94,12 +90,13 @@ class _CompatOptions(FinishOptions):
         description="with replay_share: passes over the memory beside the batches of one task, at most; a longer task "
         "has a smaller share; null: no limit",
     )
-    replay_cost: Annotated[float, Field(gt=0, allow_inf_nan=False)] | Literal["auto"] | None = Field(
-        "auto",
-        description="with replay_share: tokens of these examples as a share of the task's, at most: a task takes "
-        f"little more than 1 + replay_cost times as long as plain fine-tuning; of more than {SHORT} steps, less, in "
-        "proportion, down to a third; one pass over the memory is always allowed; null: no limit; auto: "
-        f"{REPLAY_COST}, null with candidates: seen, where more is forgotten",
+    replay_steps: float | None = Field(
+        REPLAY_STEPS,
+        gt=0,
+        allow_inf_nan=False,
+        description="with replay_share: tokens of these examples in one task, at most, as many as so many optimizer "
+        "steps of the task read, which bounds what a long task costs; a share of "
+        f"{LEAST_COST} of the task's tokens and one pass over the memory are always allowed; null: no limit",
     )
     consistency: float = Field(
         CONSISTENCY,
@@ -137,11 +134,9 @@ class _CompatOptions(FinishOptions):
         config = self.config()
         if not config.merge and self.replay_share is not None:
             raise ValueError("merge: false never rehearses, and replay_share does: keep one")
-        for name in ("consistency", "replay_passes"):
+        for name in ("consistency", "replay_passes", "replay_steps"):
             if self.replay_share is None and getattr(self, name):
                 raise ValueError(f"{name} is that of the examples of replay_share, which is null: set both or neither")
-        if self.replay_share is None and self.replay_cost not in (None, "auto"):
-            raise ValueError("replay_cost is that of the examples of replay_share, which is null: set both or neither")
         if self.replay_share is None and config.probe_set == "replayed":
             raise ValueError("probe_set: replayed needs replay_share, which is null: use fixed, or set replay_share")
         return self
@@ -154,11 +149,8 @@ class _CompatOptions(FinishOptions):
         share, one_pass = self.replay_share, len(context.memory) / trained
         if self.replay_passes is not None:
             share = min(share, self.replay_passes * one_pass)
-        cost = self.replay_cost
-        if cost == "auto":
-            cost = None if context.candidates.over_all_learned else REPLAY_COST
-        if cost is not None:
-            tokens = cost * min(1.0, max(SHORT / context.steps, LEAST_COST))
+        if self.replay_steps is not None:
+            tokens = max(self.replay_steps / context.steps, LEAST_COST)
             share = min(share, max(tokens * _mean_length(context.features) / _mean_length(context.memory), one_pass))
         return round(share, 6) or 1 / trained
 
@@ -205,7 +197,7 @@ def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     beside = given.get("replay_share", None if two_phases else REPLAY_SHARE)
     implied: dict[str, Any] = {"replay_share": beside}
     if beside is None:
-        implied |= {"consistency": 0.0, "replay_passes": None, "replay_cost": None}
+        implied |= {"consistency": 0.0, "replay_passes": None, "replay_steps": None}
         implied |= {name: getattr(AimConfig(), name) for name in _BEFORE_MERGES}
     steps = given.get("rehearsal_steps", implied.get("rehearsal_steps", _WithReplay().rehearsal_steps))
     implied["weight_old"] = None if steps == 0 else AimConfig().weight_old
