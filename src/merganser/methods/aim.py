@@ -46,7 +46,7 @@ CONSISTENCY = 1.0
 REPLAY_PASSES = 8.0
 """How often a text of the memory is read beside the batches of one task, at most and on average."""
 
-REPLAY_STEPS = 20.0
+REPLAY_STEPS = 35.0
 """Tokens of the memory beside the batches of one task, at most, as a multiple of those of one optimizer step."""
 
 LEAST_COST = 0.05
