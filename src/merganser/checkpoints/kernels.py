@@ -118,11 +118,8 @@ def _widen(stored: Any, source: int, out: Any) -> None:
 def _flag(flags: Any, value: Any, carry: Any) -> Any:
     """Set the highest bit of ``flags`` where a value is large, without a branch.
 
-    Args:
-        flags: uint32.
-        value: float32.
-        carry: added to the bits of the magnitude, it carries into the sign bit from the smallest value on that
-            counts: :data:`INFINITE` for infinity and NaN.
+    Added to the bits of the magnitude, the carry reaches the sign bit from the smallest value on that counts:
+    :data:`INFINITE` for infinity and NaN.
     """
     magnitude = np.float32(value).view(np.uint32) & np.uint32(0x7FFFFFFF)
     return np.uint32(flags | np.uint32(magnitude + carry))
@@ -223,8 +220,7 @@ def magmax(rows: Any, scale: Any, types: Types, out: Any) -> bool:
     """Compute :func:`merganser.merging.magmax.apply`; the last row is the base. See :func:`combine`.
 
     Args:
-        rows, types, out: as for :func:`combine`.
-        scale: float32.
+        rows, scale (float32), types, out: as for :func:`combine`.
 
     Returns:
         Whether an update or a result is NaN or infinite.
@@ -373,6 +369,7 @@ def scan(row: Any, base: Any, start: int, bracket: Any, source: int, values: Any
     low, middle, high = bracket[0], bracket[1], bracket[2]
     scratch = np.empty((2, PIECE), np.float32)
     inside, positions = np.empty(PIECE, np.uint8), np.empty(PIECE + 1, np.int32)
+    words = inside.view(np.uint64)
     above, ties, collected = 0, 0, 0
     for begin in range(0, len(row), PIECE):
         end = min(begin + PIECE, len(row))
@@ -388,11 +385,14 @@ def scan(row: Any, base: Any, start: int, bracket: Any, source: int, values: Any
             inside[j] = np.uint8((value >= low) & (value <= high) & (value != middle))
         above += int(larger)
         ties += int(equal)
-        # Without a branch: every position is written, and overwritten unless it was inside.
+        # Without a branch, where any of eight is inside: every position is written, and overwritten unless it was.
         count = 0
-        for j in range(end - begin):
-            positions[count] = j
-            count += inside[j]
+        inside[end - begin :] = 0
+        for word in range((end - begin + 7) // 8):
+            if words[word] != 0:
+                for j in range(8 * word, 8 * word + 8):
+                    positions[count] = j
+                    count += inside[j]
         for j in range(count):
             values[collected + j] = magnitudes[positions[j]]
             indices[collected + j] = start + begin + positions[j]

@@ -27,6 +27,7 @@ _SAMPLE_RUNS, _SAMPLE_RUN = 48, 4096
 _MOST_RUNS = 16 * _SAMPLE_RUNS
 _MARGIN = 0.01
 _CANDIDATES = 0.10
+_BIN_BITS = 12
 
 MAX_COLLECTED = 1 << 23
 """Entries (of 12 bytes) that one pass may collect over all of its brackets, for a tensor of any size."""
@@ -146,9 +147,8 @@ def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> li
     for model, k in requests:
         position = (1.0 - k / inputs.size) * (length - 1)
         positions = (position - margin * length, position, position + margin * length)
-        ranks = [int(min(max(index, 0), length - 1)) for index in positions]
-        ordered = np.partition(samples[model], ranks)
-        low, middle, high = (float(ordered[rank]) for rank in ranks)
+        counts = [length - int(min(max(index, 0), length - 1)) for index in positions]
+        low, middle, high = _k_th_largest(samples[model], counts)
         brackets.append(_BracketScan(model, k, low, middle, high))
     return brackets
 
@@ -212,9 +212,29 @@ def _scanned_threshold(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | No
 
 def _collected_threshold(values: NDArray[Any], indices: NDArray[np.int64], need: int) -> tuple[float, int]:
     """Return the magnitude and the index at which the ``need`` largest of the collected values end."""
-    magnitude = np.partition(values, len(values) - need)[len(values) - need]
+    (magnitude,) = _k_th_largest(values, [need])
     ties = need - int(np.count_nonzero(values > magnitude))
-    return float(magnitude), int(indices[values == magnitude][ties - 1]) + 1
+    return magnitude, int(indices[values == magnitude][ties - 1]) + 1
+
+
+def _k_th_largest(magnitudes: NDArray[np.float32], counts: Sequence[int]) -> list[float]:
+    """Return the k-th largest of magnitudes for each k of ``counts``; NaN is larger than infinity.
+
+    Differences of 16-bit weights have few distinct values, on which a partition is slow: one histogram of the bits,
+    ordered as the magnitudes are, leaves a small part to it.
+    """
+    bits = magnitudes.view(np.uint32)
+    lowest = bits.min()
+    shift = max(0, int(bits.max() - lowest).bit_length() - _BIN_BITS)
+    bins = (bits - lowest) >> np.uint32(shift)
+    per_bin = np.bincount(bins)
+    largest = []
+    for k in counts:
+        chosen, higher = _find_bin(per_bin, k)
+        inside = bits[bins == chosen]
+        rank = len(inside) - (k - higher)
+        largest.append(float(np.partition(inside, rank)[rank : rank + 1].view(np.float32)[0]))
+    return largest
 
 
 def _index_of_tie(inputs: Inputs, model: int, magnitude: float, ties: int, per_block: list[int]) -> int:
