@@ -113,13 +113,16 @@ def party(modules: Path) -> Iterator[Text]:
 TASKS = {"sentiment": sentiment, "spam": spam, "genre": genre, "party": party}
 
 
-def drawn(texts: Iterable[Text], name: str, numbers: dict[str, int], labels: int) -> dict[str, list[Text]]:
+def drawn(texts: Iterable[Text], name: str, train: int, test: int, labels: int) -> dict[str, list[Text]]:
     """Draw texts that differ from each other, the same number of every label.
+
+    The texts on which the first studies were tested are the development texts now; the test texts are a second draw.
 
     Args:
         texts: all there are.
         name: seeds the draw.
-        numbers: split -> texts per label.
+        train: texts to learn per label.
+        test: texts per label to test, and as many for development.
         labels: expected number of labels.
     """
     by_label: dict[str, list[str]] = {}
@@ -127,12 +130,13 @@ def drawn(texts: Iterable[Text], name: str, numbers: dict[str, int], labels: int
         by_label.setdefault(label, []).append(text)
     if len(by_label) != labels:
         raise SystemExit(f"{name}: {len(by_label)} labels were found instead of {labels}. Are the packages complete?")
-    splits: dict[str, list[Text]] = {split: [] for split in numbers}
+    splits: dict[str, list[Text]] = {"train": [], "dev": [], "test": []}
     for label in sorted(by_label):
-        order = random.Random(f"{name} {label}").sample(by_label[label], sum(numbers.values()))
-        for split, number in numbers.items():
-            splits[split] += [(text, label) for text in order[:number]]
-            order = order[number:]
+        first = random.Random(f"{name} {label}").sample(by_label[label], train + test)
+        unread = sorted(set(by_label[label]) - set(first))
+        second = random.Random(f"{name} {label} second test").sample(unread, test)
+        for split, chosen in (("train", first[:train]), ("dev", first[train:]), ("test", second)):
+            splits[split] += [(text, label) for text in chosen]
     return splits
 
 
@@ -142,15 +146,15 @@ def _write(path: Path, texts: Iterable[Text]) -> None:
 
 
 def write_glosses(out: Path, modules: Path) -> None:
-    """Write ``train.jsonl`` and ``test.jsonl``."""
-    for split, texts in drawn(glosses(modules), "glosses", GLOSSES, len(SENSES)).items():
+    """Write ``train.jsonl``, ``dev.jsonl`` and ``test.jsonl``."""
+    for split, texts in drawn(glosses(modules), "glosses", GLOSSES["train"], GLOSSES["test"], len(SENSES)).items():
         _write(out / f"{split}.jsonl", texts)
 
 
 def write_mixed(out: Path, modules: Path) -> None:
-    """Write a training and a test file of every task."""
+    """Write three files of every task."""
     for name, read in TASKS.items():
         labels = len(GENRES) if name == "genre" else 2
-        numbers = {split: number // labels for split, number in MIXED.items()}
-        for split, texts in drawn(read(modules), name, numbers, labels).items():
+        train, test = (MIXED[split] // labels for split in ("train", "test"))
+        for split, texts in drawn(read(modules), name, train, test, labels).items():
             _write(out / f"{name}-{split}.jsonl", texts)

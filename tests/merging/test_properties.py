@@ -113,7 +113,7 @@ class Sliced(ArrayInputs):
     step = BLOCK
 
 
-@pytest.mark.parametrize("kind", ["smooth", "few values", "mostly zero", "sorted", "constant", "two sizes"])
+@pytest.mark.parametrize("kind", ["smooth", "few values", "mostly zero", "sorted", "constant", "two sizes", "infinite"])
 @pytest.mark.parametrize("density", [0.01, 0.3, 0.77])
 def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) -> None:
     generator = np.random.default_rng(3)
@@ -126,6 +126,7 @@ def test_cuts_of_long_tensors_are_those_of_sorting(kind: str, density: float) ->
         "sorted": np.sort(values),
         "constant": np.ones(size),
         "two sizes": np.where(np.arange(size) < size // 2, 1e-6, 1.0) * values,
+        "infinite": np.where(generator.random(size) < 0.5, np.inf, values),
     }[kind].astype(np.float32)
     k = round(density * size)
     (found,) = top_k_thresholds(Sliced([values], None), [(0, k)])
