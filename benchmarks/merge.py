@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from checkpoint import VOCABULARY, write
 
 # The command by its function, so that it is the same wherever this file is.
-OURS = [sys.executable, "-c", "import typer; from merganser.cli.merge import merge; typer.run(merge)"]
+OURS = [sys.executable, "-c", "from merganser.cli import main; main()", "merge"]
 KINDS = ("numba", "numpy", "mergekit", "cp")
 DENSITY = 0.3
 DENSE = ("ties", "dare_ties", "breadcrumbs_ties")

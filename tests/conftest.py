@@ -22,6 +22,9 @@ os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 # No test needs the network; without this a missing model would be looked for on the hub.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+# As the command does: much of what is imported stays, and is not looked through for garbage again and again.
+gc.set_threshold(10_000, 20, 50)
+
 # A flush waits for the disk, some hundred times in a run's life; no test cuts the power (tests/faults.py pretends to).
 os.fsync = lambda descriptor: None
 

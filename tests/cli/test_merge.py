@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +144,18 @@ def test_an_interrupt_keeps_no_file(family: dict[str, Path], tmp_path: Path, mon
     result = run(family["a"], family["b"], "--out", tmp_path / "out")
     assert result.exit_code == 130
     assert "No file was kept" in result.stderr
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
+def test_a_disk_that_fails_while_a_file_is_flushed(
+    family: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(path: Path) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO), str(path))
+
+    monkeypatch.setattr("merganser.checkpoints.engine.flush", fail)
+    result = run(family["a"], family["b"], "--out", tmp_path / "out")
+    assert "of-00003.safetensors: Input/output error. No file was kept" in str(result.exception)
     assert not [path for path in tmp_path.iterdir() if "out" in path.name]
 
 

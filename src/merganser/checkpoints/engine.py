@@ -10,7 +10,9 @@ import ctypes
 import os
 import sys
 import threading
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +21,7 @@ import numpy as np
 from merganser.checkpoints.dtypes import count_nonfinite, encode, fits, join_pairs, split_pairs
 from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Workspace, read_elements, write_from
 from merganser.errors import InputError
+from merganser.files.atomic import flush
 from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
 from merganser.merging.combine import Combination, combine
 from merganser.merging.rule import WrongInput
@@ -262,10 +265,11 @@ def run_jobs(
     allow_nonfinite: bool,
     progress: Callable[[int], None],
 ) -> list[str]:
-    """Write every job's tensor, the largest first, on several threads.
+    """Write every job's tensor, file after file and the largest first, on several threads.
 
     The result does not depend on their number: a tensor is merged by one thread, in a fixed order. The numpy path runs
-    on one thread, because its many short operations contend for the interpreter's lock.
+    on one thread, because its many short operations contend for the interpreter's lock. A complete file is flushed to
+    the disk while the next ones are written.
 
     Returns:
         Names of the tensors whose result holds NaN or infinity, in the order of the jobs.
@@ -276,7 +280,11 @@ def run_jobs(
     if kernels is None:
         threads = 1
     files = Files()
-    waiting = sorted(jobs, key=lambda job: job.target.nbytes)
+    unwritten = Counter(job.target.path for job in jobs)
+    places = {path: -place for place, path in enumerate(unwritten)}
+    waiting = sorted(jobs, key=lambda job: (places[job.target.path], job.target.nbytes))
+    flusher = ThreadPoolExecutor(1)
+    flushed: list[Future[None]] = []
     lock = threading.Lock()
     failures: list[BaseException] = []
     nonfinite: set[str] = set()
@@ -298,6 +306,10 @@ def run_jobs(
                 with files.use(job.target.path, os.O_WRONLY) as descriptor:
                     engine.run(job, descriptor)
                 nonfinite.update(engine.nonfinite)
+                with lock:
+                    unwritten[job.target.path] -= 1
+                    if not unwritten[job.target.path]:
+                        flushed.append(flusher.submit(flush, job.target.path))
         except _Stopped:
             return
         except BaseException as error:
@@ -311,9 +323,12 @@ def run_jobs(
     finally:
         for thread in others:
             thread.join()
+        flusher.shutdown()
         files.close()
     if failures:
         raise failures[0]
+    for future in flushed:
+        future.result()
     return list(dict.fromkeys(job.target.name for job in jobs if job.target.name in nonfinite))
 
 
