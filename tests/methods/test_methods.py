@@ -99,6 +99,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
         "replay_share",
         "replay_passes",
         "replay_steps",
+        "replay_tokens",
         "consistency",
     }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
@@ -176,6 +177,28 @@ def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
 
 
 @pytest.mark.parametrize(
+    ("new", "share", "replay_tokens", "length"),
+    [
+        (64, 0.5, 0.25, 32),
+        (64, 0.125, 0.25, 128),
+        (60, 0.5, 0.25, 24),  # 30, less what padding adds
+        (36, 0.5, 0.25, 16),
+        (8, 0.5, 0.25, 16),  # at least
+    ],
+)
+def test_old_texts_beside_the_batches_are_cut_to_a_share_of_the_tokens(
+    new: int, share: float, replay_tokens: float, length: int
+) -> None:
+    context = task(10, old=40, new=new)
+    context.backbone = SimpleNamespace(  # type: ignore[assignment]
+        shortened=lambda features, length: [{"length": min(length, feature["length"])} for feature in features]
+    )
+    options = AimOptions(replay_tokens=replay_tokens)
+    assert options.texts_beside(context, share) == [{"length": min(length, 40)}] * 10
+    assert AimOptions(replay_tokens=None).texts_beside(context, share) == context.memory
+
+
+@pytest.mark.parametrize(
     "given",
     [
         {"compat": "paper", "replay_share": 0.5},
@@ -185,13 +208,13 @@ def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
         {"replay_share": None, "replay_passes": 3},
         {"replay_share": None, "replay_steps": 0.1},
         {"compat": "paper", "replay_steps": 0.1},
+        {"replay_share": None, "replay_tokens": 0.1},
+        {"compat": "reference", "replay_tokens": 0.1},
         {"replay_share": None, "probe_set": "replayed"},
     ],
 )
 def test_what_never_rehearses_beside_the_batches_says_so(given: dict[str, Any]) -> None:
-    refusal = (
-        r"needs (replay_(share|steps): null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
-    )
+    refusal = r"needs (replay_\w+: null|consistency: 0|replay_share)|merge: false never rehearses|of replay_share"
     with pytest.raises(ValueError, match=refusal):
         AimOptions(**given)
 

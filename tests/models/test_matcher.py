@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -59,6 +61,21 @@ def test_mixed_tasks_share_a_batch(load: Loader) -> None:
         alone = [backbone.module(**backbone.collate([f]))["loss"].item() for f in (*one, *two)]
     assert mixed == pytest.approx(sum(alone) / 3, rel=1e-5)
     assert all(f["length"] == len(f["input_ids"]) for f in (*one, *two))
+
+
+@pytest.mark.parametrize("length", [3, 7, 50])
+def test_a_shortened_text_is_what_the_tokenizer_cuts(
+    load: Loader, length: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backbone = matcher(load)
+    whole = backbone.features([Example(text, "negative") for text in TEXTS], MOOD)
+    cut = backbone.shortened(whole, length)
+    expected = backbone.tokenizer(TEXTS, truncation=True, max_length=length)["input_ids"]
+    assert [feature["input_ids"] for feature in cut] == expected
+    assert [feature["length"] for feature in cut] == [len(ids) for ids in expected]
+    assert [feature["label"] for feature in cut] == [feature["label"] for feature in whole]
+    monkeypatch.setattr(backbone, "tokenizer", SimpleNamespace(all_special_ids=[]))
+    assert backbone.shortened(whole, 3)[1]["input_ids"] == whole[1]["input_ids"][:3]
 
 
 def test_loss_is_the_cross_entropy_of_what_answer_says(load: Loader) -> None:

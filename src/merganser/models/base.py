@@ -193,6 +193,18 @@ class Backbone(ABC):
         """Count the examples whose input or answer is longer than :attr:`lengths` and is cut at its end."""
         return Truncated()
 
+    def shortened(self, features: Sequence[Feature], length: int) -> list[Feature]:
+        """Cut texts to their first tokens where an answer to a part of a text is of use: where labels are chosen.
+
+        Args:
+            features: of :meth:`features`.
+            length: tokens of a text, at most.
+
+        Returns:
+            The same features, for a model that writes answers or reads images.
+        """
+        return list(features)
+
     def check_tokens(self, texts: Iterable[str]) -> None:
         """Refuse texts that hold a token of the tokenizer for which the model has no embedding.
 

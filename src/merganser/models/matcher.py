@@ -274,6 +274,18 @@ class Matcher(LabelMatcher):
             for ids, (rows, label) in zip(self._encode([e.input for e in examples]), candidates, strict=True)
         ]
 
+    def shortened(self, features: Sequence[Feature], length: int) -> list[Feature]:
+        return [
+            {**feature, "input_ids": self._cut(feature["input_ids"], length), "length": min(feature["length"], length)}
+            for feature in features
+        ]
+
+    def _cut(self, ids: list[int], length: int) -> list[int]:
+        """Cut a text to its first tokens, as the tokenizer does: a special token at its end stays there."""
+        if len(ids) <= length:
+            return ids
+        return [*ids[: length - 1], ids[-1]] if ids[-1] in self.tokenizer.all_special_ids else ids[:length]
+
     def collate(self, features: Sequence[Feature]) -> dict[str, torch.Tensor]:
         return {
             **self._text_batch([feature["input_ids"] for feature in features]),

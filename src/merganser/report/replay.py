@@ -30,6 +30,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "replay_share": "other examples beside the training batches produce other weights",
     "replay_passes": "other examples beside the training batches produce other weights",
     "replay_steps": "other examples beside the training batches produce other weights",
+    "replay_tokens": "other examples beside the training batches produce other weights",
     "consistency": "another loss on the examples beside the training batches produces other weights",
     "batch": "rehearsal with other batches produces other weights",
     "rehearsal_gradient": "rehearsal with other gradients produces other weights",
