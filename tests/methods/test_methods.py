@@ -140,6 +140,7 @@ def task(memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: in
         features=[{"length": new}] * 100,
         steps=steps,
         training=TrainingOptions(batch=batch),
+        backbone=SimpleNamespace(reads_parts=False),
     )
     return context
 
@@ -177,25 +178,28 @@ def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
 
 
 @pytest.mark.parametrize(
-    ("new", "share", "replay_tokens", "length"),
+    ("new", "old", "share", "length"),
     [
-        (64, 0.5, 0.25, 32),
-        (64, 0.125, 0.25, 128),
-        (60, 0.5, 0.25, 24),  # 30, less what padding adds
-        (36, 0.5, 0.25, 16),
-        (8, 0.5, 0.25, 16),  # at least
+        (64, 64, 0.5, 32),  # of 64
+        (64, 24, 0.5, 32),  # short enough
+        (64, 64, 0.125, 128),
+        (60, 64, 0.5, 24),  # 30, less what padding adds
+        (24, 64, 0.5, 16),  # at least
     ],
 )
-def test_old_texts_beside_the_batches_are_cut_to_a_share_of_the_tokens(
-    new: int, share: float, replay_tokens: float, length: int
+def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(
+    new: int, old: int, share: float, length: int
 ) -> None:
-    context = task(10, old=40, new=new)
+    context = task(1_000, old=old, new=new)
     context.backbone = SimpleNamespace(  # type: ignore[assignment]
-        shortened=lambda features, length: [{"length": min(length, feature["length"])} for feature in features]
+        reads_parts=True,
+        shortened=lambda features, length: [{"length": min(length, feature["length"])} for feature in features],
     )
-    options = AimOptions(replay_tokens=replay_tokens)
-    assert options.texts_beside(context, share) == [{"length": min(length, 40)}] * 10
+    options = AimOptions(replay_tokens=0.25)
+    assert options.texts_beside(context, share) == [{"length": min(length, old)}] * 1_000
     assert AimOptions(replay_tokens=None).texts_beside(context, share) == context.memory
+    context.backbone = SimpleNamespace(reads_parts=False)  # type: ignore[assignment]
+    assert options.texts_beside(context, share) == context.memory
 
 
 @pytest.mark.parametrize(
