@@ -140,7 +140,6 @@ def task(memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: in
         features=[{"length": new}] * 100,
         steps=steps,
         training=TrainingOptions(batch=batch),
-        backbone=SimpleNamespace(reads_parts=False),
     )
     return context
 
@@ -192,14 +191,11 @@ def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(
 ) -> None:
     context = task(1_000, old=old, new=new)
     context.backbone = SimpleNamespace(  # type: ignore[assignment]
-        reads_parts=True,
         shortened=lambda features, length: [{"length": min(length, feature["length"])} for feature in features],
     )
     options = AimOptions(replay_tokens=0.25)
     assert options.texts_beside(context, share) == [{"length": min(length, old)}] * 1_000
     assert AimOptions(replay_tokens=None).texts_beside(context, share) == context.memory
-    context.backbone = SimpleNamespace(reads_parts=False)  # type: ignore[assignment]
-    assert options.texts_beside(context, share) == context.memory
 
 
 @pytest.mark.parametrize(

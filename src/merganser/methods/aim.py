@@ -178,7 +178,7 @@ class _CompatOptions(FinishOptions):
         """
         from merganser.models.padding import MULTIPLE
 
-        if self.replay_tokens is None or not context.backbone.reads_parts:
+        if self.replay_tokens is None:
             return context.memory
         length = int(self.replay_tokens / share * _mean_length(context.features))
         return context.backbone.shortened(context.memory, max(length - length % MULTIPLE, LEAST_TOKENS))

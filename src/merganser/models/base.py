@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
@@ -114,13 +114,11 @@ class Backbone(ABC):
         pretrained_from: the files and settings of the pretrained model.
         parts: where tokens and label vectors come from.
         has_chat_template: whether texts and conversations go through the tokenizer's chat template.
-        reads_parts: whether an answer to a part of a text is of use: where labels are chosen for texts.
     """
 
     kind: Kind
     modality: Modality = "text"
     has_chat_template: bool = False
-    reads_parts: ClassVar[bool] = False
 
     def __init__(self, loaded: LoadedModel) -> None:
         self.model = loaded.model
@@ -196,13 +194,16 @@ class Backbone(ABC):
         return Truncated()
 
     def shortened(self, features: Sequence[Feature], length: int) -> list[Feature]:
-        """Cut texts to their first tokens; only where :attr:`reads_parts`.
+        """Cut texts to their first tokens where an answer to a part of a text is of use: where labels are chosen.
 
         Args:
             features: of :meth:`features`.
             length: tokens of a text, at most.
+
+        Returns:
+            The features as they are, for a model that writes its answers or reads images.
         """
-        raise NotImplementedError
+        return list(features)
 
     def check_tokens(self, texts: Iterable[str]) -> None:
         """Refuse texts that hold a token of the tokenizer for which the model has no embedding.

@@ -257,7 +257,6 @@ class Matcher(LabelMatcher):
     """Backbone of kind ``matcher`` for texts; ``options.pooling`` is how token vectors become one vector."""
 
     module_class = MatcherModule
-    reads_parts = True
 
     def check_examples(self, examples: Sequence[Example], spec: AnswerSpec) -> None:
         super().check_examples(examples, spec)
