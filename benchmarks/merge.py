@@ -110,7 +110,7 @@ def command(kind: str, rule: str, paths: list[Path], out: Path, mergekit: str | 
 
 
 def measure(arguments: list[str]) -> dict[str, float]:
-    """Wall seconds, processor seconds, those of them that are the system's, and peak resident megabytes of a process."""
+    """Wall seconds, processor seconds (of them the system's) and peak resident megabytes of a process."""
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     started = time.perf_counter()
     process = subprocess.Popen(arguments, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
