@@ -12,8 +12,10 @@ import torch
 from merganser import Example, Learner, Task
 from merganser.errors import InputError, RunError
 from merganser.events import Event, Merged, Notice, RowDone, StepDone, TaskStarted
+from merganser.files.atomic import make_folder
 from merganser.methods import TaskContext
 from merganser.methods.aim import Aim
+from merganser.runs import directory
 from merganser.streams.answers import AnswerSpec
 from tests.learner import toys
 from tests.learner.toys import contents, results, values_of
@@ -91,6 +93,26 @@ def at_step(name: str, step: int) -> Callable[[Event], None]:
             raise Interrupted
 
     return listener
+
+
+@pytest.mark.parametrize("row", ["00-start", "01-mood"])
+def test_interrupted_right_after_the_folder_of_a_row_was_made(
+    row: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def making(folder: Path) -> None:
+        make_folder(folder)
+        if folder.name == f"{row}.partial":
+            raise KeyboardInterrupt
+
+    run = tmp_path / "run"
+    monkeypatch.setattr(directory, "make_folder", making)
+    with Learner.open(run, **sections()) as learner:
+        with pytest.raises(KeyboardInterrupt):
+            learner.learn(task("mood"))
+        assert not list(run.rglob("*.partial"))
+        monkeypatch.undo()
+        learner.learn(task("mood"))
+    assert sorted(path.name for path in (run / "tasks").iterdir()) == ["00-start", "01-mood"]
 
 
 @pytest.mark.parametrize(

@@ -65,7 +65,8 @@ def to_disk(run: RunRecord, path: Path, *, answers: bool = True) -> Path:
         for number, row in enumerate(run.scores.rows):
             tasks = [task for task in run.tasks if task.row == number]
             name = tasks[0].name if tasks else "start"
-            folder = directory.begin_row(number, name)
+            folder = directory.path_of_new_row(number, name)
+            directory.begin_row(folder)
             (folder / "adapter").mkdir()
             (folder / "adapter" / "adapter_config.json").write_text("{}")
             file = RowFile(row=number, tasks=tasks, scores=row, metrics=run.scores.metrics)

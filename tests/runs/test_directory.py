@@ -47,7 +47,8 @@ def merge(task: str, step: int) -> MergeRecord:
 
 def write_row(directory: RunDirectory, number: int, task: str | None, scores: dict[str, float]) -> Path:
     """A row's folder, not yet committed."""
-    folder = directory.begin_row(number, [task or "start"])
+    folder = directory.path_of_new_row(number, [task or "start"])
+    directory.begin_row(folder)
     (folder / "adapter").mkdir()
     (folder / "adapter" / "weights").write_text(f"weights {number}")
     tasks = []

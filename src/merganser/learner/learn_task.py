@@ -81,15 +81,17 @@ class TaskRun:
         number = len(session.rows)
         names = [task.name for task in self.tasks]
         earlier = score_new_tasks(session, self.tasks)
-        folder = session.directory.begin_row(number, names)
+        directory = session.directory
+        folder = directory.path_of_new_row(number, names)
         try:
+            directory.begin_row(folder)
             row = self._learn(number, folder, earlier)
             if self.accept is not None:
                 self._ask(self.accept, folder)
             session.commit(folder)
         except BaseException as error:
             try:
-                session.directory.abandon_row(folder)
+                directory.abandon_row(folder)
                 in_vain = isinstance(error, RunError) and not isinstance(error, DiskFullError)
                 if in_vain and processes.is_main():
                     # Resuming would diverge, or be refused, again: the next attempt starts over.
@@ -179,8 +181,10 @@ class TaskRun:
         """Write row 0: the weights before any training, and their scores on every task known by now."""
         session = self.session
         tasks = tasks_to_score(session, self.tasks)
-        folder = session.directory.begin_row(0, ["start"])
+        directory = session.directory
+        folder = directory.path_of_new_row(0, ["start"])
         try:
+            directory.begin_row(folder)
             scored = session.score_examples(tasks, {})
             scores = {name: each.score for name, each in scored.items()}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics_of(tasks))
@@ -188,7 +192,7 @@ class TaskRun:
             processes.on_main(lambda: _write_start(session, folder, row, scored))
             session.commit(folder)
         except BaseException:
-            session.directory.abandon_row(folder)
+            directory.abandon_row(folder)
             raise
         session.listener(RowDone((), {task: score.value for task, score in scores.items()}))
 

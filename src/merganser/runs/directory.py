@@ -221,8 +221,8 @@ class RunDirectory:
         return read_undone(self.path)
 
     @processes.main_only
-    def begin_row(self, row: int, learned: list[str]) -> Path:
-        """Create an empty folder to write a row into; it counts only after :meth:`commit_row`.
+    def path_of_new_row(self, row: int, learned: list[str]) -> Path:
+        """Return the folder to write a row into; it counts only after :meth:`commit_row`.
 
         Raises:
             InputError: something that no run has written has the folder's temporary name.
@@ -230,8 +230,13 @@ class RunDirectory:
         folder = temporary_path(self.path / TASKS / folder_name(row, learned))
         if folder.is_symlink() or folder.is_file():
             raise InputError(f"'{folder}' is not of this run, and in its way.", "Move it elsewhere.")
+        return folder
+
+    @processes.main_only
+    def begin_row(self, folder: Path) -> None:
+        """Create the empty folder of a new row, under whatever calls :meth:`abandon_row` after an error or Ctrl-C."""
         remove(folder)
-        return make_folder(folder)
+        make_folder(folder)
 
     def commit_row(self, folder: Path) -> Row:
         """Make a row count: flush it, rename it, and bring the files beside ``tasks/`` up to date.
