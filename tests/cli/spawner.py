@@ -18,6 +18,7 @@ import json
 import logging
 import os
 import pkgutil
+import re
 import shutil
 import signal
 import subprocess
@@ -143,7 +144,11 @@ def until(condition: Callable[[], bool], seconds: float = 60) -> None:
 
 def newest(run: Path, row: int = 2) -> int:
     """Return the step of the newest checkpoint of a row; 0 without one."""
-    return max((int(p.name[-6:]) for p in run.glob(f"checkpoint/{row:02d}-step-??????")), default=0)
+    try:
+        names = os.listdir(run / "checkpoint")
+    except FileNotFoundError:  # the run makes and removes the folder meanwhile
+        names = []
+    return max((int(name[-6:]) for name in names if re.fullmatch(rf"{row:02d}-step-\d{{6}}", name)), default=0)
 
 
 # -- the other end: the program --------------------------------------------------------------------------------------
