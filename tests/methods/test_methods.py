@@ -16,6 +16,7 @@ from merganser.methods import METHODS, TaskContext, make_method
 from merganser.methods.aim import AimOptions
 from merganser.methods.replay import Replay, ReplayOptions
 from merganser.methods.shared.rehearsal import RehearsalOptions
+from merganser.training.aim.callback import AimMerging
 from merganser.training.aim.config import AimConfig
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
@@ -177,25 +178,36 @@ def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
 
 
 @pytest.mark.parametrize(
-    ("new", "old", "share", "length"),
+    ("new", "share", "length"),
     [
-        (64, 64, 0.5, 32),  # of 64
-        (64, 24, 0.5, 32),  # short enough
-        (64, 64, 0.125, 128),
-        (60, 64, 0.5, 24),  # 30, less what padding adds
-        (24, 64, 0.5, 16),  # at least
+        (64, 0.5, 32),
+        (64, 0.125, 128),
+        (60, 0.5, 24),  # 30, less what padding adds
+        (24, 0.5, 16),  # at least
     ],
 )
-def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(
-    new: int, old: int, share: float, length: int
-) -> None:
-    context = task(1_000, old=old, new=new)
-    context.backbone = SimpleNamespace(  # type: ignore[assignment]
+def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(new: int, share: float, length: int) -> None:
+    options = AimOptions(replay_share=share, replay_tokens=0.25, replay_passes=None, replay_steps=None)
+    assert options.longest_beside(task(1_000, new=new)) == length
+    assert AimOptions(replay_tokens=None).longest_beside(task(1_000, new=new)) is None
+    assert AimOptions(replay_share=None).longest_beside(task(1_000, new=new)) is None
+
+
+@pytest.mark.parametrize("rehearsal_steps", [0, 2])
+def test_losses_at_merges_are_measured_on_texts_as_long_as_those_beside_the_batches(rehearsal_steps: int) -> None:
+    texts = [{"length": 40}] * 64
+    backbone = SimpleNamespace(
+        kind="matcher",
         shortened=lambda features, length: [{"length": min(length, feature["length"])} for feature in features],
+        collate=lambda features: {"lengths": [feature["length"] for feature in features]},
     )
-    options = AimOptions(replay_tokens=0.25)
-    assert options.texts_beside(context, share) == [{"length": min(length, old)}] * 1_000
-    assert AimOptions(replay_tokens=None).texts_beside(context, share) == context.memory
+    asked = plain.context(nn.Linear(1, 1), 2, memory=texts, features=texts, backbone=backbone)
+    method = make_method(AimOptions(rehearsal_steps=rehearsal_steps))
+    method.begin_task()
+    (callback,) = method.callbacks(asked)
+    assert isinstance(callback, AimMerging)
+    assert callback.collator is not None
+    assert callback.collator([{"length": 40}, {"length": 5}]) == {"lengths": [40 if rehearsal_steps else 16, 5]}
 
 
 @pytest.mark.parametrize(

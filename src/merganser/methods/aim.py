@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from merganser.models.base import Feature
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.weight_change import WeightChange
+    from merganser.training.rehearsal import Collator
     from merganser.training.trainer import Penalty
 
 
@@ -111,7 +112,8 @@ class _CompatOptions(FinishOptions):
         gt=0,
         le=1,
         description="with replay_share, where an encoder compares a text with labels: tokens of these texts as a share "
-        f"of the task's, at most; longer ones are cut to their first tokens, {LEAST_TOKENS} at least; null: none are",
+        f"of the task's, at most; longer ones are cut to their first tokens, {LEAST_TOKENS} at least, as are the texts "
+        "on which losses are measured at merges; null: none are",
     )
     consistency: float = Field(
         CONSISTENCY,
@@ -169,19 +171,15 @@ class _CompatOptions(FinishOptions):
             share = min(share, max(tokens * _mean_length(context.features) / _mean_length(context.memory), one_pass))
         return round(share, 6) or 1 / trained
 
-    def texts_beside(self, context: TaskContext, share: float) -> Sequence[Feature]:
-        """Return the memory as it is read beside the training batches: cut where the model allows it.
-
-        Args:
-            context: of the task.
-            share: memory examples beside the training batches, as :meth:`beside` returns it.
-        """
+    def longest_beside(self, context: TaskContext) -> int | None:
+        """Return how many tokens of an old text are read beside the training batches, at most; ``None``: all."""
         from merganser.models.padding import MULTIPLE
 
-        if self.replay_tokens is None:
-            return context.memory
+        share = self.beside(context)
+        if share is None or self.replay_tokens is None:
+            return None
         length = int(self.replay_tokens / share * _mean_length(context.features))
-        return context.backbone.shortened(context.memory, max(length - length % MULTIPLE, LEAST_TOKENS))
+        return max(length - length % MULTIPLE, LEAST_TOKENS)
 
     def config(self) -> AimConfig:
         """Return the settings as they are used.
@@ -308,11 +306,22 @@ class Aim(Method[_CompatOptions]):
             batch=size,
             seed=derive_seed(context.seed, "aim"),
             checkpoints=False,
-            collator=context.collator(),
+            collator=self._collator(context),
             probe_groups=context.memory_groups,
             records=self.records,
         )
         return [self._callback, *watching]
+
+    def _collator(self, context: TaskContext) -> Collator:
+        """Return what makes the batches on which losses are measured: of texts as long as those beside the batches.
+
+        Texts that are rehearsed before merges are whole, and so are all batches then.
+        """
+        longest = None if self.config.rehearsal_steps else self.options.longest_beside(context)
+        collate = context.collator()
+        if longest is None:
+            return collate
+        return lambda examples: collate(context.backbone.shortened(examples, longest))
 
     def penalty(self, context: TaskContext) -> Penalty | None:
         self._beside = None
@@ -322,7 +331,10 @@ class Aim(Method[_CompatOptions]):
         options = RehearsalOptions(name="replay", share=share, consistency=self.options.consistency)
         on_loss = None if self._callback is None else self._callback.replayed.add
         self._beside = Rehearsal(options, "aim replay", on_loss)
-        return self._beside.penalty(replace(context, memory=self.options.texts_beside(context, share)), self.records)
+        longest = self.options.longest_beside(context)
+        if longest is not None:
+            context = replace(context, memory=context.backbone.shortened(context.memory, longest))
+        return self._beside.penalty(context, self.records)
 
     def after_task(self, context: TaskContext) -> None:
         self.options.finish(self.records, context)
