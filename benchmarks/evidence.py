@@ -55,7 +55,7 @@ def write(path: Path, examples: Iterable[Example]) -> None:
     path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
 
 
-def newsgroups(out: Path) -> None:
+def newsgroups(out: Path, draw: int) -> None:
     """The same number of texts of every group; no text is in two files, nor among the test texts of earlier studies."""
     task, larger = (
         next(task for task in demo_stream(2000, tests, 0, dev_per_task=500).tasks if task.name == "newsgroups")
@@ -63,14 +63,21 @@ def newsgroups(out: Path) -> None:
     )
     read = {example.input for part in (task.train, task.dev, task.test) for example in part}
     unread = [example for example in larger.test if example.input not in read]
+    end = 0
     for split, number in PER_GROUP.items():
         groups: dict[str, list[Example]] = {}
-        for example in unread if split == "test" else getattr(task, split):
+        # A second draw learns and tries the training texts that the first has left, one after the other.
+        texts = unread if split == "test" else getattr(task, split) if draw == 1 else task.train
+        start = 0 if draw == 1 or split == "test" else PER_GROUP["train"] + end
+        for example in texts:
             groups.setdefault(example.output, []).append(example)
-        write(out / f"{split}.jsonl", (example for group in sorted(groups) for example in groups[group][:number]))
+        chosen = [example for group in sorted(groups) for example in groups[group][start : start + number]]
+        assert len(chosen) == number * len(groups)
+        write(out / f"{split}.jsonl", chosen)
+        end += number
 
 
-def six(out: Path, data: Path) -> None:
+def six(out: Path, data: Path, draw: int) -> None:
     """Three files per task. The published development files share texts with the test files, so both are left apart.
 
     The test texts are not among those of earlier studies.
@@ -79,12 +86,16 @@ def six(out: Path, data: Path) -> None:
     for task in stream.tasks:
         tested = {example.input for example in task.test}
         learned = [example for example in task.train if example.input not in tested]
-        learned = random.Random(f"{task.name} train").sample(learned, PER_TASK["train"] + PER_TASK["dev"])
+        first = random.Random(f"{task.name} train").sample(learned, PER_TASK["train"] + PER_TASK["dev"])
+        if draw > 1:
+            known = {example.input for example in first}
+            learned = [example for example in learned if example.input not in known]
+            first = random.Random(f"{task.name} train {draw}").sample(learned, len(first))
         read = {example.input for example in random.Random(f"{task.name} test").sample(list(task.test), 100)}
         unread = [example for example in task.test if example.input not in read]
         drawn = {
-            "train": learned[: PER_TASK["train"]],
-            "dev": learned[PER_TASK["train"] :],
+            "train": first[: PER_TASK["train"]],
+            "dev": first[PER_TASK["train"] :],
             "test": random.Random(f"{task.name} second test").sample(unread, PER_TASK["test"]),
         }
         labels = LABEL_TEXTS.get(task.name, {})
@@ -93,9 +104,9 @@ def six(out: Path, data: Path) -> None:
             write(out / f"{task.name}-{split}.jsonl", texts)
 
 
-def demo(out: Path) -> None:
+def demo(out: Path, draw: int) -> None:
     """Two files per task, with the texts of the labels as labels."""
-    for task in demo_stream(300, 200, 100).tasks:
+    for task in demo_stream(300, 200, 100 * draw).tasks:
         for split in ("train", "dev"):
             texts = (replace(e, output=task.spec.label_texts.get(e.output, e.output)) for e in getattr(task, split))
             write(out / f"{task.name}-{split}.jsonl", texts)
@@ -110,12 +121,19 @@ def main() -> None:
         type=Path,
         help="for six: AimMerging's folder data_longsequence; for glosses and mixed: node_modules with their packages",
     )
+    parser.add_argument(
+        "--draw",
+        type=int,
+        choices=[1, 2],
+        default=1,
+        help="2, for newsgroups, six and demo: other training and development texts than those of the first studies",
+    )
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
     if arguments.stream == "newsgroups":
-        newsgroups(arguments.out)
+        newsgroups(arguments.out, arguments.draw)
     elif arguments.stream == "demo":
-        demo(arguments.out)
+        demo(arguments.out, arguments.draw)
     elif arguments.stream == "made-up":
         made_up.write_stream(arguments.out)
         made_up.write_model(arguments.out / "model")
@@ -124,7 +142,7 @@ def main() -> None:
     elif arguments.data is None:
         parser.error(f"{arguments.stream}: needs --data, see --help")
     elif arguments.stream == "six":
-        six(arguments.out, arguments.data)
+        six(arguments.out, arguments.data, arguments.draw)
     elif arguments.stream == "glosses":
         unseen.write_glosses(arguments.out, arguments.data)
     else:
