@@ -1,7 +1,8 @@
 """What AimMerging costs beside plain fine-tuning on the same data, and where the time goes.
 
     python benchmarks/cost.py --pairs 3 > benchmarks/results/cost.md
-    python benchmarks/cost.py --pairs 1 --epochs 10          # tasks of 320 steps
+    python benchmarks/cost.py --pairs 1 --tasks 2 --epochs 16                # tasks of 304 steps
+    python benchmarks/cost.py --pairs 1 --tasks 2 --epochs 16 --memory 160   # with a memory that could fill them
 
 Learns the first tasks of the demonstration (see `merganser demo`) with `sequential`, with `replay` as the demonstration
 has it and with `aim`, in turn, several times; the table gives medians over the pairs, for `replay` and `aim` as
@@ -28,11 +29,13 @@ from merganser.runs.record import CostRecord, RunRecord
 PARTS = ("inner", "probing", "rehearsal", "merging", "merge_eval", "bookkeeping")
 
 
-def learn(method: str, folder: Path, tasks: int, epochs: int | None) -> RunRecord:
+def learn(method: str, folder: Path, tasks: int, epochs: int | None, memory: int | None) -> RunRecord:
     """One run over the first tasks; nothing is evaluated."""
     config = demo_config(method, seed=0, quick=False).model_dump(mode="json")
     if epochs is not None:
         config["training"]["epochs"] = epochs
+    if memory is not None:
+        config["memory"] = {"number": memory}
     stream = [task.__class__(**{**vars(task), "test": (), "dev": ()}) for task in demo_tasks(0, quick=False)[:tasks]]
     with Learner.of_config(folder, check_config(config, "cost")) as learner:
         learner.learn_stream(stream)
@@ -49,6 +52,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="passes over a task's texts; by default those of the demonstration")
+    parser.add_argument("--memory", type=int, help="texts kept of every task; by default those of the demonstration")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     found: dict[str, list[list[CostRecord]]] = {"sequential": [], "replay": [], "aim": []}
@@ -57,7 +61,7 @@ def main() -> None:
         for method in found:
             folder = Path(tempfile.mkdtemp())
             try:
-                record = learn(method, folder / "run", arguments.tasks, arguments.epochs)
+                record = learn(method, folder / "run", arguments.tasks, arguments.epochs, arguments.memory)
             finally:
                 shutil.rmtree(folder)
             found[method].append([task.cost for task in record.tasks])
@@ -85,6 +89,7 @@ def main() -> None:
     versions = ", ".join(f"{key} {value}" for key, value in record.info.versions.items())
     command = f"python benchmarks/cost.py --pairs {arguments.pairs} --tasks {arguments.tasks}"
     command += "" if arguments.epochs is None else f" --epochs {arguments.epochs}"
+    command += "" if arguments.memory is None else f" --memory {arguments.memory}"
     print(f"\nCommand: `{command}`, seed 0. {versions}.")
 
 
