@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from merganser.checkpoints.recipe import Case, Recipe
 from merganser.errors import InputError, nearest
 from merganser.files.documents import Malformed, parse_yaml, read_text
+from merganser.merging.rules import RULES
 from merganser.options import first_problem, problem_text
 
 
@@ -60,13 +61,22 @@ def _explain(error: ValidationError, where: str) -> InputError:
     first = first_problem(error)
     path = _path(first["loc"])
     if first["type"] == "extra_forbidden":
+        key = str(first["loc"][-1])
         known = Recipe.model_fields if len(first["loc"]) == 1 else Case.model_fields
-        remedy = f"{nearest(str(first['loc'][-1]), known)} Known keys: {', '.join(known)}.".strip()
+        hint = nearest(key, known) or (_parameter_hint(key) if len(first["loc"]) == 1 else "")
+        remedy = f"{hint} Known keys: {', '.join(known)}.".strip()
         return InputError(f"{where}: {path}: unknown key.", remedy)
     remedy = "`merganser schema --merge` describes every key."
     if first["type"] == "missing":
         return InputError(f"{where}: {path} is missing.", f"Add it; {remedy}")
     return InputError(f"{where}: {path}: {problem_text(first)}.", remedy)
+
+
+def _parameter_hint(key: str) -> str:
+    """Return where to write a rule's parameter that stands at the top of the file; nothing for other words."""
+    names = {parameter.name for rule in RULES.values() for parameter in (*rule.per_model, *rule.options)}
+    hint = nearest(key, sorted(names))
+    return hint and f"{hint} It is a parameter of a rule: write it under options or beside a model."
 
 
 def _path(location: Sequence[str | int]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     from merganser.checkpoints.recipe import ModelEntry, Recipe
     from merganser.checkpoints.source import LocatedRecipe
 
+DEFAULT_RULE = "linear"
+
 
 def merge(
     models: Annotated[
@@ -26,7 +29,7 @@ def merge(
     out: Annotated[Path | None, typer.Option(help="Write the merged model to this new folder.")] = None,
     base: Annotated[str | None, typer.Option(help="Model that all of them were fine-tuned from.")] = None,
     rule: Annotated[
-        str | None, typer.Option(help="Merge by this rule; --list shows all of them.", show_default="linear")
+        str | None, typer.Option(help="Merge by this rule; --list shows all of them.", show_default=DEFAULT_RULE)
     ] = None,
     weights: Annotated[
         str | None, typer.Option(help="Weight of the models: one number for all, or one per model (.5,.5).")
@@ -109,23 +112,30 @@ def merge(
         raise InputError("There is nothing to merge.", "Name models, or a merge.yaml with --config.")
     if out is None and not dry_run:
         raise InputError("There is no --out.", "Name the folder to create.")
-    changes = {
-        **{"base": base, "dtype": dtype, "seed": seed, "rank": rank},
-        **{"common_rows": common_rows or None, "allow_config": allow_config, "tokenizer_from": tokenizer_from},
-        **{"common_only": common_only or None, "ignore_vocabulary": ignore_vocabulary or None},
-        **{"allow_nonfinite": allow_nonfinite or None, "allow_different_bases": allow_different_bases or None},
-    }
-    changes = {key: value for key, value in changes.items() if value is not None}
+    common = _Common(
+        base=base,
+        dtype=dtype,
+        seed=seed,
+        space=space,
+        rank=rank,
+        allow_different_bases=allow_different_bases,
+        common_only=common_only,
+        common_rows=common_rows,
+        allow_config=allow_config,
+        tokenizer_from=tokenizer_from,
+        ignore_vocabulary=ignore_vocabulary,
+        allow_nonfinite=allow_nonfinite,
+    )
     typed = {"rule": rule, "weights": weights, "density": density, "set": option, "fisher": fisher, "space": space}
     if config is not None or mergekit is not None:
         _refuse_both(models, [f"--{key}" for key, value in typed.items() if value], config, mergekit)
     if config is not None:
-        located = _from_file(config, changes)
+        located = _from_file(config, common)
     elif mergekit is not None:
-        located = _from_mergekit(mergekit, changes)
+        located = _from_mergekit(mergekit, common)
     else:
-        entries = _entries(models, rule or "linear", weights, density, fisher or [])
-        located = _from_options(entries, rule or "linear", option or [], {**changes, "space": space or "update"})
+        chosen = rule or DEFAULT_RULE
+        located = _from_options(_entries(models, chosen, weights, density, fisher or []), chosen, option or [], common)
     compute = _Compute(threads, kernels, overwrite)
     if dry_run:
         _dry_run(located, out, compute, as_json)
@@ -137,6 +147,42 @@ def merge(
         typer.echo("Stopped. No file was kept; run the same command to start over.", err=True)
         raise typer.Exit(130) from None
     print_report(report, as_json)
+
+
+@dataclass(frozen=True)
+class _Common:
+    """Options that every recipe takes, from a file or from the command line; ``None`` or False: not given.
+
+    The names are those of :class:`~merganser.checkpoints.recipe.Recipe`.
+    """
+
+    base: str | None
+    dtype: str | None
+    seed: int | None
+    space: str | None
+    rank: int | None
+    allow_different_bases: bool
+    common_only: bool
+    common_rows: bool
+    allow_config: list[str] | None
+    tokenizer_from: str | None
+    ignore_vocabulary: bool
+    allow_nonfinite: bool
+
+    def locate(self, recipe: Recipe) -> LocatedRecipe:
+        """Return the recipe with these options, its models located."""
+        from merganser.checkpoints.recipe_file import explained
+        from merganser.checkpoints.source import locate_recipe
+
+        with explained("command line"):
+            for field in fields(self):
+                value = getattr(self, field.name)
+                if value is None or value is False:
+                    continue
+                if field.name == "allow_config":
+                    value = [*recipe.allow_config, *value]
+                setattr(recipe, field.name, value)  # checks it, as reading a file does
+        return locate_recipe(recipe)
 
 
 class _Compute(NamedTuple):
@@ -161,30 +207,19 @@ def _refuse_both(models: list[str], typed: list[str], config: Path | None, merge
         )
 
 
-def _changed(recipe: Recipe, changes: dict[str, Any]) -> LocatedRecipe:
-    """The recipe with the options that may be given beside a file, its models located."""
-    from merganser.checkpoints.recipe_file import explained
-    from merganser.checkpoints.source import locate_recipe
-
-    with explained("command line"):
-        for key, value in changes.items():
-            setattr(recipe, key, [*recipe.allow_config, *value] if key == "allow_config" else value)
-    return locate_recipe(recipe)
-
-
-def _from_file(path: Path, changes: dict[str, Any]) -> LocatedRecipe:
+def _from_file(path: Path, common: _Common) -> LocatedRecipe:
     from merganser.checkpoints.recipe_file import read_recipe
 
-    return _changed(read_recipe(path), changes)
+    return common.locate(read_recipe(path))
 
 
-def _from_mergekit(path: Path, changes: dict[str, Any]) -> LocatedRecipe:
+def _from_mergekit(path: Path, common: _Common) -> LocatedRecipe:
     from merganser.checkpoints.mergekit_file import check_filters, check_layers, translate
     from merganser.checkpoints.recipe_file import parse, read_yaml_file
 
     theirs = read_yaml_file(path)
     content, notes = translate(theirs, str(path))
-    located = _changed(parse(content, str(path)), changes)
+    located = common.locate(parse(content, str(path)))
     check_layers(theirs, located.models[0], str(path))
     check_filters(content, located.models[0], str(path))
     for note in notes:
@@ -192,11 +227,10 @@ def _from_mergekit(path: Path, changes: dict[str, Any]) -> LocatedRecipe:
     return located
 
 
-def _from_options(entries: list[ModelEntry], rule: str, options: list[str], common: dict[str, Any]) -> LocatedRecipe:
-    """The recipe that the command line describes."""
+def _from_options(entries: list[ModelEntry], rule: str, options: list[str], common: _Common) -> LocatedRecipe:
+    """Return the recipe that the command line describes."""
     from merganser.checkpoints.recipe import Recipe
     from merganser.checkpoints.recipe_file import explained, read_yaml
-    from merganser.checkpoints.source import locate_recipe
     from merganser.merging.rules import get_rule
 
     chosen = get_rule(rule)
@@ -209,18 +243,18 @@ def _from_options(entries: list[ModelEntry], rule: str, options: list[str], comm
         if parameter in chosen.per_model:
             values[name] = _numbers(name, value, len(entries))
         elif name == "seed":
-            common = {**common, "seed": read_yaml(value, f"--set {text!r}")}
+            common = replace(common, seed=read_yaml(value, f"--set {text!r}"))
         else:
             values[name] = read_yaml(value, f"--set {text!r}")
     with explained("command line"):
-        recipe = Recipe(rule=rule, models=entries, options=values, **common)
-    return locate_recipe(recipe)
+        recipe = Recipe(rule=rule, models=entries, options=values)
+    return common.locate(recipe)
 
 
 def _entries(
     models: list[str], rule: str, weights: str | None, density: str | None, fishers: list[str]
 ) -> list[ModelEntry]:
-    """The models with what the command line gives for each."""
+    """Return the models with what the command line gives for each."""
     from merganser.checkpoints.recipe import ModelEntry
     from merganser.merging.rules import get_rule
 
@@ -242,7 +276,7 @@ def _entries(
 
 
 def _numbers(key: str, text: str, count: int) -> list[float]:
-    """One number per model, from one for all or one each."""
+    """Return one number per model, from one for all or one each."""
     parts = text.split(",")
     if len(parts) not in (1, count):
         raise InputError(f"{key} {text!r} has {len(parts)} numbers for {count} models.", "Give one per model.")

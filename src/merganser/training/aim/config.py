@@ -139,37 +139,32 @@ class AimConfig(ControllerConfig):
         return rehearsed if self.probe_batch is None else self.probe_batch
 
 
-PAPER_DEFAULTS: dict[str, Any] = {
-    "rehearsal_steps": "interval",
-    "weight_old": None,
-    "probes_per_interval": None,
+_PUBLISHED: dict[str, Any] = {
+    **{name: getattr(ControllerConfig(), name) for name in ("weight_old", "probes_per_interval")},
+    **{name: getattr(AimConfig(), name) for name in ("moments", "start_weight")},
     "probe_every": 1,
     "probe_batch": None,
-    "probe_set": "fixed",
-    "moments": "keep",
-    "start_weight": 0.0,
 }
-"""Defaults of ``compat: paper``: as much rehearsal as training between two merges, weights that sum to 1, a probe after
-every step."""
+"""What the paper and its program have in common: weights that sum to 1, a probe after every step."""
 
-REFERENCE: dict[str, Any] = {
+_REHEARSAL: dict[str, Any] = {"rehearsal_steps": ControllerConfig().rehearsal_steps}
+"""As much rehearsal as training between two merges."""
+
+PAPER_DEFAULTS: dict[str, Any] = _PUBLISHED | _REHEARSAL | {"probe_set": AimConfig().probe_set}
+"""Defaults of ``compat: paper``."""
+
+REFERENCE: dict[str, Any] = _PUBLISHED | {
     "minimum_rehearsal_steps": 0,
     "rehearsal_gradient": "divided",
     "rehearsal_sampling": "iid",
-    "probe_batch": None,
-    "probe_every": 1,
-    "probes_per_interval": None,
     "probe_set": "fresh",
     "probe_dropout": True,
     "merge_at_end": False,
-    "moments": "keep",
-    "start_weight": 0.0,
-    "weight_old": None,
     "guard_factor": None,
 }
 """Settings of ``compat: reference``: the behaviour of the program released with the paper."""
 
-REFERENCE_DEFAULTS: dict[str, Any] = {"rehearsal_steps": "interval"}
+REFERENCE_DEFAULTS: dict[str, Any] = _REHEARSAL
 """Defaults of ``compat: reference`` for settings that can still be changed."""
 
 REFERENCE_TRAINING: dict[str, Any] = {"group_by_length": False, "loss_mean": "batches"}
