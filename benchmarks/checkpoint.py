@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,14 +19,25 @@ from merganser.checkpoints.dtypes import decode, encode
 from merganser.checkpoints.streaming import write_from
 from merganser.files.safetensors_file import create, read_header
 
-HIDDEN, INNER, HEADS, KEYS, VOCABULARY = 2048, 5632, 32, 4, 32_000
+HEADS, KEYS, VOCABULARY = 32, 4, 32_000
 
 
-def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, tuple[int, ...]]:
+@dataclass(frozen=True)
+class Sizes:
+    """Layers, width, width within a layer, and rows of the two largest tensors."""
+
+    layers: int
+    hidden: int = 2048
+    inner: int = 5632
+    vocabulary: int = VOCABULARY
+
+
+def shapes(sizes: Sizes) -> dict[str, tuple[int, ...]]:
     """Names and shapes of a Llama model with grouped keys."""
+    hidden, inner, vocabulary = sizes.hidden, sizes.inner, sizes.vocabulary
     keys = hidden * KEYS // HEADS
     found: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for layer in range(layers):
+    for layer in range(sizes.layers):
         place = f"model.layers.{layer}."
         found |= {
             place + "self_attn.q_proj.weight": (hidden, hidden),
@@ -41,17 +53,17 @@ def shapes(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, t
     return found | {"model.norm.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
 
 
-def config(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, object]:
+def config(sizes: Sizes) -> dict[str, object]:
     """``config.json`` of the model."""
     return {
         "architectures": ["LlamaForCausalLM"],
         "model_type": "llama",
-        "hidden_size": hidden,
-        "intermediate_size": inner,
-        "num_hidden_layers": layers,
+        "hidden_size": sizes.hidden,
+        "intermediate_size": sizes.inner,
+        "num_hidden_layers": sizes.layers,
         "num_attention_heads": HEADS,
         "num_key_value_heads": KEYS,
-        "vocab_size": vocabulary,
+        "vocab_size": sizes.vocabulary,
         "max_position_embeddings": 2048,
         "rms_norm_eps": 1e-5,
         "hidden_act": "silu",
@@ -62,21 +74,18 @@ def config(layers: int, hidden: int, inner: int, vocabulary: int) -> dict[str, o
 
 def write(
     out: Path,
+    sizes: Sizes,
     *,
-    layers: int,
     seed: int,
     shards: int = 3,
     origin: Path | None = None,
     noise: float = 0.001,
-    hidden: int = HIDDEN,
-    inner: int = INNER,
-    vocabulary: int = VOCABULARY,
     dtype: str = "BF16",
 ) -> None:
     """Write the checkpoint; ``origin``: another one of the same shapes, to which noise is added."""
     out.mkdir(parents=True)
-    (out / "config.json").write_text(json.dumps(config(layers, hidden, inner, vocabulary), indent=2))
-    names = list(shapes(layers, hidden, inner, vocabulary).items())
+    (out / "config.json").write_text(json.dumps(config(sizes), indent=2))
+    names = list(shapes(sizes).items())
     source = {}
     if origin is not None:
         for path in sorted(origin.glob("*.safetensors")):
@@ -111,4 +120,4 @@ if __name__ == "__main__":
     parser.add_argument("--from", dest="origin", type=Path)
     parser.add_argument("--noise", type=float, default=0.001)
     given = parser.parse_args()
-    write(given.out, layers=given.layers, seed=given.seed, origin=given.origin, noise=given.noise)
+    write(given.out, Sizes(given.layers), seed=given.seed, origin=given.origin, noise=given.noise)

@@ -17,10 +17,8 @@ seed decides the order of the classes, which training examples are drawn, and tr
 pretrained weights, as TRM does; without that word its first task's weights are deployed as trained (CoMA).
 Each variant of TRM changes the options shown in PARTS and nothing else.
 
-At the onset of every task but the first, the gradient of its loss (norm over all weights that training moves; for LoRA,
-over the layers' own weights, which does not depend on how an update is factored) is measured on 64 of its training
-examples twice: at the weights deployed after the task before, and at those before the merge. Accuracy on the same
-examples is measured every third step: the steps to 90 % of what it is after the last step.
+How every task but the first begins is measured by :mod:`onset`: the gradient of its loss at the weights deployed after
+the task before and at those before the merge, and the steps that it takes to learn.
 
 Runs that are in the file of results are skipped; every run adds a line to it.
 """
@@ -29,36 +27,30 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from onset import Onset
 
 from merganser.config import check_config
 from merganser.demo import demo_model
-from merganser.events import Event, RowDone, StepDone, TaskStarted
 from merganser.learner import Learner
 from merganser.metrics import t_interval
-from merganser.models.base import eval_mode
 from merganser.runs.versions import versions
 from merganser.streams.demo import demo_stream
 from merganser.streams.loading import load_stream
 from merganser.streams.options import StreamOptions
 from merganser.streams.task import Example, Task
-from merganser.training.rehearsal import model_loss
-from merganser.weights import Weights
 
 RESULTS = Path(__file__).parent / "results"
 CLASSES = ["T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot"]
-PROBED, EVERY = 64, 3
-"""Training examples on which a task is probed; steps between probes of its accuracy."""
 FORGETTING = "forgetting (since learned)"
 
 SHOWN = ("OP", "forgetting", "learned", "seconds", "merging_seconds")
@@ -183,87 +175,6 @@ def configuration(
         "evaluation": {"future": False, "batch": 100},
         "seed": seed,
     }
-
-
-@dataclass
-class Onset:
-    """Listens to a run, and measures how a task begins: gradients at its onset, accuracy while it is learned.
-
-    Attributes:
-        learner: set before the run begins.
-        tasks: of the stream, by name.
-        found: a line per task but the first.
-    """
-
-    tasks: Mapping[str, Task]
-    learner: Learner | None = None
-    found: list[dict[str, Any]] = field(default_factory=list)
-    _deployed: Weights | None = None
-    _tuned: Weights | None = None
-    _batches: list[dict[str, Any]] = field(default_factory=list)
-    _curve: list[tuple[int, float]] = field(default_factory=list)
-
-    def __call__(self, event: Event) -> None:
-        if self.learner is None or self.learner.session.method.joint:
-            return
-        weights = Weights.of(self.learner.session.backbone.module)
-        if isinstance(event, TaskStarted) and event.index > 1:
-            self._batches = self._probe(self.tasks[event.task])
-            self._curve = [(0, self._accuracy())]
-            kept = weights.snapshot()
-            norms = {}
-            for name, point in (("merged", self._deployed), ("tuned", self._tuned)):
-                assert point is not None
-                weights.copy_(point)
-                norms[name] = self._gradient_norm()
-            weights.copy_(kept)
-            self.found.append({"task": event.index, "start_accuracy": self._curve[0][1], **norms})
-        elif isinstance(event, StepDone):
-            if self.found and (event.step % EVERY == 0 or event.step == event.steps):
-                self._curve.append((event.step, self._accuracy()))
-            if event.step == event.steps:
-                self._tuned = weights.snapshot()
-                if self.found:
-                    last = self._curve[-1][1]
-                    first = next(step for step, value in self._curve if value >= 0.9 * last)
-                    self.found[-1] |= {"last_accuracy": last, "steps_to_90": first, "steps": event.steps}
-        elif isinstance(event, RowDone) and event.learned:
-            self._deployed = weights.snapshot()
-
-    def _probe(self, task: Task) -> list[dict[str, Any]]:
-        """Batches of the task's training examples, answered among all classes seen so far and its own."""
-        assert self.learner is not None
-        session = self.learner.session
-        spec = task.spec.with_labels_of(known.spec for known in session.known_tasks().values())
-        features = session.backbone.features(task.train, spec)
-        chosen = np.random.default_rng(len(features)).permutation(len(features))[:PROBED]
-        return [
-            session.backbone.collate([features[place] for place in chosen[start : start + 32]])
-            for start in range(0, len(chosen), 32)
-        ]
-
-    def _accuracy(self) -> float:
-        assert self.learner is not None
-        module = self.learner.session.backbone.module
-        with eval_mode(module), torch.no_grad():
-            right = [module(**batch)["logits"].argmax(-1) == batch["labels"] for batch in self._batches]
-        return float(torch.cat(right).float().mean())
-
-    def _gradient_norm(self) -> float:
-        """Of the loss on the probe's examples; of a layer with LoRA, with respect to its own weights."""
-        assert self.learner is not None
-        module = self.learner.session.backbone.module
-        adapted = [p for name, p in module.named_parameters() if name.endswith("base_layer.weight")]
-        moved = adapted or [p for p in module.parameters() if p.requires_grad]
-        frozen = [p for p in moved if not p.requires_grad]
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-        with eval_mode(module):
-            loss = torch.stack([model_loss(module, batch) for batch in self._batches]).mean()
-            slopes = torch.autograd.grad(loss, moved, allow_unused=True)
-        for parameter in frozen:
-            parameter.requires_grad_(False)
-        return math.sqrt(sum(float(slope.square().sum()) for slope in slopes if slope is not None))
 
 
 def learn(arguments: argparse.Namespace) -> None:

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint import VOCABULARY, write
+from checkpoint import VOCABULARY, Sizes, write
 
 # The command by its function, so that it is the same wherever this file is.
 OURS = [sys.executable, "-c", "from merganser.cli import main; main()", "merge"]
@@ -58,21 +58,22 @@ k.elect(rows, 0, models, k.Signs(True, True, np.float32(1), np.float32(1)), type
 def models(work: Path, layers: int, vocabulary: int) -> list[Path]:
     """Base and two fine-tuned models, generated where they are missing."""
     name = f"{layers}" if vocabulary == VOCABULARY else f"{layers}-{vocabulary}"
+    sizes = Sizes(layers, vocabulary=vocabulary)
     base = work / f"base-{name}"
     if not base.exists():
-        _write_apart(base, layers=layers, seed=0, vocabulary=vocabulary)
+        _write_apart(base, sizes, seed=0)
     paths = [base]
     for seed in (1, 2):
         tuned = work / f"tuned-{name}-{seed}"
         if not tuned.exists():
-            _write_apart(tuned, layers=layers, seed=seed, origin=base, vocabulary=vocabulary)
+            _write_apart(tuned, sizes, seed=seed, origin=base)
         paths.append(tuned)
     return paths
 
 
-def _write_apart(out: Path, **how: Any) -> None:
+def _write_apart(out: Path, sizes: Sizes, **how: Any) -> None:
     """In a process of its own: the peak memory of a process counts what the one that started it held."""
-    writer = multiprocessing.get_context("spawn").Process(target=write, args=(out,), kwargs=how)
+    writer = multiprocessing.get_context("spawn").Process(target=write, args=(out, sizes), kwargs=how)
     writer.start()
     writer.join()
     if writer.exitcode != 0:

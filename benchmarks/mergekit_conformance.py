@@ -21,7 +21,7 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 sys.path.insert(0, str(Path(__file__).parent))
-from checkpoint import config, shapes
+from checkpoint import Sizes, config, shapes
 from tests.checkpoints.conftest import write_folder
 from tests.checkpoints.test_merge import load
 from tests.merging.mergekit_cases import CASES, Case, inputs
@@ -71,16 +71,16 @@ def test_mergekit_still_answers_what_was_recorded(case: Case) -> None:
 
 @pytest.mark.parametrize("method", ["linear", "slerp", "ties", "breadcrumbs_ties", "sce", "model_stock", "karcher"])
 def test_files_are_merged_like_mergekit_does(method: str, tmp_path: Path) -> None:
-    sizes = (3, 64, 96, 100)
+    sizes = Sizes(3, hidden=64, inner=96, vocabulary=100)
     generator = np.random.default_rng(0)
-    base = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes(*sizes).items()}
+    base = {name: generator.normal(size=shape).astype(np.float32) for name, shape in shapes(sizes).items()}
     for model in ("m", "a", "b"):
         noise = 0.0 if model == "m" else 0.1
         tensors = {
             k: v + np.float32(noise) * generator.normal(size=v.shape).astype(np.float32) for k, v in base.items()
         }
         write_folder(tmp_path / model, tensors, shards=2)
-        (tmp_path / model / "config.json").write_text(json.dumps(config(*sizes)))
+        (tmp_path / model / "config.json").write_text(json.dumps(config(sizes)))
         (tmp_path / model / "tokenizer.json").unlink()
     # Every tensor has a number of elements that 0.25 divides, so that both keep the same count.
     parameters: dict[str, Any] = {
