@@ -49,6 +49,7 @@ def context(
         "memory": (),
         "training": TrainingOptions(),
         "seed": 3,
+        "features": (),
         "steps": 10,
         "deployed": deployed,
         "trained": deployed,

@@ -86,8 +86,8 @@ class TaskContext:
     seed: int
     deployed: Callable[[int], Weights]
     trained: Callable[[int], Weights]
-    features: Sequence[dict[str, Any]] = ()
-    steps: int = 0
+    features: Sequence[dict[str, Any]]
+    steps: int
     spec: AnswerSpec = field(default_factory=AnswerSpec)
     earlier: Mapping[str, AnswerSpec] = field(default_factory=dict)
     candidates: CandidatePolicy = field(default_factory=CandidatePolicy)
