@@ -136,7 +136,8 @@ def test_they_combine_with_the_released_behaviour() -> None:
 
 
 def test_one_merge_at_the_end_is_that_of_the_whole_task(tmp_path: Path) -> None:
-    callback = learn(tmp_path, AimOptions(rehearsal_steps=0, ablation={"only_at_end": True, "weight_new": 0.25}))
+    ablation = {"only_at_end": True, "weight_new": 0.25}
+    callback = learn(tmp_path, AimOptions(rehearsal_steps=0, replay_tokens=None, ablation=ablation))
     plain = Regression()
     Trainer(plain, arguments(tmp_path), train_dataset=NEW, data_collator=collate).train()
     merged = callback._weights
