@@ -51,8 +51,8 @@ REPLAY_STEPS = 35.0
 """Tokens of the memory beside the batches of one task, at most, as a multiple of those of one optimizer step."""
 
 REPLAY_TOKENS = 0.22
-"""Tokens of these texts as a share of the task's, at most, where they can be cut: a task then costs less than 1.25 times
-plain fine-tuning, the losses measured at merges included."""
+"""Tokens of these texts as a share of the task's, at most, where they can be cut: a task then costs less than 1.25
+times plain fine-tuning, the losses measured at merges included."""
 
 LEAST_TOKENS = 16
 """Tokens of a text that is cut, at least."""
