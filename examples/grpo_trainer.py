@@ -21,6 +21,19 @@ from typing import Any
 from merganser import AimMerging, loss_of
 
 
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description="AimMerging in TRL's GRPOTrainer.")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder for the trainer's files")
+    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
+    parser.add_argument("--tokens", type=int, default=12, help="tokens of a completion")
+    parser.add_argument("--interval", type=int, default=8, help="steps from one merge to the next, to begin with")
+    parser.add_argument("--remembered", type=int, default=8, help="prompts of the first task that are kept")
+    return parser.parse_args(arguments)
+
+
 def prompts(file: Path, text: str, answer: str) -> Any:
     """A ``datasets.Dataset`` with a prompt per example, and the right answer for the reward."""
     from datasets import Dataset
@@ -36,15 +49,7 @@ def resemblance(completions: list[str], answer: list[str], **columns: Any) -> li
 
 
 def main(arguments: Sequence[str] | None = None) -> AimMerging:
-    parser = argparse.ArgumentParser(description="AimMerging in TRL's GRPOTrainer.")
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for the trainer's files")
-    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
-    parser.add_argument("--tokens", type=int, default=12, help="tokens of a completion")
-    parser.add_argument("--interval", type=int, default=8, help="steps from one merge to the next, to begin with")
-    parser.add_argument("--remembered", type=int, default=8, help="prompts of the first task that are kept")
-    given = parser.parse_args(arguments)
+    given = options(arguments)
 
     import torch
     from peft import LoraConfig

@@ -21,6 +21,18 @@ from typing import Any
 from merganser import AimMerging
 
 
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description="AimMerging as a callback of a stock Trainer.")
+    parser.add_argument("--kind", choices=["causal", "seq2seq"], default="causal", help="what the model is")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
+    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
+    parser.add_argument("--remembered", type=int, default=8, help="examples of the first task that are kept")
+    parser.add_argument("--without", action="store_true", help="learn the second task without AimMerging")
+    return parser.parse_args(arguments)
+
+
 def tokenised(file: Path, text: str, answer: str, tokenizer: Any, kind: str) -> Any:
     """A ``datasets.Dataset`` with ``input_ids``, ``attention_mask`` and ``labels`` (-100 where no loss is taken)."""
     from datasets import Dataset
@@ -39,35 +51,44 @@ def tokenised(file: Path, text: str, answer: str, tokenizer: Any, kind: str) -> 
     return Dataset.from_list(rows)
 
 
-def main(arguments: Sequence[str] | None = None) -> AimMerging | None:
-    parser = argparse.ArgumentParser(description="AimMerging as a callback of a stock Trainer.")
-    parser.add_argument("--kind", choices=["causal", "seq2seq"], default="causal", help="what the model is")
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
-    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
-    parser.add_argument("--remembered", type=int, default=8, help="examples of the first task that are kept")
-    parser.add_argument("--without", action="store_true", help="learn the second task without AimMerging")
-    given = parser.parse_args(arguments)
-
+def tokenizer_and_model(kind: str, name: str) -> tuple[Any, Any]:
+    """The pretrained model, with LoRA."""
     import transformers
     from peft import LoraConfig, get_peft_model
 
-    seq2seq = given.kind == "seq2seq"
-    transformers.set_seed(0)
-    tokenizer = transformers.AutoTokenizer.from_pretrained(given.model)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(name)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
-    auto = transformers.AutoModelForSeq2SeqLM if seq2seq else transformers.AutoModelForCausalLM
+    auto = transformers.AutoModelForSeq2SeqLM if kind == "seq2seq" else transformers.AutoModelForCausalLM
     # PEFT is a choice, too: AimMerging merges whatever parameters require gradients.
-    lora = LoraConfig(r=8, lora_alpha=32, task_type="SEQ_2_SEQ_LM" if seq2seq else "CAUSAL_LM")
-    model = get_peft_model(auto.from_pretrained(given.model), lora)
+    lora = LoraConfig(r=8, lora_alpha=32, task_type="SEQ_2_SEQ_LM" if kind == "seq2seq" else "CAUSAL_LM")
+    return tokenizer, get_peft_model(auto.from_pretrained(name), lora)
 
+
+def show(aim: AimMerging) -> None:
+    """Print a line per merge."""
+    for merge in aim.merges:
+        print(
+            f"merge after step {merge.step} ({merge.cause}): {merge.weight_new:g} new + {merge.weight_old:g} old, "
+            f"loss on the memory {merge.loss_old_before:.3f} -> {merge.loss_old_after:.3f}, "
+            f"next in {merge.next_interval}"
+        )
+
+
+def main(arguments: Sequence[str] | None = None) -> AimMerging | None:
+    given = options(arguments)
+
+    import transformers
+
+    transformers.set_seed(0)
+    tokenizer, model = tokenizer_and_model(given.kind, given.model)
     dates = tokenised(given.data / "dates-train.jsonl", "text", "date", tokenizer, given.kind)
     reviews = tokenised(given.data / "reviews-train.jsonl", "text", "mood", tokenizer, given.kind)
     tests = {
         "dates": tokenised(given.data / "dates-test.jsonl", "text", "date", tokenizer, given.kind),
         "reviews": tokenised(given.data / "reviews-test.jsonl", "text", "mood", tokenizer, given.kind),
     }
+    seq2seq = given.kind == "seq2seq"
     collator = transformers.DataCollatorForSeq2Seq(tokenizer, model=model if seq2seq else None)
     trainer_class = transformers.Seq2SeqTrainer if seq2seq else transformers.Trainer
     arguments_class = transformers.Seq2SeqTrainingArguments if seq2seq else transformers.TrainingArguments
@@ -109,12 +130,8 @@ def main(arguments: Sequence[str] | None = None) -> AimMerging | None:
             aim = AimMerging(memory=memory, interval=8, threshold_factor=2.0)
         after = losses(learn(reviews, callbacks=[aim] if aim else []))
 
-    for merge in aim.merges if aim else []:
-        print(
-            f"merge after step {merge.step} ({merge.cause}): {merge.weight_new:g} new + {merge.weight_old:g} old, "
-            f"loss on the memory {merge.loss_old_before:.3f} -> {merge.loss_old_after:.3f}, "
-            f"next in {merge.next_interval}"
-        )
+    if aim:
+        show(aim)
     for name in tests:
         print(f"loss on {name}: {before[name]:.3f} before reviews were learned, {after[name]:.3f} after")
     return aim

@@ -20,6 +20,19 @@ from typing import Any
 from merganser import AimMerging
 
 
+def options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options of the command line."""
+    parser = argparse.ArgumentParser(description="AimMerging in TRL's SFTTrainer.")
+    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
+    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
+    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the first task's model")
+    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
+    parser.add_argument("--save-steps", type=int, default=8, help="steps from one checkpoint to the next")
+    parser.add_argument("--remembered", type=int, default=8, help="examples of the first task that are kept")
+    parser.add_argument("--resume", action="store_true", help="resume the second task from its last checkpoint")
+    return parser.parse_args(arguments)
+
+
 def prompts(file: Path, text: str, answer: str) -> Any:
     """A ``datasets.Dataset`` with a prompt and a completion per example, as ``SFTTrainer`` reads them."""
     from datasets import Dataset
@@ -29,15 +42,7 @@ def prompts(file: Path, text: str, answer: str) -> Any:
 
 
 def main(arguments: Sequence[str] | None = None) -> AimMerging:
-    parser = argparse.ArgumentParser(description="AimMerging in TRL's SFTTrainer.")
-    parser.add_argument("--model", default="HuggingFaceTB/SmolLM2-135M", help="hub id or folder")
-    parser.add_argument("--data", type=Path, default=Path(__file__).parent / "data", help="what make_data.py wrote")
-    parser.add_argument("--out", type=Path, required=True, help="folder for checkpoints and the first task's model")
-    parser.add_argument("--steps", type=int, default=48, help="optimizer steps per task")
-    parser.add_argument("--save-steps", type=int, default=8, help="steps from one checkpoint to the next")
-    parser.add_argument("--remembered", type=int, default=8, help="examples of the first task that are kept")
-    parser.add_argument("--resume", action="store_true", help="resume the second task from its last checkpoint")
-    given = parser.parse_args(arguments)
+    given = options(arguments)
 
     import torch
     from peft import LoraConfig
