@@ -10,6 +10,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from merganser import Learner, processes
 from merganser.cli.plan import kept_line
@@ -28,6 +29,21 @@ from tests.learner.toys import Command, contents
 def stream_of(folder: Path, **changes: Any) -> Path:
     tasks = ("mood", "topic")
     return toys.write_stream(folder, tasks, training={"steps": None, "epochs": 2, "batch": 4}, **changes)
+
+
+def check_memory(memory: dict[str, Any], trainable: int, weights: list[torch.nn.Parameter]) -> None:
+    """Compare the parts of the estimate with the weights of the run."""
+    trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
+    assert memory["device"] == "cpu"
+    assert sum(weight.nbytes for weight in weights) <= memory["weights"] < 1.1 * sum(w.nbytes for w in weights) + 65536
+    assert memory["gradients"] == trained == 4 * trainable
+    assert 2 * trained <= memory["moments"] < 2 * trained + 1024  # and a step count per weight
+    # At a merge: the weights after the last merge, those of the inner steps, their change, the optimizer's moments.
+    assert 5 * trained <= memory["snapshots"] < 9 * trained
+    assert memory["activations"] > 0
+    assert memory["total"] == sum(
+        memory[part] for part in ("weights", "gradients", "moments", "snapshots", "activations")
+    )
 
 
 def test_the_numbers_are_those_of_the_run_and_nothing_is_written(
@@ -63,18 +79,7 @@ def test_the_numbers_are_those_of_the_run_and_nothing_is_written(
     answered = sum(e.total for e in events if isinstance(e, Evaluating) and e.done == e.total)
     assert sum(task["answers"] for task in plan["tasks"]) == answered
 
-    trained = sum(weight.nbytes for weight in weights if weight.requires_grad)
-    memory = plan["memory"]
-    assert memory["device"] == "cpu"
-    assert sum(weight.nbytes for weight in weights) <= memory["weights"] < 1.1 * sum(w.nbytes for w in weights) + 65536
-    assert memory["gradients"] == trained == 4 * plan["trainable"]
-    assert 2 * trained <= memory["moments"] < 2 * trained + 1024  # and a step count per weight
-    # At a merge: the weights after the last merge, those of the inner steps, their change, the optimizer's moments.
-    assert 5 * trained <= memory["snapshots"] < 9 * trained
-    assert memory["activations"] > 0
-    assert memory["total"] == sum(
-        memory[part] for part in ("weights", "gradients", "moments", "snapshots", "activations")
-    )
+    check_memory(plan["memory"], plan["trainable"], weights)
     seconds = [task["training_seconds"] + task["evaluating_seconds"] for task in plan["tasks"]]
     assert plan["seconds"] == pytest.approx(sum(seconds))
     assert all(each > 0 for each in seconds)

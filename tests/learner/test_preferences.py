@@ -21,7 +21,7 @@ from merganser.streams.loading import load_task
 from merganser.streams.task_options import TaskOptions
 from tests import tiny
 from tests.learner import toys
-from tests.learner.test_resume import Stop
+from tests.learner.interrupted import Stop
 from tests.learner.toys import Command, read_json, results
 
 BETTER = {"good": "bad", "bad": "good"}

@@ -6,7 +6,9 @@ import math
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -86,106 +88,114 @@ def task_merges(name: str, index: int, steps: int, every: int) -> list[MergeReco
     ]
 
 
-def make_run(
-    names: list[str],
-    *,
-    method: str = "aim",
-    steps: int = 120,
-    merging: bool = True,
-    merge_every: int = 15,
-    together: bool = False,
-    forgetting: float = 0.03,
-    references: bool = False,
-    path: str = "runs/example",
-    command: str = "merganser run stream.yaml --out runs/example",
-) -> RunRecord:
-    """A finished run over ``names``; ``together`` learns them jointly, with one row for all."""
-    count = len(names)
-    tasks = [
-        TaskRecord(
-            name=name,
-            index=index,
-            row=1 if together else index,
-            seed=42 + index,
-            fingerprint=f"{index:064x}",
-            train_examples=300,
-            dev_examples=50,
-            test_examples=200,
-            spec=AnswerSpec(("sport", "trade", "space"), mode="rank", metric="accuracy"),
-            source={"train": f"data/{index}/train.json"},
-            memory=MemorySummary(
-                examples=6, bytes=1234 * index, budget=6, share=0.02, sampler="per_label",
-                per_label={"sport": 2, "trade": 2, "space": 2},
-            )
-            if merging
-            else MemorySummary(),
-            cost=CostRecord(
-                seconds=20.0, inner_seconds=10.0, probing_seconds=1.0 if merging else 0.0,
-                rehearsal_seconds=2.0 if merging else 0.0, merging_seconds=0.25 if merging else 0.0,
-                merge_eval_seconds=0.75 if merging else 0.0, bookkeeping_seconds=0.1, evaluating_seconds=4.0,
-                steps=steps, examples_trained=steps * 16, examples_rehearsed=640 if merging else 0,
-                examples_probed=1920 if merging else 0, examples_evaluated=200 * count,
-            ),
-            method_bytes={"memory": 1234 * index, "weights": 2_400_000},
-            finished="2026-01-02T03:04:05Z",
-        )
-        for index, name in enumerate(names, start=1)
-    ]  # fmt: skip
-    row_numbers = [0, count] if together else list(range(count + 1))
-    rows = [
-        ScoreRow(
-            learned=([] if row == 0 else list(names) if together else [names[row - 1]]),
-            scores={name: one_score(score_of(row, column, forgetting)) for column, name in enumerate(names)},
-        )
-        for row in row_numbers
-    ]
-    final = [rows[-1].scores[name].value for name in names]
-    own = [rows[tasks[column].row].scores[name].value for column, name in enumerate(names)]
-    op = sum(final) / count
-    bwt = sum(f - o for f, o in zip(final[:-1], own[:-1], strict=True)) / (count - 1) if count > 1 else None
+@dataclass(frozen=True)
+class Made:
+    """What a run is made of; ``together`` learns its tasks jointly, with one row for all."""
+
+    names: list[str]
+    method: str = "aim"
+    steps: int = 120
+    merging: bool = True
+    merge_every: int = 15
+    together: bool = False
+    forgetting: float = 0.03
+    references: bool = False
+    path: str = "runs/example"
+    command: str = "merganser run stream.yaml --out runs/example"
+
+
+def make_run(names: list[str], **made: Any) -> RunRecord:
+    """A finished run over ``names``; the rest are fields of :class:`Made`."""
+    run = Made(names, **made)
     return RunRecord(
-        path=path,
+        path=run.path,
         info=RunInfo(
             created="2026-01-02T03:00:00Z",
-            command=command,
+            command=run.command,
             seed=42,
             config={
                 "model": {"name": "example/encoder", "kind": "matcher", "lora": {"r": 8, "alpha": 32}},
-                "method": {"name": method, "threshold_factor": 2.0},
+                "method": {"name": run.method, "threshold_factor": 2.0},
                 "stream": {"name": "five topics"},
                 "memory": {"share": 0.02, "sampler": "per_label"},
             },
             versions={"merganser": "0.1.0", "python": "3.11.2", "torch": "2.9.0"},
         ),
-        tasks=tasks,
-        scores=ScoresFile(
-            tasks=names,
-            metrics=dict.fromkeys(names, "accuracy"),
-            rows=rows,
-            references={name: one_score(0.92) for name in names} if references else {},
-            summary=[
-                Metric(
-                    name="OP", value=op, stderr=0.011,
-                    definition="Overall performance: mean score over all tasks after the last one.", source="GEM",
-                ),
-                Metric(
-                    name="BWT", value=bwt, stderr=0.004 if bwt is not None else None,
-                    definition="Backward transfer: mean change of a task's score since it was learned.", source="GEM",
-                ),
-                Metric(
-                    name="FWT", value=None, definition="Not measured without single-task references.", source="AIM",
-                ),
-            ],
-        ),
+        tasks=[task_record(run, index, name) for index, name in enumerate(names, start=1)],
+        scores=all_scores(run),
         merges=[
             merge
             for index, name in enumerate(names, start=1)
-            if merging and index > 1
-            for merge in task_merges(name, index, steps, merge_every)
+            if run.merging and index > 1
+            for merge in task_merges(name, index, run.steps, run.merge_every)
         ],
-        signals={names[0]: task_signals(1, steps, False)}
-        if together
-        else {name: task_signals(index, steps, merging) for index, name in enumerate(names, start=1)},
+        signals={names[0]: task_signals(1, run.steps, False)}
+        if run.together
+        else {name: task_signals(index, run.steps, run.merging) for index, name in enumerate(names, start=1)},
+    )
+
+
+def task_record(run: Made, index: int, name: str) -> TaskRecord:
+    return TaskRecord(
+        name=name,
+        index=index,
+        row=1 if run.together else index,
+        seed=42 + index,
+        fingerprint=f"{index:064x}",
+        train_examples=300,
+        dev_examples=50,
+        test_examples=200,
+        spec=AnswerSpec(("sport", "trade", "space"), mode="rank", metric="accuracy"),
+        source={"train": f"data/{index}/train.json"},
+        memory=MemorySummary(
+            examples=6, bytes=1234 * index, budget=6, share=0.02, sampler="per_label",
+            per_label={"sport": 2, "trade": 2, "space": 2},
+        )
+        if run.merging
+        else MemorySummary(),
+        cost=CostRecord(
+            seconds=20.0, inner_seconds=10.0, probing_seconds=1.0 if run.merging else 0.0,
+            rehearsal_seconds=2.0 if run.merging else 0.0, merging_seconds=0.25 if run.merging else 0.0,
+            merge_eval_seconds=0.75 if run.merging else 0.0, bookkeeping_seconds=0.1, evaluating_seconds=4.0,
+            steps=run.steps, examples_trained=run.steps * 16, examples_rehearsed=640 if run.merging else 0,
+            examples_probed=1920 if run.merging else 0, examples_evaluated=200 * len(run.names),
+        ),
+        method_bytes={"memory": 1234 * index, "weights": 2_400_000},
+        finished="2026-01-02T03:04:05Z",
+    )  # fmt: skip
+
+
+def all_scores(run: Made) -> ScoresFile:
+    names, count = run.names, len(run.names)
+    rows = [
+        ScoreRow(
+            learned=([] if row == 0 else list(names) if run.together else [names[row - 1]]),
+            scores={name: one_score(score_of(row, column, run.forgetting)) for column, name in enumerate(names)},
+        )
+        for row in ([0, count] if run.together else range(count + 1))
+    ]
+    final = [rows[-1].scores[name].value for name in names]
+    own = [rows[1 if run.together else column + 1].scores[name].value for column, name in enumerate(names)]
+    op = sum(final) / count
+    bwt = sum(f - o for f, o in zip(final[:-1], own[:-1], strict=True)) / (count - 1) if count > 1 else None
+    return ScoresFile(
+        tasks=names,
+        metrics=dict.fromkeys(names, "accuracy"),
+        rows=rows,
+        references={name: one_score(0.92) for name in names} if run.references else {},
+        summary=[
+            Metric(
+                name="OP", value=op, stderr=0.011,
+                definition="Overall performance: mean score over all tasks after the last one.", source="GEM",
+            ),
+            Metric(
+                name="BWT", value=bwt, stderr=0.004 if bwt is not None else None,
+                definition="Backward transfer: mean change of a task's score since it was learned.", source="GEM",
+            ),
+            Metric(
+                name="FWT", value=None, definition="Not measured without single-task references.", source="AIM",
+            ),
+        ],
     )  # fmt: skip
 
 

@@ -20,7 +20,10 @@ from tests.learner import toys
 SETS = ("cifar100", "imagenet-r", "cub200", "cars")
 """Folders of the published sets of images."""
 
-TASKS = ("newsgroups", "reuters", "tweets", "books")
+STREAM, TASKS = "topics", ("newsgroups", "reuters", "tweets", "books")
+
+FORGETTING = 0.05
+"""What the first task loses until the end."""
 
 
 def _random(*parts: object) -> np.random.Generator:
@@ -33,15 +36,16 @@ def cell(
     seed: int = 0,
     *,
     level: float = 0.7,
-    forgetting: float = 0.05,
     noise: float = 0.01,
     n: int = 100,
     tasks: Sequence[str] = TASKS,
-    options: Mapping[str, Any] | None = None,
-    stream: str = "topics",
     **changes: Any,
 ) -> CellRecord:
-    """A cell whose final scores are about ``level``; test examples are as hard in every cell."""
+    """A cell whose final scores are about ``level``; test examples are as hard in every cell.
+
+    ``changes`` are fields of the record, among them the ``options`` of the method.
+    """
+    options = changes.pop("options", None)
     turn = int(order) - 1 if order.isdigit() else 0
     tasks = (*tasks[turn:], *tasks[:turn])
     lucky = _random(method, options, order, seed)
@@ -51,7 +55,7 @@ def cell(
     for number in range(len(tasks) + 1):
         scores = {}
         for place, task in enumerate(tasks):
-            lost = forgetting * (len(tasks) - 1 - place) / max(1, len(tasks) - 1)
+            lost = FORGETTING * (len(tasks) - 1 - place) / max(1, len(tasks) - 1)
             value = 0.2 if number <= place else level + run_effect + lost * (len(tasks) - number) / len(tasks)
             hardness = _random(task).uniform(size=n)
             right = (hardness + lucky.normal(0, 0.05, n) < value).astype(float)
@@ -60,12 +64,12 @@ def cell(
             if number == len(tasks):
                 examples[task] = ExampleScores(test_sha256=f"{len(task):064x}", scores=right.tolist())
         matrix.add_row([] if number == 0 else [tasks[number - 1]], scores)
-    name = "-".join([method, *(f"{k}={v}" for k, v in (options or {}).items()), stream, order, str(seed)])
+    name = "-".join([method, *(f"{k}={v}" for k, v in (options or {}).items()), STREAM, order, str(seed)])
     values: dict[str, Any] = {
         "name": name,
         "method": method,
         "options": dict(options or {}),
-        "stream": stream,
+        "stream": STREAM,
         "order": order,
         "seed": seed,
         "run": f"runs/{name}",

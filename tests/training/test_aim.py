@@ -98,6 +98,14 @@ def every_step(**more: Any) -> AimMerging:
     return AimMerging(OLD, eager(probe_set="fresh", merge_at_end=False), **more)
 
 
+def adapted(interval: int, learning: float, before: float) -> int:
+    """The next interval: shorter where more was learned than before the merge before, longer otherwise."""
+    if learning >= before:
+        interval = max(2, int(interval / (learning / before)))
+        return int(interval / 2) if interval >= 64 else interval
+    return min(16, int(interval * (before / learning + (1 if interval < 64 else 0.5))))
+
+
 def transcription() -> tuple[list[dict[str, Any]], Regression]:
     """The algorithm, line by line: inner step, probe, decide, rehearse, merge, adapt."""
     model = Regression()
@@ -150,12 +158,7 @@ def transcription() -> tuple[list[dict[str, Any]], Regression]:
         theta0 = [q.detach().clone() for q in params]
         planned = interval
         if len(signals) > 1:
-            before = signals[-1]
-            if learning >= before:
-                interval = max(2, int(interval / (learning / before)))
-                interval = int(interval / 2) if interval >= 64 else interval
-            else:
-                interval = min(16, int(interval * (before / learning + (1 if interval < 64 else 0.5))))
+            interval = adapted(interval, learning, signals[-1])
         signals.append(learning)
         due, tau, p, history, alarms = s + interval, 0.0, 0, [], 0
         merges.append(

@@ -13,6 +13,7 @@ The rehearsal passes through the same code with one batch of 32, so that its los
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -70,22 +71,41 @@ def features(model: Backbone, task: str, number: int) -> list[dict[str, Any]]:
     return model.features(rows, AnswerSpec(toys.LABELS[task]))
 
 
+def batches_of(new: list[Any], setting: Setting) -> Iterator[list[list[Any]]]:
+    """The micro-batches of one step after the other, epoch after epoch, without end."""
+    batch = setting.micro * setting.accumulation
+    order = EpochOrder([item["length"] if setting.grouped else 0 for item in new], batch, SEED)
+    for epoch in itertools.count():
+        order.set_epoch(epoch)
+        indices = list(order)
+        for first in range(0, len(indices), batch):
+            starts = range(first, first + batch, setting.micro)
+            yield [[new[i] for i in indices[start : start + setting.micro]] for start in starts]
+
+
+def copied(params: Iterable[Tensor]) -> list[Tensor]:
+    return [p.detach().clone() for p in params]
+
+
+def adapted(interval: int, learning: float, before: float) -> int:
+    """The next interval: shorter where more was learned than before the merge before, longer otherwise."""
+    if learning >= before:
+        interval = max(2, int(interval / (learning / before)))
+        return int(interval / 2) if interval >= 10 else interval
+    return min(14, int(interval * (before / learning + (1 if interval < 10 else 0.5))))
+
+
 def transcription(
     model: Backbone, new: list[Any], memory: list[Any], seed: int, setting: Setting
 ) -> list[dict[str, Any]]:
     """Two loops, one optimizer; everything from the description, nothing from the library's controller or callback."""
-    micro, accumulation = setting.micro, setting.accumulation
-    batch = micro * accumulation
+    batch = setting.micro * setting.accumulation
     module = model.module.train()
     params = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(params, lr=RATE, weight_decay=0.0)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda n: n / WARMUP if n < WARMUP else (setting.steps - n) / (setting.steps - WARMUP)
     )
-    order = EpochOrder([item["length"] if setting.grouped else 0 for item in new], batch, SEED)
-
-    def copy() -> list[Tensor]:
-        return [p.detach().clone() for p in params]
 
     def draw(purpose: int, number: int) -> list[Any]:
         chosen = np.random.default_rng([seed, purpose, number]).choice(len(memory), batch, replace=False)
@@ -94,59 +114,48 @@ def transcription(
     def step_on(batches: list[list[Any]]) -> None:
         optimizer.zero_grad()
         for examples in batches:
-            (module(**model.collate(examples))["loss"] / accumulation).backward()
+            (module(**model.collate(examples))["loss"] / setting.accumulation).backward()
         nn.utils.clip_grad_norm_(params, 1.0)
         optimizer.step()
 
     interval, due, tau, p, history, alarms, signals, draws = 4, 4, 0.0, 0, [], 0, [], 0
-    theta0, merges, s = copy(), [], 0
-    for epoch in itertools.count():
-        order.set_epoch(epoch)
-        indices = list(order)
-        for first in range(0, len(indices), batch):
-            if s == setting.steps:
-                return [*merges, {"theta": copy()}]
-            s += 1
-            starts = range(first, first + batch, micro)
-            step_on([[new[i] for i in indices[start : start + micro]] for start in starts])
-            schedule.step()
-            with torch.no_grad():
-                loss = float(module(**model.collate(draw(2, s)))["loss"])  # dropout stays on
-            forced = False
-            if p < int(interval * 2 / 3):
-                history.append(loss)
-            elif p == int(interval * 2 / 3):
-                history.append(loss)
-                tau = sum(history) / len(history) * setting.threshold
-            elif loss >= tau:
-                alarms += 1
-            elif s >= due + interval:
-                alarms, forced = alarms + 1, True
-            p += 1
-            if not ((s >= due and alarms >= 1) or alarms >= 3):
-                continue
-            cause = "early" if s < due else "forced" if forced and alarms == 1 else "due"
-            w_new = (0.5 if alarms > 1 else 0.6) if interval <= 8 else (0.4 if alarms > 1 else 0.5)
-            theta_k = copy()
-            learning = sum(float((k - o).abs().sum()) for k, o in zip(theta_k, theta0, strict=True)) / interval
-            for _ in range(interval):  # as many rehearsal steps; the schedule stands still
-                step_on([draw(5, draws)])  # one batch, through the same step: its loss is divided, too
-                draws += 1
-            with torch.no_grad():
-                for q, k, o in zip(params, theta_k, theta0, strict=True):
-                    q.copy_(o + w_new * (k - o) + (1 - w_new) * (q - k))
-            theta0 = copy()
-            merges.append({"step": s, "cause": cause, "alarms": alarms, "interval": interval})
-            merges[-1] |= {"w_new": w_new, "theta": theta0}
-            if len(signals) > 2:
-                if learning >= signals[-1]:
-                    interval = max(2, int(interval / (learning / signals[-1])))
-                    interval = int(interval / 2) if interval >= 10 else interval
-                else:
-                    interval = min(14, int(interval * (signals[-1] / learning + (1 if interval < 10 else 0.5))))
-            signals.append(learning)
-            due, tau, p, history, alarms = s + interval, 0.0, 0, [], 0
-    raise AssertionError
+    theta0, merges = copied(params), []
+    for s, batches in enumerate(itertools.islice(batches_of(new, setting), setting.steps), start=1):
+        step_on(batches)
+        schedule.step()
+        with torch.no_grad():
+            loss = float(module(**model.collate(draw(2, s)))["loss"])  # dropout stays on
+        forced = False
+        if p < int(interval * 2 / 3):
+            history.append(loss)
+        elif p == int(interval * 2 / 3):
+            history.append(loss)
+            tau = sum(history) / len(history) * setting.threshold
+        elif loss >= tau:
+            alarms += 1
+        elif s >= due + interval:
+            alarms, forced = alarms + 1, True
+        p += 1
+        if not ((s >= due and alarms >= 1) or alarms >= 3):
+            continue
+        cause = "early" if s < due else "forced" if forced and alarms == 1 else "due"
+        w_new = (0.5 if alarms > 1 else 0.6) if interval <= 8 else (0.4 if alarms > 1 else 0.5)
+        theta_k = copied(params)
+        learning = sum(float((k - o).abs().sum()) for k, o in zip(theta_k, theta0, strict=True)) / interval
+        for _ in range(interval):  # as many rehearsal steps; the schedule stands still
+            step_on([draw(5, draws)])  # one batch, through the same step: its loss is divided, too
+            draws += 1
+        with torch.no_grad():
+            for q, k, o in zip(params, theta_k, theta0, strict=True):
+                q.copy_(o + w_new * (k - o) + (1 - w_new) * (q - k))
+        theta0 = copied(params)
+        merges.append({"step": s, "cause": cause, "alarms": alarms, "interval": interval})
+        merges[-1] |= {"w_new": w_new, "theta": theta0}
+        if len(signals) > 2:
+            interval = adapted(interval, learning, signals[-1])
+        signals.append(learning)
+        due, tau, p, history, alarms = s + interval, 0.0, 0, [], 0
+    return [*merges, {"theta": copied(params)}]
 
 
 def _check_variety(merges: list[dict[str, Any]]) -> None:
@@ -174,7 +183,7 @@ def test_every_weight_after_every_merge_of_a_second_task(setting: Setting) -> No
     weights: list[list[Tensor]] = []
 
     def copy_weights() -> None:
-        weights.append([p.detach().clone() for p in model.module.parameters() if p.requires_grad])
+        weights.append(copied(p for p in model.module.parameters() if p.requires_grad))
 
     def listener(event: Event) -> None:
         assert isinstance(event, Merged)
