@@ -1,12 +1,12 @@
-"""Cells on a Ray cluster of this machine, of whose processes some are killed. Needs the package ray."""
+"""Cells on a Ray cluster, without one: options, answers of a node, what is said of a loss.
+
+``benchmarks/ray_cluster.py`` starts a cluster and kills its processes.
+"""
 
 from __future__ import annotations
 
 import importlib.util
-import os
-import signal
 import socket
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,15 +16,11 @@ import yaml
 
 from merganser.errors import InputError
 from merganser.study import on_ray
-from merganser.study.local import Progress
 from merganser.study.study import study
-from tests.learner import toys
 from tests.study.conftest import write_study
 
-HAS_RAY = importlib.util.find_spec("ray") is not None
 
-
-@pytest.mark.skipif(HAS_RAY, reason="ray is installed")
+@pytest.mark.skipif(importlib.util.find_spec("ray") is not None, reason="ray is installed")
 def test_without_the_package_the_error_names_it(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r'pip install "merganser\[ray\]"'):
         study(write_study(tmp_path), tmp_path / "out", ray="local")
@@ -86,70 +82,3 @@ def test_a_request_that_no_node_can_hold_is_said() -> None:
     both = on_ray.unmet({"CPU": 4, "GPU": 2}, [*nodes, node(16, 1)])
     assert "has the 4 processors and 2 GPUs that a cell requests (the largest has 16 processors and 1 GPUs)" in both
     assert "(the largest has 0 processors)" in on_ray.unmet({"CPU": 1, "GPU": 0}, [])
-
-
-@pytest.fixture
-def cluster() -> Iterator[Any]:
-    """A head without processors, and a node with two."""
-    from ray.cluster_utils import Cluster
-
-    started = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
-    started.add_node(num_cpus=2)
-    yield started
-    import ray
-
-    ray.shutdown()
-    started.shutdown()
-
-
-class Killer:
-    """Kills the worker of the first cell in its second task, and later the node."""
-
-    def __init__(self, folder: Path, cluster: Any) -> None:
-        self.folder = folder
-        self.cluster = cluster
-        self.killed: list[str] = []
-
-    def __call__(self, study: object, work: object, machine: object, progress: Progress) -> None:
-        progress.tick = self.tick
-
-    def tick(self, progress: Progress) -> None:
-        begun = list(self.folder.glob("cells/*/checkpoint/02-step-*"))
-        if begun and not self.killed:
-            os.kill(int((begun[0].parents[1] / ".lock").read_text()), signal.SIGKILL)
-            self.killed.append("worker")
-        elif self.killed == ["worker"] and list(self.folder.glob("records/*.json")):
-            node = next(iter(self.cluster.worker_nodes))
-            self.cluster.add_node(num_cpus=2)
-            self.cluster.remove_node(node, allow_graceful=False)
-            self.killed.append("node")
-
-
-@pytest.mark.skipif(not HAS_RAY, reason="needs ray")
-@pytest.mark.slow
-def test_cells_survive_the_loss_of_a_worker_and_of_a_node(cluster: Any, tmp_path: Path) -> None:
-    training = {**toys.settings()["training"], "steps": 150, "checkpoint_steps": 10}
-    file = write_study(tmp_path, methods=["replay"], seeds=4, training=training)
-    killer = Killer(tmp_path / "out", cluster)
-    result = study(file, tmp_path / "out", ray=cluster.address, watch=killer)
-    assert killer.killed == ["worker", "node"]
-    assert result.failed == {}
-    assert result.complete
-    file = write_study(tmp_path / "here", methods=["replay"], seeds=4, training=training)
-    assert study(file, tmp_path / "here" / "out", parallel=1, threads=1).complete
-    for name in result.done:
-        assert toys.results(tmp_path / "out/cells" / name) == toys.results(tmp_path / "here/out/cells" / name)
-
-
-@pytest.mark.skipif(not HAS_RAY, reason="needs ray")
-@pytest.mark.slow
-def test_nodes_that_share_no_folder_copy_their_cells(cluster: Any, tmp_path: Path) -> None:
-    file = write_study(tmp_path, methods=["sequential", "wild"])
-    values = yaml.safe_load(file.read_text())
-    values["methods"] = {"sequential": None, "wild": {"method": "sequential", "training": {"learning_rate": 1e30}}}
-    file.write_text(yaml.safe_dump(values))
-    result = study(file, tmp_path / "out", ray=cluster.address, storage=f"file://{tmp_path}/bucket")
-    assert list(result.failed) == ["wild,s0"]
-    assert result.failed["wild,s0"].startswith("on ")
-    assert result.done == ["sequential,s0"]
-    assert (tmp_path / "bucket/cells/sequential,s0/run.yaml").is_file()
