@@ -17,7 +17,7 @@ from merganser.study.comparison import compare, method_labels
 from merganser.study.costs import budget_views
 from merganser.study.order_names import RecordedOrder, arrangement, names_of_orders
 from merganser.study.results import StreamResult
-from merganser.study.tables import StudyTable, study_table, write_tables
+from merganser.study.tables import StudyTable, write_tables
 from tests.study.made_up import TASKS, cell, cost, study
 
 LEVELS = {"sequential": 0.55, "replay": 0.7, "aim": 0.702, "joint": 0.8}
@@ -34,7 +34,7 @@ def records() -> list[CellRecord]:
 
 @pytest.fixture(scope="module")
 def table(records: list[CellRecord]) -> StudyTable:
-    return study_table(records)
+    return StudyTable(compare(records))
 
 
 @pytest.fixture(scope="module")
@@ -154,13 +154,13 @@ def test_plus_minus_is_the_largest_standard_error_and_says_so() -> None:
     by_order = [statistics.mean(c.op or 0.0 for c in cells if c.order == order) for order in "12"]
     over_orders = statistics.stdev(by_order) / 2**0.5
     assert over_orders > 1.5 * statistics.stdev(c.op or 0.0 for c in cells) / 6**0.5
-    text = study_table(cells).markdown()
+    text = StudyTable(compare(cells)).markdown()
     assert f" ± {100 * over_orders:.1f} |" in text
     assert "± is one standard error of the mean: the largest of those over runs, over orders and over seeds" in text
 
 
 def test_names_are_shown_as_they_are() -> None:
-    table = study_table([cell("a_b & 50%", n=20), cell("=1+1", n=20)])
+    table = StudyTable(compare([cell("a_b & 50%", n=20), cell("=1+1", n=20)]))
     assert r"a\_b \& 50\%" in table.latex()
     assert r"a\_b &amp; 50%" in table.markdown()
     assert ",'=1+1," in table.csv()

@@ -15,7 +15,7 @@ from merganser.report.files import write_whole
 from merganser.report.formatting import MISSING, p_value, score, seconds, significant, size
 from merganser.report.tables import csv_cell
 from merganser.study.cell_record import CellRecord
-from merganser.study.comparison import compare, method_labels
+from merganser.study.comparison import method_labels
 from merganser.study.notes import detectable_sentence
 from merganser.study.results import Axis, MethodResult, StreamResult
 from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE, Estimate
@@ -200,21 +200,6 @@ class StudyTable:
 
     def _repr_markdown_(self) -> str:
         return self.markdown()
-
-
-def study_table(records: Sequence[CellRecord], reference: str | None = None, confidence: float = 0.95) -> StudyTable:
-    """Compare the methods of a study and return the result as tables.
-
-    Args:
-        records: its cells.
-        reference: method that the others are compared with; default: ``replay``, else ``sequential``, else the best.
-        confidence: of intervals and verdicts, in (0, 1).
-
-    Raises:
-        InputError: there are no results, there is no such reference, or cells of one stream were scored on different
-            test examples.
-    """
-    return StudyTable(compare(records, reference, confidence))
 
 
 def cells_csv(records: Sequence[CellRecord]) -> str:

@@ -1,5 +1,6 @@
-// The score curves are drawn by matplotlib for the page and the figures alike (curves.py). The two charts over steps
-// must differ from the figure "signals", which matplotlib draws for paper at a fixed width, and so are drawn here:
+// The score curves are SVGs of the page (curve_images.py); matplotlib draws them for papers (curves.py). The two charts
+// over steps must differ from the figure "signals", which matplotlib draws for paper at a fixed width, and so are drawn
+// here:
 // * they fit the width of the screen with text that stays readable on a phone: what is drawn depends on the width (ticks,
 //   letters or small markers, rows of the timeline, names or numbers of tasks);
 // * a reader chooses one task, points at a step to read its values, and walks over the merges with the keyboard.
