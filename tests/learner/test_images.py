@@ -18,9 +18,10 @@ from PIL import Image
 from merganser.config import load_config
 from merganser.errors import InputError
 from merganser.learner import Learner
-from merganser.learner.example_store import IMAGES, PROTOTYPES
+from merganser.learner.example_store import PROTOTYPES
 from merganser.models.vision import image_vectors
 from merganser.runs.directory import RunDirectory
+from merganser.runs.rows import IMAGES
 from merganser.runs.undo import undo_rows
 from merganser.streams.loading import load_stream
 from merganser.streams.task import Task

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from merganser.files.atomic import new_file, write_tensors
 from merganser.runs.reading import damaged
 from merganser.runs.record import KeptExample
-from merganser.runs.rows import Row
+from merganser.runs.rows import IMAGES, Row
 from merganser.streams.conversation import restored
 from merganser.streams.task import Example
 
@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
     from merganser.streams.images.picture import Picture
 
-IMAGES = "images.safetensors"
 PROTOTYPES = "prototypes.safetensors"
 
 

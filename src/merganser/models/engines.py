@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
+from merganser.checkpoints.source import ADAPTER_CONFIG
 from merganser.errors import InputError, RunError
 from merganser.models.base import Answer, Lengths
 from merganser.models.options import Engine as EngineName
@@ -156,7 +157,7 @@ class Vllm:
                 self._model, self._weights = self._load(str(folder)), weights
             return self._model, None
         self.backbone.save_weights(folder)
-        rank = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))["r"]
+        rank = json.loads((folder / ADAPTER_CONFIG).read_text(encoding="utf-8"))["r"]
         if self._model is None or rank > self._rank:  # methods that stack adapters have a larger one after each task
             self._model, self._rank = None, _rank_for(rank)
             location = str(self.backbone.pretrained_from.source.location)

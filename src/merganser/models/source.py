@@ -7,17 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.source import holds_whole_model, read_json
+from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, INDEX, SINGLE, holds_whole_model, read_json
 from merganser.errors import InputError, first_line, mark_missing_model
 from merganser.files.hub import hub_failure, is_offline
 from merganser.files.links import leads_outside
 from merganser.models.options import ModelOptions
 
 CONFIG = "config.json"
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-ADAPTER_CONFIG = "adapter_config.json"
-ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 PICKLE_FILES = ("pytorch_model.bin", "pytorch_model.bin.index.json")
 """Weight files that run code when they are read."""
@@ -107,13 +103,13 @@ class ModelSource:
         """Return the names of the files with the weights, each a safetensors file beside the configuration."""
         config = self.file(CONFIG, downloaded=downloaded)
         explicit = None if config is None else read_json(config).get("transformers_weights")
-        for name in (WEIGHTS, INDEX) if explicit is None else (explicit,):
+        for name in (SINGLE, INDEX) if explicit is None else (explicit,):
             _check_file_name(name, f"{CONFIG} of {self.name} (transformers_weights)")
             path = self.file(name, downloaded=downloaded)
             if path is not None:
                 return _names_in_index(path) if path.name.endswith(".json") else [name]
         raise InputError(
-            f"The model {self.name} holds no weights ({explicit or WEIGHTS}).",
+            f"The model {self.name} holds no weights ({explicit or SINGLE}).",
             "Give a folder as saved by transformers.",
         )
 

@@ -13,6 +13,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS
 from merganser.errors import InputError, first_line
 from merganser.files.atomic import write_tensors
 from merganser.files.documents import parse_json, read_text
@@ -20,7 +21,7 @@ from merganser.models import stacking
 from merganser.models.base_reference import BaseReference
 from merganser.models.library_output import silence_libraries
 from merganser.models.pretrained import DTYPES, cast
-from merganser.models.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, check_folder
+from merganser.models.source import check_folder
 
 FUNCTIONAL_KEYS = (
     "peft_type",

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.adapter_source import PREFIX, check_alphas, scaling_of
+from merganser.checkpoints.source import ADAPTER_CONFIG
 from merganser.files.documents import parse_json, read_text
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class _Weights:
     def __init__(self, folder: Path) -> None:
         from safetensors import safe_open
 
-        path = folder / "adapter_config.json"
+        path = folder / ADAPTER_CONFIG
         self._config: dict[str, Any] = parse_json(read_text(path)) if path.is_file() else {}
         self._patterns = check_alphas(self._config, path)
         self._files = [safe_open(path, framework="pt") for path in sorted(folder.glob("*.safetensors"))]

@@ -15,16 +15,13 @@ from merganser.runs.card import CARD, History, record_sections
 from merganser.runs.card_head import Subject, card_head, licence_section, pipeline_tag
 from merganser.runs.checksums import CHANGED, MISSING, files_of, problem_of, sealed_text, text_problem
 from merganser.runs.record import RunInfo
-from merganser.runs.rows import Row
+from merganser.runs.rows import IMAGES, Row
 from merganser.runs.summary import scores_file
 
 SCORES, LEDGER, MODEL = "scores.json", "ledger.jsonl", "model"
 
 ROW_MARK = "ROW"
 """File in ``model/`` with the name of the row whose weights they are."""
-
-IMAGES = "images.safetensors"
-"""File of a row that has images."""
 
 OUTDATED = "it is not that of the last task"
 """As an interruption leaves it, between the last task and what is made from it."""

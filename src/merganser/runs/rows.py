@@ -23,6 +23,9 @@ ROW_FOLDER = re.compile(r"(\d{2,})-(.+)")
 RECORD = "row.json"
 """Name of the record of a row."""
 
+IMAGES = "images.safetensors"
+"""File of a row that has images."""
+
 
 def folder_name(row: int, learned: Sequence[str]) -> str:
     """Return the name of a row's folder: its number with the task, or the first task and the number of the others."""
