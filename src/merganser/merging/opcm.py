@@ -15,6 +15,9 @@ from merganser.merging.tensors import Array, as_arrays, fractions_per_model, lik
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+SHARE_OF_SPECTRUM = 0.5
+"""Fraction of the merged spectrum that is protected."""
+
 
 @dataclass(frozen=True, eq=False)
 class OpcmState:
@@ -33,7 +36,7 @@ class OpcmState:
     count: int
 
 
-def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5) -> Array:
+def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = SHARE_OF_SPECTRUM) -> Array:
     """Compute ``m_t = theta_0 + (lambda_{t-1} M + P(tau_t)) / lambda_t``, ``M = m_{t-1} - theta_0``, task by task.
 
     Source: Tang et al. 2025, Merging models on the fly without retraining (OPCM), arXiv 2501.09522. For a matrix,
@@ -62,7 +65,7 @@ def opcm(models: Sequence[Array], base: Array, *, share_of_spectrum: float = 0.5
     return like(base_array + merged.update, models[0])
 
 
-def fold(merged: OpcmState | None, update: Array, *, share_of_spectrum: float = 0.5) -> OpcmState:
+def fold(merged: OpcmState | None, update: Array, *, share_of_spectrum: float = SHARE_OF_SPECTRUM) -> OpcmState:
     """Merge one more task into the state: :func:`opcm` is this, model by model.
 
     Args:
@@ -108,7 +111,7 @@ def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDA
 
 
 def fold_factors(
-    merged: tuple[Factors, OpcmState] | None, update: Factors, *, share_of_spectrum: float = 0.5
+    merged: tuple[Factors, OpcmState] | None, update: Factors, *, share_of_spectrum: float = SHARE_OF_SPECTRUM
 ) -> tuple[Factors, OpcmState]:
     """:func:`fold` of updates given as factors, exactly: the full matrices never exist.
 
@@ -147,5 +150,9 @@ RULE = Rule(
     summary="each update projected away from those merged before",
     source="OPCM, arXiv 2501.09522",
     base="required",
-    options=(Parameter("share_of_spectrum", 0.5, "fraction of the merged spectrum that is protected", 0.0, 1.0),),
+    options=(
+        Parameter(
+            "share_of_spectrum", SHARE_OF_SPECTRUM, "fraction of the merged spectrum that is protected", 0.0, 1.0
+        ),
+    ),
 )

@@ -11,7 +11,7 @@ from merganser.methods.base import Method, TaskContext
 from merganser.methods.shared.rehearsal import DAY_STEPS, MOST_STEPS
 from merganser.methods.shared.start_merge import FinishOptions
 from merganser.training.determinism import derive_seed
-from merganser.training.model_time import DAYS, Clock
+from merganser.training.model_time import DAYS, SMOOTHING, Clock
 from merganser.training.options import TrainingOptions, check_batch
 from merganser.training.state import TaskState
 
@@ -62,7 +62,9 @@ class ForeverOptions(FinishOptions):
         description="how much the anchor's weight follows the pace of training: it is multiplied by "
         "1 + gamma (pace - 1), between 0.5 and 3; 0: constant",
     )
-    smoothing: float = Field(0.9, ge=0, lt=1, description="decay of the moving average of the updates' norms, the pace")
+    smoothing: float = Field(
+        SMOOTHING, ge=0, lt=1, description="decay of the moving average of the updates' norms, the pace"
+    )
 
     @field_validator("days")
     @classmethod

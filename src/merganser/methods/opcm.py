@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import Field
 
 from merganser.events import Notice
+from merganser.merging.opcm import SHARE_OF_SPECTRUM
 from merganser.merging.opcm_model import OpcmModel
 from merganser.methods.base import Method, MethodOptions, TaskContext
 from merganser.methods.shared.merge_records import record_merge, timed_merge
@@ -21,7 +22,10 @@ class OpcmOptions(MethodOptions):
 
     name: Literal["opcm"] = "opcm"
     share_of_spectrum: float = Field(
-        0.5, ge=0, le=1, description="share of the merged update's spectrum that new updates do not change"
+        SHARE_OF_SPECTRUM,
+        ge=0,
+        le=1,
+        description="share of the merged update's spectrum that new updates do not change",
     )
 
 

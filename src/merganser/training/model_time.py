@@ -19,6 +19,9 @@ Clock = Literal["model", "steps"]
 DAYS = (1.0, 2.0, 4.0, 7.0, 15.0, 30.0)
 """Moments of the forgetting curve, in days."""
 
+SMOOTHING = 0.9
+"""Decay of the moving average of the norms of updates."""
+
 
 class GrowingIntervals:
     """Moments at given times, and from the last one on at every doubling.
@@ -61,7 +64,7 @@ class ModelTime:
         day: the model time of one day; ``None`` during the first.
     """
 
-    def __init__(self, module: nn.Module, day_steps: int, clock: Clock = "model", smoothing: float = 0.9) -> None:
+    def __init__(self, module: nn.Module, day_steps: int, clock: Clock = "model", smoothing: float = SMOOTHING) -> None:
         self.day_steps = day_steps
         self.clock = clock
         self.smoothing = smoothing

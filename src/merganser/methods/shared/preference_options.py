@@ -9,7 +9,7 @@ from typing import Literal
 from pydantic import Field, model_validator
 
 from merganser.methods.base import MethodOptions
-from merganser.methods.shared.task_preferences import check_numbers, check_wanted
+from merganser.methods.shared.task_preferences import SHARPNESS, check_numbers, check_wanted
 
 
 class PreferenceOptions(MethodOptions):
@@ -21,7 +21,7 @@ class PreferenceOptions(MethodOptions):
         "same for all, or by the similarity of its labels or inputs to those of the wanted tasks",
     )
     sharpness: float = Field(
-        100.0,
+        SHARPNESS,
         ge=0,
         allow_inf_nan=False,
         description="feature_similarity: a task counts exp(-sharpness (1 - cosine) / 2); 0: all alike",

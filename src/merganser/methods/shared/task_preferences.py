@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
     from merganser.streams.answers import AnswerSpec
 
+SHARPNESS = 100.0
+"""How steeply a task's weight falls with its distance: that of the authors' program."""
+
 
 def check_numbers(numbers: Sequence[float], names: Sequence[str], whole: bool) -> str | None:
     """Refuse a list of preferences with fewer numbers than tasks.
@@ -85,10 +88,10 @@ def by_label_overlap(labels: Mapping[str, Sequence[str]], wanted: Sequence[str])
     return [sum(1 / tasks_with[label] for label in set(of_task) & target) / len(target) for of_task in labels.values()]
 
 
-def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str], sharpness: float = 100.0) -> list[float]:
+def by_similarity(features: Mapping[str, Tensor], wanted: Sequence[str], sharpness: float = SHARPNESS) -> list[float]:
     """Compare each task's mean feature with the mean of the wanted tasks' features by cosine.
 
-    The weight ``exp(-sharpness (1 - cosine) / 2)`` with 100 is that of the authors' program.
+    The weight is ``exp(-sharpness (1 - cosine) / 2)``.
 
     Args:
         features: task -> mean feature (width).
