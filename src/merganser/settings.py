@@ -16,6 +16,12 @@ from typing import Any, Literal, Self
 
 from merganser.errors import nearest
 
+CONFIDENCE = 0.95
+"""Of intervals, tests and verdicts where none is given. Here, since the command reads it before numpy is imported."""
+
+MAX_DROP = 0.02
+"""What a task may lose, a fraction, where nothing is given."""
+
 ABLATION = "ablation"
 """Section of a configuration file for settings that only switch parts of a method off."""
 

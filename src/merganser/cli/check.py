@@ -11,6 +11,7 @@ import typer
 
 from merganser.cli.options import RunArgument
 from merganser.errors import InputError
+from merganser.settings import CONFIDENCE, MAX_DROP
 
 if TYPE_CHECKING:
     from merganser.metrics.retention import Bounds
@@ -50,10 +51,10 @@ def check(
         str,
         typer.Option(metavar="previous|best|RUN", help="The row before, each task's best row, or another run."),
     ] = "previous",
-    max_drop: MaxDrop = 2.0,
+    max_drop: MaxDrop = 100 * MAX_DROP,
     max_drop_of: MaxDropOf = None,
     min_new: MinNew = None,
-    confidence: Confidence = 95.0,
+    confidence: Confidence = 100 * CONFIDENCE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print Markdown, for a pull request.")] = False,
 ) -> None:

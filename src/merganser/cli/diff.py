@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from merganser.cli.options import RunArgument
+from merganser.settings import CONFIDENCE
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -36,7 +37,9 @@ def diff(
             show_default=False,
         ),
     ] = None,
-    confidence: Annotated[float, typer.Option(metavar="PERCENT", min=50, max=99.9, help="Of the intervals.")] = 95.0,
+    confidence: Annotated[float, typer.Option(metavar="PERCENT", min=50, max=99.9, help="Of the intervals.")] = (
+        100 * CONFIDENCE
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Compare two rows of a run: scores per task, answers that changed, and how far the weights are apart.

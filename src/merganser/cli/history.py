@@ -9,6 +9,7 @@ import typer
 
 from merganser.cli.check import Confidence, MaxDrop, MaxDropOf, MinNew, bounds_of
 from merganser.cli.options import RunArgument
+from merganser.settings import CONFIDENCE, MAX_DROP
 
 if TYPE_CHECKING:
     from merganser.report.history import History
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
 def history(
     run: RunArgument,
     graph: Annotated[bool, typer.Option("--graph", help="Draw the rows, with what undo has kept beside them.")] = False,
-    max_drop: MaxDrop = 2.0,
+    max_drop: MaxDrop = 100 * MAX_DROP,
     max_drop_of: MaxDropOf = None,
     min_new: MinNew = None,
-    confidence: Confidence = 95.0,
+    confidence: Confidence = 100 * CONFIDENCE,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """List the versions of a run: a line per row, with when it was learned and what it gained and lost.

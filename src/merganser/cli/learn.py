@@ -11,6 +11,7 @@ import typer
 from merganser import processes
 from merganser.cli.check import Confidence, MaxDrop, MaxDropOf, MinNew, bounds_of
 from merganser.cli.options import JsonOption, ModelOption, RunArgument, VerboseOption
+from merganser.settings import CONFIDENCE, MAX_DROP
 
 if TYPE_CHECKING:
     from merganser.cli.gate import Gate
@@ -102,10 +103,10 @@ def learn(
             "was. Bounds: the four options below.",
         ),
     ] = False,
-    max_drop: MaxDrop = 2.0,
+    max_drop: MaxDrop = 100 * MAX_DROP,
     max_drop_of: MaxDropOf = None,
     min_new: MinNew = None,
-    confidence: Confidence = 95.0,
+    confidence: Confidence = 100 * CONFIDENCE,
 ) -> None:
     """Learn one more task in an existing run, with the method that the run was started with.
 

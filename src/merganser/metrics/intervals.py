@@ -9,9 +9,10 @@ from statistics import NormalDist
 import numpy as np
 
 from merganser.errors import InputError
+from merganser.settings import CONFIDENCE
 
 
-def wilson_interval(value: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def wilson_interval(value: float, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Compute Wilson's score interval of a proportion.
 
     Stays within [0, 1] and keeps a width at scores of 0 and 1, where ``value +- z * stderr`` collapses to a point. For
@@ -46,7 +47,7 @@ def wilson_interval(value: float, n: int, confidence: float = 0.95) -> tuple[flo
     return low, high
 
 
-def t_interval(values: Sequence[float], confidence: float = 0.95) -> tuple[float, float | None]:
+def t_interval(values: Sequence[float], confidence: float = CONFIDENCE) -> tuple[float, float | None]:
     """Compute the mean over independent runs (seeds) and the half-width of its Student-t interval.
 
     To compare two methods run with the same seeds, give the differences seed by seed: they share data order and

@@ -15,12 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import InputError
+from merganser.settings import CONFIDENCE
 
 RESAMPLES = 2000
 """Of scores that are not just right or wrong."""
 
 POWER = 0.8
-"""Chance with which :func:`examples_needed` tests would tell a change from the allowed one."""
+"""Chance with which :func:`examples_needed` tests would tell a change from the allowed one, and a study would detect
+its minimum detectable difference."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,7 @@ class PairedChange:
 
 
 def paired_change(
-    before: Sequence[float], after: Sequence[float], confidence: float = 0.95, seed: int = 0
+    before: Sequence[float], after: Sequence[float], confidence: float = CONFIDENCE, seed: int = 0
 ) -> PairedChange:
     """Compare the scores of the same examples in the same order.
 
@@ -111,7 +113,7 @@ def mcnemar_p(lost: int, gained: int) -> float:
     return 1.0 if changed == 0 else min(1.0, 2.0 * float(bdtr(min(lost, gained), changed, 0.5)))
 
 
-def tango_interval(lost: int, gained: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
+def tango_interval(lost: int, gained: int, n: int, confidence: float = CONFIDENCE) -> tuple[float, float]:
     """Compute Tango's score interval of the change of a proportion over the same examples.
 
     It holds its coverage for few examples and few changes, and has a width even where nothing changed.
@@ -198,13 +200,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def noise_floor(change: PairedChange, confidence: float = 0.95) -> float:
+def noise_floor(change: PairedChange, confidence: float = CONFIDENCE) -> float:
     """Return the smallest change that could be told from none, with as many examples that vary as much as these."""
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
     return min(1.0, z * math.sqrt(_variance(change) / change.n))
 
 
-def examples_needed(change: PairedChange, allowed: float, confidence: float = 0.95) -> int | None:
+def examples_needed(change: PairedChange, allowed: float, confidence: float = CONFIDENCE) -> int | None:
     """Return about how many test examples would tell whether the loss exceeds what is allowed, with 80 % power.
 
     ``None`` where the observed change is exactly the allowed one, so that no number would do.

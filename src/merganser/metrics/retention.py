@@ -17,6 +17,7 @@ from statistics import NormalDist
 from merganser.metrics.intervals import wilson_interval
 from merganser.metrics.paired import PairedChange, examples_needed, holm, tango_statistic
 from merganser.metrics.score import Score
+from merganser.settings import CONFIDENCE, MAX_DROP
 
 
 class Verdict(StrEnum):
@@ -38,10 +39,10 @@ class Bounds:
         confidence: of the verdict, in (0, 1).
     """
 
-    max_drop: float = 0.02
+    max_drop: float = MAX_DROP
     max_drop_of: Mapping[str, float] | None = None
     min_new: float | None = None
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     def allowed(self, task: str) -> float:
         """Return the largest allowed loss of a task."""

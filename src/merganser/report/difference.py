@@ -12,6 +12,7 @@ from merganser.report.weight_distance import Distance, weight_distances
 from merganser.runs import RunDirectory
 from merganser.runs.answers import AnswersOfRows
 from merganser.runs.rows import Row
+from merganser.settings import CONFIDENCE
 
 
 @dataclass(frozen=True)
@@ -94,7 +95,7 @@ def chosen_flips(task: TaskDifference, most: int | None) -> list[Flip]:
     return [*shown, *gained[: most - len(shown)]]
 
 
-def difference(directory: RunDirectory, before: str, after: str, confidence: float = 0.95) -> Difference:
+def difference(directory: RunDirectory, before: str, after: str, confidence: float = CONFIDENCE) -> Difference:
     """Compare two rows of a run.
 
     Args:

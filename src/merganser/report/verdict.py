@@ -15,9 +15,7 @@ from merganser.report.retention import Check, check_row
 from merganser.runs import RunDirectory
 from merganser.runs.answers import answers_of
 from merganser.runs.record import RunRecord
-
-CONFIDENCE = 0.95
-"""Of the intervals and of the verdict on a page."""
+from merganser.settings import CONFIDENCE
 
 NAMED = 3
 """Tasks that the verdict names; more are counted."""

@@ -13,6 +13,7 @@ import numpy as np
 
 from merganser.errors import InputError, nearest
 from merganser.metrics.paired import holm
+from merganser.settings import CONFIDENCE
 from merganser.study.cell_record import CellRecord, ExampleScores, with_one_name_per_order
 from merganser.study.costs import kind_of_seconds, seconds_of, with_cost
 from merganser.study.grids import short_keys
@@ -29,7 +30,7 @@ REFERENCES = ("replay", "sequential")
 
 
 def compare(
-    records: Sequence[CellRecord], reference: str | None = None, confidence: float = 0.95
+    records: Sequence[CellRecord], reference: str | None = None, confidence: float = CONFIDENCE
 ) -> list[StreamResult]:
     """Compare the methods of a study, stream by stream.
 
@@ -180,7 +181,7 @@ def _summarise(label: str, cells: Sequence[CellRecord], kind: str, confidence: f
     )
 
 
-def over_runs(cells: Sequence[CellRecord], metric: str, confidence: float = 0.95) -> Estimate | None:
+def over_runs(cells: Sequence[CellRecord], metric: str, confidence: float = CONFIDENCE) -> Estimate | None:
     """Estimate a metric over the runs of a method; ``None`` if it is undefined for one of them, or there are none."""
     runs = _runs(cells)
     values = [value for run in runs if (value := run.value(metric)) is not None]

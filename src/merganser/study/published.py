@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from merganser.errors import InputError
+from merganser.settings import CONFIDENCE
 from merganser.study.cell_record import CellRecord, read_cells
 from merganser.study.cells import Study
 from merganser.study.comparison import compare
@@ -57,7 +58,7 @@ class StudyResults:
         )
 
 
-def read_results(folder: Path, reference: str | None = None, confidence: float = 0.95) -> StudyResults:
+def read_results(folder: Path, reference: str | None = None, confidence: float = CONFIDENCE) -> StudyResults:
     """Read whatever is done in the folder of a study, or a folder of records, and compare it.
 
     Args:

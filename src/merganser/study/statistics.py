@@ -25,15 +25,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from merganser.errors import InputError
+from merganser.metrics.paired import POWER
+from merganser.settings import CONFIDENCE
 
 Array = NDArray[np.float64]
 
 RESAMPLES = 4000
 LEAST_SCORE, LEAST_CHANGE = 0.0, -1.0
 """The least that a score can be, and a difference of two scores, or a change (BWT, FWT); the most is 1 for both."""
-
-POWER = 0.8
-"""Chance with which the minimum detectable difference would be detected."""
 
 ALIKE = 0.25
 """Level of the analysis of variance at which the runs of one order, or seed, count as alike: there are then only as
@@ -130,7 +129,7 @@ class Estimate:
         return replace(self, low=max(self.low, lowest), high=min(self.high, highest))
 
 
-def estimate(sample: Sample, confidence: float = 0.95, comparisons: int = 0, seed: int = 0) -> Estimate:
+def estimate(sample: Sample, confidence: float = CONFIDENCE, comparisons: int = 0, seed: int = 0) -> Estimate:
     """Estimate a mean over runs, and of differences test whether it is zero.
 
     The p value is the larger one of two tests, which must agree. The permutation test exchanges the two methods of a
