@@ -168,7 +168,11 @@ def table(out: Path) -> None:
 
     print("# A chat model learns three tasks as conversations\n")
     print(f"{(__doc__ or '').split(chr(10) * 2)[2].strip()}\n".replace("\n", " "))
-    print("\nScores are exact match in percent with the standard error of the mean over test texts.\n")
+    print(
+        "\nScores are exact match in percent with the standard error of the mean over test texts. OP is overall "
+        "performance, the mean score of the tasks after\nthe last one; BWT is backward transfer, the mean change of a "
+        "task's score since it was learned.\n"
+    )
     runs = {path.parent.name: read_run(path.parent) for path in sorted(out.glob("*/run.yaml"))}
     methods, seeds = zip(*(name.rsplit("-", 1) for name in runs), strict=True)
     texts, tests = (

@@ -123,6 +123,10 @@ def table(out: Path) -> None:
     print("# The eight built-in orders\n")
     print(" ".join((__doc__ or "").split("\n\n")[2].split()).replace("``", "`") + "\n")
     print("    PYTHONPATH=. python benchmarks/orders.py --data DATA --out runs/orders\n")
+    print(
+        "Overall performance (OP) and backward transfer (BWT) are in percent; processor seconds are those of the whole "
+        "order, encoding and evaluating included.\n"
+    )
     first: CellRecord | None = None
     for model in MODELS:
         folder = out / model.replace(" ", "-").lower() / "records"
@@ -143,7 +147,6 @@ def table(out: Path) -> None:
         print()
     assert first is not None, "nothing was run"
     libraries = ", ".join(f"{name} {first.versions[name]}" for name in ("python", "torch", "transformers", "peft"))
-    print("OP and BWT in percent; processor seconds of the whole order, encoding and evaluating included.\n")
     print(f"{libraries}; {first.hardware['processor']}, one thread.")
 
 

@@ -131,6 +131,8 @@ def _show(entry: Entry, folder: Path | None, as_json: bool) -> None:
 
     say(f"{entry.table}\n{entry.paper.title}, {entry.paper.where}\n")
     console.print(_table(found, measured=folder is not None))
+    if abbreviations := _spelled_out(found):
+        say(f"Percent. {abbreviations}.")
     for mark, meaning in entry.evidence.items():
         say(f"[{mark}] {meaning}")
     if absent := list(dict.fromkeys(each.method for each in found.comparisons if not each.offered)):
@@ -189,6 +191,14 @@ def _short(entry: Entry, source: str) -> str:
 
 def _figure(measure: str) -> str:
     return measure if measure == "forgetting" else measure.upper()
+
+
+def _spelled_out(found: Reproduction) -> str:
+    """Return what the abbreviations of the table stand for: ``OP: overall performance; BWT: backward transfer``."""
+    from merganser.report.formatting import ABBREVIATIONS
+
+    shown = dict.fromkeys(_figure(comparison.measure) for comparison in found.comparisons)
+    return "; ".join(f"{name}: {ABBREVIATIONS[name]}" for name in shown if name in ABBREVIATIONS)
 
 
 def _percent(value: float) -> str:

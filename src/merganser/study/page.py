@@ -25,7 +25,7 @@ from merganser.study.comparison import compare
 from merganser.study.figures import chart_for_page, cost_charts
 from merganser.study.notes import detectable_sentence
 from merganser.study.results import Axis, StreamResult
-from merganser.study.tables import STANDARD_ERROR, cost
+from merganser.study.tables import STANDARD_ERROR, cost, has_fwt
 from merganser.study.tuning_table import tuning_tables
 
 
@@ -83,6 +83,7 @@ def _stream(result: StreamResult, number: int) -> dict[str, Any]:
         "name": result.stream,
         "sentence": page_parts.sentence(result),
         "reference": result.reference,
+        "fwt": has_fwt(result),
         "percent": f"{100 * result.confidence:g} %",
         "runs": page_parts.runs_text(result),
         "detectable": detectable_sentence(result) if result.reference else "",

@@ -76,9 +76,14 @@ def verdict(method: MethodResult, result: StreamResult) -> str:
     return "not compared" if method.difference is None else method.difference.verdict
 
 
+def has_fwt(result: StreamResult) -> bool:
+    """Return whether a method of a stream has a forward transfer, so that the tables show it."""
+    return any(method.fwt is not None for method in result.methods)
+
+
 def score_rows(result: StreamResult) -> tuple[list[str], Rows]:
     """Return the table of scores: its head, and a row per method, best first."""
-    with_fwt = any(method.fwt is not None for method in result.methods)
+    with_fwt = has_fwt(result)
     percent = f"{100 * result.confidence:g} %"
     head = ["method", "runs", "OP", f"{percent} interval", "BWT", *(["FWT"] if with_fwt else [])]
     head += [f"OP − {result.reference}", f"{percent} interval", "p", "verdict"]
@@ -132,10 +137,11 @@ def legend(result: StreamResult) -> str:
     """Say in sentences what the numbers of the tables are."""
     orders, seeds = len(result.orders), len(result.seeds)
     runs = f"{orders} {'order' if orders == 1 else 'orders'} and {seeds} {'seed' if seeds == 1 else 'seeds'}"
+    fwt = "; FWT: forward transfer, each task right after it was learned less a model trained on it alone"
     sentences = [
         f"{result.stream}: {len(result.tasks)} tasks, {runs}. Percent; ± is {STANDARD_ERROR}; intervals are "
         f"{100 * result.confidence:g} %. OP: overall performance, the mean final score of the tasks; BWT: backward "
-        "transfer, what they changed since they were learned."
+        f"transfer, what they changed since they were learned{fwt if has_fwt(result) else ''}."
     ]
     if result.reference:
         sentences.append(
@@ -159,10 +165,10 @@ class StudyTable:
         self.results = list(results)
 
     def terminal(self) -> list[Table | str]:
-        """Return what a console of rich prints: per stream a table of scores, one of costs, and the legend."""
+        """Return what a console of rich prints: per stream the legend, a table of scores and one of costs."""
         printed: list[Table | str] = []
         for result in self.results:
-            printed += [_rich_table(*narrow_rows(result)), "", _rich_table(*cost_rows(result)), "", legend(result)]
+            printed += [legend(result), "", _rich_table(*narrow_rows(result)), "", _rich_table(*cost_rows(result)), ""]
         return printed
 
     def text(self, width: int = 120) -> str:
@@ -178,10 +184,10 @@ class StudyTable:
         return capture.get()
 
     def markdown(self) -> str:
-        """Return the tables in Markdown, each with its legend below."""
+        """Return the tables in Markdown, below the legend that explains them."""
         parts = []
         for result in self.results:
-            parts += [_markdown(*score_rows(result)), _markdown(*cost_rows(result)), escaped(legend(result)) + "\n"]
+            parts += [escaped(legend(result)) + "\n", _markdown(*score_rows(result)), _markdown(*cost_rows(result))]
         return "\n".join(parts)
 
     def latex(self) -> str:
