@@ -394,5 +394,5 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any], prefix: str =
 
 
 def _are_entries(value: object) -> TypeGuard[list[Mapping[str, Any]]]:
-    """Whether this is a list of sections, such as the tasks of a stream."""
+    """Return whether this is a list of sections, such as the tasks of a stream."""
     return isinstance(value, list) and all(isinstance(entry, Mapping) for entry in value)

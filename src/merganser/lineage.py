@@ -174,7 +174,7 @@ def write_lineage(folder: Path, lineage: Lineage, *, without: tuple[str, ...] = 
 
 
 def told_by_hash(folder: Path, base: str) -> bool:
-    """Whether an adapter's base is known by its hash in ``lineage.json``, and its name is a placeholder.
+    """Return whether an adapter's base is known by its hash in ``lineage.json``, and its name is a placeholder.
 
     Args:
         folder: of the adapter.

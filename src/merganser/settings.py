@@ -71,7 +71,7 @@ class Settings:
 
     @classmethod
     def implied(cls, given: Mapping[str, Any]) -> dict[str, Any]:
-        """Settings that take another value than their default because of those that are given."""
+        """Return the settings that take another value than their default because of those that are given."""
         return {}
 
     def changed(self, **changes: Any) -> Self:
@@ -93,7 +93,7 @@ _KNOWN: dict[Any, tuple[tuple[str, Any, Mapping[str, Any]], ...]] = {}
 
 
 def described(settings: type[Settings]) -> tuple[tuple[str, Any, Mapping[str, Any]], ...]:
-    """Name, type and metadata (``description``, ``bounds``, ``section``) of every setting of a class."""
+    """Return name, type and metadata (``description``, ``bounds``, ``section``) of every setting of a class."""
     if settings not in _KNOWN:
         _KNOWN[settings] = _read(settings)
     return _KNOWN[settings]

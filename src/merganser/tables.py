@@ -18,7 +18,7 @@ MISSING = "–"
 
 
 def finite(value: float | None) -> float | None:
-    """``value``, or ``None`` where it is missing, infinite or not a number (JSON has no such numbers)."""
+    """Return ``value``, or ``None`` where it is missing, infinite or not a number (JSON has no such numbers)."""
     return value if value is not None and math.isfinite(value) else None
 
 

@@ -109,7 +109,7 @@ def _open(name: str, model: str | None, row: str | None) -> Learner | ExportedMo
 
 
 def _may_be_on_hub(name: str) -> bool:
-    """Whether a name can be that of a repository of the hub: OWNER/NAME, and there is no folder OWNER here."""
+    """Return whether a name can be that of a repository of the hub: OWNER/NAME, and there is no folder OWNER here."""
     owner, slash, rest = name.partition("@")[0].partition("/")
     return bool(slash and owner and rest) and "/" not in rest and owner != "~" and not Path(owner).exists()
 

@@ -131,7 +131,7 @@ class LiveView:
             self._row(event)
 
     def _place(self, number: int) -> str:
-        """``task 3 of 15``."""
+        """Format which task it is of how many: ``task 3 of 15``."""
         if self.stream is not None and self.stream.together:
             return f"{plural(self.stream.total, 'task')} together"
         total = 0 if self.stream is None else self.stream.total
@@ -197,7 +197,7 @@ class Beside:
         self._read = -math.inf
 
     def place(self) -> str:
-        """``Sequential fine-tuning: task 3 of 5``."""
+        """Format the method and the task: ``Sequential fine-tuning: task 3 of 5``."""
         number = max(len(self.rows()), 1)
         return f"{self._title}: {f'task {number} of {self._total}' if number <= self._total else 'done'}"
 

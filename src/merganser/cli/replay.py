@@ -86,7 +86,7 @@ def _cells(merge: MergeRecord | Merge | None, masks: bool) -> list[str]:
 
 
 def _table(entry: TaskReplay, masks: bool) -> Table:
-    """Merges of the run and of the replay side by side; those at one step share a line."""
+    """Tabulate the merges of the run and of the replay side by side; those at one step share a line."""
     from rich.table import Table
 
     table = Table(title=f"{entry.task}, {entry.steps} steps", pad_edge=False)

@@ -184,7 +184,7 @@ def _cells(each: Comparison, entry: Entry, measured: bool) -> list[str]:
 
 
 def _short(entry: Entry, source: str) -> str:
-    """A source in as few characters as identify it."""
+    """Return a source in as few characters as identify it."""
     paper = entry.sources[source]
     return paper.arxiv or paper.title
 
@@ -202,12 +202,12 @@ def _spelled_out(found: Reproduction) -> str:
 
 
 def _percent(value: float) -> str:
-    """A published number with the decimals that it has, and one at least."""
+    """Format a published number with the decimals that it has, and one at least."""
     return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
 
 
 def _values(each: Comparison) -> dict[str, Any]:
-    """One comparison for programs; percent, as published."""
+    """Return one comparison for programs; percent, as published."""
     number = each.measured
     of_runs = {} if number is None else {"mean": number.mean, "low": number.low, "high": number.high}
     percent = {key: None if value is None else 100 * value for key, value in of_runs.items()}

@@ -167,7 +167,7 @@ def _show_headline(console: Console, record: RunRecord, baselines: Sequence[RunR
 
 
 def _value(metric: Metric) -> str:
-    """A mean in percent, a difference in points with its sign."""
+    """Format a mean in percent, a difference in points with its sign."""
     difference = metric.name != "OP"
     error = f" ± {score(metric.stderr)}" if finite(metric.stderr) is not None else ""
     return f"{score(metric.value, signed=difference)}{error}" + ("" if difference else " %")

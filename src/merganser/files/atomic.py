@@ -162,7 +162,7 @@ def sweep_all(targets: Iterable[Path]) -> None:
 
 
 def _is_being_written(path: Path) -> bool:
-    """Whether a process of this host that is alive chose this unique temporary name."""
+    """Return whether a process of this host that is alive chose this unique temporary name."""
     writer = writer_of(path)
     if writer is None or not writer.is_here:
         return False
@@ -306,7 +306,7 @@ class StagedChanges:
 
 @contextlib.contextmanager
 def new_file(target: Path, shared: bool = False) -> Iterator[Path]:
-    """A temporary path to write a file to, which is flushed and renamed to ``target`` at the end of the block.
+    """Provide a temporary path to write a file to, which is flushed and renamed to ``target`` at the end of the block.
 
     Args:
         shared: as for :class:`StagedChanges`.
@@ -320,7 +320,7 @@ def new_file(target: Path, shared: bool = False) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def new_folder(target: Path, shared: bool = False, replace: bool = True) -> Iterator[Path]:
-    """An empty temporary folder, which is flushed and renamed to ``target`` at the end of the block.
+    """Provide an empty temporary folder, which is flushed and renamed to ``target`` at the end of the block.
 
     Args:
         shared: as for :class:`StagedChanges`.
@@ -348,7 +348,7 @@ def write_bytes(path: Path, content: bytes, shared: bool = False) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """:func:`write_bytes` in UTF-8."""
+    """Write text in UTF-8, as :func:`write_bytes`."""
     write_bytes(path, text.encode())
 
 
@@ -364,17 +364,17 @@ def json_lines_bytes(values: Iterable[Mapping[str, Any]]) -> bytes:
 
 
 def write_json(path: Path, value: Any, shared: bool = False) -> None:
-    """:func:`write_bytes` of one JSON document; numbers that are not finite are refused."""
+    """Write one JSON document, as :func:`write_bytes`; numbers that are not finite are refused."""
     write_bytes(path, json_bytes(value), shared)
 
 
 def write_json_lines(path: Path, values: Iterable[Mapping[str, Any]]) -> None:
-    """:func:`write_bytes` of one JSON object per line; numbers that are not finite are refused."""
+    """Write one JSON object per line, as :func:`write_bytes`; numbers that are not finite are refused."""
     write_bytes(path, json_lines_bytes(values))
 
 
 def write_yaml(path: Path, value: Mapping[str, Any]) -> None:
-    """:func:`write_text` of a YAML document with keys in the order given."""
+    """Write a YAML document, as :func:`write_text`, with keys in the order given."""
     write_text(path, yaml_document(value, width=120))
 
 

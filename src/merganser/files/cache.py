@@ -17,7 +17,9 @@ CACHE_VARIABLE = "MERGANSER_CACHE"
 
 
 def cache_folder(name: str) -> Path:
-    """A folder of the cache: in ``$MERGANSER_CACHE``, else ``$XDG_CACHE_HOME/merganser``, else ``~/.cache/merganser``.
+    """Return a folder of the cache.
+
+    The cache is ``$MERGANSER_CACHE``, else ``$XDG_CACHE_HOME/merganser``, else ``~/.cache/merganser``.
 
     Args:
         name: what is kept there, for instance ``references``.

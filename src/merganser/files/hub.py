@@ -121,7 +121,7 @@ def explained(error: BaseException, doing: str, *, writes: bool = False) -> Merg
 
 
 def is_offline() -> bool:
-    """Whether the hub's client is told not to use the network."""
+    """Return whether the hub's client is set not to use the network."""
     from huggingface_hub import constants
 
     return bool(constants.HF_HUB_OFFLINE)

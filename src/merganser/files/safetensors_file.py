@@ -83,7 +83,7 @@ class Tensor:
 
 
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
-    """The tensors of a file in the order of their bytes, and its metadata.
+    """Return the tensors of a file in the order of their bytes, and its metadata.
 
     Raises:
         InputError: the file cannot be read, is truncated, or is not a valid safetensors file; the message names the
@@ -114,7 +114,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
 
 
 def _is_text(value: str) -> bool:
-    """Whether it can be written: JSON's escapes can name half of a character."""
+    """Return whether a text can be written: JSON's escapes can name half of a character."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -123,7 +123,7 @@ def _is_text(value: str) -> bool:
 
 
 def _short(value: Any) -> str:
-    """A value of the file for a message; it may be as long as the file."""
+    """Shorten a value of the file for a message; it may be as long as the file."""
     if isinstance(value, list | dict) and (len(value) > 20 or any(isinstance(item, list | dict) for item in value)):
         return f"of {len(value)} entries"
     text = repr(value)
@@ -151,7 +151,7 @@ def _parse(path: Path, text: bytes) -> dict[str, Any]:
 
 
 def _laid_out(path: Path, header: Mapping[str, Any], start: int, length: int) -> list[Tensor]:
-    """The tensors by position, after checking that their bytes fill the file exactly, without holes or overlaps."""
+    """Return the tensors by position, after checking that their bytes fill the file, without holes or overlaps."""
     ranges: list[tuple[int, int, Tensor]] = []
     for name, entry in header.items():
         begin, end, tensor = _entry(path, name, entry, start, length)
@@ -196,7 +196,7 @@ def _entry(path: Path, name: str, entry: Any, start: int, length: int) -> tuple[
 
 
 def _whole_numbers(values: Any) -> bool:
-    """Sizes that an array can have; larger integers would make the arithmetic on them slow."""
+    """Return whether an array can have these sizes; larger integers would make the arithmetic on them slow."""
     return isinstance(values, list) and all(
         isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 1 << 63 for value in values
     )
@@ -205,7 +205,7 @@ def _whole_numbers(values: Any) -> bool:
 def header_bytes(
     tensors: Sequence[tuple[str, str, tuple[int, ...]]], metadata: Mapping[str, str]
 ) -> tuple[bytes, list[int]]:
-    """A header for these ``(name, dtype, shape)`` in this order, and where in the file each tensor begins.
+    """Return a header for these ``(name, dtype, shape)`` in this order, and where in the file each tensor begins.
 
     The header is padded with spaces so that the tensors begin at a multiple of eight bytes.
     """

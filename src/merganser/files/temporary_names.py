@@ -38,23 +38,23 @@ class Writer:
 
 
 def temporary_path(target: Path) -> Path:
-    """The temporary name for a target that one process writes at a time, for instance under a lock."""
+    """Return the temporary name for a target that one process writes at a time, for instance under a lock."""
     return target.with_name(target.name + PARTIAL)
 
 
 def unique_temporary_path(target: Path) -> Path:
-    """A temporary name with this host, this process and a counter, for a target that several may write at once."""
+    """Return a temporary name with host, process and a counter, for a target that several may write at once."""
     writer = f"{_host()}-{os.getpid()}-{next(_NUMBERS)}"
     return target.with_name(f".{target.name}.{writer}{PARTIAL}")
 
 
 def path_of_old(temporary: Path) -> Path:
-    """The temporary name of the folder that is moved aside for what has the name ``temporary``."""
+    """Return the temporary name of the folder that is moved aside for what has the name ``temporary``."""
     return temporary.with_name(temporary.name.removesuffix(PARTIAL) + OLD + PARTIAL)
 
 
 def writer_of(path: Path) -> Writer | None:
-    """Who chose a name of :func:`unique_temporary_path`; ``None`` for any other name."""
+    """Return who chose a name of :func:`unique_temporary_path`; ``None`` for any other name."""
     match = _WRITER.fullmatch(path.name)
     if match is None:
         return None

@@ -203,7 +203,7 @@ def remarks(session: Session, task: Task) -> list[str]:
 
 
 def announce_remarks(session: Session, task: Task) -> None:
-    """Tell the listener the remarks on a task, once per session."""
+    """Report the remarks on a task to the listener, once per session."""
     if task.name not in session.announced:
         session.announced.add(task.name)
         # What the template adds is the same for all tasks, and said once.

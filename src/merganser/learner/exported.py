@@ -125,7 +125,7 @@ class _Place:
 
 
 def is_export(folder: Path) -> bool:
-    """Whether a folder was written by an export."""
+    """Return whether a folder was written by an export."""
     return (folder / FILE).is_file()
 
 

@@ -213,7 +213,7 @@ class _Planner:
         return steps
 
     def _can_push(self, step: Step) -> bool:
-        """Whether what the hub has not can be pushed: the weights of the row are there.
+        """Return whether what the hub has not can be pushed: the weights of the row are there.
 
         Raises:
             InputError: they were removed, and this row was asked for.

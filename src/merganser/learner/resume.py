@@ -38,7 +38,7 @@ def checkpoints_of(session: Session, tasks: Sequence[Task], number: int) -> Chec
 
 
 def _digest(examples: Sequence[tuple[str, Example]]) -> str:
-    """SHA-256 of examples as the model reads them: with other examples, resuming would not give the same result."""
+    """Return the SHA-256 of examples as the model reads them: with others, resuming would not give the same result."""
     digest = hashlib.sha256()
     for task, example in examples:
         digest.update("\0".join((task, example.learned, example.output, "")).encode())

@@ -19,7 +19,7 @@ def tasks_to_score(session: Session, tasks: Sequence[Task]) -> list[Task]:
 
 
 def answered_by(session: Session, tasks: Sequence[Task], number: int) -> dict[str, int]:
-    """Task -> row whose weights answer it, once row ``number`` with these tasks is learned."""
+    """Return task -> row whose weights answer it, once row ``number`` with these tasks is learned."""
     return session.method.answered_by({**session.learned_in(), **{task.name: number for task in tasks}})
 
 

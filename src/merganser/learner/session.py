@@ -145,11 +145,11 @@ class Session:
     # -- tasks ------------------------------------------------------------------------------------------------------
 
     def answered_by(self) -> dict[str, int]:
-        """Learned task -> row whose weights answer it."""
+        """Return learned task -> row whose weights answer it."""
         return self.method.answered_by(self.learned_in())
 
     def learned_in(self) -> dict[str, int]:
-        """Learned task -> row it was learned in, in order."""
+        """Return learned task -> row it was learned in, in order."""
         return {task.name: row.file.row for row in self.rows for task in row.file.tasks}
 
     @property

@@ -13,7 +13,7 @@ from merganser.training.trainer import planned_steps, steps_per_epoch
 
 
 def note_timing(session: Session, tasks: Sequence[Task]) -> None:
-    """Tell the user about intervals as long as a task, or longer; each only once for a task in this session."""
+    """Report intervals as long as a task, or longer; each only once for a task in this session."""
     options = session.config.training
     groups = [list(tasks)] if session.method.joint else [[task] for task in tasks]
     stored = len(session.memory()) if session.method.joint else 0

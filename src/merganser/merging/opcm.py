@@ -113,7 +113,7 @@ def project(merged: NDArray[Any], update: NDArray[Any], protected: float) -> NDA
 def fold_factors(
     merged: tuple[Factors, OpcmState] | None, update: Factors, *, share_of_spectrum: float = SHARE_OF_SPECTRUM
 ) -> tuple[Factors, OpcmState]:
-    """:func:`fold` of updates given as factors, exactly: the full matrices never exist.
+    """Fold updates given as factors, as :func:`fold`, exactly: the full matrices never exist.
 
     In an orthonormal basis of the space that the factors of both span, the updates are small
     square matrices (size: sum of the ranks) with the same singular values, angles and norms, which are folded.

@@ -35,8 +35,10 @@ def curve_images(data: dict[str, Any]) -> list[str]:
 
 
 def _image(curve: dict[str, Any], learned: int) -> str:
-    """A ring around the score right after the task was learned, a band around it within which a change is noise, and
-    the baselines in grey, each with its dash and marker."""
+    """Draw a ring around the score right after the task was learned, a band around it, and the baselines in grey.
+
+    Within the band a change is noise; each baseline has its dash and marker.
+    """
 
     def x(tasks: float) -> float:
         return LEFT + (tasks + 0.4) / (learned + 0.8) * (RIGHT - LEFT)
@@ -69,7 +71,7 @@ def _image(curve: dict[str, Any], learned: int) -> str:
 
 
 def _short(value: float) -> str:
-    """At most one decimal: finer than a pixel, and the page stays small."""
+    """Format a coordinate with at most one decimal: finer than a pixel, and the page stays small."""
     return f"{value:.1f}".removesuffix(".0")
 
 
@@ -98,7 +100,7 @@ def _baseline(points: Sequence[Sequence[float]], number: int, x: Place, y: Place
 
 
 def _marker(kind: str, x: float, y: float, size: float = 1.5) -> str:
-    """The outline of a marker, which has matplotlib's letter."""
+    """Return the outline of a marker, which has matplotlib's letter."""
     corners = {
         "s": ((-1, -1), (1, -1), (1, 1), (-1, 1)),
         "^": ((0, -1.2), (1.2, 1), (-1.2, 1)),

@@ -62,12 +62,12 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int) -> None:
 
 
 def whole_ticks(learned: int) -> list[int]:
-    """Whole numbers from 0 to ``learned``, at most five of them."""
+    """Return whole numbers from 0 to ``learned``, at most five of them."""
     return list(range(0, max(learned, 1) + 1, math.ceil(max(learned, 1) / 4)))
 
 
 def curve_figure(data: dict[str, Any]) -> Figure | None:
-    """All curves in one figure for papers; ``None`` where nothing was evaluated."""
+    """Draw all curves in one figure for papers; ``None`` where nothing was evaluated."""
     from matplotlib.figure import Figure
 
     curves = [curve for curve in data["curves"] if curve["points"]]
@@ -84,8 +84,10 @@ def curve_figure(data: dict[str, Any]) -> Figure | None:
 
 
 def inline_svg(figure: Figure, label: str) -> str:
-    """A figure as an SVG element for the page: colours are CSS variables, text takes the page's font, and ``label`` is
-    what a screen reader reads. Every string of the run is escaped."""
+    """Return a figure as an SVG element for the page, with every string of the run escaped.
+
+    Colours are CSS variables, text takes the page's font, and ``label`` is what a screen reader reads.
+    """
     content = io.BytesIO()
     unset = {"Date": None, "Creator": None, "Format": None, "Type": None}
     figure.savefig(content, format="svg", metadata=unset, transparent=True)

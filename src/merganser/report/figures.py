@@ -74,7 +74,7 @@ def _matrix(run: RunRecord) -> Figure | None:
 
 
 def _offsets(data: dict[str, Any]) -> list[int]:
-    """Step at which each task begins on the axis that all tasks share, and at the end the total."""
+    """Return the step at which each task begins on the axis that all tasks share, and at the end the total."""
     offsets = [0]
     for task in data["tasks"]:
         offsets.append(offsets[-1] + task["steps"])
@@ -149,7 +149,7 @@ def _numbered(data: dict[str, Any]) -> str:
 
 
 def _merge_markers(axes: Axes, merges: list[dict[str, Any]], offsets: list[int]) -> None:
-    """Each merge at its learning signal: the marker's shape and, where there is room, a letter tell its cause."""
+    """Draw each merge at its learning signal: the marker's shape and, where there is room, a letter tell its cause."""
     for index in sorted({merge["task"] for merge in merges}):
         of_task = [merge for merge in merges if merge["task"] == index]
         axes.plot(

@@ -78,7 +78,7 @@ def asset(name: str) -> str:
 
 @functools.cache
 def templates() -> jinja2.Environment:
-    """The templates, compiled once."""
+    """Return the templates, compiled once."""
     return jinja2.Environment(
         loader=jinja2.FunctionLoader(asset),
         autoescape=True,
@@ -127,7 +127,7 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
 
 
 def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Sequence[str]) -> dict[str, Any]:
-    """What the template shows of answers and scores."""
+    """Return what the template shows of answers and scores."""
     run, *baselines = runs
     return {
         "verdict": overview.verdict(run, tasks),
@@ -141,7 +141,7 @@ def _scores(runs: Sequence[RunRecord], tasks: Sequence[TaskCourse], names: Seque
 
 
 def _steps(run: RunRecord, data: dict[str, Any]) -> dict[str, Any]:
-    """What the template shows of steps and merges."""
+    """Return what the template shows of steps and merges."""
     return {
         "ledger": sections.ledger(run),
         "causes": [(letter, cause, cause_title(cause)) for cause, letter in CAUSE_LETTER.items()],

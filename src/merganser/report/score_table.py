@@ -19,7 +19,7 @@ FULL_SCALE = 0.25
 
 
 def _cell(entry: Score | None, learned: Score | None, state: str) -> dict[str, Any]:
-    """A cell of the matrix: ``state`` is ``own``, ``future`` (not learned yet) or empty (learned before)."""
+    """Return a cell of the matrix: ``state`` is ``own``, ``future`` (not learned yet) or empty (learned before)."""
     cell = {"text": MISSING, "class": state, "depth": ""}
     if entry is None or finite(entry.value) is None:
         return cell

@@ -34,7 +34,7 @@ MERGING_FIELDS = ("probing_seconds", "rehearsal_seconds", "merging_seconds", "me
 
 
 def other_seconds(cost: CostRecord) -> float:
-    """Time of the task in none of the measured parts (encoding, loading, starting up); never below 0."""
+    """Return the time of the task in none of the measured parts (encoding, loading, starting up); never below 0."""
     return max(0.0, cost.seconds - sum(getattr(cost, field) for field in COST_PARTS))
 
 
@@ -122,7 +122,7 @@ def _summaries_in_force(run: RunRecord) -> list[MemorySummary]:
 
 
 def stored_over_time(run: RunRecord) -> str:
-    """``2.4 MB in all, 1.2 MB after the first task``; empty where nothing was measured."""
+    """Format what is stored: ``2.4 MB in all, 1.2 MB after the first task``; empty where nothing was measured."""
     ordered = sorted(run.tasks, key=lambda task: task.index)
     totals = [sum(task.method_bytes.values()) for task in ordered if task.method_bytes]
     if not totals:

@@ -24,7 +24,7 @@ MANY_TASKS = 20
 
 
 def _round(value: float | None) -> float | None:
-    """Five significant digits: finer than a pixel, and the page stays small."""
+    """Round to five significant digits: finer than a pixel, and the page stays small."""
     return None if finite(value) is None else float(f"{value:.5g}")
 
 
@@ -142,7 +142,7 @@ def _task_series(
 
 
 def _curve(run: RunRecord, task: str) -> list[list[float | None]]:
-    """``[tasks learned, score, standard error]`` for each row that has a score of ``task``."""
+    """Return ``[tasks learned, score, standard error]`` for each row that has a score of ``task``."""
     points: list[list[float | None]] = []
     for learned, row in zip(learned_before(run), run.scores.rows, strict=True):
         entry = row.scores.get(task)

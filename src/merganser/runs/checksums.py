@@ -38,7 +38,7 @@ _KNOWN: dict[tuple[int, ...], str] = {}
 
 
 def is_clutter(name: str) -> bool:
-    """Whether a file of this name was left by a file manager or a file system, and belongs to nothing."""
+    """Return whether a file of this name was left by a file manager or a file system, and belongs to nothing."""
     return name in CLUTTER or name.startswith(CLUTTER_PREFIXES)
 
 
@@ -148,7 +148,7 @@ def sealed(value: Mapping[str, Any], indent: int | None = 1) -> bytes:
 
 
 def is_intact(content: bytes, checksum: str) -> bool:
-    """Whether the text of a sealed record is the one that was sealed.
+    """Return whether the text of a sealed record is the one that was sealed.
 
     Args:
         checksum: what the record has under the key ``checksum``.

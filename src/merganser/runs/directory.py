@@ -61,7 +61,7 @@ class RunDirectory:
 
     @staticmethod
     def exists(path: Path) -> bool:
-        """Whether there is a run at ``path``."""
+        """Return whether there is a run at ``path``."""
         return (path / RUN).is_file()
 
     @classmethod
@@ -116,7 +116,7 @@ class RunDirectory:
         return cls(path, read_run_file(path))
 
     def has_learned(self) -> bool:
-        """Whether a task was learned that is in the run, or that undo has kept.
+        """Return whether a task was learned that is in the run, or that undo has kept.
 
         Raises:
             InputError: a row is missing, or the record of what undo has kept is damaged.
@@ -151,7 +151,7 @@ class RunDirectory:
         return [n for n in names if not (n in known or is_clutter(n) or n.removesuffix(PARTIAL) in known)]
 
     def discard_if_empty(self) -> None:
-        """:meth:`discard` if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
+        """Discard the run if no row was completed. Waits for no other process, as :meth:`abandon_row`."""
         if processes.is_main() and not row_folders(self.path / TASKS):
             self.discard()
 

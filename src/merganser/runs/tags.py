@@ -34,7 +34,7 @@ def tag_of(row: Path) -> Tag:
 
 
 def is_of(tag: Tag, row: Path) -> bool:
-    """Whether a tag names the row in a folder."""
+    """Return whether a tag names the row in a folder."""
     return tag.row == row.name and (row / RECORD).is_file() and tag.sha256 == sha256_of(row / RECORD)
 
 

@@ -67,7 +67,7 @@ class Undone:
         return self.file.chain[names.index(self.rows[0].name) - 1]
 
     def continues(self, chain: Sequence[Link]) -> bool:
-        """Whether these rows follow the last of a chain, and were taken away after its first."""
+        """Return whether these rows follow the last of a chain, and were taken away after its first."""
         return self.after == chain[-1] and self.file.chain[: len(chain)] == list(chain)
 
     def position(self, rows: Sequence[Path]) -> int:

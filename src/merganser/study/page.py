@@ -76,7 +76,7 @@ def render_study(
 
 
 def _stream(result: StreamResult, number: int) -> dict[str, Any]:
-    """What the template shows of one stream."""
+    """Return what the template shows of one stream."""
     ids = page_parts.method_ids(result, number)
     return {
         "id": f"s{number}",

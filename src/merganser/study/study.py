@@ -177,7 +177,7 @@ def run_study(
     early_stop: float | None = None,
     watch: Watcher | None = None,
 ) -> Outcome:
-    """As :func:`study`; with ``cells`` only those, beside other processes that run others."""
+    """Run cells as :func:`study` does; with ``cells`` only those, beside other processes that run others."""
     folder.check(study)
     check_launcher(study)
     if early_stop is not None:

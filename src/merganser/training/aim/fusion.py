@@ -151,7 +151,7 @@ class TowardsStart:
         self._rule.observe()
 
     def begin_rehearsal(self) -> None:
-        """Tell the rule."""
+        """Begin the rule's rehearsal."""
         self._rule.begin_rehearsal()
 
     def fuse(self, decision: Merge, weights: Weights, start: Weights, after_new: Weights) -> tuple[float, float]:
