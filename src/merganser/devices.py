@@ -1,4 +1,4 @@
-"""The device that computes, as accelerate chooses it: the only module that asks which accelerators there are.
+"""The device that computes, as accelerate chooses it: the only module that looks for accelerators.
 
 ``ACCELERATE_TORCH_DEVICE`` (``cuda:1``, ``mps``, ``cpu`` ...) and ``ACCELERATE_USE_CPU`` choose another one.
 """

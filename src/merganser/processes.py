@@ -37,10 +37,10 @@ def launched_rank() -> int:
 
 
 def uses_fsdp() -> bool:
-    """Return whether the launcher asks for sharded weights (FSDP2).
+    """Return whether the launcher sets sharded weights (FSDP2).
 
     Raises:
-        InputError: it asks for FSDP1, or for weights offloaded to the processor.
+        InputError: it sets FSDP1, or for weights offloaded to the processor.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False

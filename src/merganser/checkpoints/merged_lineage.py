@@ -38,7 +38,7 @@ def check_lineages(located: LocatedRecipe) -> None:
 
 
 def check_lineage_of_base(base: Checkpoint, adapter: Source) -> None:
-    """Refuse an adapter that its lineage says was trained on another model than the base it is added to.
+    """Refuse an adapter that was trained, by its lineage, on another model than the base it is added to.
 
     Raises:
         InputError: naming both; the lineage is damaged.

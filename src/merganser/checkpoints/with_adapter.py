@@ -40,7 +40,7 @@ def open_model(source: Source, allow_different_bases: bool = False, allow_nonfin
     base_name: Any = adapter.config.get("base_model_name_or_path")
     named = isinstance(base_name, str) and base_name.strip("/ ")
     parts = str(source.path), checkpoint.label.removesuffix(f"+{source.adapter.name}")
-    # Of a placeholder the hash tells, below; it needs the configuration of the base.
+    # A placeholder is compared by its hash, below; that needs the configuration of the base.
     by_hash = named and bool(checkpoint.config) and told_by_hash(adapter.folder, base_name)
     if named and not by_hash and not allow_different_bases and not any(same_base(base_name, part) for part in parts):
         raise InputError(

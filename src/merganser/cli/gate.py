@@ -1,4 +1,4 @@
-"""``merganser learn --check``: keep what was learned only if the check says so."""
+"""``merganser learn --check``: keep what was learned only if the check's verdict is to keep it."""
 
 from __future__ import annotations
 

@@ -27,7 +27,7 @@ def tag(
 ) -> None:
     """Name a version of the model, so that it can be asked for: `export`, `ask`, `check` and `diff` take the name.
 
-    The weights of a row with a tag are kept, whatever runs.keep_weights says. `merganser history RUN` lists the tags.
+    The weights of a row with a tag are kept, whatever runs.keep_weights is. `merganser history RUN` lists the tags.
     Undo takes the tags of the rows that it removes away with them, and names them.
 
     Example: merganser tag runs/first release-3

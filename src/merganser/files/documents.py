@@ -157,7 +157,7 @@ def parse_yaml(text: str) -> Any:
     """
     # A level of nesting takes a column or a bracket.
     if max(map(len, text.splitlines()), default=0) + text.count("[") + text.count("{") <= LONGEST:
-        with suppress(yaml.YAMLError, ValueError, RecursionError):  # the other loader says what it is, and where
+        with suppress(yaml.YAMLError, ValueError, RecursionError):  # the other loader raises what it is, and where
             return _value(_FastLoader(text))
     try:
         return _value(_Loader(text))

@@ -1,4 +1,4 @@
-"""Speak to the Hugging Face hub: its errors as cause and remedy, and patience where it asks for it."""
+"""Call the Hugging Face hub: its errors become cause and remedy, and a busy hub is called again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRIES = 5
 """Requests before a hub that is busy is given up."""
 
 LONGEST_WAIT = 300.0
-"""Seconds that are waited before the next try; a hub that asks for more is given up at once."""
+"""Seconds that are waited before the next try; a hub that requires more is given up at once."""
 
 LOG_IN = "Log in with `hf auth login`, or set HF_TOKEN to a token of https://huggingface.co/settings/tokens"
 
@@ -166,7 +166,7 @@ def _of_status(error: HfHubHTTPError, doing: str, writes: bool) -> MerganserErro
 
 
 def retry_after(error: HfHubHTTPError) -> float | None:
-    """Return the seconds that the hub asks to wait; ``None``: it does not say."""
+    """Return the seconds to wait that the hub sends; ``None``: it sends none."""
     headers = error.response.headers
     value = headers.get("Retry-After", "")
     if not value:  # "ratelimit": '"api";r=0;t=55'
@@ -178,14 +178,14 @@ def retry_after(error: HfHubHTTPError) -> float | None:
 def patiently(call: Callable[[], ResultT], say: Callable[[str], None]) -> ResultT:
     """Return the result of a request, which is sent again while the hub is busy (429) or fails (5xx).
 
-    It is waited as long as the hub asks, or 1, 2, 4, 8 seconds.
+    The wait is the hub's ``Retry-After``, or 1, 2, 4, 8 seconds.
 
     Args:
         call: the request; sent twice, it must do no harm.
         say: receives a sentence before each wait.
 
     Raises:
-        HfHubHTTPError: another error, one that asks to wait longer than :data:`LONGEST_WAIT`, or the last of
+        HfHubHTTPError: another error, one that requires a wait longer than :data:`LONGEST_WAIT`, or the last of
             :data:`TRIES`.
     """
     from huggingface_hub.errors import HfHubHTTPError

@@ -94,7 +94,7 @@ def load(options: HarnessOptions) -> LoadedHarness:
 def score(backbone: Backbone, options: HarnessOptions, batch: int) -> HarnessScores:
     """Have the harness ask the model as it is, and score its answers.
 
-    Every process asks all questions. Random numbers elsewhere are not touched.
+    Every process answers all questions. Random numbers elsewhere are not touched.
 
     Args:
         batch: texts per forward pass.
@@ -265,7 +265,7 @@ class _Asked:
 
 
 def _model(backbone: GenerativeBackbone, batch: int) -> Any:
-    """Return the harness's model that asks this one."""
+    """Return the harness's model that calls this one."""
     from lm_eval.models.huggingface import HFLM
 
     template = ChatTemplate.of(backbone.tokenizer, backbone.options.name) if backbone.has_chat_template else None

@@ -221,8 +221,8 @@ def check_selection(session: Session, tasks: Sequence[Task]) -> None:
     """Refuse tasks whose best weights cannot be selected, where that is asked for.
 
     Raises:
-        InputError: the method cannot select, or a task has no development texts; where only ``method.compat`` asks for
-            the selection, the user is told.
+        InputError: the method cannot select, or a task has no development texts; where only ``method.compat`` turns
+            the selection on, it is left out with a notice.
     """
     if not session.config.training.select_best:
         return

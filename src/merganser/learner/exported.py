@@ -67,7 +67,7 @@ class ExportedModel:
         Args:
             name: its folder, or a hub id (``owner/name``, ``owner/name@revision``).
             revision: of a hub id: a task's name, a branch, a tag or a commit.
-            model_path: of an adapter: where the pretrained model is, if not where its lineage says.
+            model_path: of an adapter: where the pretrained model is, if not at the place in its lineage.
             listener: receives notices.
 
         Raises:

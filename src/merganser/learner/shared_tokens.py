@@ -1,6 +1,6 @@
 """Tokens of texts and vectors of labels that are the same for several runs: made once, kept under digests.
 
-A file has what one call asks for, such as the training texts or the test texts of a task, and a digest of its rows, so
+A file has what one call reads, such as the training texts or the test texts of a task, and a digest of its rows, so
 that a damaged file is noticed and made again.
 """
 

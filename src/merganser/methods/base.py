@@ -96,7 +96,7 @@ class TaskContext:
     mixture: Mixture | None = None
 
     def collator(self) -> Collator:
-        """Return what makes training batches, packed if ``training.packing`` says so.
+        """Return what makes training batches, packed if ``training.packing`` is set.
 
         Losses on tokens need it. Who looks at the rows of a batch uses ``backbone.collate``, which always pads.
         """

@@ -82,7 +82,7 @@ class Lwf(Method[LwfOptions]):
             from merganser.models.base import IGNORE_INDEX
 
             new, old, labels = outputs["logits"], old_logits(inputs), inputs["labels"]
-            if context.backbone.kind == "causal":  # a position tells of the token after it
+            if context.backbone.kind == "causal":  # a position predicts the token after it
                 new, old, labels = new[:, :-1], old[:, :-1], labels[:, 1:]
             answered = labels != IGNORE_INDEX
             return factor * distillation(new[answered], old[answered], temperature)

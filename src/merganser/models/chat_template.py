@@ -232,7 +232,7 @@ class ChatTemplate:
 
     @property
     def marked(self) -> bool:
-        """Whether the template marks what the assistant says, with ``{% generation %}``."""
+        """Whether the template marks the assistant's text, with ``{% generation %}``."""
         return _GENERATION.search(self.text) is not None
 
     def prompts(self, conversations: Sequence[Conversation]) -> list[dict[str, Any]]:
@@ -306,7 +306,7 @@ def _plain(token: Any) -> Any:
 
 
 def _with_fixed_date(template: str) -> str:
-    """Return a template for which today is :data:`TODAY`, where it asks: else a run could not be resumed tomorrow."""
+    """Return a template for which today is :data:`TODAY`, where it has a date: else no run could resume tomorrow."""
     if "strftime_now" not in template:
         return template
     formats = dict.fromkeys(match[2] for match in _CLOCK.finditer(template))

@@ -1,7 +1,7 @@
 """Token ids of conversations, and which of them have a loss.
 
-The tokens are those of the whole rendered text. What the assistant says in it comes from the template's own marks
-(``{% generation %}``), else from rendering the turns before each answer. Of a conversation longer than the input length
+The tokens are those of the whole rendered text. The assistant's text in it is found by the template's own marks
+(``{% generation %}``), else by rendering the turns before each answer. Of a conversation longer than the input length
 the earliest exchanges are left out, each from a turn of the user to the next; the system prompt and the last answer
 stay.
 """

@@ -36,7 +36,7 @@ def answer(request: dict[str, Any], job: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         request: ``template``, ``tokens`` (the special tokens by their roles), ``marked`` (whether the template marks
-            what the assistant says).
+            the assistant's text).
         job: ``messages``, ``tools`` (or null), and ``turns``: null for the prompt of the next answer; else the
             positions of the assistant's turns to find.
 
@@ -66,7 +66,7 @@ def _render(
     """Render messages; with ``prompt`` up to where the next answer begins.
 
     Returns:
-        The text, and where the template marks what the assistant says.
+        The text, and where the template marks the assistant's text.
     """
     from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -88,7 +88,7 @@ def seconds(value: float | None) -> str:
 
 
 def day(text: str) -> str:
-    """Format a time in ISO 8601 as a person says it: ``2 January 2026, 03:04 UTC``; another text stays as it is."""
+    """Format a time in ISO 8601 as a person writes it: ``2 January 2026, 03:04 UTC``; another text stays as it is."""
     try:
         time = datetime.fromisoformat(text).astimezone(UTC)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Names of a run, its model and its method, as a person says them."""
+"""Names of a run, its model and its method, for people to read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def method_name(run: RunRecord) -> str:
 
 
 def model_name(run: RunRecord) -> str:
-    """Return the name of the pretrained model: of a hub id the part after its owner, of a folder what its card says.
+    """Return the name of the pretrained model: of a hub id the part after its owner, of a folder its card's heading.
 
     Of a folder without a card that is its name, or if it is called ``model`` or the like that of the folder above; of
     one in the hub's cache its id.

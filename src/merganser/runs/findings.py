@@ -51,5 +51,5 @@ class Verification:
 
 
 def problem_in(error: InputError) -> str:
-    """Return what a message says of a damaged file, without the file's name."""
+    """Return the problem of a damaged file from an error's message, without the file's name."""
     return (error.cause.partition("' is damaged: ")[2] or error.cause).rstrip(".")

@@ -1,4 +1,4 @@
-"""What a run directory says, as typed records: the files of a run are these records in JSON.
+"""The content of a run directory as typed records: the files of a run are these records in JSON.
 
 ``run.yaml``                     :class:`RunInfo`
 ``tasks/NN-name/row.json``       :class:`RowFile`: the tasks learned in this row of the matrix, its scores, and the
@@ -222,7 +222,7 @@ class WatchRecord(Record):
     truncated: dict[str, int] = Field(default_factory=dict, description="as of a task: test_inputs, test_answers")
     spec: AnswerSpec = Field(description="as of a task; of a task of lm-evaluation-harness only a placeholder")
     harness: HarnessOptions | None = Field(
-        None, description="the task of lm-evaluation-harness that asks and scores; its folder is on this machine"
+        None, description="the task of lm-evaluation-harness that scores; its folder is on this machine"
     )
     source: dict[str, str] = Field(default_factory=dict)
     remarks: list[str] = Field(default_factory=list)

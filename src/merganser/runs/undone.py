@@ -2,7 +2,7 @@
 
 Each holds ``undone.json``, with the rows as they followed each other, and the folders of those that are there. A row
 is either under ``tasks/`` or here: an interruption between two of them leaves some here, the last ones first, and the
-record says which row the first of them follows.
+record holds which row the first of them follows.
 """
 
 from __future__ import annotations

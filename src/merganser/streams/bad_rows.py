@@ -15,7 +15,7 @@ OnBadRows = Literal["refuse", "skip"]
 TASK_CHOICE = (
     "rows that cannot be used (malformed, a field missing or empty, an answer outside the labels, no valid Unicode): "
     "'refuse' them all at once, with their kinds, counts and first places, or 'skip' them and record how many of which "
-    "kind; null: as the stream says"
+    "kind; null: the stream's choice"
 )
 STREAM_CHOICE = (
     "default of every task's on_bad_rows; null: refuse, except that in the files of the built-in orders empty texts "

@@ -151,7 +151,7 @@ def read_table(source: str, base: Path, default_split: str = "train") -> Table:
     """Read ``source``: a path (relative ones are relative to ``base``) or ``hub:owner/name[:config][:split]``.
 
     Args:
-        source: what the configuration says.
+        source: the source in the configuration.
         base: folder that relative paths start from.
         default_split: split of a hub data set when ``source`` names none.
 

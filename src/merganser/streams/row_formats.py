@@ -88,7 +88,7 @@ class FieldsReader(RowReader):
         super().__init__(table, options)
         self.inputs = [options.input] if isinstance(options.input, str) else options.input
         fields = prompt_fields(options.prompt)
-        # A column called "input" needs no special case: unless 'input' says otherwise, {input} is that column.
+        # A column called "input" needs no special case: unless 'input' names another, {input} is that column.
         self.plain = [name for name in fields if name != "input"]
         self.joined = self.inputs if "input" in fields else []
         self.required = [*self.plain, *self.joined, options.output]

@@ -23,7 +23,7 @@ class WatchedTask(Task):
     Attributes:
         train: none.
         group: general ability, instruction following or safety, or ``None``.
-        harness: the task of lm-evaluation-harness that asks and scores; ``None``: ``test`` and ``spec`` do.
+        harness: the task of lm-evaluation-harness that scores; ``None``: ``test`` and ``spec`` do.
     """
 
     train: Sequence[Example] = ()

@@ -31,7 +31,7 @@ class HarnessOptions(Options):
         default=None, description="one of the task's metrics, a number in [0, 1] per example; null: its first one"
     )
     num_fewshot: int | None = Field(
-        default=None, ge=0, description="examples shown before each question; null: as the task says"
+        default=None, ge=0, description="examples shown before each question; null: the task's own number"
     )
     chat_template: bool = Field(default=False, description="put the questions through the model's chat template")
     limit: int | None = Field(

@@ -89,7 +89,7 @@ class Paper(StrictOptions):
 class CatalogueFile(StrictOptions):
     """``catalogue.yaml``."""
 
-    evidence: dict[str, str] = Field(description="mark -> what it says of a figure")
+    evidence: dict[str, str] = Field(description="mark -> what it means for a figure")
     papers: dict[str, Paper]
     parts: dict[str, Part]
     entries: dict[str, EntryOptions]
@@ -115,7 +115,7 @@ class Entry:
     """A published table with the study that reproduces it.
 
     Attributes:
-        name: by which the command knows it.
+        name: as the command takes it.
         paper: that has the table.
         table: model, benchmark, orders.
         figures: as published.
@@ -123,7 +123,7 @@ class Entry:
         settings: of the study's file, without the folder of the data.
         data: name of that folder; from the hub if none is given and the stream has a source there.
         sources: papers of the figures by name.
-        evidence: mark -> what it says of a figure.
+        evidence: mark -> what it means for a figure.
     """
 
     name: str
@@ -220,7 +220,7 @@ def find_entry(name: str) -> Entry:
 
 
 def study_text(entry: Entry, data: str | None = None, model: str | None = None, file: str = "STUDY.yaml") -> str:
-    """Return the study's file of an entry, with a comment that says what it is and how it is run.
+    """Return the study's file of an entry, with a comment on what it is and how it is run.
 
     Args:
         data, model: as for :meth:`Entry.study_values`.

@@ -172,7 +172,7 @@ def record_cell(
 ) -> CellRecord:
     """Read a finished run as a cell.
 
-    What only the program that ran it knows (``stopped_by``, ``tuning``, ``cost.processor_seconds``) is left empty.
+    What only the program that ran it records (``stopped_by``, ``tuning``, ``cost.processor_seconds``) is left empty.
 
     Args:
         run_directory: of the cell.

@@ -237,7 +237,8 @@ def _difference_sample(pairs: Sequence[Pair]) -> Sample:
     blocks = []
     for task in tasks:
         # Where classes are split, a task of another order has other examples. All orders share the texts of the data
-        # set, whose effects are taken to be the same in all: drawn apart, they vary together as sqrt(orders) tells.
+        # set, whose effects are taken to be the same in all: the factor sqrt(orders) makes up for drawing them
+        # apart in each order.
         kept: dict[str, list[tuple[ExampleScores, ExampleScores]]] = {}
         for a, b in ((a.examples.get(task), b.examples.get(task)) for a, b in pairs):
             if a is not None and b is not None and a.test_sha256 == b.test_sha256:

@@ -69,7 +69,7 @@ class EarlyStop:
     def _after(self, cell: Cell, names: Sequence[str]) -> float | None:
         """Return the mean score of a cell over tasks, right after it had learned exactly these.
 
-        ``None``: it is not as far, or the run of its name was made otherwise or is damaged, which its own process says.
+        ``None``: it is not as far, or the run of its name was made otherwise or is damaged, as its own process reports.
         """
         seen: list[str] = []
         try:

@@ -18,7 +18,7 @@ ERROR = "error: "
 
 
 def launch_command(study: Study, folder: Path, cell: str, options: Sequence[str] = ()) -> list[str]:
-    """Return the command that runs one cell in as many processes as the study asks for, as separate words."""
+    """Return the command that runs one cell in as many processes as the study sets, as separate words."""
     command = ["study", study.where, "--out", str(folder), "--cell", cell, *options]
     count = study.options.processes
     if count == 1 and study.options.fsdp is None:

@@ -83,7 +83,7 @@ class Progress:
     Attributes:
         begun: called with a cell that begins.
         ended: called with a cell, its seconds, and why it failed (``None``: it did not).
-        stopped: tells whether a cell that has ended was stopped by a rule.
+        stopped: returns whether a cell that has ended was stopped by a rule.
         tick: called now and then.
         notice: called with what a person should know.
         schedule: cells that wait and run.

@@ -2,7 +2,7 @@
 
 Every cell is one task with a request for processors and GPUs. When a worker or a node is lost, Ray starts the task
 again on another, where the cell goes on from its last checkpoint: its folder must be on storage that all nodes see, or
-be copied to and from a place that fsspec knows (:mod:`merganser.study.storage`).
+be copied to and from a place that fsspec supports (:mod:`merganser.study.storage`).
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class RecordedOrder:
 
 
 def arrangement(tasks: Sequence[str], stream: Mapping[str, Any]) -> str:
-    """Return what tells an order from all others of its stream, as text: its tasks, or the classes that are split.
+    """Return what distinguishes an order from others of its stream, as text: its tasks, or the classes that are split.
 
     Args:
         tasks: that were learned in it; it may have been stopped before the last one.

@@ -49,7 +49,7 @@ class OrderedStream:
 
     @property
     def arrangement(self) -> str:
-        """What tells the order from others of the stream, as text; of a split one, the order of its classes."""
+        """What distinguishes the order from others of the stream, as text; of a split one, the order of its classes."""
         return arrangement([], self.options.model_dump(mode="json"))
 
     def names(self) -> list[str] | None:

@@ -1,4 +1,4 @@
-"""Copy cells to and from a place that fsspec knows, for nodes that share no file system.
+"""Copy cells to and from a place that fsspec supports, for nodes that share no file system.
 
 The record of a row is copied after its other files, and a row without its record is not fetched: whatever ends a copy,
 what is fetched is complete.

@@ -62,7 +62,7 @@ def answer_logits(outputs: Mapping[str, Tensor], batch: Mapping[str, Tensor], ki
     logits, labels = outputs["logits"], batch["labels"]
     if kind == "matcher":
         return logits.float()
-    if kind == "causal":  # a position tells of the token after it
+    if kind == "causal":  # a position predicts the token after it
         logits, labels = logits[:, :-1], labels[:, 1:]
     return logits[labels != IGNORE_INDEX].float()
 

@@ -32,7 +32,7 @@ class Mixture:
 class FeatureList(torch.utils.data.Dataset):
     """Tokenised examples as a dataset.
 
-    Its length is the number of the task's own examples. Those of a mixture follow them: only :class:`MixedOrder` knows
+    Its length is the number of the task's own examples. Those of a mixture follow them: only :class:`MixedOrder` yields
     their indices.
     """
 

@@ -216,7 +216,7 @@ def check_batch_for_processes(batch: int) -> None:
 
 @contextlib.contextmanager
 def sharded_as_launched(module: nn.Module) -> Iterator[nn.Module]:
-    """Provide the module to train: ``module`` itself, or a sharded copy if the launcher asks for FSDP.
+    """Provide the module to train: ``module`` itself, or a sharded copy if the launcher sets FSDP.
 
     The full weights are gathered into the module at the end of the block, so that all code outside of training sees an
     ordinary module on every rank. On an accelerator the module is moved to the CPU meanwhile.

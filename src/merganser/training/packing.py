@@ -5,7 +5,7 @@ memory keeps its share of them, and the loss, a mean over label tokens, is the s
 
 The position ids of every text begin at 0. From them transformers finds where texts begin and masks attention between
 texts: in ``masking_utils`` for eager and SDPA attention, as cumulative lengths for flash attention. It does so only
-without an attention mask and without a key-value cache, and not every architecture asks for it:
+without an attention mask and without a key-value cache, and not every architecture calls it:
 :func:`check_packing` tries it on the model itself.
 """
 
