@@ -147,13 +147,13 @@ def run(out: Path, method: str, seed: int, arguments: argparse.Namespace) -> Non
         {"model": model, "stream": stream, "method": method, **SETTINGS, "training": training, "seed": seed}, "chat"
     )
 
-    def tell(event: Event) -> None:
+    def print_progress(event: Event) -> None:
         if isinstance(event, RowDone):
             print(method, seed, "+".join(event.learned) or "before", event.scores, flush=True)
         elif isinstance(event, Merged):
             print(method, seed, f"merge at step {event.step} of {event.task}", flush=True)
 
-    with Learner.of_config(out, config, listener=tell) as learner:
+    with Learner.of_config(out, config, listener=print_progress) as learner:
         learner.learn_stream(load_stream(config.stream, Path.cwd()).tasks)
     measure, tokenizer = Perplexity(arguments.tokens, arguments.excerpts), AutoTokenizer.from_pretrained(folder)
     rows = sorted((out / "tasks").iterdir())

@@ -39,14 +39,14 @@ def main() -> None:
     }
     order = arguments.order or list(tasks)
 
-    def tell(event: Event) -> None:
+    def print_progress(event: Event) -> None:
         if isinstance(event, RowDone):
             scores = {task: round(100 * value, 1) for task, value in event.scores.items()}
             print("+".join(event.learned) or "before", scores, flush=True)
 
     with (
         tempfile.TemporaryDirectory() as folder,
-        Learner.of_config(Path(folder) / "run", check_config(settings, "settings"), listener=tell) as learner,
+        Learner.of_config(Path(folder) / "run", check_config(settings, "settings"), listener=print_progress) as learner,
     ):
         learner.learn_stream([tasks[name] for name in order])
         record = learner.record

@@ -86,14 +86,16 @@ def learn(arguments: argparse.Namespace) -> None:
             method = {"name": name, **(json.loads(arguments.options) if arguments.options else {})}
             out = arguments.out / f"{name}{arguments.tag}-{seed}"
 
-            def tell(event: Event, label: str = out.name) -> None:
+            def print_progress(event: Event, label: str = out.name) -> None:
                 if isinstance(event, RowDone):
                     scores = {task: round(100 * value, 1) for task, value in event.scores.items()}
                     print(label, "+".join(event.learned) or "before", scores, flush=True)
                 elif isinstance(event, Merged):
                     print(label, "merge", event.step, event.cause, event.next_interval, flush=True)
 
-            with Learner.of_config(out, check_config(settings(method, seed), "quality"), listener=tell) as learner:
+            with Learner.of_config(
+                out, check_config(settings(method, seed), "quality"), listener=print_progress
+            ) as learner:
                 learner.learn_stream(stream)
             print(label_summary(out), flush=True)
 

@@ -68,14 +68,14 @@ def score_task(
     answers = backbone.answer([example.read for example in task.test], task.spec, batch, progress, shared=True)
     references = [example.output for example in task.test]
     inputs = [example.input for example in task.test]
-    counted = [task.spec.counts_as(answer.text) for answer in answers]
+    predictions = [task.spec.counts_as(answer.text) for answer in answers]
     metric = task.spec.metric
     if isinstance(metric, str):
-        values = score_each(metric, counted, references, inputs).tolist()
+        values = score_each(metric, predictions, references, inputs).tolist()
     else:
         # A function may cost money, or differ from call to call: it runs once, and every process has its scores.
-        values = processes.on_main(lambda: score_each(metric, counted, references, inputs).tolist())
-    return ScoredTask(tuple(counted), tuple(values))
+        values = processes.on_main(lambda: score_each(metric, predictions, references, inputs).tolist())
+    return ScoredTask(tuple(predictions), tuple(values))
 
 
 def score_tasks(

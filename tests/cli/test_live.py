@@ -129,7 +129,7 @@ def test_the_place_in_the_stream_the_time_left_and_another_run(monkeypatch: pyte
     assert "Task 2 of 3: b (10 examples, 2 in memory), about 4 minutes left" in text
     assert "Sequential: task 2 of 3" in text
     assert "90.0" in text
-    joint = LiveView(console, "Title", Stream({"a": 40}, 3, together=True, beside=("Sequential", tmp_path)))
+    joint = LiveView(console, "Title", Stream({"a": 40}, 3, joint=True, beside=("Sequential", tmp_path)))
     assert joint.beside is not None
     assert joint.beside.place() == "Sequential: task 1 of 3"
     others += [(("b",), {}), (("c",), {})]

@@ -305,10 +305,10 @@ def test_which_rows_keep_their_weights(keep: Keep, kept: set[int]) -> None:
 
 
 def test_the_default_depends_on_what_is_trained() -> None:
-    assert RunsOptions().kept(whole_weights=False, several_models=False) == "all"
-    assert RunsOptions().kept(whole_weights=True, several_models=False) == 2
-    assert RunsOptions(keep_weights="tagged").kept(whole_weights=True, several_models=False) == "tagged"
-    assert RunsOptions(keep_weights=1).kept(whole_weights=True, several_models=True) == "all"
+    assert RunsOptions().kept(whole_weights=False, per_task_models=False) == "all"
+    assert RunsOptions().kept(whole_weights=True, per_task_models=False) == 2
+    assert RunsOptions(keep_weights="tagged").kept(whole_weights=True, per_task_models=False) == "tagged"
+    assert RunsOptions(keep_weights=1).kept(whole_weights=True, per_task_models=True) == "all"
 
 
 def test_removed_weights_are_no_damage_and_cannot_be_asked_for(directory: RunDirectory) -> None:

@@ -45,13 +45,13 @@ class Stream:
         sizes: task -> its training examples, in the order of learning; tasks learned together have the name of the
             first.
         total: tasks in all.
-        together: whether all of them are learned at once.
+        joint: whether all of them are learned at once.
         beside: title and directory of another run that learns at the same time.
     """
 
     sizes: Mapping[str, int]
     total: int
-    together: bool = False
+    joint: bool = False
     beside: tuple[str, Path] | None = None
 
     @classmethod
@@ -132,7 +132,7 @@ class LiveView:
 
     def _place(self, number: int) -> str:
         """Format which task it is of how many: ``task 3 of 15``."""
-        if self.stream is not None and self.stream.together:
+        if self.stream is not None and self.stream.joint:
             return f"{plural(self.stream.total, 'task')} together"
         total = 0 if self.stream is None else self.stream.total
         return f"task {number} of {total}" if total > 1 and number <= total else f"task {number}"

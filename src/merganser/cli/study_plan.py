@@ -38,7 +38,7 @@ def show_plan(
         work.data,
         machine.cells,
         done=sum(status.stage == "done" for status in work.statuses.values()),
-        tell=lambda title: progress.print(f"Measuring {title} ...", style="dim", highlight=False),
+        announce=lambda title: progress.print(f"Measuring {title} ...", style="dim", highlight=False),
     )
     _print(plan, machine.cells, machine.threads)
 

@@ -110,7 +110,7 @@ class ExportedModel:
 
 
 @dataclass(frozen=True)
-class _Place:
+class _ExportLocation:
     """Where an export is.
 
     Attributes:
@@ -129,12 +129,12 @@ def is_export(folder: Path) -> bool:
     return (folder / FILE).is_file()
 
 
-def _locate(name: str, revision: str | None) -> _Place:
+def _locate(name: str, revision: str | None) -> _ExportLocation:
     folder = Path(name).expanduser()
     if folder.is_dir():
         if not is_export(folder):
             raise InputError(f"'{name}' was not exported by Merganser: it has no {FILE}.", "Export it from its run.")
-        return _Place(name, folder)
+        return _ExportLocation(name, folder)
     repo, _, at = name.partition("@")
     folder = download(repo, revision or at or None)
     if not is_export(folder):
@@ -142,7 +142,7 @@ def _locate(name: str, revision: str | None) -> _Place:
             f"The hub's '{name}' was not exported by Merganser: it has no {FILE}.",
             "Use it as a pretrained model (model.name), or push it from its run with `merganser push`.",
         )
-    return _Place(repo, folder, folder.name)
+    return _ExportLocation(repo, folder, folder.name)
 
 
 def download(repo: str, revision: str | None) -> Path:
@@ -159,7 +159,9 @@ def download(repo: str, revision: str | None) -> Path:
         return Path(snapshot_download(repo, revision=revision, allow_patterns=["*.safetensors", *SIDECAR_FILES]))
 
 
-def _config(place: _Place, record: ExportedRecord, lineage: Lineage | None, model_path: str | None) -> RunConfig:
+def _config(
+    place: _ExportLocation, record: ExportedRecord, lineage: Lineage | None, model_path: str | None
+) -> RunConfig:
     """Return the configuration that the model is loaded with."""
     values = dict(record.model)
     if record.holds == "model":
@@ -173,7 +175,7 @@ def _config(place: _Place, record: ExportedRecord, lineage: Lineage | None, mode
     return check_config({"model": values}, str(place.folder / FILE))
 
 
-def _load(place: _Place, record: ExportedRecord, options: ModelOptions) -> Backbone:
+def _load(place: _ExportLocation, record: ExportedRecord, options: ModelOptions) -> Backbone:
     """Load the whole model, or the pretrained one with the adapter."""
     try:
         backbone = load_backbone(options, record.lengths, seed=0)

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 QuadraticTerms = tuple[Array, Array, Array, Array]
-"""Of one tensor: displacement ``delta``, slope of the earlier losses ``pull``, Fishers ``past`` and ``current``."""
+"""Of one tensor: displacement ``delta``, ``slope`` of the earlier losses, Fishers ``past`` and ``current``."""
 
 
 def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
@@ -21,16 +21,16 @@ def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
 
     With the Laplace approximation the loss of task i around its own weights is ``(theta - theta_i)' F_i (theta -
     theta_i) / 2``, F diagonal. The new task's weights are at ``l = 1``; for the earlier ones only ``past = sum F_i``
-    and ``pull = sum F_i (start - theta_i)``, the slope of their losses at the start, matter. Setting the derivative to
+    and ``slope = sum F_i (start - theta_i)``, the slope of their losses at the start, matter. Setting the derivative to
     zero gives::
 
-        l = (delta' current delta - pull' delta) / (delta' (past + current) delta)
+        l = (delta' current delta - slope' delta) / (delta' (past + current) delta)
 
     Source: BECAME (Li et al. 2025, arXiv 2504.02666), see :func:`two_stage_interpolation`; Perturb-and-Merge (Qiu et
     al. 2025, arXiv 2505.22389), with each task's own weights.
 
     Args:
-        tensors: ``(delta, pull, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
+        tensors: ``(delta, slope, past, current)`` of each tensor, of equal shape; sums are taken in double precision.
 
     Returns:
         The position ``l`` on the line; 1 where no loss depends on the position (0/0).
@@ -41,9 +41,9 @@ def optimal_interpolation(tensors: Iterable[QuadraticTerms]) -> float:
     numerator = denominator = 0.0
     for tensor in tensors:
         arrays, _ = as_arrays(tensor)
-        delta, pull, past, current = (_flat(array) for array in arrays)
+        delta, slope, past, current = (_flat(array) for array in arrays)
         curvature = float(delta @ (current * delta))
-        numerator += curvature - float(pull @ delta)
+        numerator += curvature - float(slope @ delta)
         denominator += curvature + float(delta @ (past * delta))
     if denominator <= 0.0:
         return 1.0

@@ -115,8 +115,8 @@ def _by_partition(magnitudes: NDArray[Any], k: int) -> TopKThreshold:
 
 
 @dataclass
-class _BracketScan:
-    """The result of one pass over an update: entries above a bracket of magnitudes, and entries inside it."""
+class _ThresholdSearch:
+    """A search for a top-k threshold in one pass: entries above a bracket of magnitudes, and entries inside it."""
 
     model: int
     k: int
@@ -130,7 +130,7 @@ class _BracketScan:
     collected: int = 0
 
 
-def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> list[_BracketScan]:
+def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> list[_ThresholdSearch]:
     """Estimate, from runs spread over the tensor, a bracket of the k-th largest magnitude and its likeliest value."""
     margin = min(_MARGIN, 0.4 * MAX_COLLECTED / (len(requests) * inputs.size))
     # For the same probability of a hit, a narrower bracket needs quadratically more samples.
@@ -149,11 +149,11 @@ def _sampled_brackets(inputs: Inputs, requests: Sequence[tuple[int, int]]) -> li
         positions = (position - margin * length, position, position + margin * length)
         counts = [length - int(min(max(index, 0), length - 1)) for index in positions]
         low, middle, high = _k_th_largest(samples[model], counts)
-        brackets.append(_BracketScan(model, k, low, middle, high))
+        brackets.append(_ThresholdSearch(model, k, low, middle, high))
     return brackets
 
 
-def _scan(inputs: Inputs, scans: list[_BracketScan], limit: int) -> None:
+def _scan(inputs: Inputs, scans: list[_ThresholdSearch], limit: int) -> None:
     """Fill the brackets in one pass over the tensor, per block, in order; none collects more than ``limit`` entries."""
     for scan in scans:
         # Pages of these arrays take memory only once they are written.
@@ -182,7 +182,7 @@ def _step(inputs: Inputs) -> int:
     return int(getattr(inputs, "step", BLOCK))
 
 
-def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: Any) -> None:
+def _collect(scan: _ThresholdSearch, above: int, ties: int, values: Any, indices: Any) -> None:
     scan.above += above
     scan.at_middle.append(ties)
     end = scan.collected + len(values)
@@ -192,7 +192,7 @@ def _collect(scan: _BracketScan, above: int, ties: int, values: Any, indices: An
     scan.collected = end
 
 
-def _scanned_threshold(inputs: Inputs, scan: _BracketScan) -> TopKThreshold | None:
+def _scanned_threshold(inputs: Inputs, scan: _ThresholdSearch) -> TopKThreshold | None:
     """Find the threshold in a scan; ``None`` if it is outside the bracket or too many entries were inside."""
     need = scan.k - scan.above
     middle = sum(scan.at_middle)

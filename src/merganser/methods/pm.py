@@ -102,11 +102,11 @@ class Pm(Method[PmOptions]):
         trained = current.snapshot()
         with timed_merge(self.records):
             information = self.options.estimate(context)
-        pull = Weights({name: information[name] * (value - origin[name]) for name, value in trained.items()})
+        new_centre = Weights({name: information[name] * (value - origin[name]) for name, value in trained.items()})
         if self._past is None or self._centre is None:
-            self._past, self._centre = information, pull
+            self._past, self._centre = information, new_centre
             return
-        past, centre = beside(self._past, information), beside(self._centre, pull)
+        past, centre = beside(self._past, information), beside(self._centre, new_centre)
         before = context.before()
         with timed_merge(self.records):
             share = optimal_interpolation(
@@ -120,7 +120,7 @@ class Pm(Method[PmOptions]):
             )
             current.combine_(share, [(1 - share, before)])
             self._past = past.combine_(1, [(1, information)])
-            self._centre = centre.combine_(1, [(1, pull)])
+            self._centre = centre.combine_(1, [(1, new_centre)])
         record_merge(self.records, context, trained=trained, before=before, weight_new=share, weight_old=1 - share)
 
     def keeps_pretrained(self, lora: bool) -> bool:

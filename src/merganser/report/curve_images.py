@@ -22,7 +22,7 @@ LEFT, RIGHT, TOP, BOTTOM = 24.8, 117.8, 19.4, 90.7
 SMALL, LARGE = 9.0, 9.5
 """Sizes of tick labels and titles."""
 
-Place = Callable[[float], float]
+AxisScale = Callable[[float], float]
 
 
 def curve_images(data: dict[str, Any]) -> list[str]:
@@ -84,12 +84,12 @@ def _circle(x: float, y: float, radius: float, style: str = "") -> str:
     return f'<circle cx="{_short(x)}" cy="{_short(y)}" r="{radius:g}"{style}></circle>'
 
 
-def _polyline(points: Sequence[Sequence[float]], x: Place, y: Place, style: str) -> str:
+def _polyline(points: Sequence[Sequence[float]], x: AxisScale, y: AxisScale, style: str) -> str:
     places = " ".join(f"{_short(x(tasks))},{_short(y(value))}" for tasks, value, _ in points)
     return f'<polyline points="{places}" style="fill:none;{style}"></polyline>'
 
 
-def _baseline(points: Sequence[Sequence[float]], number: int, x: Place, y: Place) -> str:
+def _baseline(points: Sequence[Sequence[float]], number: int, x: AxisScale, y: AxisScale) -> str:
     (_, dash), marker = BASELINE_STYLES[number % len(BASELINE_STYLES)]
     lengths = " ".join(f"{length:g}" for length in dash)
     line = _polyline(points, x, y, f"stroke:var(--quiet);stroke-width:1;stroke-dasharray:{lengths}")
@@ -110,7 +110,7 @@ def _marker(kind: str, x: float, y: float, size: float = 1.5) -> str:
     return "M" + "L".join(f"{_short(x + size * dx)},{_short(y + size * dy)}" for dx, dy in corners) + "Z"
 
 
-def _texts(name: str, learned: int, x: Place, y: Place) -> list[str]:
+def _texts(name: str, learned: int, x: AxisScale, y: AxisScale) -> list[str]:
     ticks = [(x(tasks), 101.5, f"{tasks}") for tasks in whole_ticks(learned)]
     levels = [(LEFT - 3, y(level) + 3.2, f"{100 * level:g}") for level in (0, 0.5, 1)]
     title = escape(shortened_within(name))

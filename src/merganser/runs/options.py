@@ -25,14 +25,14 @@ class RunsOptions(StrictOptions):
         "again are always kept, and so are scores, answers and examples of every row",
     )
 
-    def kept(self, whole_weights: bool, several_models: bool) -> Keep:
+    def kept(self, whole_weights: bool, per_task_models: bool) -> Keep:
         """Return the rows whose weights are kept.
 
         Args:
             whole_weights: each row has a whole model, not an adapter.
-            several_models: the method answers tasks with different rows: any may answer one, now or after an undo.
+            per_task_models: the method answers tasks with different rows: any may answer one, now or after an undo.
         """
-        if several_models:
+        if per_task_models:
             return "all"
         if self.keep_weights == "auto":
             return OF_WHOLE_WEIGHTS if whole_weights else "all"

@@ -13,10 +13,10 @@ from merganser.streams.builtin import BUILTIN, DEMO
 from merganser.streams.images.image_sets import IMAGE_SETS
 from merganser.streams.task_options import (
     Count,
+    Fraction,
     MixOptions,
     Options,
     Seed,
-    Share,
     TaskOptions,
     TaskOverrides,
     TaskSettings,
@@ -38,11 +38,11 @@ class SplitOptions(TaskSettings):
     )
     dev: str | None = Field(default=None, min_length=1, description="development examples; optional")
     test: str | None = Field(default=None, min_length=1, description="test examples; optional")
-    dev_share: Share = Field(
+    dev_share: Fraction = Field(
         default=None,
         description="without 'dev': fraction of each class's training examples that is held out for development",
     )
-    test_share: Share = Field(
+    test_share: Fraction = Field(
         default=None,
         description="without 'test': fraction of each class's training examples that is held out for testing",
     )

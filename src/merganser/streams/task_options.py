@@ -22,7 +22,7 @@ NAME_BYTES = 100
 
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0)]
-Share = Annotated[float | None, Field(gt=0, lt=1)]
+Fraction = Annotated[float | None, Field(gt=0, lt=1)]
 RowFormat = Literal[
     "auto", "fields", "messages", "sharegpt", "alpaca", "prompt_completion", "question_answer", "superni"
 ]

@@ -34,7 +34,7 @@ COST_LABELS: dict[Axis, str] = {
     "bytes": "bytes stored after the last task",
 }
 
-Place = Callable[[MethodResult], "float | None"]
+Coordinate = Callable[[MethodResult], "float | None"]
 
 
 def scatter(axes: Axes, result: StreamResult, axis: Axis | None, labels: Sequence[str], links: Sequence[str]) -> None:

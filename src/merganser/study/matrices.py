@@ -46,15 +46,17 @@ def mean_matrices(result: StreamResult) -> dict[str, list[MeanMatrix]]:
 
 def _mean_matrix(method: str, order: str, cells: Sequence[CellRecord]) -> MeanMatrix:
     first = cells[0]
-    alike = [cell for cell in cells if [row.learned for row in cell.rows] == [row.learned for row in first.rows]]
+    same_rows = [cell for cell in cells if [row.learned for row in cell.rows] == [row.learned for row in first.rows]]
     return MeanMatrix(
         method=method,
         order=order,
         tasks=tuple(first.tasks),
         rounds=tuple(tuple(row.learned) for row in first.rows),
-        values=tuple(tuple(_mean(alike, task, number) for number in range(len(first.rows))) for task in first.tasks),
+        values=tuple(
+            tuple(_mean(same_rows, task, number) for number in range(len(first.rows))) for task in first.tasks
+        ),
         learned={task: number for number, row in enumerate(first.rows) for task in row.learned},
-        seeds=len(alike),
+        seeds=len(same_rows),
     )
 
 

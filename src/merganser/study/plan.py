@@ -103,7 +103,7 @@ def plan_study(
     data: Data,
     at_a_time: int,
     done: int = 0,
-    tell: Callable[[str], None] = lambda text: None,
+    announce: Callable[[str], None] = lambda text: None,
 ) -> StudyPlan:
     """Train ten steps of a cell of every method and choice of options in memory, and estimate what all cells take.
 
@@ -111,7 +111,7 @@ def plan_study(
 
     Args:
         cells: to be run.
-        tell: is told which method is measured.
+        announce: called with the name of each method that is measured.
 
     Raises:
         InputError: data are missing, or a stream cannot be learned.
@@ -123,7 +123,7 @@ def plan_study(
     for group in groups.values():
         title = ", ".join([group[0].method, *(f"{key}: {value}" for key, value in group[0].options.items())])
         title = title if len(study.options.named_streams) == 1 else f"{group[0].stream.stream}: {title}"
-        tell(title)
+        announce(title)
         planned.append(_measured(study, title, group, data))
     shared, saved = _shared(planned, data)
     return StudyPlan(planned, len(study.cells), done, shared, saved, at_a_time)
@@ -161,12 +161,12 @@ def _measured(study: Study, title: str, group: Sequence[Cell], data: Data) -> Pl
 
 def _shared(planned: Sequence[PlannedMethod], data: Data) -> tuple[list[int], float]:
     """Return how many cells have each shared training of a first task in common, and the seconds saved."""
-    alike: dict[str, list[float]] = {}
+    seconds_by_key: dict[str, list[float]] = {}
     for method in planned:
         for cell in method.cells if method.plan is not None and method.plan.plain_start else ():
             key, _ = beginning(cell, len(data.tasks(cell.stream)))
             seconds = 0.0 if method.plan is None else method.plan.tasks[0].training_seconds
             if key:
-                alike.setdefault(key, []).append(seconds)
-    shared = [seconds for seconds in alike.values() if len(seconds) > 1]
+                seconds_by_key.setdefault(key, []).append(seconds)
+    shared = [seconds for seconds in seconds_by_key.values() if len(seconds) > 1]
     return [len(seconds) for seconds in shared], math.fsum(math.fsum(seconds[1:]) for seconds in shared)

@@ -70,7 +70,7 @@ class AnchoredReplay(TrainerCallback):
         self.records = records
         self.at_most = at_most
         self.moments = GrowingIntervals(settings.days)
-        self._draws = 0
+        self._batches_drawn = 0
 
     def on_train_begin(
         self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
@@ -95,8 +95,8 @@ class AnchoredReplay(TrainerCallback):
             return model_loss(model, batch) + self._pull(model)
 
         for _ in range(self.steps):
-            rows = self.batches.rehearsal(self._draws)
-            self._draws += 1
+            rows = self.batches.rehearsal(self._batches_drawn)
+            self._batches_drawn += 1
             batch = SplitBatch.of(rows, lambda part: to_device(self.collate(part), device), shifted, self.at_most)
             rehearse_step(model, optimizer, batch, clip, anchored, after_step=self._advance)
             self.records.cost.examples_rehearsed += len(rows)
@@ -113,10 +113,12 @@ class AnchoredReplay(TrainerCallback):
 
     def task_state(self) -> TaskState:
         """Return the time, the moments that have passed, and the number of batches drawn."""
-        return TaskState({**self._time.task_state().values, "passed": self.moments.passed, "draws": self._draws})
+        return TaskState(
+            {**self._time.task_state().values, "passed": self.moments.passed, "draws": self._batches_drawn}
+        )
 
     def load_task_state(self, state: TaskState) -> None:
         """Restore :meth:`task_state`."""
         values = dict(state.values)
-        self.moments.passed, self._draws = int(values.pop("passed")), int(values.pop("draws"))
+        self.moments.passed, self._batches_drawn = int(values.pop("passed")), int(values.pop("draws"))
         self._time.load_task_state(TaskState(values))

@@ -87,9 +87,9 @@ class SplitBatch:
         """
         size = at_most or len(examples)
         parts = []
-        for alike in by_loss(examples):
-            chunks = [alike[start : start + size] for start in range(0, len(alike), size)]
-            share = len(alike) / len(examples)
+        for group in by_loss(examples):
+            chunks = [group[start : start + size] for start in range(0, len(group), size)]
+            share = len(group) / len(examples)
             parts += [replace(LocalBatch.of(chunk, collate, shifted), share=share) for chunk in chunks]
         return cls(parts)
 
@@ -100,9 +100,9 @@ class SplitBatch:
         """
         weights = []
         for part in self.parts:
-            alike = [other for other in self.parts if is_pairs(other.batch) == is_pairs(part.batch)]
-            total = sum(other.items for other in alike)
-            weights.append(part.share * part.weight * (part.items / total if total else 1 / len(alike)))
+            same_loss = [other for other in self.parts if is_pairs(other.batch) == is_pairs(part.batch)]
+            total = sum(other.items for other in same_loss)
+            weights.append(part.share * part.weight * (part.items / total if total else 1 / len(same_loss)))
         return weights
 
     def mean(self, losses: Sequence[float]) -> float:

@@ -27,9 +27,9 @@ def example_losses(backbone: Backbone, features: Sequence[Mapping[str, Any]], ba
     positions = {id(feature): i for i, feature in enumerate(features)}
     losses = [0.0] * len(features)
     with eval_mode(backbone.module), torch.no_grad(), without_cache(backbone.module):
-        for alike in by_loss(features):
+        for group in by_loss(features):
             # Longest first: a batch that does not fit in memory fails at once.
-            ordered = sorted(alike, key=lambda feature: -feature["length"])
+            ordered = sorted(group, key=lambda feature: -feature["length"])
             for start in range(0, len(ordered), batch):
                 rows = ordered[start : start + batch]
                 with autocast(backbone.device, backbone.precision):

@@ -123,7 +123,7 @@ class Rehearsal:
         self.options = options
         self.purpose = purpose
         self.on_loss = on_loss
-        self._draws = 0
+        self._batches_drawn = 0
         self._spacing: ReplaySpacing | None = None
 
     def callbacks(self, context: TaskContext, records: TaskRecords) -> list[TrainerCallback]:
@@ -163,12 +163,12 @@ class Rehearsal:
             if not self._rehearses(step):
                 return torch.zeros((), device=device)
             if self.options.share is None:
-                rows = batches.rehearsal(self._draws)
+                rows = batches.rehearsal(self._batches_drawn)
             else:
-                first = self.options.rows_before(context.training.batch, self._draws)
-                number = self.options.rows(context.training.batch, self._draws)
+                first = self.options.rows_before(context.training.batch, self._batches_drawn)
+                number = self.options.rows(context.training.batch, self._batches_drawn)
                 rows = batches.rows(first, min(number, most))
-            self._draws += 1
+            self._batches_drawn += 1
             if not rows:
                 return torch.zeros((), device=device)
             loss = self.options.weight * loss_of(model, rows)
@@ -191,12 +191,12 @@ class Rehearsal:
         else:  # answers are found by the rows of a padded batch
             collate, consistency = context.backbone.collate, Consistency(context.backbone, context.memory)
 
-        def together(examples: list[Any]) -> Mapping[str, Any]:
+        def collate_examples(examples: list[Any]) -> Mapping[str, Any]:
             held = None if consistency is None else consistency.of(examples)
             return collate(examples) if held is None else {**collate(examples), HELD: held}
 
         def loss_of(model: nn.Module, rows: list[Any]) -> Tensor:
-            batch = SplitBatch.of(rows, together)
+            batch = SplitBatch.of(rows, collate_examples)
             losses, terms = [], []
             for part, weight in zip(batch.parts, batch.weights, strict=True):
                 inputs = to_device(part.batch, device)
@@ -222,11 +222,11 @@ class Rehearsal:
 
     def task_state(self) -> TaskState:
         """Return the number of batches drawn, and the model time where it is measured."""
-        values = {"draws": self._draws}
+        values = {"draws": self._batches_drawn}
         return TaskState(values if self._spacing is None else values | {"spacing": self._spacing.task_state().values})
 
     def load_task_state(self, state: TaskState) -> None:
         """Restore :meth:`task_state`."""
-        self._draws = int(state.values["draws"])
+        self._batches_drawn = int(state.values["draws"])
         if self._spacing is not None:
             self._spacing.load_task_state(TaskState(state.values["spacing"]))

@@ -120,7 +120,7 @@ class AimMerging(TrainerCallback):
         self.replayed = ReplayedLosses()
         self.records = records or TaskRecords()
         self.controller = MergeController(self.config)
-        self._draws = 0
+        self._batches_drawn = 0
 
     @property
     def merges(self) -> list[MergeRecord]:
@@ -146,7 +146,7 @@ class AimMerging(TrainerCallback):
             self.records.reset()
             self.controller = MergeController(config)
             self.replayed.load_state([0.0, 0])
-            self._draws = 0
+            self._batches_drawn = 0
         self._accumulation = args.gradient_accumulation_steps
         self._training_batch = args.train_batch_size * processes.world_size()
         default = self._training_batch * self._accumulation
@@ -187,7 +187,7 @@ class AimMerging(TrainerCallback):
         """Return the state without the records: controller, rehearsal counter, weights after the last merge."""
         values = {
             "controller": self.controller.state_dict(),
-            "draws": self._draws,
+            "draws": self._batches_drawn,
             "replayed": self.replayed.state(),
         }
         return TaskState(values, dict(self._start) | self._fusion.state_tensors())
@@ -199,7 +199,7 @@ class AimMerging(TrainerCallback):
             ValueError: the state is of another model or another version.
         """
         self.controller.load_state_dict(state.values["controller"])
-        self._draws = int(state.values["draws"])
+        self._batches_drawn = int(state.values["draws"])
         self.replayed.load_state(state.values["replayed"])
         self._start.copy_(Weights({name: state.tensors[name] for name in self._start}))
         self._fusion.load_state_tensors(state.tensors)
@@ -353,8 +353,8 @@ class AimMerging(TrainerCallback):
             steps = 0  # at a learning rate of 0 they would change nothing
         factor = 1 / self._accumulation if self.config.rehearsal_gradient == "divided" else 1.0
         for _ in range(steps):
-            batch = self._batch(self._rehearsal.rehearsal(self._draws))
-            self._draws += 1
+            batch = self._batch(self._rehearsal.rehearsal(self._batches_drawn))
+            self._batches_drawn += 1
             with self.records.timed("rehearsal_seconds"):
                 rehearse_step(model, optimizer, batch, clip, self.loss, factor, self._observe_step)
             self.cost.examples_rehearsed += self._rehearsal.batch_size
