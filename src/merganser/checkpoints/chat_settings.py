@@ -95,19 +95,19 @@ def _token_text(token: Any) -> str | None:
 
 def _templates(folder: Path, tokenizer: Mapping[str, Any]) -> dict[str, str]:
     """Read chat templates: a file of their own takes precedence over the tokenizer's settings, as in transformers."""
-    found: dict[str, str] = {}
+    templates: dict[str, str] = {}
     for stored in (tokenizer.get("chat_template"), _read_optional(folder / "chat_template.json").get("chat_template")):
         named = stored if isinstance(stored, list) else [{"name": "default", "template": stored}]
         for entry in named:
             text = entry.get("template") if isinstance(entry, Mapping) else None
             if isinstance(text, str):
-                found[str(entry.get("name"))] = text
+                templates[str(entry.get("name"))] = text
     files = {"default": folder / "chat_template.jinja"}
     files |= {path.stem: path for path in sorted((folder / TEMPLATES).glob("*.jinja"))}
     for name, path in files.items():
         if path.is_file():
             try:
-                found[name] = read_text(path)
+                templates[name] = read_text(path)
             except (OSError, Malformed) as error:
                 raise InputError(f"{path} cannot be read: {error}.", "Download or save it again.") from error
-    return found
+    return templates

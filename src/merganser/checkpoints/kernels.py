@@ -338,9 +338,9 @@ def _drop_randomly(update: Any, start: Any, key: Any, limit: Any) -> None:
 @_inline
 def _add_agreeing(updates: Any, models: Any, total: Any, agreeing: Any, sign: Any) -> None:
     """Replace ``total`` by the sum of entries that agree with its sign; fill ``agreeing`` with their weights."""
-    zero, one = np.float32(0.0), np.float32(1.0)
+    zero, plus_one = np.float32(0.0), np.float32(1.0)
     for j in range(len(total)):
-        sign[j] = one if total[j] >= zero else -one
+        sign[j] = plus_one if total[j] >= zero else -plus_one
         total[j] = zero
         agreeing[j] = zero
     for i in range(len(models)):

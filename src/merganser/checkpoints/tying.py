@@ -143,12 +143,12 @@ def _equal(first: Tensor, second: Tensor) -> bool:
     if (first.path, first.offset) == (second.path, second.offset):
         return True
     try:
-        with open(first.path, "rb") as one, open(second.path, "rb") as other:
-            one.seek(first.offset)
-            other.seek(second.offset)
+        with open(first.path, "rb") as first_file, open(second.path, "rb") as second_file:
+            first_file.seek(first.offset)
+            second_file.seek(second.offset)
             for start in range(0, first.nbytes, _CHUNK):
                 count = min(_CHUNK, first.nbytes - start)
-                if one.read(count) != other.read(count):
+                if first_file.read(count) != second_file.read(count):
                     return False
     except OSError as error:
         raise InputError(f"{error.filename} cannot be read: {error.strerror}.", "Check the disk.") from error

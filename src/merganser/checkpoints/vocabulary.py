@@ -41,7 +41,7 @@ def check_kinds(checkpoints: Sequence[Checkpoint], allowed: Sequence[str], commo
     if configs := [checkpoint.config for checkpoint in checkpoints if checkpoint.config]:
         refuse_unknown_keys(allowed, configs)
     pairs = combinations(checkpoints, 2)
-    return [found for first, second in pairs for found in check_kind(first, second, allowed, common_only)]
+    return [difference for first, second in pairs for difference in check_kind(first, second, allowed, common_only)]
 
 
 def check_kind(

@@ -81,14 +81,14 @@ def _name_in_base(tensors: Mapping[str, Tensor], name: str) -> str | None:
 def _weight_name(checkpoint: Checkpoint, module: str, adapter: Adapter) -> str:
     """Return the name of a module's weight in the base's files; of a tied output layer, the name it gets."""
     name = f"{module}.weight"
-    found = _name_in_base(checkpoint.tensors, name)
+    base_name = _name_in_base(checkpoint.tensors, name)
     tied = tie_setting(checkpoint.config) is True
-    if found is not None:
+    if base_name is not None:
         if module in adapter.embeddings and tied:
             raise InputError(
-                f"{adapter.label} changes {found}, which {checkpoint.label} shares with its output layer.", ALONE
+                f"{adapter.label} changes {base_name}, which {checkpoint.label} shares with its output layer.", ALONE
             )
-        return found
+        return base_name
     if OUTPUT.search(name) and tied_to(name, checkpoint.tensors, tied):
         return name
     raise InputError(
