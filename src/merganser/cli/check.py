@@ -80,7 +80,7 @@ def check(
         if not RunDirectory.exists(Path(against)):
             raise InputError(f"'{against}' is no run to compare with.", "Give previous, best or the folder of a run.")
         other = RunDirectory.open(Path(against))
-    found = check_row(
+    result = check_row(
         directory,
         row=row,
         against="best" if against == "best" else "previous",
@@ -88,12 +88,12 @@ def check(
         bounds=bounds_of(max_drop, max_drop_of, min_new, confidence),
     )
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        typer.echo(json.dumps(result.as_dict(), indent=2))
     elif as_markdown:
-        typer.echo(markdown(found), nl=False)
+        typer.echo(markdown(result), nl=False)
     else:
-        print_check(found)
-    if code := EXIT_CODES[found.verdict.value]:
+        print_check(result)
+    if code := EXIT_CODES[result.verdict.value]:
         raise typer.Exit(code)
 
 
@@ -126,7 +126,7 @@ def _drops(values: Sequence[str]) -> Mapping[str, float]:
     return drops
 
 
-def print_check(found: Check) -> None:
+def print_check(check: Check) -> None:
     """Print the verdict and a table with one row per task."""
     from rich.table import Table
 
@@ -134,17 +134,17 @@ def print_check(found: Check) -> None:
     from merganser.report.retention import COLUMNS, HEADER, legend, table_rows
 
     console = OutputConsole()
-    console.print(found.sentence(), soft_wrap=True)
+    console.print(check.sentence(), soft_wrap=True)
     table = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0))
     for name in HEADER:
         wide = name in ("task", "verdict", "interval")
         table.add_column(name, justify="left" if name in ("task", "verdict") else "right", no_wrap=not wide)
-    for row in table_rows(found):
+    for row in table_rows(check):
         table.add_row(*row)
     console.print(table)
-    confidence = f"{100 * found.bounds.confidence:g} %"
+    confidence = f"{100 * check.bounds.confidence:g} %"
     console.print(
-        f"{found.row} against {found.against}; percent; {confidence} intervals; p corrected for the number of tasks; "
-        f"{COLUMNS}{legend(found)}.",
+        f"{check.row} against {check.against}; percent; {confidence} intervals; p corrected for the number of tasks; "
+        f"{COLUMNS}{legend(check)}.",
         soft_wrap=True,
     )

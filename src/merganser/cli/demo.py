@@ -40,7 +40,7 @@ def demo(
 
     config = demo_config(method, seed, quick)
     tasks = demo_tasks(seed, quick)
-    others = [each for each in BASELINES if baseline and each != method and not learn_only]
+    others = [name for name in BASELINES if baseline and name != method and not learn_only]
     command = shlex.join(["merganser", "demo", "--out", str(out), "--seed", str(seed), "--method", method])
     command += " --quick" if quick else ""
     if others:
@@ -53,7 +53,7 @@ def demo(
         record = learn_stream(out / method, config, tasks, command=command, output="none")
     if learn_only:  # beside a demonstration, whose page shows this run
         return
-    compared = [read_run(out / each) for each in others]
+    compared = [read_run(out / name) for name in others]
     page = write_report(record, out / "report.html", compared)
     console = OutputConsole()
     show_outcome(console, record, baselines=compared, page=page, verbose=verbose)

@@ -55,19 +55,19 @@ def diff(
     from merganser.report.difference import difference
     from merganser.runs import RunDirectory
 
-    found = difference(RunDirectory.open(run), before, after, confidence / 100)
+    changes = difference(RunDirectory.open(run), before, after, confidence / 100)
     if as_json:
-        typer.echo(json.dumps(found.as_dict(examples), indent=2, ensure_ascii=False))
+        typer.echo(json.dumps(changes.as_dict(examples), indent=2, ensure_ascii=False))
         return
     from merganser.cli.output import OutputConsole
 
     console = OutputConsole()
-    _show_scores(console, found, confidence)
-    _show_flips(console, found, EXAMPLES if examples is None else examples)
-    _show_weights(console, found)
+    _show_scores(console, changes, confidence)
+    _show_flips(console, changes, EXAMPLES if examples is None else examples)
+    _show_weights(console, changes)
 
 
-def _show_scores(console: Console, found: Difference, confidence: float) -> None:
+def _show_scores(console: Console, changes: Difference, confidence: float) -> None:
     from rich.table import Table
 
     from merganser.report.formatting import p_value, score
@@ -76,28 +76,30 @@ def _show_scores(console: Console, found: Difference, confidence: float) -> None
     table = Table(box=None, pad_edge=False)
     for name in ("task", "before", "now", "change", "interval", "p", "wrong/right"):
         table.add_column(name, justify="left" if name == "task" else "right", overflow="fold")
-    for each in found.tasks:
-        cells = [each.task, score(each.before), score(each.after), score(each.change, signed=True)]
-        if (paired := each.paired) is not None:
-            cells += [interval(paired.low, paired.high), p_value(each.p), f"{paired.lost}/{paired.gained}"]
+    for task in changes.tasks:
+        cells = [task.task, score(task.before), score(task.after), score(task.change, signed=True)]
+        if (paired := task.paired) is not None:
+            cells += [interval(paired.low, paired.high), p_value(task.p), f"{paired.lost}/{paired.gained}"]
         table.add_row(*cells)
     console.print(table)
-    text = f"{found.after} against {found.before}; percent; {confidence:g} % intervals; p corrected for the number of "
+    text = (
+        f"{changes.after} against {changes.before}; percent; {confidence:g} % intervals; p corrected for the number of "
+    )
     console.print(f"{text}tasks; wrong/right: answers that became wrong, and right.", soft_wrap=True)
 
 
-def _show_flips(console: Console, found: Difference, most: int) -> None:
+def _show_flips(console: Console, changes: Difference, most: int) -> None:
     from rich.text import Text
 
     from merganser.report.changed_answers import said
     from merganser.report.difference import chosen_flips
     from merganser.report.formatting import shortened
 
-    for each in found.tasks:
-        flips = chosen_flips(each, most)
+    for task in changes.tasks:
+        flips = chosen_flips(task, most)
         if not flips:
             continue
-        console.print(Text(f"\n{each.task}: {len(flips)} of {len(each.flips)} answers that changed", style="bold"))
+        console.print(Text(f"\n{task.task}: {len(flips)} of {len(task.flips)} answers that changed", style="bold"))
         for flip in flips:
             became = "worse" if flip.change < 0 else "better"
             quoted = repr if flip.before is not None else str
@@ -115,23 +117,23 @@ def _line(text: str) -> str:
     return shortened(" ".join(text.split()), 60)
 
 
-def _show_weights(console: Console, found: Difference) -> None:
+def _show_weights(console: Console, changes: Difference) -> None:
     from rich.table import Table
 
     from merganser.report.formatting import percent, significant
 
-    if found.removed:
-        rows = " and ".join(f"'{row}'" for row in found.removed)
+    if changes.removed:
+        rows = " and ".join(f"'{row}'" for row in changes.removed)
         console.print(f"\nThe weights of {rows} were removed to save space, so they are not compared.", soft_wrap=True)
         return
-    everything, *blocks = found.weights
-    shown = sorted(blocks, key=lambda each: -each.distance)[:BLOCKS] if len(blocks) > BLOCKS else blocks
+    everything, *blocks = changes.weights
+    shown = sorted(blocks, key=lambda block: -block.distance)[:BLOCKS] if len(blocks) > BLOCKS else blocks
     table = Table(box=None, pad_edge=False)
     for name in ("weights", "distance", "of the norm before"):
         table.add_column(name, justify="left" if name == "weights" else "right", overflow="fold")
-    for each in (everything, *shown):
-        relative = "new" if each.relative is None and each.distance else percent(each.relative)
-        table.add_row(each.part, significant(each.distance), relative)
+    for block in (everything, *shown):
+        relative = "new" if block.relative is None and block.distance else percent(block.relative)
+        table.add_row(block.part, significant(block.distance), relative)
     console.print()
     console.print(table)
     if len(shown) < len(blocks):

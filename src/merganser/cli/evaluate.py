@@ -28,7 +28,7 @@ def evaluate(
     ):
         scores = learner.evaluate()
         record = learner.record.scores
-    metrics, watched = record.metrics, {each.name for each in record.watched}
+    metrics, watched = record.metrics, {task.name for task in record.watched}
     if as_json:
         typer.echo(
             json.dumps(

@@ -73,8 +73,8 @@ class Gate:
 
     def as_dict(self, kept: bool) -> dict[str, Any]:
         """Return what a JSON result has of the check."""
-        found = None if self.check is None else self.check.as_dict()
-        return {"kept": kept, "check": found, "refused": None if self.refused is None else str(self.refused)}
+        check = None if self.check is None else self.check.as_dict()
+        return {"kept": kept, "check": check, "refused": None if self.refused is None else str(self.refused)}
 
     def print_verdict(self) -> None:
         """Print the verdict with its table."""

@@ -42,21 +42,21 @@ def history(
     if graph and as_json:
         raise InputError("Both --graph and --json were given.", "Give one of them.")
     directory = RunDirectory.open(run)
-    found = versions_of(directory, bounds_of(max_drop, max_drop_of, min_new, confidence))
+    versions = versions_of(directory, bounds_of(max_drop, max_drop_of, min_new, confidence))
     if as_json:
-        typer.echo(json.dumps(found.as_dict(), indent=2))
+        typer.echo(json.dumps(versions.as_dict(), indent=2))
         return
-    if not found.rows:
+    if not versions.rows:
         raise InputError(f"Nothing was measured yet in '{run}'.", "Start it again with the command that made it.")
-    _show(found, graph)
+    _show(versions, graph)
 
 
-def _show(found: History, graph: bool) -> None:
+def _show(versions: History, graph: bool) -> None:
     from merganser.cli.output import OutputConsole
     from merganser.report.history import HEADER, graph_lines, kept_lines, table_rows
 
     if graph:
-        for line in graph_lines(found):
+        for line in graph_lines(versions):
             typer.echo(line)
         return
     from rich.table import Table
@@ -66,22 +66,22 @@ def _show(found: History, graph: bool) -> None:
     for name in HEADER:
         right = name in ("new", "size", "merges")
         table.add_column(name, justify="right" if right else "left", no_wrap=right, overflow="fold")
-    for row in table_rows(found):
+    for row in table_rows(versions):
         table.add_row(*row)
     console.print(table)
-    for line in [*kept_lines(found), *_weights(found)]:
+    for line in [*kept_lines(versions), *_weights(versions)]:
         console.print(line, soft_wrap=True)
 
 
-def _weights(found: History) -> list[str]:
+def _weights(versions: History) -> list[str]:
     """Return what is said of weights that are not kept."""
     from merganser.report.formatting import kept_rows
     from merganser.report.history import REMOVED
 
-    if found.keep_weights == "all":
+    if versions.keep_weights == "all":
         return []
-    which = kept_rows(found.keep_weights)
-    lines = [f"Weights are kept of row 0, {which} and rows with a tag (runs.keep_weights: {found.keep_weights})."]
-    if not all(row.weights for row in found.rows):
+    which = kept_rows(versions.keep_weights)
+    lines = [f"Weights are kept of row 0, {which} and rows with a tag (runs.keep_weights: {versions.keep_weights})."]
+    if not all(row.weights for row in versions.rows):
         lines.append(f"{REMOVED} weights removed: scores and answers are there, the model is not.")
     return lines

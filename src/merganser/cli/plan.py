@@ -59,9 +59,9 @@ def _show(plan: Plan) -> None:
     console.print(_tasks(plan))
     console.print(_memory(plan))
     steps = sum(task.steps for task in plan.tasks)
-    each = f"measured on {plan.measured_on}: {seconds(plan.step_seconds)} per step, merges aside"
+    per_step = f"measured on {plan.measured_on}: {seconds(plan.step_seconds)} per step, merges aside"
     references = f", single-task references {seconds(plan.references_seconds)}" if plan.references_seconds else ""
-    console.print(f"Estimate: {seconds(plan.seconds)} for {plural(steps, 'step')} ({each}{references}).")
+    console.print(f"Estimate: {seconds(plan.seconds)} for {plural(steps, 'step')} ({per_step}{references}).")
     console.print(kept_line(plan))
     for remark in plan.remarks:
         console.print(remark)
@@ -72,12 +72,12 @@ def kept_line(plan: Plan) -> str:
     """Return what the run will keep of each row's weights."""
     from merganser.report.formatting import kept_rows, size
 
-    each = f"about {size(plan.row_bytes)} each, without what the method keeps besides"
+    per_row = f"about {size(plan.row_bytes)} each, without what the method keeps besides"
     if plan.keep_weights == "all":
-        return f"Weights on disk: of every row, {each} (runs.keep_weights: all)."
+        return f"Weights on disk: of every row, {per_row} (runs.keep_weights: all)."
     remedy = "a tag (`merganser tag`) keeps those of a row; undo and export reach rows with weights only"
     which = kept_rows(plan.keep_weights)
-    return f"Weights on disk: of row 0 and {which}, {each} (runs.keep_weights: {plan.keep_weights}); {remedy}."
+    return f"Weights on disk: of row 0 and {which}, {per_row} (runs.keep_weights: {plan.keep_weights}); {remedy}."
 
 
 def _tasks(plan: Plan) -> Table:

@@ -71,8 +71,8 @@ def _fitting(
     return [name for name in names if name in chosen]
 
 
-def _cell(value: float | None, change: float | None, own: bool) -> Text:
-    text = Text(score(value), "bold underline" if own else "" if change is not None else "dim")
+def _cell(value: float | None, change: float | None, is_learned: bool) -> Text:
+    text = Text(score(value), "bold underline" if is_learned else "" if change is not None else "dim")
     if change is not None:
         text.append(f" {score(change, signed=True):>5}", "red" if _is_loss(change) else "dim")
     else:

@@ -115,12 +115,12 @@ def _show(entry: Entry, folder: Path | None, as_json: bool) -> None:
     from merganser.cli.output import OutputConsole
     from merganser.study.reproduction import reproduce as compare
 
-    found = compare(entry, folder)
+    reproduction = compare(entry, folder)
     if as_json:
         value = _head(entry) | {
             "study": entry.study_values(),
-            "comparison": [_values(each) for each in found.comparisons],
-            "runs_otherwise": list(found.otherwise),
+            "comparison": [_values(comparison) for comparison in reproduction.comparisons],
+            "runs_otherwise": list(reproduction.otherwise),
         }
         typer.echo(json.dumps(value, indent=2, ensure_ascii=False))
         return
@@ -130,12 +130,14 @@ def _show(entry: Entry, folder: Path | None, as_json: bool) -> None:
         console.print(text, highlight=False, soft_wrap=True)
 
     say(f"{entry.table}\n{entry.paper.title}, {entry.paper.where}\n")
-    console.print(_table(found, measured=folder is not None))
-    if abbreviations := _spelled_out(found):
+    console.print(_table(reproduction, measured=folder is not None))
+    if abbreviations := _spelled_out(reproduction):
         say(f"Percent. {abbreviations}.")
     for mark, meaning in entry.evidence.items():
         say(f"[{mark}] {meaning}")
-    if absent := list(dict.fromkeys(each.method for each in found.comparisons if not each.offered)):
+    if absent := list(
+        dict.fromkeys(comparison.method for comparison in reproduction.comparisons if not comparison.offered)
+    ):
         say(f"No such method here: {', '.join(absent)}.")
     for row in entry.figures:
         if row.remark:
@@ -143,14 +145,14 @@ def _show(entry: Entry, folder: Path | None, as_json: bool) -> None:
             say(f"{row.title}, {named}: {row.remark}.")
     for note in entry.notes:
         say(note)
-    if found.otherwise:
-        shown = "; ".join(found.otherwise[:8]) + ("; ..." if len(found.otherwise) > 8 else "")
+    if reproduction.otherwise:
+        shown = "; ".join(reproduction.otherwise[:8]) + ("; ..." if len(reproduction.otherwise) > 8 else "")
         say(f"Runs made otherwise than the study of this table: {shown}.")
     if folder is None:
         say(_how(entry))
 
 
-def _table(found: Reproduction, measured: bool) -> Any:
+def _table(reproduction: Reproduction, measured: bool) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -163,22 +165,29 @@ def _table(found: Reproduction, measured: bool) -> Any:
     if measured:
         table.add_column("measured", justify="right", no_wrap=True)
         table.add_column("95 %", justify="right", no_wrap=True)
-        table.add_column(f"runs/{found.planned}", justify="right", no_wrap=True)
-    for each in found.comparisons:
-        table.add_row(*_cells(each, found.entry, measured))
+        table.add_column(f"runs/{reproduction.planned}", justify="right", no_wrap=True)
+    for comparison in reproduction.comparisons:
+        table.add_row(*_cells(comparison, reproduction.entry, measured))
     return table
 
 
-def _cells(each: Comparison, entry: Entry, measured: bool) -> list[str]:
-    source = "not known" if each.row is None else f"{_short(entry, each.row.source)} [{each.row.evidence}]"
-    cells = [each.title, _figure(each.measure), "" if each.published is None else _percent(each.published), source]
+def _cells(comparison: Comparison, entry: Entry, measured: bool) -> list[str]:
+    source = (
+        "not known" if comparison.row is None else f"{_short(entry, comparison.row.source)} [{comparison.row.evidence}]"
+    )
+    cells = [
+        comparison.title,
+        _figure(comparison.measure),
+        "" if comparison.published is None else _percent(comparison.published),
+        source,
+    ]
     if not measured:
         return cells
     from merganser.study.statistics import LEAST_CHANGE, LEAST_SCORE
 
-    if each.measured is None:
-        return [*cells, UNDEFINED if each.runs else NOT_RUN, "", ""]
-    number = each.measured.within(LEAST_CHANGE if each.minus or each.measure != "op" else LEAST_SCORE)
+    if comparison.measured is None:
+        return [*cells, UNDEFINED if comparison.runs else NOT_RUN, "", ""]
+    number = comparison.measured.within(LEAST_CHANGE if comparison.minus or comparison.measure != "op" else LEAST_SCORE)
     interval = "" if number.low is None or number.high is None else f"{100 * number.low:.1f} to {100 * number.high:.1f}"
     return [*cells, f"{100 * number.mean:.1f}", interval, str(number.runs)]
 
@@ -193,11 +202,11 @@ def _figure(measure: str) -> str:
     return measure if measure == "forgetting" else measure.upper()
 
 
-def _spelled_out(found: Reproduction) -> str:
+def _spelled_out(reproduction: Reproduction) -> str:
     """Return what the abbreviations of the table stand for: ``OP: overall performance; BWT: backward transfer``."""
     from merganser.report.formatting import ABBREVIATIONS
 
-    shown = dict.fromkeys(_figure(comparison.measure) for comparison in found.comparisons)
+    shown = dict.fromkeys(_figure(comparison.measure) for comparison in reproduction.comparisons)
     return "; ".join(f"{name}: {ABBREVIATIONS[name]}" for name in shown if name in ABBREVIATIONS)
 
 
@@ -206,18 +215,18 @@ def _percent(value: float) -> str:
     return f"{value:.1f}" if round(value, 1) == value else f"{value:.2f}"
 
 
-def _values(each: Comparison) -> dict[str, Any]:
+def _values(comparison: Comparison) -> dict[str, Any]:
     """Return one comparison for programs; percent, as published."""
-    number = each.measured
+    number = comparison.measured
     of_runs = {} if number is None else {"mean": number.mean, "low": number.low, "high": number.high}
     percent = {key: None if value is None else 100 * value for key, value in of_runs.items()}
     return {
-        "method": each.method,
-        "minus": each.minus,
-        "figure": each.measure,
-        "published": each.published,
-        "evidence": None if each.row is None else each.row.evidence,
-        "source": None if each.row is None else each.row.source,
+        "method": comparison.method,
+        "minus": comparison.minus,
+        "figure": comparison.measure,
+        "published": comparison.published,
+        "evidence": None if comparison.row is None else comparison.row.evidence,
+        "source": None if comparison.row is None else comparison.row.source,
         "measured": None if number is None else percent | {"runs": number.runs},
     }
 

@@ -58,9 +58,9 @@ def show_outcome(
     beside = baselines[:2]
     console.print(Text(sentence(record, tasks, learned), style="bold"), soft_wrap=False)
     if tasks:
-        fresh = [each.task for each in tasks if each.fresh]
+        fresh = [course.task for course in tasks if course.fresh]
         last = fresh[0] if len(fresh) == 1 else "the last tasks"
-        if any(each.change is not None for each in tasks):
+        if any(course.change is not None for course in tasks):
             _print(console, f"Keep {last}? merganser check {shlex.quote(record.path)}")
         _print(console, f"Undo {last}: merganser undo {shlex.quote(record.path)}")
     console.print()
@@ -86,12 +86,12 @@ def sentence(record: RunRecord, tasks: Sequence[TaskCourse], learned: Sequence[s
     Args:
         learned: the tasks of the last row, if the sentence is about them: losses are then those since the row before.
     """
-    own = [each for each in tasks if each.task in learned]
+    newly_learned = [course for course in tasks if course.task in learned]
     if not tasks:
         return "No task was learned yet."
-    alone = len(own) == 1
-    done = [each for each in tasks if not each.watched]
-    newest = own[0] if alone else done[-1]
+    alone = len(newly_learned) == 1
+    done = [course for course in tasks if not course.watched]
+    newest = newly_learned[0] if alone else done[-1]
     now = newest.now
     reached = f": {score(now.value)} %" if now is not None else ", which is not scored (no test file)"
     what = newest.task if alone or len(done) == 1 else f"{plural(len(done), 'task')}, the last {newest.task}"
@@ -103,17 +103,17 @@ def _of_last_row(record: RunRecord) -> list[TaskCourse]:
     """Return the courses of earlier and watched tasks from the row before the last one to the last."""
     rows = record.scores.rows
     earlier = [task for row in rows[:-1] for task in row.learned]
-    earlier += [each.name for each in record.scores.watched]
+    earlier += [task.name for task in record.scores.watched]
     # As if all of these had been learned in the row before.
     before = rows[-2].model_copy(update={"learned": earlier})
     start = rows[0].model_copy(update={"learned": []})
-    return [each for each in courses([start, before, rows[-1]], record.changes("previous")) if not each.fresh]
+    return [course for course in courses([start, before, rows[-1]], record.changes("previous")) if not course.fresh]
 
 
 def course_table(tasks: Sequence[TaskCourse], baselines: Sequence[RunRecord] = ()) -> Table:
     """Tabulate the courses, a row per task, a watched one with its mark; beside each baseline's last scores."""
-    last = [each.scores.rows[-1].scores if each.scores.rows else {} for each in baselines]
-    rows = [cells(each) for each in tasks]
+    last = [baseline.scores.rows[-1].scores if baseline.scores.rows else {} for baseline in baselines]
+    rows = [cells(course) for course in tasks]
     used = [number for number in range(len(HEAD)) if number < 5 or any(row[number] for row in rows)]
     table = Table(box=None, pad_edge=False, padding=(0, 1 if baselines else 2, 0, 0))
     for number in used:
@@ -123,13 +123,13 @@ def course_table(tasks: Sequence[TaskCourse], baselines: Sequence[RunRecord] = (
         table.add_column(name, justify="left" if number in (0, 6) else "right", vertical="bottom", **ratio)
     for baseline in baselines:
         table.add_column(f"{method_name(baseline)}\nnow", justify="right", no_wrap=True)
-    for each, row in zip(tasks, rows, strict=True):
-        style = STYLES.get(each.word, "")
+    for course, row in zip(tasks, rows, strict=True):
+        style = STYLES.get(course.word, "")
         line = [Text(row[number], style if number >= 4 else "") for number in used]
-        if each.now is None:
+        if course.now is None:
             line[used.index(3)] = Text("no test")
         for scores in last:
-            entry = scores.get(each.task)
+            entry = scores.get(course.task)
             line.append(Text(score(None if entry is None else entry.value)))
         table.add_row(*line)
     return table
@@ -137,16 +137,16 @@ def course_table(tasks: Sequence[TaskCourse], baselines: Sequence[RunRecord] = (
 
 def _legend(tasks: Sequence[TaskCourse]) -> str:
     parts = ["Percent; ±: one standard error. before: before any training; change: since the task was learned"]
-    if any(each.interval for each in tasks):
+    if any(course.interval for course in tasks):
         parts[0] += ", with its 95 % interval"
-    if any(each.watched for each in tasks):
+    if any(course.watched for course in tasks):
         parts.append(WATCHED)
     meanings = {
         "lost": "lost, gained: beyond chance, at 95 % for all tasks together",
         "gained": "lost, gained: beyond chance, at 95 % for all tasks together",
         "noise": "noise: could be chance",
     }
-    parts += dict.fromkeys(meanings[each.word] for each in tasks if each.word in meanings)
+    parts += dict.fromkeys(meanings[course.word] for course in tasks if course.word in meanings)
     return f"{'; '.join(parts)}. {untested_sentence(tasks)}".rstrip()
 
 

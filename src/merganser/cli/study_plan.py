@@ -75,8 +75,8 @@ def _print(plan: StudyPlan, at_a_time: int, threads: int) -> None:
         if method.plan is None:
             table.add_row(method.title, str(count), "?", "?", "?", "?")
             continue
-        each = (seconds(method.seconds), seconds(count * method.seconds))
-        table.add_row(method.title, str(count), *each, size(method.plan.memory.total), size(method.disk))
+        times = (seconds(method.seconds), seconds(count * method.seconds))
+        table.add_row(method.title, str(count), *times, size(method.plan.memory.total), size(method.disk))
     console.print(table)
     if plan.shared:
         trainings = plural(len(plan.shared), "first task")

@@ -141,7 +141,7 @@ def show_table(path: Path, reference: str | None = None) -> None:
         console.print(f"{count['done']} of {plural(len(cells), 'cell')} of the study are done{stopped}.")
         changed = [name for name, stage in stages.items() if stage == "changed"]
         names = {cell.name for cell in cells}
-        removed = [each.name for each in results.records if each.name not in names and each.tuning is None]
+        removed = [record.name for record in results.records if record.name not in names and record.tuning is None]
         for text, stale in (
             ("Left out, since the study has them otherwise now", changed),
             ("Among the results, and not in the study now", removed),

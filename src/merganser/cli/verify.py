@@ -42,36 +42,38 @@ def verify(
     from merganser.runs.verification import verify_export
 
     if not RunDirectory.exists(run) and (run / LINEAGE).is_file():
-        found = verify_export(run)
+        verification = verify_export(run)
     elif check:
         directory = RunDirectory.open(run)
-        found = verify_run(directory, repair=False)
-        _check_page(directory, found, repair=False)
+        verification = verify_run(directory, repair=False)
+        _check_page(directory, verification, repair=False)
     else:
         directory = RunDirectory.open(run)
         with directory.lock:
-            found = verify_run(directory)
-            _check_page(directory, found, repair=True)
+            verification = verify_run(directory)
+            _check_page(directory, verification, repair=True)
     if as_json:
-        typer.echo(json.dumps(asdict(found), indent=2))
+        typer.echo(json.dumps(asdict(verification), indent=2))
     else:
-        for note in found.notes:
+        for note in verification.notes:
             typer.echo(note)
-        for finding in found.made_again:
+        for finding in verification.made_again:
             typer.echo(f"Made again: {finding.file} ({finding.problem}).")
-        for finding in found.damaged:
+        for finding in verification.damaged:
             typer.echo(f"Damaged: {finding.file} ({finding.problem}). {finding.remedy}")
-        typer.echo(f"{plural(found.files, 'file')} ({size(found.bytes)}) of {run} are as they were written.")
-    if found.damaged:
-        raise RunError(f"Damaged in '{run}': {plural(len(found.damaged), 'file')}.", "See the remedies above.")
-    if found.made_again:
+        typer.echo(
+            f"{plural(verification.files, 'file')} ({size(verification.bytes)}) of {run} are as they were written."
+        )
+    if verification.damaged:
+        raise RunError(f"Damaged in '{run}': {plural(len(verification.damaged), 'file')}.", "See the remedies above.")
+    if verification.made_again:
         raise RunError(
-            f"Damaged in '{run}', and made again: {plural(len(found.made_again), 'file')}.",
+            f"Damaged in '{run}', and made again: {plural(len(verification.made_again), 'file')}.",
             "The run is whole. What changed these files may change others: check the disk, and keep a copy.",
         )
 
 
-def _check_page(directory: RunDirectory, found: Verification, repair: bool) -> None:
+def _check_page(directory: RunDirectory, verification: Verification, repair: bool) -> None:
     """Check ``report.html``, and make it again where it is damaged or missing."""
     from merganser.errors import InputError
     from merganser.report import write_report
@@ -81,8 +83,8 @@ def _check_page(directory: RunDirectory, found: Verification, repair: bool) -> N
     page = directory.path / "report.html"
     problem = text_problem(page.read_bytes()) if page.is_file() else "it is missing"
     if not problem:
-        found.files += 1
-        found.bytes += page.stat().st_size
+        verification.files += 1
+        verification.bytes += page.stat().st_size
         return
     try:
         record = directory.record()
@@ -93,11 +95,11 @@ def _check_page(directory: RunDirectory, found: Verification, repair: bool) -> N
     if not repair:
         if page.is_file():
             remedy = f"It can be made again: merganser report {shlex.quote(str(directory.path))}."
-            found.damaged.append(Finding(page.name, problem, remedy))
+            verification.damaged.append(Finding(page.name, problem, remedy))
         return
     existed = page.is_file()
     write_report(record, page)
     if existed:
-        found.made_again.append(Finding(page.name, f"{problem}; without a baseline"))
+        verification.made_again.append(Finding(page.name, f"{problem}; without a baseline"))
     else:
-        found.notes.append(f"{page.name} was missing, and was made again.")
+        verification.notes.append(f"{page.name} was missing, and was made again.")
