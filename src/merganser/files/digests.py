@@ -57,13 +57,13 @@ def _hash_tensors(path: Path) -> dict[str, str]:
         descriptor = stream.fileno()
         # hashlib releases the interpreter's lock, and pread has no position that threads would share.
         digests = pool.map(lambda piece: hashlib.sha256(os.pread(descriptor, piece[1], piece[0])).digest(), pieces)
-        found = {}
+        by_name = {}
         for tensor in tensors:
             digest = hashlib.sha256(f"{tensor.dtype} {list(tensor.shape)}".encode())
             for _ in range(0, tensor.nbytes, PIECE):
                 digest.update(next(digests))
-            found[tensor.name] = digest.hexdigest()
-    return found
+            by_name[tensor.name] = digest.hexdigest()
+    return by_name
 
 
 def combine(digests: Iterable[tuple[str, str]]) -> str:

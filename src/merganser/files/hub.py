@@ -45,8 +45,8 @@ def hub_errors(doing: str, *, writes: bool = False) -> Iterator[None]:
         raise
     except (*known, ConnectionError, RuntimeError, ValueError) as error:
         # What happened may be wrapped: an upload that failed is a RuntimeError.
-        found = refusal(error) or next((each for each in _chain(error) if isinstance(each, known)), error)
-        raise explained(found, doing, writes=writes) from error
+        raised = refusal(error) or next((link for link in _chain(error) if isinstance(link, known)), error)
+        raise explained(raised, doing, writes=writes) from error
 
 
 @contextlib.contextmanager
@@ -78,7 +78,7 @@ def hub_failure(error: BaseException, doing: str) -> MerganserError | None:
 
     if (answer := refusal(error)) is not None:
         return explained(answer, doing)
-    failed = [each for each in _chain(error) if isinstance(each, TransportError | ConnectionError)]
+    failed = [link for link in _chain(error) if isinstance(link, TransportError | ConnectionError)]
     return explained(failed[-1], doing) if failed and not is_offline() else None
 
 
@@ -86,7 +86,7 @@ def refusal(error: BaseException) -> HfHubHTTPError | None:
     """Return the answer of the hub that an error was raised from; ``None``: it gave none."""
     from huggingface_hub.errors import HfHubHTTPError
 
-    return next((each for each in _chain(error) if isinstance(each, HfHubHTTPError)), None)
+    return next((link for link in _chain(error) if isinstance(link, HfHubHTTPError)), None)
 
 
 def _chain(error: BaseException) -> list[BaseException]:
