@@ -84,7 +84,7 @@ def load(options: HarnessOptions) -> LoadedHarness:
                 first = instances[0]
                 answer = _text_of(task, first.doc, task.doc_to_target(first.doc))
                 examples.append(Example(str(first.args[0]), answer, f"{name}/{first.doc_id}"))
-                digest.update(repr([each.args for each in instances]).encode() + answer.encode() + b"\0")
+                digest.update(repr([instance.args for instance in instances]).encode() + answer.encode() + b"\0")
     import lm_eval
 
     read = f"lm-evaluation-harness {lm_eval.__version__}, {options.task} sha256:{digest.hexdigest()}"
@@ -117,7 +117,9 @@ def score(backbone: Backbone, options: HarnessOptions, batch: int) -> HarnessSco
     for name, task in loaded.tasks.items():
         samples = results["samples"][name]
         wanted = chosen_filter or samples[0]["filter"]
-        for sample in sorted((each for each in samples if each["filter"] == wanted), key=lambda each: each["doc_id"]):
+        for sample in sorted(
+            (entry for entry in samples if entry["filter"] == wanted), key=lambda entry: entry["doc_id"]
+        ):
             answers.append(_answer(sample))
             values.append(_value(sample[metric], metric, options.task, task))
     return HarnessScores(tuple(answers), tuple(values))

@@ -186,7 +186,7 @@ class TaskRun:
         try:
             directory.begin_row(folder)
             scored = session.score_examples(tasks, {})
-            scores = {name: each.score for name, each in scored.items()}
+            scores = {name: result.score for name, result in scored.items()}
             row = RowFile(row=0, tasks=[], scores=ScoreRow(learned=[], scores=scores), metrics=metrics_of(tasks))
             processes.on_main(lambda: save_weights(session, folder / "adapter"))
             processes.on_main(lambda: _write_start(session, folder, row, scored))

@@ -281,9 +281,9 @@ def is_text_score(metric: Any) -> bool:
 
 def _live_tensors() -> Iterator[Tensor]:
     """Yield the tensors that Python holds."""
-    for found in gc.get_objects():
-        if issubclass(type(found), Tensor):
-            yield found
+    for value in gc.get_objects():
+        if issubclass(type(value), Tensor):
+            yield value
 
 
 def _tensors_of(states: Iterable[Any]) -> Iterator[Tensor]:

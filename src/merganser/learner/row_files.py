@@ -77,7 +77,7 @@ def write_row_files(
         tasks=records,
         scores=scores,
         earlier={
-            row: {name: each.score for name, each in scored.items()}
+            row: {name: result.score for name, result in scored.items()}
             for row, scored in measured.items()
             if row < len(session.rows)
         },
@@ -95,14 +95,14 @@ def write_row_files(
 def _trained(tasks: Sequence[Task], trained: TrainedRow) -> list[TrainedRecord]:
     """Return what was trained on, by source."""
     rows, tokens = trained.trained[OWN]
-    own = TrainedRecord(source=OWN, examples=sum(len(task.train) for task in tasks), rows=rows, tokens=tokens)
+    own_data = TrainedRecord(source=OWN, examples=sum(len(task.train) for task in tasks), rows=rows, tokens=tokens)
     mix = tasks[0].mix
     if mix is None:
-        return [own]
+        return [own_data]
     rows, tokens = trained.trained[MIX]
     examples = len(mix.examples)
     return [
-        own,
+        own_data,
         TrainedRecord(source=mix.source, share=mix.share, examples=examples, rows=rows, tokens=tokens),
     ]
 
@@ -116,11 +116,11 @@ def answer_lines(session: Session, measured: dict[int, dict[str, ScoredTask]]) -
         {
             "row": row,
             "task": name,
-            "answers": list(each.answers),
-            "scores": [int(value) if value in (0.0, 1.0) else value for value in each.values],
+            "answers": list(result.answers),
+            "scores": [int(value) if value in (0.0, 1.0) else value for value in result.values],
         }
         for row, scored in measured.items()
-        for name, each in scored.items()
+        for name, result in scored.items()
     ]
 
 

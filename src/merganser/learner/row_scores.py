@@ -54,11 +54,11 @@ def score_all_tasks(
     if session.method.per_task_models:
         kept = {name: score for row in session.rows for name, score in row.file.scores.scores.items()}
         # With several models, what is watched is answered by the pretrained one, row after row.
-        kept |= {name: each.score for name, each in earlier.get(0, {}).items() if name in session.new_watched}
+        kept |= {name: result.score for name, result in earlier.get(0, {}).items() if name in session.new_watched}
         changed = {name for name, row in answered_by(session, tasks, number).items() if row == number}
         scored = session.score_examples([task for task in known if task.name in changed], {})
     else:
         kept = {}
         names = {*session.learned, *(task.name for task in tasks)}
         scored = session.score_examples(known, {task.name: task for task in known if task.name in names})
-    return {**kept, **{name: each.score for name, each in scored.items()}}, scored
+    return {**kept, **{name: result.score for name, result in scored.items()}}, scored

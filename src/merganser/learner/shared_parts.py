@@ -67,8 +67,8 @@ class TrainingData:
         rows: dict[int, int] = {}
         if bank is not None:
             features = [
-                {**each, "candidates": [rows.setdefault(row, len(rows)) for row in each["candidates"]]}
-                for each in features
+                {**entry, "candidates": [rows.setdefault(row, len(rows)) for row in entry["candidates"]]}
+                for entry in features
             ]
         mixed = [] if self.mixture is None else [list(self.mixture.features), self.mixture.share]
         return [list(features), [] if bank is None else bank[list(rows)], mixed, self.seed]
@@ -175,8 +175,8 @@ class SharedParts:
             keys = {task.name: self._answers_key(start, config, task) for task in kept}
             return [keys, {name: asdict(taken) for name, key in keys.items() if (taken := self._read(key)) is not None}]
 
-        keys, found = processes.on_main(look_up)
-        known = {name: ScoredTask(tuple(each["answers"]), tuple(each["values"])) for name, each in found.items()}
+        keys, stored = processes.on_main(look_up)
+        known = {name: ScoredTask(tuple(entry["answers"]), tuple(entry["values"])) for name, entry in stored.items()}
         missing = [task for task in tasks if task.name not in known]
         began = time.process_time()
         made = score(missing)
@@ -203,9 +203,9 @@ class SharedParts:
     def _read(self, key: str) -> ScoredTask | None:
         try:
             value = parse_json(read_text(self.folder / "answers" / f"{key}.json"))
-            found = ScoredTask(tuple(value["answers"]), tuple(value["values"]))
+            scored = ScoredTask(tuple(value["answers"]), tuple(value["values"]))
             self.saved_seconds += value["processor_seconds"]
-            return found
+            return scored
         except (OSError, ValueError, KeyError, TypeError):
             return None  # not there, or not whole: it can be made again
 

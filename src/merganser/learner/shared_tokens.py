@@ -65,8 +65,8 @@ class SharedTokens(Parts):
         if not content:
             return make()
         path = self._parts.folder / "tokens" / f"{digest(self._of_tokens, what, content)}.jsonl"
-        if (found := self._read_tokens(path)) is not None:
-            return found
+        if (stored := self._read_tokens(path)) is not None:
+            return stored
         began = time.process_time()
         rows = make()
         spent = time.process_time() - began
@@ -94,8 +94,8 @@ class SharedTokens(Parts):
             return make()
         key = digest(self._of_vectors, torch.get_num_threads(), content)
         path = self._parts.folder / "labels" / f"{key}.safetensors"
-        if (found := self._read_vectors(path)) is not None:
-            return found.to(self._device)
+        if (stored := self._read_vectors(path)) is not None:
+            return stored.to(self._device)
         began = time.process_time()
         # Every rank computes all vectors by itself, without a collective: one may find what another has just made.
         made = make()

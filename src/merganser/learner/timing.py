@@ -18,7 +18,7 @@ def note_timing(session: Session, tasks: Sequence[Task]) -> None:
     groups = [list(tasks)] if session.method.joint else [[task] for task in tasks]
     stored = len(session.memory()) if session.method.joint else 0
     for kind, remark in (("warmup", _warmup), ("checkpoints", _checkpoints), ("selection", _selection)):
-        found: dict[str, list[Task]] = {}
+        affected_by_text: dict[str, list[Task]] = {}
         for group in groups:
             if not group or (remark is _selection and not selects(session, group)):
                 continue
@@ -26,8 +26,8 @@ def note_timing(session: Session, tasks: Sequence[Task]) -> None:
             text = remark(options, planned_steps(examples, options), steps_per_epoch(examples, options))
             if text is not None and (kind, group[0].name) not in session.noted:
                 session.noted.add((kind, group[0].name))
-                found.setdefault(text, []).append(group[0])
-        for text, affected in found.items():
+                affected_by_text.setdefault(text, []).append(group[0])
+        for text, affected in affected_by_text.items():
             more = f" (and {len(affected) - 1} more)" if len(affected) > 1 else ""
             session.listener(Notice(f"Task '{affected[0].name}'{more} takes {text}"))
 

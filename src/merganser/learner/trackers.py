@@ -150,8 +150,8 @@ class MLflow(Tracker):
             if experiment := os.environ.get("MLFLOW_EXPERIMENT_NAME"):
                 mlflow.set_experiment(experiment)
             same = f"tags.`{self.TAG}` = '{self.run.identity}'"
-            found = mlflow.search_runs(filter_string=same, output_format="list", max_results=1)
-            known = found[0].info.run_id if found else None
+            runs = mlflow.search_runs(filter_string=same, output_format="list", max_results=1)
+            known = runs[0].info.run_id if runs else None
             mlflow.start_run(run_id=known, run_name=self.run.name, tags={self.TAG: self.run.identity})
             self._end_run = mlflow.end_run
         callback = MLflowCallback()
