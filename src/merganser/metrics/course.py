@@ -110,9 +110,9 @@ def courses(
 
 def largest_loss(tasks: Sequence[TaskCourse]) -> TaskCourse | None:
     """Return the task that lost most, of those that are lost if any is; ``None`` if no score is lower."""
-    lower = [each for each in tasks if each.change is not None and each.change < 0]
-    shown = [each for each in lower if each.word == "lost"] or lower
-    return min(shown, key=lambda each: each.change or 0.0, default=None)
+    lower = [task for task in tasks if task.change is not None and task.change < 0]
+    shown = [task for task in lower if task.word == "lost"] or lower
+    return min(shown, key=lambda task: task.change or 0.0, default=None)
 
 
 def loss_sentence(tasks: Sequence[TaskCourse], *, interval: bool = False, since: str | None = None) -> str:
@@ -123,7 +123,7 @@ def loss_sentence(tasks: Sequence[TaskCourse], *, interval: bool = False, since:
         since: when the scores were taken from which changes count; default: when a task was learned, or, if it is
             watched, before any training.
     """
-    if all(each.change is None for each in tasks):
+    if all(task.change is None for task in tasks):
         return ""
     worst = largest_loss(tasks)
     if worst is None:
@@ -144,11 +144,11 @@ def since_learned(rows: Sequence[tuple[Sequence[str], Mapping[str, float]]]) -> 
 
     Tasks that are learned in a row, later, or never, or that are not scored, are left out of it.
     """
-    own: dict[str, float] = {}
+    when_learned: dict[str, float] = {}
     changes = []
     for learned, scores in rows:
-        changes.append({task: value - own[task] for task, value in scores.items() if task in own})
-        own |= {task: scores[task] for task in learned if task in scores}
+        changes.append({task: value - when_learned[task] for task, value in scores.items() if task in when_learned})
+        when_learned |= {task: scores[task] for task in learned if task in scores}
     return changes
 
 
@@ -167,7 +167,7 @@ WATCHED = "*: watched, never learned; change: since before any training"
 
 def cells(course: TaskCourse) -> tuple[str, ...]:
     """Return a task's row of a table under :data:`HEAD`; a watched task has a ``*`` and was not learned."""
-    scores = [score(None if each is None else each.value) for each in (course.before, course.learned, course.now)]
+    scores = [score(None if entry is None else entry.value) for entry in (course.before, course.learned, course.now)]
     moved = "" if course.change is None else score(course.change, signed=True)
     if course.watched:
         scores[1] = ""
@@ -176,7 +176,7 @@ def cells(course: TaskCourse) -> tuple[str, ...]:
 
 def untested(tasks: Sequence[TaskCourse]) -> list[str]:
     """List the tasks whose change has no interval, because their answers were not kept."""
-    return [each.task for each in tasks if each.change is not None and each.paired is None]
+    return [task.task for task in tasks if task.change is not None and task.paired is None]
 
 
 def untested_sentence(tasks: Sequence[TaskCourse]) -> str:
@@ -184,14 +184,14 @@ def untested_sentence(tasks: Sequence[TaskCourse]) -> str:
     missing = untested(tasks)
     if not missing:
         return ""
-    which = "" if len(missing) == sum(each.change is not None for each in tasks) else f" of {len(missing)} tasks"
+    which = "" if len(missing) == sum(task.change is not None for task in tasks) else f" of {len(missing)} tasks"
     return f"No interval{which}: {UNTESTED}."
 
 
 def courses_html(tasks: Sequence[TaskCourse], title: str) -> str:
     """Return the courses of tasks as an HTML table, for notebooks."""
-    notes = [LEGEND, f"{WATCHED}." if any(each.watched for each in tasks) else "", untested_sentence(tasks)]
-    return html_table(HEAD, [cells(each) for each in tasks], title, " ".join(filter(None, notes)))
+    notes = [LEGEND, f"{WATCHED}." if any(task.watched for task in tasks) else "", untested_sentence(tasks)]
+    return html_table(HEAD, [cells(task) for task in tasks], title, " ".join(filter(None, notes)))
 
 
 def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
@@ -200,18 +200,20 @@ def courses_frame(tasks: Sequence[TaskCourse]) -> DataFrame:
     Raises:
         InputError: pandas is not installed.
     """
-    scores = {name: [getattr(each, name) for each in tasks] for name in ("before", "learned", "now")}
-    paired = [each.paired for each in tasks]
-    columns = {name: [None if each is None else each.value for each in values] for name, values in scores.items()}
-    columns["change"] = [each.change for each in tasks]
+    scores = {name: [getattr(task, name) for task in tasks] for name in ("before", "learned", "now")}
+    paired = [task.paired for task in tasks]
+    columns = {name: [None if entry is None else entry.value for entry in values] for name, values in scores.items()}
+    columns["change"] = [task.change for task in tasks]
     for name in ("low", "high"):
-        columns[name] = [None if each is None else getattr(each, name) for each in paired]
-    columns["p"] = [each.p for each in tasks]
-    counts = {name: [None if each is None else getattr(each, name) for each in paired] for name in ("lost", "gained")}
+        columns[name] = [None if entry is None else getattr(entry, name) for entry in paired]
+    columns["p"] = [task.p for task in tasks]
+    counts = {
+        name: [None if entry is None else getattr(entry, name) for entry in paired] for name in ("lost", "gained")
+    }
     words: dict[str, Any] = {
         "became_wrong": counts["lost"],
         "became_right": counts["gained"],
-        "word": [each.word for each in tasks],
-        "watched": [each.watched for each in tasks],
+        "word": [task.word for task in tasks],
+        "watched": [task.watched for task in tasks],
     }
-    return frame({**columns, **words}, [each.task for each in tasks], "task")
+    return frame({**columns, **words}, [task.task for task in tasks], "task")

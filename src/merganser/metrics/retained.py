@@ -85,12 +85,16 @@ def win_rates(groups: Mapping[str, str], compared: Mapping[str, Outcomes]) -> li
     """
     metrics = []
     for group in JUDGED:
-        found = [compared[name] for name, of_task in groups.items() if of_task == group and name in compared]
+        comparisons = [compared[name] for name, of_task in groups.items() if of_task == group and name in compared]
         for what, better in (("win", "higher"), ("loss", "lower")):
-            shares = [(each.wins if what == "win" else each.losses) / each.n for each in found]
+            shares = [
+                (comparison.wins if what == "win" else comparison.losses) / comparison.n for comparison in comparisons
+            ]
             if not shares:
                 continue
-            errors = [math.sqrt(p * (1.0 - p) / each.n) for p, each in zip(shares, found, strict=True)]
+            errors = [
+                math.sqrt(p * (1.0 - p) / comparison.n) for p, comparison in zip(shares, comparisons, strict=True)
+            ]
             metrics.append(
                 Metric(
                     name=f"{what} rate ({group})",

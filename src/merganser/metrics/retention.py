@@ -127,7 +127,7 @@ def judge(
         if verdict is Verdict.UNCLEAR and bound is not None:
             needed = _needed(change, scores[task], bound, bounds.confidence)
         judged.append(TaskVerdict(task, change, scores[task], bound, plain.get(task), verdict, needed))
-    verdicts = {each.verdict for each in judged}
+    verdicts = {judgement.verdict for judgement in judged}
     for verdict in (Verdict.DROP, Verdict.UNCLEAR):
         if verdict in verdicts:
             return verdict, judged
