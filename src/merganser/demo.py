@@ -99,8 +99,8 @@ class BaselineRuns:
         import torch
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        each = max(1, cores // (1 + len(self.methods)))
-        torch.set_num_threads(each)
+        threads = max(1, cores // (1 + len(self.methods)))
+        torch.set_num_threads(threads)
         for method in self.methods:
             output = tempfile.TemporaryFile()
             process = subprocess.Popen(
@@ -108,7 +108,7 @@ class BaselineRuns:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, "OMP_NUM_THREADS": str(each)},
+                env={**os.environ, "OMP_NUM_THREADS": str(threads)},
             )
             self._started.append((method, process, output))
         return self

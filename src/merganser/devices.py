@@ -31,11 +31,11 @@ def model_device() -> torch.device:
         return torch.device(chosen)
     if parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.device("cpu")
-    found = _default_device()
+    device = _default_device()
     rank = int(os.environ.get("LOCAL_RANK", "-1"))
-    if found.type in ("cpu", "mps") or rank < 0:
-        return found
-    return torch.device(found.type, rank % torch.get_device_module(found).device_count())
+    if device.type in ("cpu", "mps") or rank < 0:
+        return device
+    return torch.device(device.type, rank % torch.get_device_module(device).device_count())
 
 
 @functools.cache
@@ -114,12 +114,12 @@ def join_process_group() -> None:
     import torch
 
     device = model_device()
-    own = torch.distributed.Backend.default_device_backend_map[device.type]
+    backend = torch.distributed.Backend.default_device_backend_map[device.type]
     if device.type == "cpu":
-        torch.distributed.init_process_group(own)
+        torch.distributed.init_process_group(backend)
     else:
         torch.get_device_module(device).set_device(device)
-        torch.distributed.init_process_group(f"{device.type}:{own},cpu:gloo")
+        torch.distributed.init_process_group(f"{device.type}:{backend},cpu:gloo")
 
 
 def random_states() -> dict[str, torch.Tensor]:

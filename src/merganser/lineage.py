@@ -165,8 +165,8 @@ def write_lineage(folder: Path, lineage: Lineage, *, without: tuple[str, ...] = 
     Returns:
         What was written.
     """
-    found = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-    names = sorted(name for name in found if name not in (FILE, *without))
+    paths = (path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    names = sorted(name for name in paths if name not in (FILE, *without))
     files = {name: file_digest(folder / name) for name in names}
     lineage = lineage.model_copy(update={"files": files, "weights": lineage.weights or weights_digest(files)})
     (folder / FILE).write_bytes(json_bytes(lineage.model_dump()))
