@@ -31,8 +31,8 @@ def base_card(source: ModelSource) -> dict[str, Any]:
     Of a model without a card, a licence file is ``other`` unless its text is a known one.
     """
     try:
-        found = _from_card(source)
-        return found if "license" in found else {**found, **_from_file(source)}
+        card = _from_card(source)
+        return card if "license" in card else {**card, **_from_file(source)}
     except (InputError, Malformed, OSError):
         return {}  # a card that cannot be read is no reason not to train: the licence is then unknown
 
@@ -46,8 +46,8 @@ def card_title(folder: Path) -> str:
         text = read_text(folder / CARD)
     except (Malformed, OSError):
         return ""  # the name of the folder does as well
-    found = HEADING.search(text.removeprefix("---").partition("\n---")[2] if text.startswith("---") else text)
-    name = one_line(found["name"]).rpartition("/")[2] if found else ""
+    heading = HEADING.search(text.removeprefix("---").partition("\n---")[2] if text.startswith("---") else text)
+    name = one_line(heading["name"]).rpartition("/")[2] if heading else ""
     return name if 0 < len(name) <= LONGEST and " " not in name else ""
 
 
@@ -59,16 +59,16 @@ def _from_card(source: ModelSource) -> dict[str, Any]:
     head = parse_yaml(text.split("\n---", 1)[0].removeprefix("---"))
     if not isinstance(head, dict):
         return {}
-    found: dict[str, Any] = {}
+    card: dict[str, Any] = {}
     for key in ("license", "license_name", "license_link"):
         if isinstance(value := head.get(key), str) and 0 < len(value) <= LONGEST:
-            found[key] = one_line(value)
+            card[key] = one_line(value)
     languages = head.get("language")
     languages = [languages] if isinstance(languages, str) else languages
     if isinstance(languages, list):
         codes = [one_line(code) for code in languages if isinstance(code, str) and 0 < len(code) <= LONGEST]
-        found |= {"language": codes} if codes else {}
-    return found
+        card |= {"language": codes} if codes else {}
+    return card
 
 
 def _from_file(source: ModelSource) -> dict[str, Any]:

@@ -206,13 +206,16 @@ class CheckedEngine:
     notify: Callable[[str], None] = field(default=lambda text: None)
 
     def answers(
-        self, prompts: Sequence[list[int]], own: Callable[[list[int]], list[Answer]], read: Callable[[Written], Answer]
+        self,
+        prompts: Sequence[list[int]],
+        generate: Callable[[list[int]], list[Answer]],
+        read: Callable[[Written], Answer],
     ) -> list[Answer] | None:
         """Return the engine's answers; ``None`` where too many of the sample differ, so that ``generate`` must write.
 
         Args:
             prompts: token ids.
-            own: answers prompts of these positions by ``generate``.
+            generate: answers prompts of these positions by ``generate``.
             read: makes an answer of what was written.
 
         Raises:
@@ -221,7 +224,7 @@ class CheckedEngine:
         written = [read(answer) for answer in self.engine.write(prompts)]
         number = min(self.sample, len(prompts))
         places = [len(prompts) * i // number for i in range(number)]
-        expected = dict(zip(places, own(places), strict=True))
+        expected = dict(zip(places, generate(places), strict=True))
         different = [place for place in places if written[place].text != expected[place].text]
         if different:
             first = different[0]

@@ -94,14 +94,14 @@ def with_options_of(folder: Path, options: ModelOptions) -> ModelOptions:
             MERGE,
         )
     given = options.lora or DEFAULTS
-    own = {
+    of_adapter = {
         "r": config.get("r", 8),
         "alpha": config.get("lora_alpha", 8),
         "rslora": bool(config.get("use_rslora")),
         "dora": bool(config.get("use_dora")),
         "targets": _targets(config, header),
     }
-    for key, value in own.items():
+    for key, value in of_adapter.items():
         asked = getattr(given, key)
         same = set(asked) == set(value) if isinstance(asked, list) else asked in (value, getattr(DEFAULTS, key))
         if not same:
@@ -109,7 +109,7 @@ def with_options_of(folder: Path, options: ModelOptions) -> ModelOptions:
                 f"model.lora.{key} is {asked}, and the adapter {label} has {value}.",
                 f"Omit it: an adapter is trained on with its own. {MERGE}",
             )
-    return options.model_copy(update={"lora": LoraOptions(**own, dropout=given.dropout)})
+    return options.model_copy(update={"lora": LoraOptions(**of_adapter, dropout=given.dropout)})
 
 
 def _targets(config: Mapping[str, Any], header: Sequence[Tensor]) -> list[str]:

@@ -116,9 +116,9 @@ def find_converter(options: GgufOptions, whole: bool) -> Converter:
         if path.name != script or not path.is_file():
             raise InputError(f"There is no {script} of llama.cpp in '{named}'.", INSTALL)
         return Converter((sys.executable, str(path.resolve())), options.type, whole)
-    if (found := shutil.which(script)) is None:
+    if (converter := shutil.which(script)) is None:
         raise InputError(f"llama.cpp's {script} was not found.", INSTALL)
-    return Converter((found,), options.type, whole)
+    return Converter((converter,), options.type, whole)
 
 
 def _problem(path: Path) -> str:

@@ -114,12 +114,12 @@ def _is_mlp(model: nn.Module, name: str) -> bool:
 
 def _endings(chosen: list[str], others: set[str]) -> list[str]:
     """Return the shortest endings of names that match the chosen modules and no others, sorted."""
-    found = set()
+    endings = set()
     for name in chosen:
         parts = name.split(".")
         candidates = (".".join(parts[-length:]) for length in range(1, len(parts) + 1))
-        found.add(next(ending for ending in candidates if not any(_ends_with(other, ending) for other in others)))
-    return sorted(found)
+        endings.add(next(ending for ending in candidates if not any(_ends_with(other, ending) for other in others)))
+    return sorted(endings)
 
 
 def _role(last_name: str) -> str | None:

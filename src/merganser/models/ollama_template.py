@@ -116,9 +116,9 @@ def _read_off(text: str, with_system: str | None, ended: str) -> Marks | None:
     }
     begin, default = first.removesuffix(before_user), ""
     if with_system is not None:
-        start, found, rest = with_system.partition(_SYSTEM)
+        start, marker, rest = with_system.partition(_SYSTEM)
         after, _, _ = rest.partition(_ASKED)
-        if not found or not after.endswith(before_user):
+        if not marker or not after.endswith(before_user):
             return None
         if not start.startswith(begin):  # the template has a system prompt of its own
             begin, default = "", begin

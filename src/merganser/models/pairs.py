@@ -158,7 +158,7 @@ def measure_pairs(
     rank, world_size = processes.rank(), processes.world_size()
     # Longest first: a batch that does not fit in memory fails at once.
     order = sorted(range(len(features)), key=lambda i: (-features[i]["length"], i))
-    found: list[list[float]] = []
+    rows: list[list[float]] = []
     with eval_mode(backbone.module), torch.no_grad(), autocast(backbone.device, backbone.precision):
         for start in range(0, len(order), batch_size * world_size):
             batches = order[start : start + batch_size * world_size]
@@ -167,13 +167,13 @@ def measure_pairs(
                 batch = backbone.collate([features[i] for i in local])
                 batch = {key: value.to(backbone.device) for key, value in batch.items()}
                 chosen, rejected = answer_log_probabilities(backbone.module, batch)[0].chunk(2)
-                found += [[i, *pair] for i, *pair in zip(local, chosen.tolist(), rejected.tolist(), strict=True)]
+                rows += [[i, *pair] for i, *pair in zip(local, chosen.tolist(), rejected.tolist(), strict=True)]
             if on_progress is not None:
                 on_progress(len(batches))
     if world_size > 1:
-        found = [row for of_rank in processes.all_gather_object(found) for row in of_rank]
+        rows = [row for of_rank in processes.all_gather_object(rows) for row in of_rank]
     measured = torch.empty(len(features), 2)
-    for index, *pair in found:
+    for index, *pair in rows:
         measured[int(index)] = torch.tensor(pair)
     return measured
 

@@ -58,9 +58,9 @@ def refuse_unreadable(tokens: tuple[str, ...], texts: Iterable[str], name: str) 
         return
     pattern = re.compile("|".join(map(re.escape, tokens)))
     for text in texts:
-        found = pattern.search(text)
-        if found is not None:
+        match = pattern.search(text)
+        if match is not None:
             raise InputError(
-                f"The model {name} has no embedding for the token '{found[0]}' in the text '{text[:60]}'.",
+                f"The model {name} has no embedding for the token '{match[0]}' in the text '{text[:60]}'.",
                 f"Remove the token from the text. Or: {RESIZE[0].lower()}{RESIZE[1:]}",
             )
