@@ -11,11 +11,11 @@ from merganser.runs.rows import Row
 
 def tests_of(rows: Sequence[Row]) -> dict[str, list[KeptExample]]:
     """Return the test examples of every learned and watched task, in the order of its answers."""
-    found: dict[str, list[KeptExample]] = {}
+    by_task: dict[str, list[KeptExample]] = {}
     for row in rows:
         for example in (*row.examples("test"), *row.examples("watch")):
-            found.setdefault(example.task, []).append(example)
-    return found
+            by_task.setdefault(example.task, []).append(example)
+    return by_task
 
 
 @dataclass(frozen=True)
@@ -45,13 +45,13 @@ def flips(before: KeptAnswers, after: KeptAnswers, tests: Sequence[KeptExample])
         before, after: the answers of two rows to the same task.
         tests: its test examples; none for a task that was not learned.
     """
-    found = []
+    changed = []
     for index, (first, second) in enumerate(zip(before.scores, after.scores, strict=True)):
         if first != second:
             text, expected = _shown(tests[index]) if index < len(tests) else ("", "")
             old, new = (kept.answers[index] if kept.answers else None for kept in (before, after))
-            found.append(Flip(index + 1, text, expected, old, new, second - first))
-    return sorted(found, key=lambda flip: flip.change)
+            changed.append(Flip(index + 1, text, expected, old, new, second - first))
+    return sorted(changed, key=lambda flip: flip.change)
 
 
 def said(flip: Flip) -> tuple[str, str]:

@@ -170,8 +170,9 @@ def first_task_figure(runs: Sequence[RunRecord]) -> Figure | None:
     curves: list[list[tuple[int, float]]] = []
     for run in runs:
         rows = zip(learned_before(run), run.scores.rows, strict=True)
-        found = [(n, row.scores[first].value) for n, row in rows if n and first is not None and first in row.scores]
-        curves.append(found)
+        curves.append(
+            [(n, row.scores[first].value) for n, row in rows if n and first is not None and first in row.scores]
+        )
     if first is None or sum(map(bool, curves)) < 2:
         return None
     figure = Figure(figsize=(4.8, 3.2), layout="constrained")

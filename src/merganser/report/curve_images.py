@@ -49,10 +49,10 @@ def _image(curve: dict[str, Any], learned: int) -> str:
     parts = [_line(LEFT, y(level), RIGHT, y(level), "--rule") for level in (0.5, 1.0)]
     ring = [(tasks, value) for tasks, value, _ in curve["points"] if tasks == curve["own"]]
     if ring and curve["noise"] is not None:
-        own, level = ring[0]
+        just_learned, level = ring[0]
         high, low = y(min(1.0, level + curve["noise"])), y(max(0.0, level - curve["noise"]))
-        size = f'width="{_short(x(learned) - x(own))}" height="{_short(low - high)}"'
-        parts.append(f'<rect x="{_short(x(own))}" y="{_short(high)}" {size} style="fill:var(--band)"></rect>')
+        size = f'width="{_short(x(learned) - x(just_learned))}" height="{_short(low - high)}"'
+        parts.append(f'<rect x="{_short(x(just_learned))}" y="{_short(high)}" {size} style="fill:var(--band)"></rect>')
     for number, points in enumerate(curve["baselines"]):
         if points:
             parts.append(_baseline(points, number, x, y))

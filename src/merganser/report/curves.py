@@ -39,9 +39,9 @@ def draw_curve(axes: Axes, curve: dict[str, Any], learned: int) -> None:
     axes.hlines([0.5, 1], -0.4, max(learned, 1) + 0.4, colors=RULE, linewidths=0.6, zorder=0, clip_on=False)
     ring = [(x, y) for x, y, _ in curve["points"] if x == curve["own"]]
     if ring and curve["noise"] is not None:
-        own, level = ring[0]
+        just_learned, level = ring[0]
         low, high = max(0.0, level - curve["noise"]), min(1.0, level + curve["noise"])
-        axes.fill_between([own, learned], low, high, color=BAND, linewidth=0, zorder=0, clip_on=False)
+        axes.fill_between([just_learned, learned], low, high, color=BAND, linewidth=0, zorder=0, clip_on=False)
     for number, points in enumerate(curve["baselines"]):
         if points:
             xs, ys, _ = zip(*points, strict=True)

@@ -65,21 +65,21 @@ class Difference:
             most: examples per task; ``None``: all.
         """
         tasks = []
-        for each in self.tasks:
-            values: dict[str, Any] = {"task": each.task, "before": each.before, "after": each.after}
-            values["change"] = each.change
-            if each.paired is not None:
-                paired = each.paired
-                values |= {"low": paired.low, "high": paired.high, "p": each.p}
+        for task in self.tasks:
+            values: dict[str, Any] = {"task": task.task, "before": task.before, "after": task.after}
+            values["change"] = task.change
+            if task.paired is not None:
+                paired = task.paired
+                values |= {"low": paired.low, "high": paired.high, "p": task.p}
                 values |= {"became_wrong": paired.lost, "became_right": paired.gained}
-                values["flips"] = [asdict(flip) for flip in chosen_flips(each, most)]
+                values["flips"] = [asdict(flip) for flip in chosen_flips(task, most)]
             tasks.append(values)
         return {
             "run": self.run,
             "before": self.before,
             "after": self.after,
             "tasks": tasks,
-            "weights": [asdict(each) | {"relative": each.relative} for each in self.weights],
+            "weights": [asdict(distance) | {"relative": distance.relative} for distance in self.weights],
             "weights_removed": self.removed,
         }
 
@@ -111,7 +111,7 @@ def difference(directory: RunDirectory, before: str, after: str, confidence: flo
     compared = []
     for name in matrix.tasks:
         scores = [matrix.score(row.file.row, name) for row in (first, second)]
-        values = [None if each is None else each.value for each in scores]
+        values = [None if entry is None else entry.value for entry in scores]
         if values == [None, None]:
             continue
         paired, changed = None, []
@@ -132,12 +132,12 @@ def difference(directory: RunDirectory, before: str, after: str, confidence: flo
 
 
 def _corrected(tasks: Sequence[TaskDifference]) -> list[TaskDifference]:
-    values = iter(holm([each.paired.p for each in tasks if each.paired is not None]))
+    values = iter(holm([task.paired.p for task in tasks if task.paired is not None]))
     return [
-        each
-        if each.paired is None
-        else TaskDifference(each.task, each.before, each.after, each.paired, next(values), each.flips)
-        for each in tasks
+        task
+        if task.paired is None
+        else TaskDifference(task.task, task.before, task.after, task.paired, next(values), task.flips)
+        for task in tasks
     ]
 
 

@@ -63,7 +63,7 @@ def _matrix(run: RunRecord) -> Figure | None:
         row_label([shortened(name) for name in row.learned], first=count == 0)
         for count, row in zip(learned_before(run), rows, strict=True)
     ]
-    watched = {each.name for each in run.scores.watched}
+    watched = {task.name for task in run.scores.watched}
     names = [literal(shortened(c)) + (" (watched)" if c in watched else "") for c in columns]
     axes.set_xticks(range(len(columns)), names, rotation=40, ha="right", rotation_mode="anchor")
     axes.set_yticks(range(len(rows)), [f"{literal(label)}  {index}" for index, label in enumerate(labels)])

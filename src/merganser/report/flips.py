@@ -28,32 +28,32 @@ def flips(run: RunRecord, tasks: Sequence[TaskCourse]) -> list[dict[str, Any]]:
 
     The largest losses come first. A task whose answers were not kept, or none of whose scores changed, is left out.
     """
-    changed = [each for each in tasks if each.paired is not None and each.paired.lost + each.paired.gained]
+    changed = [task for task in tasks if task.paired is not None and task.paired.lost + task.paired.gained]
     if not changed:
         return []
     source = answers_of(run)
     rows, answers, tests = source.rows, source.answers, tests_of(source.rows)
-    row_of = {**rows_learned(run), **{each.name: 0 for each in run.scores.watched}}
+    row_of = {**rows_learned(run), **{task.name: 0 for task in run.scores.watched}}
     most = max(2, min(MOST, MOST_IN_ALL // len(changed)))
-    found = []
-    for each in sorted(changed, key=lambda each: each.change or 0.0):
-        before, now = answers.of(each.task, row_of[each.task]), answers.of(each.task, len(rows) - 1)
-        assert each.paired is not None
-        words = ("became wrong", "became right") if each.paired.right_or_wrong else ("scores lower", "scores higher")
-        shown = [_example(flip, words) for flip in changed_answers(before, now, tests.get(each.task, ()))[:most]]
-        left = each.paired.lost + each.paired.gained - len(shown)
-        found.append(
+    entries = []
+    for task in sorted(changed, key=lambda task: task.change or 0.0):
+        before, now = answers.of(task.task, row_of[task.task]), answers.of(task.task, len(rows) - 1)
+        assert task.paired is not None
+        words = ("became wrong", "became right") if task.paired.right_or_wrong else ("scores lower", "scores higher")
+        shown = [_example(flip, words) for flip in changed_answers(before, now, tests.get(task.task, ()))[:most]]
+        left = task.paired.lost + task.paired.gained - len(shown)
+        entries.append(
             {
-                "task": each.task,
-                "n": f"{each.paired.n:,}",
-                "lost": f"{each.paired.lost:,}",
-                "gained": f"{each.paired.gained:,}",
+                "task": task.task,
+                "n": f"{task.paired.n:,}",
+                "lost": f"{task.paired.lost:,}",
+                "gained": f"{task.paired.gained:,}",
                 "words": words,
                 "examples": shown,
                 "left": f"{left:,}" if left else "",
             }
         )
-    return found
+    return entries
 
 
 def _example(flip: Flip, words: tuple[str, str]) -> dict[str, Any]:

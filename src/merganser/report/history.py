@@ -209,7 +209,7 @@ REMOVED = "*"
 """Mark of a size without weights."""
 
 
-def table_rows(found: History) -> list[tuple[str, ...]]:
+def table_rows(history: History) -> list[tuple[str, ...]]:
     """Return one row of cells per row of the run, under :data:`HEADER`; scores in percent, changes in points."""
     return [
         (
@@ -222,7 +222,7 @@ def table_rows(found: History) -> list[tuple[str, ...]]:
             row.check or MISSING,
             ", ".join(row.tags),
         )
-        for row in found.rows
+        for row in history.rows
     ]
 
 
@@ -238,22 +238,22 @@ def lost(row: Version) -> str:
     return f"{row.worst} {score(row.worst_change, signed=True)}"
 
 
-def kept_lines(found: History) -> list[str]:
+def kept_lines(history: History) -> list[str]:
     """Return a sentence per version that undo has kept."""
     return [
         f"Kept by undo: '{version.name}' ({', '.join(version.rows)}, after {version.after}; {size(version.bytes)}"
         f"{'; tags ' + ', '.join(version.tags) if version.tags else ''})."
-        for version in found.kept
+        for version in history.kept
     ]
 
 
-def graph_lines(found: History) -> list[str]:
+def graph_lines(history: History) -> list[str]:
     """Draw the rows, the newest first, with what undo has kept beside the row that it follows."""
     lines: list[str] = []
     beside: Mapping[str, list[KeptVersion]] = {
-        row.row: [version for version in found.kept if version.after == row.row] for row in found.rows
+        row.row: [version for version in history.kept if version.after == row.row] for row in history.rows
     }
-    for row in reversed(found.rows):
+    for row in reversed(history.rows):
         bar = "|" if lines else " "
         for version in beside[row.row]:
             tags = f" ({', '.join(version.tags)})" if version.tags else ""
@@ -267,6 +267,6 @@ def graph_lines(found: History) -> list[str]:
         parts += [f"({', '.join(row.tags)})"] if row.tags else []
         parts += [] if row.weights else ["weights removed"]
         lines.append(f"* {'  '.join(parts)}")
-    known = {row.row for row in found.rows}
-    lines += [f"? {', '.join(v.rows)}  kept by undo as {v.name}" for v in found.kept if v.after not in known]
+    known = {row.row for row in history.rows}
+    lines += [f"? {', '.join(v.rows)}  kept by undo as {v.name}" for v in history.kept if v.after not in known]
     return lines

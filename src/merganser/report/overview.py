@@ -39,7 +39,7 @@ def verdict(run: RunRecord, tasks: Sequence[TaskCourse]) -> dict[str, Any]:
     """Return the sentence of the page, whether to keep the last task, and what is missing for it."""
     check = last_check(run, tasks)
     missing = untested(tasks)
-    fresh = [each.task for each in tasks if each.fresh]
+    fresh = [task.task for task in tasks if task.fresh]
     return {
         "sentence": verdict_sentence(tasks).replace(" %", "\N{NO-BREAK SPACE}%"),
         "question": f"Keep {fresh[0]}?" if len(fresh) == 1 else "Keep the last tasks?",
@@ -47,7 +47,7 @@ def verdict(run: RunRecord, tasks: Sequence[TaskCourse]) -> dict[str, Any]:
         "why": "" if check is None else keep_sentence(check, fresh),
         "undo": f"merganser undo {shlex.quote(run.path)}",
         "missing": missing,
-        "all_missing": len(missing) == sum(each.change is not None for each in tasks),
+        "all_missing": len(missing) == sum(task.change is not None for task in tasks),
     }
 
 
@@ -90,16 +90,16 @@ def dumbbells(
         marks: of watched tasks.
         others: of each baseline.
     """
-    found = [{each.task: each for each in other} for other in others]
-    rows = [_bell(each, marks.get(each.task, ""), [other.get(each.task) for other in found]) for each in tasks]
+    baselines = [{course.task: course for course in other} for other in others]
+    rows = [_bell(task, marks.get(task.task, ""), [of.get(task.task) for of in baselines]) for task in tasks]
     if len(tasks) <= MOST_ROWS:
         return {"rows": rows, "folded": []}
-    losses = sorted((each for each in tasks if each.change is not None), key=lambda each: each.change or 0.0)
-    watched = [each for each in losses if each.watched][:MOST_WATCHED]
+    losses = sorted((task for task in tasks if task.change is not None), key=lambda task: task.change or 0.0)
+    watched = [task for task in losses if task.watched][:MOST_WATCHED]
     first = {
-        each.task for each in [*losses[:WORST], *watched, *(each for each in tasks if each.fresh)][: MOST_ROWS - 1]
+        task.task for task in [*losses[:WORST], *watched, *(task for task in tasks if task.fresh)][: MOST_ROWS - 1]
     }
-    order = {each.task: place for place, each in enumerate(losses)}
+    order = {task.task: place for place, task in enumerate(losses)}
     shown = sorted((row for row in rows if row["task"] in first), key=lambda row: order.get(row["task"], len(order)))
     return {"rows": shown, "folded": rows}
 
@@ -163,7 +163,8 @@ def definitions(runs: Sequence[RunRecord]) -> list[dict[str, Any]]:
             {
                 "name": metric_title(metric.name),
                 "values": [
-                    MISSING if each is None else score_with_error(each.value, each.stderr) for each in (metric, *others)
+                    MISSING if entry is None else score_with_error(entry.value, entry.stderr)
+                    for entry in (metric, *others)
                 ],
                 "difference": difference,
                 "definition": metric.definition,

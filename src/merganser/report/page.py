@@ -93,7 +93,7 @@ def render(run: RunRecord, baselines: Sequence[RunRecord] = (), price: float | N
     for baseline in baselines:
         check_comparable(run, baseline)
     runs = [run, *baselines]
-    kept = [answers_of(each).answers for each in runs]  # read once, and held until the page is complete
+    kept = [answers_of(run).answers for run in runs]  # read once, and held until the page is complete
     names = overview.run_names(runs)
     tasks = run.courses()
     script = asset("report.js")

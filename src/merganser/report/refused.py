@@ -39,7 +39,7 @@ def keep_refused(run: Path, rows: Sequence[Row], check: Check) -> Path:
         if (rows[-1].folder / name).is_file():
             shutil.copyfile(rows[-1].folder / name, folder / name)
     write_json(folder / "check.json", check.as_dict())
-    changed = sorted(changed_examples(rows, check), key=lambda each: each["score_now"] - each["score_before"])
+    changed = sorted(changed_examples(rows, check), key=lambda example: example["score_now"] - example["score_before"])
     write_json_lines(folder / "changed.jsonl", changed)
     return folder
 

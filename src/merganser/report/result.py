@@ -41,13 +41,13 @@ def run_result(record: RunRecord, page: Path | None = None) -> dict[str, Any]:
         ],
         "watched": [
             {
-                "task": each.name,
-                "group": each.group,
-                "metric": scores.metrics.get(each.name),
-                "against_start": None if each.against_start is None else each.against_start.model_dump(),
-                **_course(record, each.name, 0, "before"),
+                "task": task.name,
+                "group": task.group,
+                "metric": scores.metrics.get(task.name),
+                "against_start": None if task.against_start is None else task.against_start.model_dump(),
+                **_course(record, task.name, 0, "before"),
             }
-            for each in scores.watched
+            for task in scores.watched
         ],
         "matrix": [
             {"learned": row.learned, "scores": {name: score.value for name, score in row.scores.items()}}

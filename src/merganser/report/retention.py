@@ -51,13 +51,13 @@ class Check:
 
     def sentence(self) -> str:
         """Say the verdict with its reason."""
-        changed = [each for each in self.tasks if each.change is not None]
-        worst = min(changed, key=lambda each: each.change.change if each.change else 0.0, default=None)
-        failed = [each for each in self.tasks if each.verdict is Verdict.DROP]
+        changed = [task for task in self.tasks if task.change is not None]
+        worst = min(changed, key=lambda task: task.change.change if task.change else 0.0, default=None)
+        failed = [task for task in self.tasks if task.verdict is Verdict.DROP]
         if failed:
-            reason = "; ".join(_reason(each) for each in failed)
+            reason = "; ".join(_reason(task) for task in failed)
         elif self.verdict is Verdict.UNCLEAR:
-            reason = "; ".join(_open_question(each) for each in self.tasks if each.verdict is Verdict.UNCLEAR)
+            reason = "; ".join(_open_question(task) for task in self.tasks if task.verdict is Verdict.UNCLEAR)
         elif worst is not None and worst.change is not None and worst.change.change < 0:
             reason = f"most lost: {worst.task} {score(worst.change.change, signed=True)} points, within the bound"
         else:
@@ -72,31 +72,31 @@ class Check:
             "against": self.against,
             "verdict": self.verdict.value,
             "confidence": self.bounds.confidence,
-            "tasks": [self._task_dict(each) for each in self.tasks],
+            "tasks": [self._task_dict(task) for task in self.tasks],
         }
 
-    def _task_dict(self, each: TaskVerdict) -> dict[str, Any]:
+    def _task_dict(self, task: TaskVerdict) -> dict[str, Any]:
         content: dict[str, Any] = {
-            "task": each.task,
-            "watched": each.task in self.watched,
-            "group": self.watched.get(each.task) or None,
-            "verdict": each.verdict.value,
-            "score": each.score.value,
-            "examples": each.score.n,
-            "bound": each.bound,
-            "examples_needed": each.needed,
+            "task": task.task,
+            "watched": task.task in self.watched,
+            "group": self.watched.get(task.task) or None,
+            "verdict": task.verdict.value,
+            "score": task.score.value,
+            "examples": task.score.n,
+            "bound": task.bound,
+            "examples_needed": task.needed,
         }
-        if (change := each.change) is not None:
+        if (change := task.change) is not None:
             content |= {
-                "compared_with": self.compared[each.task],
+                "compared_with": self.compared[task.task],
                 "before": change.before,
                 "change": change.change,
                 "low": change.low,
                 "high": change.high,
-                "p": each.p,
+                "p": task.p,
                 "became_wrong": change.lost,
                 "became_right": change.gained,
-                "noise_floor": self.floors[each.task],
+                "noise_floor": self.floors[task.task],
             }
         return content
 
@@ -132,10 +132,10 @@ def check_row(
         raise InputError(f"'{rows[0].folder.name}' is the row before any training.", "Name a row with a task.")
     answers = answers or AnswersOfRows(rows)
     current = rows[number]
-    own = [task.name for task in current.file.tasks]
+    new_tasks = [task.name for task in current.file.tasks]
     watched = watched_in(rows[: number + 1])
     earlier = [*(task.name for before in rows[:number] for task in before.file.tasks), *watched]
-    bounds = _for_tasks(bounds or Bounds(), [*earlier, *own], watched)
+    bounds = _for_tasks(bounds or Bounds(), [*earlier, *new_tasks], watched)
     if other is None:
         judged = [name for name in earlier if name in current.file.scores.scores]
         befores = {name: _reference(rows, answers, name, number, against) for name in judged}
@@ -145,7 +145,7 @@ def check_row(
         theirs = other.rows
         foreign = AnswersOfRows(theirs)
         known = {task.name for before in theirs for task in before.file.tasks} | watched_in(theirs).keys()
-        judged = [name for name in [*earlier, *own] if name in known and name in current.file.scores.scores]
+        judged = [name for name in [*earlier, *new_tasks] if name in known and name in current.file.scores.scores]
         if not judged:
             raise InputError(f"'{directory.path}' and '{other.path}' have no task in common.", "Name another run.")
         _check_tests(rows, theirs, judged)
@@ -154,7 +154,7 @@ def check_row(
     level = bounds.confidence
     changes = {name: _change(foreign.of(name, befores[name]), answers.of(name, number), level) for name in judged}
     scores = current.file.scores.scores
-    fresh = [name for name in own if name in scores and name not in changes]
+    fresh = [name for name in new_tasks if name in scores and name not in changes]
     _refuse_uncompared(bounds, changes)
     if not changes and bounds.min_new is None:
         raise NothingToCompareError(
@@ -177,7 +177,7 @@ def check_row(
 
 def watched_in(rows: Sequence[Row]) -> dict[str, str]:
     """Return the tasks that are watched up to the last of these rows -> their group, or an empty string."""
-    return {each.name: each.group or "" for row in rows for each in row.file.watched}
+    return {task.name: task.group or "" for row in rows for task in row.file.watched}
 
 
 def require_comparable(rows: Sequence[Row], new: Sequence[Task], watched: Mapping[str, str], bounds: Bounds) -> None:
@@ -194,13 +194,13 @@ def require_comparable(rows: Sequence[Row], new: Sequence[Task], watched: Mappin
     """
     scored = rows[-1].file.scores.scores if rows else {}
     earlier = [task.name for row in rows for task in row.file.tasks if task.name in scored]
-    found = _for_tasks(bounds, [*earlier, *watched], watched)
-    if not earlier and not watched and found.min_new is None:
+    bounds = _for_tasks(bounds, [*earlier, *watched], watched)
+    if not earlier and not watched and bounds.min_new is None:
         raise InputError(
             "There is no earlier or watched task with test examples to compare (--check).",
             "Give --min-new, or watch tasks.",
         )
-    if found.min_new is not None and not any(task.test for task in new):
+    if bounds.min_new is not None and not any(task.test for task in new):
         raise InputError("The new task has no test examples (--min-new).", "Give it some with --test.")
 
 
@@ -214,7 +214,7 @@ def _reference(rows: Sequence[Row], answers: AnswersOfRows, task: str, number: i
     """Return the row that a task is compared with: the one before, or that of its best score since it was learned."""
     if against == "previous":
         return number - 1
-    first = next((index for index, row in enumerate(rows) if task in [each.name for each in row.file.tasks]), 0)
+    first = next((index for index, row in enumerate(rows) if task in [record.name for record in row.file.tasks]), 0)
     matrix = score_matrix([row.file for row in rows])  # with scores that were taken later
     known = {index: entry.value for index in range(first, number) if (entry := matrix.score(index, task)) is not None}
     return max(known, key=known.__getitem__)
@@ -244,16 +244,16 @@ def _check_tests(ours: Sequence[Row], theirs: Sequence[Row], tasks: Sequence[str
             raise InputError(f"The two runs have other test examples of '{name}'.", "Compare runs of the same tests.")
 
 
-def _reason(each: TaskVerdict) -> str:
-    if (change := each.change) is None:
-        return f"{each.task} reaches {score(each.score.value)}, and {score(each.bound)} was asked for"
-    lost = f"{each.task} lost {score(-change.change)} points ({score(change.before)} to {score(change.after)})"
-    return f"{lost}, more than the {score(each.bound)} allowed"
+def _reason(task: TaskVerdict) -> str:
+    if (change := task.change) is None:
+        return f"{task.task} reaches {score(task.score.value)}, and {score(task.bound)} was asked for"
+    lost = f"{task.task} lost {score(-change.change)} points ({score(change.before)} to {score(change.after)})"
+    return f"{lost}, more than the {score(task.bound)} allowed"
 
 
-def _open_question(each: TaskVerdict) -> str:
-    needed = f"about {each.needed:,} test examples would tell" if each.needed else "no number of examples would tell"
-    return f"{each.task} with {plural(each.score.n, 'test example')}, {needed}"
+def _open_question(task: TaskVerdict) -> str:
+    needed = f"about {task.needed:,} test examples would tell" if task.needed else "no number of examples would tell"
+    return f"{task.task} with {plural(task.score.n, 'test example')}, {needed}"
 
 
 # As text -------------------------------------------------------------------------------------------------------------
@@ -268,23 +268,23 @@ def table_rows(check: Check) -> list[tuple[str, ...]]:
     """Return one row of cells per task, under :data:`HEADER`; scores in percent, changes in points, watched tasks with
     a ``*``."""
     rows: list[tuple[str, ...]] = []
-    for each in check.tasks:
-        change = each.change
-        now = score(each.score.value)
-        name = f"{each.task} *" if each.task in check.watched else each.task
+    for task in check.tasks:
+        change = task.change
+        now = score(task.score.value)
+        name = f"{task.task} *" if task.task in check.watched else task.task
         if change is None:
-            rows.append((name, MISSING, now, "new", "", "", "", "", each.verdict.value))
+            rows.append((name, MISSING, now, "new", "", "", "", "", task.verdict.value))
             continue
         limits, flips = interval(change.low, change.high), f"{change.lost}/{change.gained}"
         moved = score(change.change, signed=True)
-        cells = (score(change.before), now, moved, limits, p_value(each.p), score(check.floors[each.task]), flips)
-        rows.append((name, *cells, each.verdict.value))
+        cells = (score(change.before), now, moved, limits, p_value(task.p), score(check.floors[task.task]), flips)
+        rows.append((name, *cells, task.verdict.value))
     return rows
 
 
 def legend(check: Check) -> str:
     """Return what the mark of watched tasks means; empty where there are none."""
-    return "; *: watched, never learned" if any(each.task in check.watched for each in check.tasks) else ""
+    return "; *: watched, never learned" if any(task.task in check.watched for task in check.tasks) else ""
 
 
 def markdown(check: Check) -> str:

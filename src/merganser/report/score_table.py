@@ -35,9 +35,11 @@ def _course_cells(run: RunRecord, task: str, row: int | None) -> list[dict[str, 
     learned = rows[row].scores.get(task) if row is not None and row < len(rows) else None
     return [
         _cell(
-            each.scores.get(task), learned, "own" if number == row else "future" if row is None or number < row else ""
+            evaluated.scores.get(task),
+            learned,
+            "own" if number == row else "future" if row is None or number < row else "",
         )
-        for number, each in enumerate(rows)
+        for number, evaluated in enumerate(rows)
     ]
 
 
@@ -55,7 +57,7 @@ def matrix(
         baselines: the runs beside it.
         names: of the baselines.
     """
-    courses = {each.task: each for each in tasks}
+    courses = {course.task: course for course in tasks}
     marks = watched_marks(run)
     row_of = {**rows_learned(run), **dict.fromkeys(marks, 0)}
     columns = [

@@ -46,7 +46,7 @@ def merging_share(costs: list[CostRecord]) -> float | None:
 
 def watched_marks(run: RunRecord) -> dict[str, str]:
     """Map each watched task to its mark: ``watched``, and what it stands for."""
-    return {each.name: f"watched: {each.group}" if each.group else "watched" for each in run.scores.watched}
+    return {task.name: f"watched: {task.group}" if task.group else "watched" for task in run.scores.watched}
 
 
 def _per_label(per_label: dict[str, int]) -> str:

@@ -173,7 +173,7 @@ def chart_data(
     for merge in run.merges:
         of_task[merge.task].append(merge)
     learned = learned_before(run)
-    row_of = {**rows_learned(run), **{each.name: 0 for each in run.scores.watched}}
+    row_of = {**rows_learned(run), **{task.name: 0 for task in run.scores.watched}}
     # Tasks learned together share one training, which is recorded under the first one's name.
     sharing = [row.learned for row in run.scores.rows if len(row.learned) > 1]
     shown = {group[0]: f"{group[0]} and {len(group) - 1} more" for group in sharing}

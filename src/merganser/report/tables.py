@@ -43,7 +43,7 @@ def csv_cell(value: str | int | float | None) -> str | int | float:
 
 def _scores(run: RunRecord) -> Iterable[Cells]:
     row_of = rows_learned(run)
-    watched = {each.name for each in run.scores.watched}
+    watched = {task.name for task in run.scores.watched}
     for number, (row, learned) in enumerate(zip(run.scores.rows, learned_before(run), strict=True)):
         after = " + ".join(row.learned) if row.learned else ("" if learned else "before training")
         for task in run.scores.tasks:

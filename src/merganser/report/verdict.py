@@ -23,8 +23,8 @@ NAMED = 3
 
 def learned_sentence(tasks: Sequence[TaskCourse]) -> str:
     """Say what was learned last and how well: ``Learned claims: 91.5 % (20.0 % before any training).``"""
-    fresh = [each for each in tasks if each.fresh]
-    known = [each.now.value for each in fresh if each.now is not None]
+    fresh = [task for task in tasks if task.fresh]
+    known = [task.now.value for task in fresh if task.now is not None]
     if not fresh:
         return "Nothing was learned yet."
     if len(fresh) > 1:
@@ -53,13 +53,13 @@ def noise(course: TaskCourse) -> float | None:
 
 def noise_of(tasks: Sequence[TaskCourse]) -> dict[str, float]:
     """Return the smallest change of each task that could be told from none, of those that have a change."""
-    floors = {each.task: noise(each) for each in tasks if each.change is not None}
+    floors = {task.task: noise(task) for task in tasks if task.change is not None}
     return {task: floor for task, floor in floors.items() if floor is not None}
 
 
 def last_check(run: RunRecord, tasks: Sequence[TaskCourse]) -> Check | None:
     """Compare the last row with the one before; ``None`` where there is no earlier task, or answers are missing."""
-    judged = [each for each in tasks if each.change is not None]
+    judged = [task for task in tasks if task.change is not None]
     if not judged or untested(judged):
         return None
     source = answers_of(run)
@@ -79,11 +79,11 @@ def keep_sentence(check: Check, learned: Sequence[str]) -> str:
         return f"{learning} cost no earlier {'or watched ' if check.watched else ''}task more than {allowed}."
     if check.verdict is Verdict.DROP:
         return check.sentence().partition(": ")[2]
-    unclear = [each for each in check.tasks if each.verdict is Verdict.UNCLEAR]
-    needed = max((each.needed or 0 for each in unclear), default=0)
-    which = f"{_listed([each.task for each in unclear])} more than {allowed}{' each' if len(unclear) > 1 else ''}"
+    unclear = [task for task in check.tasks if task.verdict is Verdict.UNCLEAR]
+    needed = max((task.needed or 0 for task in unclear), default=0)
+    which = f"{_listed([task.task for task in unclear])} more than {allowed}{' each' if len(unclear) > 1 else ''}"
     if len(unclear) > NAMED:
-        kind = "earlier or watched tasks" if any(each.task in check.watched for each in unclear) else "earlier tasks"
+        kind = "earlier or watched tasks" if any(task.task in check.watched for task in unclear) else "earlier tasks"
         which = f"{len(unclear)} {kind} more than {allowed} each"
     enough = f"; about {needed:,} per task would tell" if needed else ""
     return f"there are too few test examples to see whether {learning} cost {which}{enough}."
