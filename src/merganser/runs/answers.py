@@ -29,7 +29,7 @@ class AnswersOfRows:
         """
         if self._known is None:
             # What is new in a later row was answered with the weights of earlier ones as well.
-            self._known = {(kept.row, kept.task): kept for each in self._rows for kept in each.answers()}
+            self._known = {(kept.row, kept.task): kept for row in self._rows for kept in row.answers()}
         for number in range(row, -1, -1):
             if (number, task) in self._known:
                 return self._known[number, task]
@@ -78,7 +78,7 @@ class RunAnswers:
         """
         last, answers, changes = len(self.rows) - 1, self.answers, {}
         learned = [(task.name, number) for number, row in enumerate(self.rows[:-1]) for task in row.file.tasks]
-        watched = [(each.name, 0) for row in self.rows for each in row.file.watched if last > 0]
+        watched = [(task.name, 0) for row in self.rows for task in row.file.watched if last > 0]
         for task, number in [*learned, *watched]:
             before = answers.find(task, number if against == "learned" else last - 1)
             after = answers.find(task, last)

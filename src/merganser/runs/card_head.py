@@ -112,11 +112,11 @@ def _results(history: History, pipeline: str) -> list[EvalResult]:
             continue
         kind, title, config = _metric(history.metric_of(task.name))
         # Results of one data set would be one: two tasks of the same one are told apart by their names.
-        own = data if data is not None and names.count(data) == 1 else _identifier(task.name)
+        data_set = data if data is not None and names.count(data) == 1 else _identifier(task.name)
         results.append(
             EvalResult(
                 task_type=pipeline,
-                dataset_type=own,
+                dataset_type=data_set,
                 dataset_name=one_line(task.name),
                 dataset_split="test",
                 metric_type=kind,

@@ -68,14 +68,14 @@ def sha256_of(path: Path, again: bool = False) -> str:
 
 def files_of(folder: Path) -> list[str]:
     """Return the paths of all files in a folder and its folders, relative to it, without clutter and links."""
-    found = []
+    paths = []
     for above, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
             path = Path(above, name)
             if not (is_clutter(name) or name.endswith(PARTIAL) or path.is_symlink()):
-                found.append(path.relative_to(folder).as_posix())
-    return found
+                paths.append(path.relative_to(folder).as_posix())
+    return paths
 
 
 def checksums(folder: Path, *, without: Iterable[str] = ()) -> dict[str, str]:

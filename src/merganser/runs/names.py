@@ -31,7 +31,7 @@ def tag_row(directory: RunDirectory, name: str, row: str | None = None) -> Row:
         raise InputError(f"Nothing was measured yet in '{directory.path}'.", "Learn a task first.")
     check_new_name(directory, name)
     waiting = [folder for version in directory.undone().values() for folder in version.rows]
-    check_tag_name(name, names_of([*(each.folder for each in rows), *waiting]))
+    check_tag_name(name, names_of([*(row.folder for row in rows), *waiting]))
     chosen = rows[-1] if row is None else directory.find(row)
     chosen.checked("adapter")
     _write(directory, {**tagged, name: chosen})

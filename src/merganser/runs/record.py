@@ -350,7 +350,7 @@ class RunRecord(Record):
 
     def courses(self) -> list[TaskCourse]:
         """Return what became of each learned and then each watched task, with its change and the interval of that."""
-        return courses(self.scores.rows, self.changes(), [each.name for each in self.scores.watched])
+        return courses(self.scores.rows, self.changes(), [task.name for task in self.scores.watched])
 
     def to_pandas(self, table: Table = "tasks") -> DataFrame:
         """Return a frame of pandas; scores are fractions.
@@ -373,10 +373,10 @@ class RunRecord(Record):
 
     def _repr_html_(self) -> str:
         tasks = self.courses()
-        count = sum(not each.watched for each in tasks)
+        count = sum(not task.watched for task in tasks)
         title = f"{self.path}: {count} {'task' if count == 1 else 'tasks'} learned. {loss_sentence(tasks)}"
         return courses_html(tasks, title.strip())
 
 
 def _frame_of(first: dict[str, list[str]], kind: type[Record], records: Sequence[Record]) -> DataFrame:
-    return frame(first | {name: [getattr(each, name) for each in records] for name in kind.model_fields})
+    return frame(first | {name: [getattr(record, name) for record in records] for name in kind.model_fields})

@@ -16,7 +16,7 @@ from merganser.runs.rows import Row
 def score_matrix(rows: Sequence[RowFile]) -> ScoreMatrix:
     """Return the score matrix of these rows."""
     names: list[str] = [task.name for row in rows for task in row.tasks]
-    watched = {each.name: each.group or "" for row in rows for each in row.watched}
+    watched = {task.name: task.group or "" for row in rows for task in row.watched}
     for row in rows:
         names += [name for name in row.scores.scores if name not in names and name not in watched]
     matrix = ScoreMatrix(names, watched)
@@ -41,9 +41,9 @@ def scores_file(rows: Sequence[RowFile], references: Mapping[str, Score]) -> Sco
         metrics.update(row.metrics)
     compared = rows[-1].against_start if rows else {}
     watched = [
-        WatchedColumn(name=each.name, group=each.group, against_start=compared.get(each.name))
+        WatchedColumn(name=task.name, group=task.group, against_start=compared.get(task.name))
         for row in rows
-        for each in row.watched
+        for task in row.watched
     ]
     metrics_of_watched = [*retained(matrix), *win_rates(matrix.watched, compared)]
     return ScoresFile(

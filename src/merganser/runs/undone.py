@@ -94,7 +94,7 @@ def read_undone(run: Path) -> dict[str, Undone]:
     Raises:
         InputError: a record is damaged.
     """
-    found = {}
+    by_name = {}
     for folder in sorted((run / UNDONE).glob("*")):
         if not folder.is_dir() or folder.name.endswith(PARTIAL) or not (rows := row_folders_in_part(folder)):
             continue
@@ -102,8 +102,8 @@ def read_undone(run: Path) -> dict[str, Undone]:
         file = read_record(path, UndoneFile)
         if not is_intact(read_bytes(path), file.checksum):
             raise damaged(path, CHANGED)
-        found[folder.name] = Undone(folder.name, folder, file, rows)
-    return found
+        by_name[folder.name] = Undone(folder.name, folder, file, rows)
+    return by_name
 
 
 def sweep_undone(run: Path) -> None:

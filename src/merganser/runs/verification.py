@@ -52,11 +52,11 @@ def verify(directory: RunDirectory, *, repair: bool = True) -> Verification:
     verifier.check_lineage()
     verifier.check_checkpoints()
     verifier.check_references()
-    check_tags(directory.path, verifier.found)
-    check_undone(directory, verifier.found)
+    check_tags(directory.path, verifier.result)
+    check_undone(directory, verifier.result)
     verifier.check_derived()
     verifier.check_metrics()
-    return verifier.found
+    return verifier.result
 
 
 def verify_export(folder: Path) -> Verification:
@@ -68,16 +68,16 @@ def verify_export(folder: Path) -> Verification:
     lineage = read_lineage(folder)
     if lineage is None:
         raise InputError(f"There is neither a run nor an export in '{folder}'.", "Check the path.")
-    found = Verification()
+    verification = Verification()
     for name, expected in lineage.files.items():
         if problem := problem_of(folder / name, expected, again=True):
-            found.damaged.append(Finding(name, problem, "Export or download the model again."))
+            verification.damaged.append(Finding(name, problem, "Export or download the model again."))
         else:
-            found.files += 1
-            found.bytes += (folder / name).stat().st_size
+            verification.files += 1
+            verification.bytes += (folder / name).stat().st_size
     if lineage.holds == "adapter" and weights_digest(lineage.files) != lineage.weights:
-        found.notes.append("The weights are in another number format than in the run.")
-    return found
+        verification.notes.append("The weights are in another number format than in the run.")
+    return verification
 
 
 class _Verifier:
@@ -85,7 +85,7 @@ class _Verifier:
         self.directory = directory
         self.path = directory.path
         self.repair = repair
-        self.found = Verification()
+        self.result = Verification()
         self.folders = row_folders(self.path / TASKS)
         self.records: dict[int, RowFile] = {}
         self._again = f"merganser verify {shlex.quote(str(self.path))}"
@@ -100,17 +100,17 @@ class _Verifier:
             except InputError as error:
                 self._damaged(folder / RECORD, problem_in(error), self._remedy(number))
                 name = self._name(folder)
-                self.found.notes.append(f"The other files of {name} were not checked: {RECORD} lists them.")
-        recorded = [(number, *each) for number in self.records for each in self._expected(number).items()]
+                self.result.notes.append(f"The other files of {name} were not checked: {RECORD} lists them.")
+        recorded = [(number, *file) for number in self.records for file in self._expected(number).items()]
         with ThreadPoolExecutor(THREADS) as pool:
-            problems = pool.map(lambda each: problem_of(self.folders[each[0]] / each[1], each[2], again=True), recorded)
+            problems = pool.map(lambda file: problem_of(self.folders[file[0]] / file[1], file[2], again=True), recorded)
             for (number, name, expected), problem in zip(recorded, problems, strict=True):
                 self._note_file(number, name, expected, problem)
         for number, record in self.records.items():
             self._check_others(number, record)
         for folder in unfinished_rows(self.path / TASKS):
             name = self._name(folder)
-            self.found.notes.append(f"{name} was not finished; the next command that changes the run removes it.")
+            self.result.notes.append(f"{name} was not finished; the next command that changes the run removes it.")
 
     def _expected(self, number: int) -> dict[str, str]:
         """Return the SHA-256 of every file that a row has, without weights that were removed to save space."""
@@ -124,7 +124,7 @@ class _Verifier:
             return record.sha256
         self._intact(folder / MARK)
         date = removal.removed[:10]
-        self.found.notes.append(f"{self._name(folder)}: its weights were removed on {date} ({removal.reason}).")
+        self.result.notes.append(f"{self._name(folder)}: its weights were removed on {date} ({removal.reason}).")
         return {name: value for name, value in record.sha256.items() if name.split("/")[0] not in removal.parts}
 
     def _note_file(self, number: int, name: str, expected: str, problem: str) -> None:
@@ -144,7 +144,7 @@ class _Verifier:
                     shutil.copyfile(replacement, temporary)
                 else:
                     write(temporary, replacement)
-            self.found.made_again.append(Finding(self._name(path), problem))
+            self.result.made_again.append(Finding(self._name(path), problem))
 
     def _replacement(self, number: int, name: str, expected: str) -> Path | bytes | None:
         """Return the content of a file of a row, from what was made of it; ``None`` if that is not as recorded."""
@@ -174,9 +174,9 @@ class _Verifier:
         if record.sha256:
             self._intact(folder / RECORD)
             unknown = [name for name in files_of(folder) if name not in {*record.sha256, RECORD, MARK}]
-            self.found.notes += [f"{self._name(folder / name)} is not of this run; left alone." for name in unknown]
+            self.result.notes += [f"{self._name(folder / name)} is not of this run; left alone." for name in unknown]
             return
-        self.found.notes.append(f"{self._name(folder)} has no checksums recorded; its files were read instead.")
+        self.result.notes.append(f"{self._name(folder)} has no checksums recorded; its files were read instead.")
         for path, problem in _unreadable(folder):
             self._damaged(path, problem, self._remedy(number))
 
@@ -250,7 +250,7 @@ class _Verifier:
             rows, references = self.directory.rows, self.directory.references()
         except InputError:
             what = f"{SCORES}, {LEDGER} and {MODEL}/"
-            self.found.notes.append(f"{what} were not checked: what they are made from is damaged.")
+            self.result.notes.append(f"{what} were not checked: what they are made from is damaged.")
             return
         if not rows:
             return
@@ -261,7 +261,7 @@ class _Verifier:
                 self._intact(self.path / name)
         if MODEL not in problems:
             unknown = [name for name in files_of(self.path / MODEL) if name not in ours]
-            self.found.notes += [f"{MODEL}/{name} is not of this run; left alone." for name in unknown]
+            self.result.notes += [f"{MODEL}/{name} is not of this run; left alone." for name in unknown]
         if not problems:
             return
         remedy = f"It can be made again: {self._again}."
@@ -273,15 +273,15 @@ class _Verifier:
             else:
                 self._note_made_again(problems)
                 return
-        self.found.damaged += [Finding(name, problem, remedy) for name, problem in problems.items()]
+        self.result.damaged += [Finding(name, problem, remedy) for name, problem in problems.items()]
 
     def _note_made_again(self, problems: dict[str, str]) -> None:
         if problems.get(MODEL) == OUTDATED:  # as an interruption leaves it
-            self.found.notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
+            self.result.notes.append("Scores, ledger and model were brought up to date with the tasks learned.")
         elif MODEL in problems:
-            self.found.notes.append(f"{MODEL} was made again: {problems[MODEL]}.")
+            self.result.notes.append(f"{MODEL} was made again: {problems[MODEL]}.")
         else:
-            self.found.made_again += [Finding(name, problem) for name, problem in problems.items()]
+            self.result.made_again += [Finding(name, problem) for name, problem in problems.items()]
 
     def check_metrics(self) -> None:
         """Note the functions that score tasks and cannot be imported: scoring will need them."""
@@ -291,7 +291,7 @@ class _Verifier:
                     try:
                         find_metric(metric_name(task.spec.metric))
                     except InputError as error:
-                        self.found.notes.append(f"Task '{task.name}' cannot be scored here: {error}")
+                        self.result.notes.append(f"Task '{task.name}' cannot be scored here: {error}")
 
     # -- reporting --------------------------------------------------------------------------------------------------
 
@@ -299,10 +299,10 @@ class _Verifier:
         return path.relative_to(self.path).as_posix()
 
     def _intact(self, path: Path) -> None:
-        self.found.note_intact(path)
+        self.result.note_intact(path)
 
     def _damaged(self, path: Path, problem: str, remedy: str) -> None:
-        self.found.note_damaged(self._name(path), problem, remedy)
+        self.result.note_damaged(self._name(path), problem, remedy)
 
 
 def _unreadable(folder: Path) -> Iterator[tuple[Path, str]]:

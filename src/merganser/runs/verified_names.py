@@ -14,36 +14,38 @@ from merganser.runs.rows import RECORD, read_row_record
 from merganser.runs.tags import TAGS, is_of, read_tags
 
 
-def check_tags(run: Path, found: Verification) -> None:
+def check_tags(run: Path, verification: Verification) -> None:
     """Check ``tags.json``; a tag of a row that is not there any more is noted."""
     path = run / TAGS
     try:
         tags = read_tags(path)
     except InputError as error:
-        found.note_damaged(TAGS, problem_in(error), "Restore it from a copy of the run, or delete it and tag again.")
+        verification.note_damaged(
+            TAGS, problem_in(error), "Restore it from a copy of the run, or delete it and tag again."
+        )
         return
     if path.is_file():
-        found.note_intact(path)
+        verification.note_intact(path)
     for name, tag in tags.items():
         if not is_of(tag, run / TASKS / tag.row):
-            found.notes.append(f"Tag '{name}' is that of a row '{tag.row}' which is not there any more.")
+            verification.notes.append(f"Tag '{name}' is that of a row '{tag.row}' which is not there any more.")
 
 
-def check_undone(directory: RunDirectory, found: Verification) -> None:
+def check_undone(directory: RunDirectory, verification: Verification) -> None:
     """Check every file of the rows that undo has kept."""
     try:
         kept = directory.undone()
     except InputError as error:
-        found.note_damaged(UNDONE, problem_in(error), "Restore it from a copy of the run, or delete it.")
+        verification.note_damaged(UNDONE, problem_in(error), "Restore it from a copy of the run, or delete it.")
         return
     for name, version in kept.items():
         remedy = f"Restore it from a copy of the run, or delete '{name}' (merganser undo --discard)."
         for folder in version.rows:
             for file, problem in _problems(folder).items():
                 if problem:
-                    found.note_damaged((folder / file).relative_to(directory.path).as_posix(), problem, remedy)
+                    verification.note_damaged((folder / file).relative_to(directory.path).as_posix(), problem, remedy)
                 else:
-                    found.note_intact(folder / file)
+                    verification.note_intact(folder / file)
 
 
 def _problems(folder: Path) -> dict[str, str]:
