@@ -138,11 +138,13 @@ def _part(source: str, options: TaskOptions | SplitOptions, base: Path, default_
 def _texts(table: Table, options: TaskSettings) -> Part:
     reader: RowReader
     if has_preferences(table, options):
-        reader, found = PreferenceReader(table, options), ""
+        reader, format_remark = PreferenceReader(table, options), ""
     else:
-        reader, found = row_reader(table, options)
+        reader, format_remark = row_reader(table, options)
     part = _collect(table, reader.required, reader.read)
-    part.remarks = [f"{table.shown}: {remark}" for remark in [*([found] if found else []), *reader.remarks()]]
+    part.remarks = [
+        f"{table.shown}: {remark}" for remark in [*([format_remark] if format_remark else []), *reader.remarks()]
+    ]
     return part
 
 

@@ -162,16 +162,16 @@ def _folders(spec: ModuleSpec) -> Iterator[str]:
 
 
 def _function(name: str, module: ModuleType, attribute: str) -> Any:
-    found: Any = module
+    member: Any = module
     for part in attribute.split("."):
-        if not hasattr(found, part):
+        if not hasattr(member, part):
             functions = [key for key, value in vars(module).items() if not parameter_problem(value)]
             hint = nearest(attribute, functions) or f"Metrics in it: {', '.join(functions) or 'none'}."
             raise InputError(f"The module '{module.__name__}' has no '{attribute}' (metric '{name}').", hint)
-        found = getattr(found, part)
-    if problem := parameter_problem(found):
+        member = getattr(member, part)
+    if problem := parameter_problem(member):
         raise InputError(f"The metric '{name}' cannot be used: {problem}.", CONTRACT)
-    return found
+    return member
 
 
 def _source(module: ModuleType) -> str:

@@ -14,6 +14,6 @@ def mixed_before(position: int, share: float) -> int:
     return math.floor(position * Fraction(repr(share)) + Fraction(1, 2))
 
 
-def rows_with_mix(own: int, share: float) -> int:
-    """Return the training rows of one pass: every one of a task's ``own`` rows comes, beside a share of others."""
-    return math.ceil(own / (1 - Fraction(repr(share))))
+def rows_with_mix(task_rows: int, share: float) -> int:
+    """Return the training rows of one pass: each of a task's ``task_rows`` rows comes, beside a share of others."""
+    return math.ceil(task_rows / (1 - Fraction(repr(share))))

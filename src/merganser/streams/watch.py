@@ -66,7 +66,7 @@ def load_watched(options: StreamOptions, base: Path) -> tuple[WatchedTask, ...]:
     Raises:
         InputError: as :func:`~merganser.streams.loading.load_task`.
     """
-    watched = tuple(_load(each, options, base) for each in options.watch)
+    watched = tuple(_load(entry, options, base) for entry in options.watch)
     check_names([task.name for task in watched])
     return watched
 
