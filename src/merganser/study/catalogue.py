@@ -203,7 +203,7 @@ def _entry(name: str, given: EntryOptions, file: CatalogueFile) -> Entry:
 
 
 def _parts(of: Part, file: CatalogueFile) -> list[Part]:
-    return [each for name in of.use for each in (*_parts(file.parts[name], file), file.parts[name])]
+    return [part for name in of.use for part in (*_parts(file.parts[name], file), file.parts[name])]
 
 
 def find_entry(name: str) -> Entry:

@@ -260,9 +260,9 @@ def _example_scores(rows: Sequence[Row]) -> dict[str, ExampleScores]:
 
 def _test_digest(row: Row, task: str) -> str:
     """Return the SHA-256 of a task's test examples: of its lineage, or where a run has none, of the stored ones."""
-    for each in row.file.lineage.data if row.file.lineage else ():
-        if each.task == task and "test" in each.splits:
-            return each.splits["test"].sha256
+    for data in row.file.lineage.data if row.file.lineage else ():
+        if data.task == task and "test" in data.splits:
+            return data.splits["test"].sha256
     examples = [example.model_dump(exclude={"id"}) for example in row.examples("test") if example.task == task]
     return hashlib.sha256(json.dumps(examples, sort_keys=True).encode()).hexdigest()
 
@@ -365,8 +365,8 @@ def with_one_name_per_order(records: Sequence[CellRecord], places: Sequence[Hash
     orders = []
     for record, place in zip(records, places, strict=True):
         for_all_orders = runs[place, record.run] > 1 or any(len(row.learned) > 1 for row in record.rows)
-        own = not for_all_orders or Path(record.run).name == Path(record.name).name
-        made = arrangement(record.tasks, record.configuration.get("stream") or {}) if own else None
+        is_of_order = not for_all_orders or Path(record.run).name == Path(record.name).name
+        made = arrangement(record.tasks, record.configuration.get("stream") or {}) if is_of_order else None
         orders.append(RecordedOrder(record.stream, record.order, made, place))
     names = names_of_orders(orders)
     return [record.model_copy(update={"order": name}) for record, name in zip(records, names, strict=True)]

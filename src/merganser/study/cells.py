@@ -127,10 +127,10 @@ def make_study(value: Any, where: str, folder: Path, allow_many: bool = False) -
         )
     options = explain_options(StudyOptions, value, where)
     shared = grids.axes(options.grid, f"{where}: grid")
-    variants = [_Variant.of(label, each, options, shared, where) for label, each in options.methods.items()]
-    grids.check_shared(shared, [each.name for each in variants], f"{where}: grid")
+    variants = [_Variant.of(label, given, options, shared, where) for label, given in options.methods.items()]
+    grids.check_shared(shared, [variant.name for variant in variants], f"{where}: grid")
     orders: Mapping[str, Any] = options.orders or {GIVEN: None}
-    count = sum(grids.size(each.axes) for each in variants)
+    count = sum(grids.size(variant.axes) for variant in variants)
     count *= len(options.named_streams) * len(orders) * len(options.seeds)
     if count >= MANY and not allow_many:
         raise TooManyCells(count, where)
@@ -188,9 +188,9 @@ class _Variant:
         for section in SECTIONS:
             values[section] = _over(getattr(options, section), getattr(given, section))
         name = str(method.get("name"))
-        own = grids.axes(given.grid, f"{where}: methods.{label}.grid")
-        grids.check_own(own, name, f"{where}: methods.{label}.grid")
-        return cls(label, name, values, {**grids.of_method(shared, name), **own})
+        own_axes = grids.axes(given.grid, f"{where}: methods.{label}.grid")
+        grids.check_own(own_axes, name, f"{where}: methods.{label}.grid")
+        return cls(label, name, values, {**grids.of_method(shared, name), **own_axes})
 
 
 def _over(section: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:

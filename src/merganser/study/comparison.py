@@ -74,8 +74,10 @@ def method_labels(records: Sequence[CellRecord]) -> dict[str, str]:
         known = variants[record.method]
         labels[record.name] = record.method
         if len(known) > 1:
-            keys = short_keys({tuple(key.split(".")) for each in known for key in each})
-            varied = [key for key in record.options if any(each.get(key) != record.options[key] for each in known)]
+            keys = short_keys({tuple(key.split(".")) for options in known for key in options})
+            varied = [
+                key for key in record.options if any(options.get(key) != record.options[key] for options in known)
+            ]
             text = ", ".join(f"{keys[tuple(key.split('.'))]}={record.options[key]}" for key in varied) or "defaults"
             labels[record.name] = f"{record.method} ({text})"
     return labels
@@ -88,7 +90,7 @@ def _compare_stream(
     _check_test_sets(complete)
     labels = method_labels(records)
     cells: dict[str, list[CellRecord]] = {}
-    for record in sorted(complete, key=lambda each: (natural(each.order), each.seed)):
+    for record in sorted(complete, key=lambda record: (natural(record.order), record.seed)):
         cells.setdefault(labels[record.name], []).append(record)
     kind = kind_of_seconds(complete)
     methods = [_summarise(label, of, kind, confidence) for label, of in cells.items()]
@@ -171,7 +173,7 @@ def _summarise(label: str, cells: Sequence[CellRecord], kind: str, confidence: f
         op=op,
         bwt=over_runs(cells, "BWT", confidence),
         fwt=over_runs(cells, "FWT (single-task)", confidence),
-        by_order={order: each for order, each in by_order.items() if each is not None},
+        by_order={order: of_order for order, of_order in by_order.items() if of_order is not None},
         by_task=by_task,
         cost={
             "examples": mean_of([float(c.cost.examples_trained + c.cost.examples_rehearsed) for c in cells]),

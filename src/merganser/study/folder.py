@@ -286,17 +286,17 @@ def record(
     before = None if spent is not None else folder.record(study.find(cell.run))
     if before is not None:
         spent = before.cost.processor_seconds
-    for each in study.of_run(cell.run):
-        if each.run != each.name and folder.status(each).stage == "changed":
+    for sibling in study.of_run(cell.run):
+        if sibling.run != sibling.name and folder.status(sibling).stage == "changed":
             continue  # it was made otherwise, and is left alone
         made = record_cell(
-            folder.run(each),
-            name=each.name,
-            method=each.method,
-            options=each.options,
-            stream=each.stream.stream,
-            order=each.stream.order,
-            seed=each.seed,
+            folder.run(sibling),
+            name=sibling.name,
+            method=sibling.method,
+            options=sibling.options,
+            stream=sibling.stream.stream,
+            order=sibling.stream.order,
+            seed=sibling.seed,
             study=folder.path,
         )
         cost = made.cost.model_copy(update={"processor_seconds": spent})

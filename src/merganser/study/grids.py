@@ -26,22 +26,22 @@ def axes(grid: Mapping[str, Any], where: str) -> dict[Path, list[Any]]:
         InputError: something else than a list stands in the place of a value, a list is empty, a value stands twice, or
             a section is none of a run's file.
     """
-    found: dict[Path, list[Any]] = {}
-    _collect(grid, (), found, where)
-    for path in found:
+    values_of: dict[Path, list[Any]] = {}
+    _collect(grid, (), values_of, where)
+    for path in values_of:
         if path[0] not in (*SECTIONS, "method"):
             known = ("method", *SECTIONS)
             hint = nearest(path[0], known) or f"Sections: {', '.join(known)}."
             raise InputError(f"{where}.{'.'.join(path)}: '{path[0]}' is no section of a run's file.", hint)
-    return found
+    return values_of
 
 
-def _collect(value: Mapping[str, Any], above: Path, found: dict[Path, list[Any]], where: str) -> None:
+def _collect(value: Mapping[str, Any], above: Path, values_of: dict[Path, list[Any]], where: str) -> None:
     for key, inner in value.items():
         path = (*above, str(key))
         at = f"{where}.{'.'.join(path)}"
         if isinstance(inner, Mapping):
-            _collect(inner, path, found, where)
+            _collect(inner, path, values_of, where)
             continue
         if len(path) == 1:
             raise InputError(
@@ -55,18 +55,18 @@ def _collect(value: Mapping[str, Any], above: Path, found: dict[Path, list[Any]]
             raise InputError(f"{at}: the list is empty, so the grid has 0 cells.", "Give at least one value.")
         if any(value in inner[:number] for number, value in enumerate(inner)):
             raise InputError(f"{at}: a value stands twice.", "Give each value once.")
-        found[path] = inner
+        values_of[path] = inner
 
 
-def size(found: Mapping[Path, Sequence[Any]]) -> int:
+def size(grid: Mapping[Path, Sequence[Any]]) -> int:
     """Return the number of combinations."""
-    return math.prod(map(len, found.values()))
+    return math.prod(map(len, grid.values()))
 
 
-def points(found: Mapping[Path, Sequence[Any]]) -> Iterator[Point]:
+def points(grid: Mapping[Path, Sequence[Any]]) -> Iterator[Point]:
     """Yield all combinations, the last option changing first."""
-    for values in itertools.product(*found.values()):
-        yield dict(zip(found, values, strict=True))
+    for values in itertools.product(*grid.values()):
+        yield dict(zip(grid, values, strict=True))
 
 
 def short_keys(paths: Collection[Path]) -> dict[Path, str]:
@@ -88,12 +88,12 @@ def with_point(values: Mapping[str, Any], point: Point) -> dict[str, Any]:
     return result
 
 
-def of_method(found: Mapping[Path, list[Any]], method: str) -> dict[Path, list[Any]]:
+def of_method(grid: Mapping[Path, list[Any]], method: str) -> dict[Path, list[Any]]:
     """Return those axes of the grid for all methods that change what a method does.
 
     Its own options, the memory if it has one of a size that is chosen, and all other sections.
     """
-    return {path: values for path, values in found.items() if _applies(path, method)}
+    return {path: values for path, values in grid.items() if _applies(path, method)}
 
 
 def _applies(path: Path, method: str) -> bool:
@@ -104,13 +104,13 @@ def _applies(path: Path, method: str) -> bool:
     return path[0] != "method" or path[1] in METHODS[method].Options.model_fields
 
 
-def check_own(found: Mapping[Path, list[Any]], method: str, where: str) -> None:
+def check_own(grid: Mapping[Path, list[Any]], method: str, where: str) -> None:
     """Refuse the memory in the grid of a method that has none: its cells would all be the same.
 
     Raises:
         InputError: naming the option.
     """
-    for path in found:
+    for path in grid:
         if path[0] == "memory" and not _applies(path, method):
             raise InputError(
                 f"{where}.{'.'.join(path)}: '{method}' {_memory_of(method)}, so that all its cells would be the same.",
@@ -122,7 +122,7 @@ def _memory_of(method: str) -> str:
     return "keeps all training texts" if METHODS[method].full_memory else "has no memory"
 
 
-def check_shared(found: Mapping[Path, list[Any]], methods: Sequence[str], where: str) -> None:
+def check_shared(grid: Mapping[Path, list[Any]], methods: Sequence[str], where: str) -> None:
     """Refuse an option in the grid for all methods that changes nothing in any of them.
 
     Raises:
@@ -130,7 +130,7 @@ def check_shared(found: Mapping[Path, list[Any]], methods: Sequence[str], where:
             none of them has a memory of a size that is chosen.
     """
     names = [name for name in methods if name in METHODS]
-    for path in found:
+    for path in grid:
         if path[0] not in ("method", "memory") or not names or any(_applies(path, name) for name in names):
             continue
         at = f"{where}.{'.'.join(path)}"

@@ -65,15 +65,15 @@ def find_machine(
             raise InputError(f"{option} is {given}.", "Give at least 1.")
     room = min(len(devices) or cores, cores // (threads or 1))
     chosen = cells or min(room // processes, count) or 1
-    each = threads or max(cores // (chosen * processes), 1)
-    if chosen * each * processes > cores:
-        of = f"{each} threads" if processes == 1 else f"{processes} processes of {each} threads"
+    per_process = threads or max(cores // (chosen * processes), 1)
+    if chosen * per_process * processes > cores:
+        of = f"{per_process} threads" if processes == 1 else f"{processes} processes of {per_process} threads"
         raise InputError(
             f"{chosen} cells of {of} are more than the {cores} cores of this machine.",
-            f"Use at most --parallel {max(cores // (each * processes), 1)}, or fewer --threads.",
+            f"Use at most --parallel {max(cores // (per_process * processes), 1)}, or fewer --threads.",
         )
     places = [",".join(devices[i : i + processes]) for i in range(0, len(devices) - processes + 1, processes)]
-    return Machine(chosen, each, tuple(places))
+    return Machine(chosen, per_process, tuple(places))
 
 
 @dataclass

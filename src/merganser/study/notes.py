@@ -17,9 +17,9 @@ def notes_on(
         count = "1 cell was" if len(stopped) == 1 else f"{len(stopped)} cells were"
         notes.append(f"{count} stopped by a rule; not compared: {_list(stopped)}.")
         ended = [(cell.method, cell.options) for cell, _ in stopped]
-        if some := [each.label for each in methods if (each.cells[0].method, each.cells[0].options) in ended]:
+        if some := [method.label for method in methods if (method.cells[0].method, method.cells[0].options) in ended]:
             notes.append(f"Of {', '.join(some)}, only the runs that were not stopped are compared, which favours it.")
-    if others := [each for each in left_out if each[0].stopped_by is None]:
+    if others := [pair for pair in left_out if pair[0].stopped_by is None]:
         notes.append(f"Not compared: {_list(others)}.")
     counts = {method.label: len(method.cells) for method in methods}
     if len(set(counts.values())) > 1:

@@ -147,12 +147,12 @@ def unmet(request: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> s
         request: amount of each resource.
         nodes: as ``ray.nodes()`` describes them.
     """
-    there = [node["Resources"] for node in nodes if node.get("Alive")]
-    if any(all(node.get(name, 0) >= amount for name, amount in request.items()) for node in there):
+    alive = [node["Resources"] for node in nodes if node.get("Alive")]
+    if any(all(node.get(name, 0) >= amount for name, amount in request.items()) for node in alive):
         return ""
     wanted, has = (
         f"{cpus:g} processors" + (f" and {gpus:g} GPUs" if request["GPU"] else "")
-        for cpus, gpus in ((request["CPU"], request["GPU"]), _largest(there))
+        for cpus, gpus in ((request["CPU"], request["GPU"]), _largest(alive))
     )
     return (
         f"No node of the cluster has the {wanted} that a cell requests (the largest has {has}): cells wait until one "
@@ -161,8 +161,8 @@ def unmet(request: Mapping[str, float], nodes: Sequence[Mapping[str, Any]]) -> s
 
 
 def _largest(nodes: Sequence[Mapping[str, float]]) -> tuple[float, float]:
-    found = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
-    gpus, cpus = max(found, default=(0.0, 0.0))
+    sizes = [(node.get("GPU", 0.0), node.get("CPU", 0.0)) for node in nodes]
+    gpus, cpus = max(sizes, default=(0.0, 0.0))
     return cpus, gpus
 
 

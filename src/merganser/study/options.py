@@ -114,7 +114,7 @@ class StudyOptions(StrictOptions):
         if isinstance(value, str):
             value = [value]
         if isinstance(value, list):
-            if wrong := [each for each in value if not isinstance(each, str)]:
+            if wrong := [item for item in value if not isinstance(item, str)]:
                 raise ValueError(f"a list holds names of methods; give options in a mapping (got {wrong[0]!r:.80})")
             if len(set(value)) != len(value):
                 raise ValueError("a method stands twice; in a mapping, each variant has a name of its own")

@@ -96,11 +96,11 @@ def _keys(orders: Sequence[RecordedOrder]) -> list[_Key]:
                 beside.setdefault(where, Counter())[order.arrangement] += 1
     keys = []
     for order in orders:
-        own = order.arrangement
-        if own is None:
-            found = beside.get((order.stream, order.name, order.place)) or beside.get((order.stream, order.name))
-            own = _favourites(found)[0] if found else f"called {order.name}"
-        keys.append((order.stream, own))
+        arrangement = order.arrangement
+        if arrangement is None:
+            counts = beside.get((order.stream, order.name, order.place)) or beside.get((order.stream, order.name))
+            arrangement = _favourites(counts)[0] if counts else f"called {order.name}"
+        keys.append((order.stream, arrangement))
     return keys
 
 

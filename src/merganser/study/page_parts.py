@@ -259,7 +259,7 @@ def budgets(result: StreamResult, ids: Mapping[str, str]) -> list[dict[str, Any]
 
 def _table(result: StreamResult, ids: Mapping[str, str], columns: Sequence[str], kind: str) -> dict[str, Any]:
     rows = []
-    best = {column: max((_value(each, kind, column) for each in result.methods), default=0.0) for column in columns}
+    best = {column: max((_value(method, kind, column) for method in result.methods), default=0.0) for column in columns}
     for rank, method in enumerate(result.methods, 1):
         values = method.by_order if kind == "order" else method.by_task
         rows.append(
@@ -315,9 +315,9 @@ def matrices(result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
 def _matrix(matrix: MeanMatrix, result: StreamResult, ids: Mapping[str, str]) -> dict[str, Any]:
     rows = []
     for task, values in zip(matrix.tasks, matrix.values, strict=True):
-        own = matrix.learned.get(task)
-        learned = values[own] if own is not None else None
-        rows.append({"task": task, "cells": [_cell(v, learned, n, own) for n, v in enumerate(values)]})
+        learned_in = matrix.learned.get(task)
+        learned = values[learned_in] if learned_in is not None else None
+        rows.append({"task": task, "cells": [_cell(v, learned, n, learned_in) for n, v in enumerate(values)]})
     return {
         "method": matrix.method,
         "href": f"#{order_id(result, ids[matrix.method], matrix.order)}",
@@ -327,11 +327,11 @@ def _matrix(matrix: MeanMatrix, result: StreamResult, ids: Mapping[str, str]) ->
     }
 
 
-def _cell(value: float | None, learned: float | None, number: int, own: int | None) -> dict[str, Any]:
+def _cell(value: float | None, learned: float | None, number: int, learned_in: int | None) -> dict[str, Any]:
     cell = {"text": score(value), "known": value is not None, "class": "", "depth": ""}
-    if own is None or number < own:
+    if learned_in is None or number < learned_in:
         cell["class"] = "future"
-    elif number == own:
+    elif number == learned_in:
         cell["class"] = "own"
     elif value is not None and learned is not None and round(change := value - learned, 3):
         cell["class"] = "loss" if change < 0 else "gain"

@@ -77,23 +77,23 @@ class StudyPlan:
     @property
     def machine_seconds(self) -> float:
         """The time of all cells, one after another, with what is shared done once."""
-        return max(math.fsum(len(each.cells) * each.seconds for each in self.methods) - self.saved_seconds, 0.0)
+        return max(math.fsum(len(method.cells) * method.seconds for method in self.methods) - self.saved_seconds, 0.0)
 
     @property
     def seconds(self) -> float:
         """The time until all are done."""
-        longest = max((each.seconds for each in self.methods), default=0.0)
+        longest = max((method.seconds for method in self.methods), default=0.0)
         return max(self.machine_seconds / self.at_a_time, longest)
 
     @property
     def disk(self) -> int:
         """The bytes of all cells on disk."""
-        return sum(len(each.cells) * each.disk for each in self.methods)
+        return sum(len(method.cells) * method.disk for method in self.methods)
 
     @property
     def memory(self) -> int:
         """The bytes of memory of the cells that run at the same time, if they are the largest."""
-        largest = max((each.plan.memory.total for each in self.methods if each.plan is not None), default=0)
+        largest = max((method.plan.memory.total for method in self.methods if method.plan is not None), default=0)
         return largest * min(self.at_a_time, self.runs)
 
 

@@ -80,9 +80,9 @@ def read_results(folder: Path, reference: str | None = None, confidence: float =
     if state:
         study = StudyFolder(folder).study()
         records, title = _as_the_study_is(records, study, StudyFolder(folder)), study.name
-        own = study.options.reference
-        if reference is None and any(record.method == own and record.tuning is None for record in records):
-            reference = own
+        default = study.options.reference
+        if reference is None and any(record.method == default and record.tuning is None for record in records):
+            reference = default
     results = compare(records, reference, confidence)
     return StudyResults(folder, title, records, StudyTable(results))
 

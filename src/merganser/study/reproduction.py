@@ -92,9 +92,9 @@ def reproduce(entry: Entry, folder: Path | None = None) -> Reproduction:
     published = [(row, measure, value) for row in entry.figures for measure, value in row.values.items()]
     comparisons = []
     for label in dict.fromkeys([*labels, *(row.method for row, _, _ in published)]):
-        of_label = [each for each in published if each[0].method == label and each[0].minus is None]
+        of_label = [entry for entry in published if entry[0].method == label and entry[0].minus is None]
         for measure in MEASURES:
-            given = [each for each in of_label if each[1] == measure]
+            given = [entry for entry in of_label if entry[1] == measure]
             for row, _, value in given:
                 comparisons.append(_compared(row.method, None, measure, value, row, measured, labels))
             if not given and label in labels and measure in ALWAYS and (measure == "op" or label not in joint):
@@ -138,9 +138,9 @@ def _measured(entry: Entry, folder: Path, cells: Sequence[Cell]) -> StreamResult
     for result in results:
         if set(result.tasks) == wanted:
             return result
-    found = ", ".join(sorted(results[0].tasks)[:4]) if results and results[0].tasks else "none"
+    listed = ", ".join(sorted(results[0].tasks)[:4]) if results and results[0].tasks else "none"
     raise InputError(
-        f"The results in '{folder}' are of other tasks ({found}, ...) than '{entry.name}'.",
+        f"The results in '{folder}' are of other tasks ({listed}, ...) than '{entry.name}'.",
         f"Run its study: merganser reproduce {entry.name} --write STUDY.yaml",
     )
 
@@ -175,9 +175,9 @@ OF_RUN = ("stream.name", "stream.folder", "stream.tasks", "stream.order", "seed"
 
 def _otherwise(measured: dict[str, Sequence[CellRecord]], cells: Sequence[Cell]) -> list[str]:
     """Return how runs were made otherwise than in the study of the entry, each difference once."""
-    found: dict[str, None] = {}
+    differences: dict[str, None] = {}
     for cell in cells:
         for record in measured.get(cell.method, ())[:1]:
             changes = config_changes(record.configuration, cell)
-            found |= dict.fromkeys(each for each in changes if each.split(":")[0] not in OF_RUN)
-    return list(found)
+            differences |= dict.fromkeys(change for change in changes if change.split(":")[0] not in OF_RUN)
+    return list(differences)

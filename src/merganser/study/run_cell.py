@@ -70,4 +70,4 @@ class _Stopped(Exception):
 def _processor_seconds() -> float:
     """Return the processor time of this process and of those that it started and that have ended."""
     used = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
-    return sum(each.ru_utime + each.ru_stime for each in used)
+    return sum(usage.ru_utime + usage.ru_stime for usage in used)

@@ -111,7 +111,7 @@ class Schedule:
             return sum(self._seconds[method]) / len(self._seconds[method])
         going = {name: rate for name in self._began if (rate := self._going(name)) is not None}
         same_method = [rate for name, rate in going.items() if self._methods[name] == method]
-        rates = same_method or [*going.values(), *(sum(each) / len(each) for each in self._seconds.values())]
+        rates = same_method or [*going.values(), *(sum(done) / len(done) for done in self._seconds.values())]
         return sum(rates) / len(rates) if rates else None
 
     def _going(self, name: str) -> float | None:

@@ -273,7 +273,7 @@ def _run_spread(sample: Sample) -> _Spread | None:
         for place, label in enumerate(labels):
             places.setdefault(label, []).append(place)
         if 1 < len(places) < runs:
-            spreads.append(_spread(units, [sample.values[each] for each in places.values()]))
+            spreads.append(_spread(units, [sample.values[of_label] for of_label in places.values()]))
     return max(spreads, key=lambda spread: spread.variance)  # of equal ones the first: runs
 
 
@@ -343,9 +343,9 @@ def _example_part(block: Block) -> _ExamplePart:
     if runs > 1:
         residuals = scores - means - scores.mean(axis=1, keepdims=True) + scores.mean()
         noise = float((residuals**2).sum()) / ((runs - 1) * (number - 1)) / runs
-    own = max(0.0, variance - noise)
-    shrink = math.sqrt(own / variance) if variance > 0 else 0.0
-    return _ExamplePart(values, counts, block.weight * shrink, block.weight**2 * own / number)
+    of_examples = max(0.0, variance - noise)
+    shrink = math.sqrt(of_examples / variance) if variance > 0 else 0.0
+    return _ExamplePart(values, counts, block.weight * shrink, block.weight**2 * of_examples / number)
 
 
 # Costs ---------------------------------------------------------------------------------------------------------------

@@ -73,8 +73,8 @@ class Storage:
 
     def store_records(self, study: Study, folder: StudyFolder, cell: Cell) -> None:
         """Copy the records of a finished cell."""
-        for each in study.of_run(cell.run):
-            self._write(f"records/{each.name}.json", folder.record_file(each).read_bytes())
+        for sibling in study.of_run(cell.run):
+            self._write(f"records/{sibling.name}.json", folder.record_file(sibling).read_bytes())
 
     def _write(self, name: str, content: bytes) -> None:
         above = f"{self.root}/{name}".rpartition("/")[0]
@@ -110,14 +110,14 @@ class Storage:
         """
         base = f"{self.root}/{name}"
         self.files.invalidate_cache()  # of listings: other nodes write there too
-        found: list[str] = self.files.find(base) if self.files.exists(base) else []
-        names = [path[path.index(base.strip("/")) + len(base.strip("/")) + 1 :] for path in found]
-        whole = {str(Path(each).parent) for each in names if Path(each).name in LAST}
-        for path, each in zip(found, names, strict=True):
-            part = _row_of(each)
+        copies: list[str] = self.files.find(base) if self.files.exists(base) else []
+        names = [path[path.index(base.strip("/")) + len(base.strip("/")) + 1 :] for path in copies]
+        whole = {str(Path(relative).parent) for relative in names if Path(relative).name in LAST}
+        for path, relative in zip(copies, names, strict=True):
+            part = _row_of(relative)
             if part is not None and part not in whole:
                 continue
-            target = folder / each
+            target = folder / relative
             make_folder(target.parent)
             content: Any = self.files.cat_file(path)
             write_bytes(target, content)

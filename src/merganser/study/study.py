@@ -160,11 +160,12 @@ def run_tuning(study: Study, folder: StudyFolder, resources: Resources, watch: W
 
 
 def _run_trials(study: Study, folder: StudyFolder, resources: Resources, watch: Watcher | None) -> None:
-    found = run_study(study, folder, resources, watch=watch)
-    note_failed(study, folder, found.failed)
-    if found.waiting:
+    outcome = run_study(study, folder, resources, watch=watch)
+    note_failed(study, folder, outcome.failed)
+    if outcome.waiting:
         raise RunError(
-            f"{len(found.waiting)} trials of the tuning were not run.", "Another process may run them; try again later."
+            f"{len(outcome.waiting)} trials of the tuning were not run.",
+            "Another process may run them; try again later.",
         )
 
 
@@ -283,8 +284,8 @@ def find_work(
                 statuses[cell.name] = Status("begun")
     of_tasks = [data.digests(stream) for stream in streams.values()]
     # Only the data tell whether two orders of classes are the same, such as a list and a seed.
-    check_different([*streams.values()], [json.dumps(list(each.items())) for each in of_tasks], study.where)
-    digests = {stream.digest: each for stream, each in zip(streams.values(), of_tasks, strict=True)}
+    check_different([*streams.values()], [json.dumps(list(of_stream.items())) for of_stream in of_tasks], study.where)
+    digests = {stream.digest: of_stream for stream, of_stream in zip(streams.values(), of_tasks, strict=True)}
     kept = {cell.stream.digest for cell in study.cells if statuses[cell.name].stage in ("done", "stopped")}
     folder.check_data({key: digests[key] for key in kept})
     begun = [cell for cell in cells if statuses[cell.name].stage in ("waiting", "begun")]
