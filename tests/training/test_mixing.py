@@ -64,7 +64,7 @@ def test_it_is_a_function_of_the_epoch_and_puts_long_texts_beside_long_ones() ->
     first, second = epochs(mixed, 2)
     mixed.set_epoch(1)
     assert list(mixed) == second != first
-    lengths = [*mixed.own.lengths, *mixed.lengths]
+    lengths = [*mixed.task_order.lengths, *mixed.lengths]
     gaps = [
         abs(lengths[index] - lengths[first[place - 1]]) for place, index in enumerate(first) if index >= 400 and place
     ]

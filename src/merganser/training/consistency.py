@@ -130,10 +130,10 @@ class Consistency:
             logits = answer_logits(backbone.module(**batch), batch, self._kind)
         position = 0
         for example, number in zip(examples, self._numbers(batch), strict=True):
-            own = logits[position : position + number]
+            of_example = logits[position : position + number]
             if self._kind == "matcher":  # the others of the batch may have more labels
-                own = own[:, : len(example["candidates"])]
-            self._answers[id(example)] = keep(own)
+                of_example = of_example[:, : len(example["candidates"])]
+            self._answers[id(example)] = keep(of_example)
             position += number
 
     def _numbers(self, batch: Mapping[str, Tensor]) -> list[int]:

@@ -95,14 +95,14 @@ class MixedOrder(torch.utils.data.Sampler[int]):
     its share to within one row.
 
     Args:
-        own: the order of the task's examples.
+        task_order: the order of the task's examples.
         mixture: with its share.
     """
 
-    def __init__(self, own: EpochOrder, mixture: Mixture) -> None:
-        self.own = own
+    def __init__(self, task_order: EpochOrder, mixture: Mixture) -> None:
+        self.task_order = task_order
         self.share = mixture.share
-        self.grouped = len(set(own.lengths)) > 1
+        self.grouped = len(set(task_order.lengths)) > 1
         self.lengths = [feature["length"] for feature in mixture.features]
         self.epoch = 0
 
@@ -111,43 +111,45 @@ class MixedOrder(torch.utils.data.Sampler[int]):
         self.epoch = epoch
 
     def __len__(self) -> int:
-        return rows_with_mix(len(self.own), self.share)
+        return rows_with_mix(len(self.task_order), self.share)
 
     def __iter__(self) -> Iterator[int]:
         start = self.epoch * len(self)
         counts = [mixed_before(position, self.share) for position in range(start, start + len(self) + 1)]
-        mixed = [len(self.own) + i for i in self._others(counts[0], counts[-1])]
-        own = _endless(self._pass_of_own, len(self.own), start - counts[0], len(self) - len(mixed))
+        mixed = [len(self.task_order) + i for i in self._others(counts[0], counts[-1])]
+        task_indices = _endless(self._pass_of_own, len(self.task_order), start - counts[0], len(self) - len(mixed))
         slots = [i for i in range(len(self)) if counts[i + 1] > counts[i]]
         if self.grouped:
-            mixed = self._beside_similar(mixed, [slot - number for number, slot in enumerate(slots)], own)
-        rows = iter(own)
+            mixed = self._beside_similar(mixed, [slot - number for number, slot in enumerate(slots)], task_indices)
+        rows = iter(task_indices)
         placed = dict(zip(slots, mixed, strict=True))
         return (placed[i] if i in placed else next(rows) for i in range(len(self)))
 
     def _pass_of_own(self, number: int) -> list[int]:
-        self.own.set_epoch(number)
-        return list(self.own)
+        self.task_order.set_epoch(number)
+        return list(self.task_order)
 
     def _others(self, first: int, last: int) -> list[int]:
         def shuffled(number: int) -> list[int]:
-            generator = torch.Generator().manual_seed(derive_seed(self.own.seed, "mix", number))
+            generator = torch.Generator().manual_seed(derive_seed(self.task_order.seed, "mix", number))
             return torch.randperm(len(self.lengths), generator=generator).tolist()
 
         return _endless(shuffled, len(self.lengths), first, last - first)
 
-    def _beside_similar(self, mixed: list[int], places: list[int], own: list[int]) -> list[int]:
+    def _beside_similar(self, mixed: list[int], places: list[int], task_indices: list[int]) -> list[int]:
         """Reorder mixed examples so that longer ones stand in batches of longer texts, as far as windows reach.
 
         Args:
             places: for each of them, how many of the task's examples come before it in this epoch.
         """
-        window = self.own.batch * 50
+        window = self.task_order.batch * 50
         reordered = list(mixed)
-        for start in range(0, len(own) + 1, window):
+        for start in range(0, len(task_indices) + 1, window):
             inside = [i for i, place in enumerate(places) if start <= place < start + window]
-            beside = sorted(inside, key=lambda i: (-self.own.lengths[own[min(places[i], len(own) - 1)]], i))
-            longest = sorted((mixed[i] for i in inside), key=lambda i: -self.lengths[i - len(self.own)])
+            beside = sorted(
+                inside, key=lambda i: (-self.task_order.lengths[task_indices[min(places[i], len(task_indices) - 1)]], i)
+            )
+            longest = sorted((mixed[i] for i in inside), key=lambda i: -self.lengths[i - len(self.task_order)])
             for slot, index in zip(beside, longest, strict=True):
                 reordered[slot] = index
         return reordered

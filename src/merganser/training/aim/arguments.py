@@ -49,10 +49,10 @@ def check_loss(model: nn.Module, batch: Mapping[str, Any]) -> None:
     """
 
     def loss(model: nn.Module, batch: Mapping[str, Any]) -> Tensor:
-        found = model_loss(model, batch)
-        if not isinstance(found, Tensor) or found.numel() != 1:
+        value = model_loss(model, batch)
+        if not isinstance(value, Tensor) or value.numel() != 1:
             raise TypeError("its first output is not a loss")
-        return found
+        return value
 
     try:
         with isolated_random(0):

@@ -68,20 +68,20 @@ class MatcherPredictor(Predictor):
         super().__init__(backbone)
         rows = [row for spec in earlier.values() for row in backbone.label_rows(spec)]
         self.rows = torch.tensor(list(dict.fromkeys(rows)), dtype=torch.long, device=backbone.device)
-        own = {feature["candidates"][feature["label"]] for feature in features}
-        self.own_rows = torch.tensor(sorted(own), dtype=torch.long, device=backbone.device)
+        label_rows = {feature["candidates"][feature["label"]] for feature in features}
+        self.own_rows = torch.tensor(sorted(label_rows), dtype=torch.long, device=backbone.device)
 
     def predict(self, batch: Batch) -> Predictions:
-        own = batch["candidates"]
-        both = torch.cat([own, self.rows.expand(len(own), -1)], 1)
+        candidates = batch["candidates"]
+        both = torch.cat([candidates, self.rows.expand(len(candidates), -1)], 1)
         logits = self.module(**{**batch, "candidates": both, "labels": None})["logits"]
-        answers, earlier = logits[:, : own.shape[1]], logits[:, own.shape[1] :]
+        answers, earlier = logits[:, : candidates.shape[1]], logits[:, candidates.shape[1] :]
         loss = functional.cross_entropy(answers, batch["labels"])
         if not len(self.rows):  # first task: there are no earlier labels
             return Predictions(loss, loss, answers, earlier, earlier)
-        foreign = torch.isin(own, self.own_rows, invert=True)
+        foreign = torch.isin(candidates, self.own_rows, invert=True)
         among_own = functional.cross_entropy(answers.masked_fill(foreign, float("-inf")), batch["labels"])
-        fresh = answers.masked_fill(torch.isin(own, self.rows), float("-inf"))
+        fresh = answers.masked_fill(torch.isin(candidates, self.rows), float("-inf"))
         return Predictions(loss, among_own, answers, earlier, torch.cat([fresh, earlier], 1))
 
     def represent(self, batch: Batch) -> Tensor:
