@@ -47,7 +47,7 @@ def finds(folder: Path, config: RunConfig) -> bool:
     data, records = TrainingData([{"input_ids": [1]}], None, 0), TaskRecords("mood", 1, lambda event: None)
     backbone: Any = Weights()
     parts.train(backbone, config, data, records, lambda: Outcome(3, {"": (4, 5)}, 0.1))
-    return bool(parts.found)
+    return bool(parts.reused)
 
 
 CHANGED = {

@@ -72,7 +72,7 @@ def test_two_runs_that_make_a_part_at_the_same_time_both_go_on(parts: Any) -> No
     found = parts()
     assert trained(found, third, meanwhile=lambda: pytest.fail("trained again")).steps == outcome.steps == 3
     assert first.value == second.value == third.value == 1.0
-    assert found.found == ["training of mood"]
+    assert found.reused == ["training of mood"]
 
 
 @pytest.mark.parametrize("file", ["outcome.json", "signals.jsonl", "weights/value"])
@@ -84,12 +84,12 @@ def test_a_damaged_part_is_made_again(file: str, damage: Any, parts: Any, tmp_pa
     damage(folder / file)
     again, found = Weights(), parts()
     trained(found, again)
-    assert (again.value, found.found) == (1.0, [])
+    assert (again.value, found.reused) == (1.0, [])
     made = contents(folder)
     assert made.keys() == whole.keys()
     assert all(made[name] == whole[name] for name in ("signals.jsonl", "weights/value"))
     trained(third := parts(), Weights(), meanwhile=lambda: pytest.fail("trained again"))
-    assert third.found == ["training of mood"]
+    assert third.reused == ["training of mood"]
 
 
 def test_answers_are_those_of_one_engine_and_count_for_every_run_that_has_them(parts: Any) -> None:
@@ -119,7 +119,7 @@ def test_what_a_model_computes_is_of_one_kind_of_machine_and_tokens_of_all(tmp_p
         trained(parts, Weights())
         asked.append((Asked(parts), parts))
         asked[-1][0]()
-    assert [(each.made, parts.found) for each, parts in asked] == [(2, []), (1, []), (0, ["training of mood"])]
+    assert [(each.made, parts.reused) for each, parts in asked] == [(2, []), (1, []), (0, ["training of mood"])]
 
 
 class Asked:

@@ -85,7 +85,7 @@ class SharedParts:
         versions: of what computes.
         machine: on which.
         saved_seconds: processor seconds that the parts found so far took where they were made.
-        found: names of them.
+        reused: names of them.
     """
 
     def __init__(self, folder: Path, info: RunInfo) -> None:
@@ -96,7 +96,7 @@ class SharedParts:
         self.versions = {name: info.versions.get(name) for name in VERSIONS}
         self.machine = {name: info.versions.get(name) for name in MACHINE}
         self.saved_seconds = 0.0
-        self.found: list[str] = []
+        self.reused: list[str] = []
 
     def train(
         self,
@@ -150,7 +150,7 @@ class SharedParts:
             setattr(records.cost, name, getattr(records.cost, name) + value)
         backbone.load_weights(folder / "weights")
         self.saved_seconds += values["processor_seconds"]
-        self.found.append(f"training of {records.task}")
+        self.reused.append(f"training of {records.task}")
         trained = {source: (counts[0], counts[1]) for source, counts in values["trained"].items()}
         return Outcome(values["steps"], trained, values["seconds"])
 
@@ -188,7 +188,7 @@ class SharedParts:
                 self._write(keys[name], made[name], per_text * len(made[name].values))
 
         processes.on_main(keep)
-        self.found += [f"answers to {name}" for name in known]
+        self.reused += [f"answers to {name}" for name in known]
         merged = known | made
         return {task.name: merged[task.name] for task in tasks if task.name in merged}
 
