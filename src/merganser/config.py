@@ -280,8 +280,8 @@ def with_paths(config: RunConfig, folder: Path) -> RunConfig:
     """Return a configuration whose model and adapter, where a folder has them under their names, are those paths."""
     named = {"name": config.model.name, "adapter": config.model.adapter}
     beside = {key: str(folder / name) for key, name in named.items() if name is not None}
-    found = {key: name for key, name in beside.items() if os.path.exists(name)}
-    return config.model_copy(update={"model": config.model.model_copy(update=found)}) if found else config
+    existing = {key: name for key, name in beside.items() if os.path.exists(name)}
+    return config.model_copy(update={"model": config.model.model_copy(update=existing)}) if existing else config
 
 
 RENAMED_KEYS = {"rehearsal_draws": "rehearsal_sampling"}
@@ -365,8 +365,8 @@ def known_keys(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[
 
 def inner_key(model: type[BaseModel], path: Sequence[str | int], raw: Sequence[str | int]) -> str | None:
     """Return where a misplaced key belongs, such as ``ablation.adapt_interval``; ``None`` if nowhere near."""
-    for each in _models_at(model, path[:-1], raw):
-        for section, field in each.model_fields.items():
+    for options in _models_at(model, path[:-1], raw):
+        for section, field in options.model_fields.items():
             if any(path[-1] in inner.model_fields for inner in _models(field.annotation)):
                 return f"{section}.{path[-1]}"
     return None
