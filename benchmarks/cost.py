@@ -2,7 +2,7 @@
 
     python benchmarks/cost.py --pairs 3 > benchmarks/results/cost.md
     python benchmarks/cost.py --pairs 1 --tasks 2 --epochs 16                # tasks of 304 steps
-    python benchmarks/cost.py --pairs 1 --tasks 2 --epochs 16 --memory 160   # with a memory that could fill them
+    python benchmarks/cost.py --pairs 1 --tasks 2 --epochs 16 --memory 160 --no-replay     # with a large memory
 
 Learns the first tasks of the demonstration (see `merganser demo`) with `sequential`, with `replay` as the demonstration
 has it and with `aim`, in turn, several times; the table gives medians over the pairs, for `replay` and `aim` as
@@ -53,9 +53,11 @@ def main() -> None:
     parser.add_argument("--tasks", type=int, default=3)
     parser.add_argument("--epochs", type=int, help="passes over a task's texts; by default those of the demonstration")
     parser.add_argument("--memory", type=int, help="texts kept of every task; by default those of the demonstration")
+    parser.add_argument("--no-replay", action="store_true", help="leave replay out")
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    found: dict[str, list[list[CostRecord]]] = {"sequential": [], "replay": [], "aim": []}
+    others = ("aim",) if arguments.no_replay else ("replay", "aim")
+    found: dict[str, list[list[CostRecord]]] = {method: [] for method in ("sequential", *others)}
     record = None
     for pair in range(arguments.pairs):
         for method in found:
@@ -67,14 +69,15 @@ def main() -> None:
             found[method].append([task.cost for task in record.tasks])
             print(f"pair {pair + 1}: {method} done", file=sys.stderr, flush=True)
     assert record is not None
-    print("| task | steps | texts rehearsed | seconds (sequential) | replay | aim | " + " | ".join(PARTS) + " |")
-    print("|---|---|---|---|---|---|" + "---|" * len(PARTS))
+    columns = ("task", "steps", "texts rehearsed", "seconds (sequential)", *others, *PARTS)
+    print(f"| {' | '.join(columns)} |")
+    print("|" + "---|" * len(columns))
     for position, task in enumerate(record.tasks):
         plain = [training_seconds(run[position]) for run in found["sequential"]]
-        replay, ours = (
+        ratios = [
             statistics.median(training_seconds(run[position]) / p for run, p in zip(found[name], plain, strict=True))
-            for name in ("replay", "aim")
-        )
+            for name in others
+        ]
         shares = []
         for part in PARTS:
             share = statistics.median(
@@ -83,13 +86,14 @@ def main() -> None:
             shares.append(f"{100 * share:.2f} %")
         rehearsed = found["aim"][0][position].examples_rehearsed
         print(
-            f"| {task.name} | {task.cost.steps} | {rehearsed} | {statistics.median(plain):.1f} | {replay:.2f} | "
-            f"{ours:.2f} | {' | '.join(shares)} |"
+            f"| {task.name} | {task.cost.steps} | {rehearsed} | {statistics.median(plain):.1f} | "
+            f"{' | '.join([*(f'{ratio:.2f}' for ratio in ratios), *shares])} |"
         )
     versions = ", ".join(f"{key} {value}" for key, value in record.info.versions.items())
     command = f"python benchmarks/cost.py --pairs {arguments.pairs} --tasks {arguments.tasks}"
     command += "" if arguments.epochs is None else f" --epochs {arguments.epochs}"
     command += "" if arguments.memory is None else f" --memory {arguments.memory}"
+    command += " --no-replay" if arguments.no_replay else ""
     print(f"\nCommand: `{command}`, seed 0. {versions}.")
 
 
