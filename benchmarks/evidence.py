@@ -63,18 +63,15 @@ def newsgroups(out: Path, draw: int) -> None:
     )
     read = {example.input for part in (task.train, task.dev, task.test) for example in part}
     unread = [example for example in larger.test if example.input not in read]
-    end = 0
-    for split, number in PER_GROUP.items():
+    sources = {"train": (task.train, 0), "dev": (task.dev, 0), "test": (unread, 0)}
+    if draw == 2:  # what the first draw has left of the training texts
+        sources |= {"train": (task.train, PER_GROUP["train"]), "dev": (task.train, 2 * PER_GROUP["train"])}
+    for split, (texts, start) in sources.items():
         groups: dict[str, list[Example]] = {}
-        # A second draw learns and tries the training texts that the first has left, one after the other.
-        texts = unread if split == "test" else getattr(task, split) if draw == 1 else task.train
-        start = 0 if draw == 1 or split == "test" else PER_GROUP["train"] + end
         for example in texts:
             groups.setdefault(example.output, []).append(example)
-        chosen = [example for group in sorted(groups) for example in groups[group][start : start + number]]
-        assert len(chosen) == number * len(groups)
-        write(out / f"{split}.jsonl", chosen)
-        end += number
+        end = start + PER_GROUP[split]
+        write(out / f"{split}.jsonl", (example for group in sorted(groups) for example in groups[group][start:end]))
 
 
 def six(out: Path, data: Path, draw: int) -> None:

@@ -40,7 +40,7 @@ def uses_fsdp() -> bool:
     """Return whether the launcher sets sharded weights (FSDP2).
 
     Raises:
-        InputError: it sets FSDP1, or for weights offloaded to the processor.
+        InputError: it sets FSDP1, or weights offloaded to the processor.
     """
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() != "true":
         return False

@@ -175,8 +175,7 @@ class _CompatOptions(FinishOptions):
         """Return how many tokens of an old text are read beside the training batches, at most; ``None``: all."""
         from merganser.models.padding import MULTIPLE
 
-        share = None if self.replay_tokens is None else self.beside(context)
-        if share is None or self.replay_tokens is None:
+        if self.replay_tokens is None or (share := self.beside(context)) is None:
             return None
         length = int(self.replay_tokens / share * _mean_length(context.features))
         return max(length - length % MULTIPLE, LEAST_TOKENS)

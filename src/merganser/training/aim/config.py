@@ -139,7 +139,7 @@ class AimConfig(ControllerConfig):
         return rehearsed if self.probe_batch is None else self.probe_batch
 
 
-_PUBLISHED: dict[str, Any] = {
+_IN_COMMON: dict[str, Any] = {
     **{name: getattr(ControllerConfig(), name) for name in ("weight_old", "probes_per_interval")},
     **{name: getattr(AimConfig(), name) for name in ("moments", "start_weight")},
     "probe_every": 1,
@@ -150,10 +150,10 @@ _PUBLISHED: dict[str, Any] = {
 _REHEARSAL: dict[str, Any] = {"rehearsal_steps": ControllerConfig().rehearsal_steps}
 """As much rehearsal as training between two merges."""
 
-PAPER_DEFAULTS: dict[str, Any] = _PUBLISHED | _REHEARSAL | {"probe_set": AimConfig().probe_set}
+PAPER_DEFAULTS: dict[str, Any] = _IN_COMMON | _REHEARSAL | {"probe_set": AimConfig().probe_set}
 """Defaults of ``compat: paper``."""
 
-REFERENCE: dict[str, Any] = _PUBLISHED | {
+REFERENCE: dict[str, Any] = _IN_COMMON | {
     "minimum_rehearsal_steps": 0,
     "rehearsal_gradient": "divided",
     "rehearsal_sampling": "iid",
