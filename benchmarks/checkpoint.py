@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from merganser.checkpoints.dtypes import decode, encode
-from merganser.checkpoints.streaming import write_from
+from merganser.checkpoints.tensor_writer import write_bytes
 from merganser.files.safetensors_file import create, read_header
 
 HEADS, KEYS, VOCABULARY = 32, 4, 32_000
@@ -105,7 +105,7 @@ def write(
                 raw = np.fromfile(there.path, dtype=np.uint8, count=there.nbytes, offset=there.offset)
                 values += decode(raw, there.dtype, np.dtype(np.float32))
             with open(path, "r+b") as file:
-                write_from(file.fileno(), encode(values, dtype), target.offset)
+                write_bytes(file.fileno(), encode(values, dtype), target.offset)
             placed[target.name] = path.name
             total += target.nbytes
     index = {"metadata": {"total_size": total}, "weight_map": placed}

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from merganser.checkpoints.dtypes import encode
-from merganser.checkpoints.streaming import write_from
+from merganser.checkpoints.tensor_writer import write_bytes
 from merganser.files.safetensors_file import create
 
 Write = Callable[..., Path]
@@ -25,7 +25,7 @@ def write_file(path: Path, tensors: Mapping[str, np.ndarray], dtype: str = "F32"
             value = np.ascontiguousarray(tensors[place.name])
             stored = encode(value.reshape(-1).copy(), dtype) if value.dtype.kind == "f" else value
             if stored.size:
-                write_from(file.fileno(), stored, place.offset)
+                write_bytes(file.fileno(), stored, place.offset)
     return path
 
 

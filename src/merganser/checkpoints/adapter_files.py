@@ -25,7 +25,7 @@ from merganser.checkpoints.plan import check_room
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
 from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, LocatedRecipe, adapter_folder, locate_recipe
-from merganser.checkpoints.streaming import write_from
+from merganser.checkpoints.tensor_writer import write_bytes
 from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, create, header_bytes
 from merganser.merging.adapters import (
@@ -314,10 +314,10 @@ def _write(plan: AdapterPlan, folder: Path, merged: Mapping[str, Factors], tenso
     with open(folder / ADAPTER_WEIGHTS, "r+b") as file:
         for tensor in placed:
             if tensor.name in plan.copies:
-                write_from(file.fileno(), plan.copies[tensor.name].raw, tensor.offset)
+                write_bytes(file.fileno(), plan.copies[tensor.name].raw, tensor.offset)
                 continue
             values = np.ascontiguousarray(tensors[tensor.name])
-            write_from(file.fileno(), encode(values.reshape(-1), plan.dtype), tensor.offset)
+            write_bytes(file.fileno(), encode(values.reshape(-1), plan.dtype), tensor.offset)
     copy_sidecar_files(plan.adapters[0].folder, folder, (ADAPTER_WEIGHTS,), _tokenizer_folder(plan))
     config = json.dumps(_config(plan.adapters, merged), indent=2, sort_keys=True)
     (folder / ADAPTER_CONFIG).write_text(config + "\n", encoding="utf-8")

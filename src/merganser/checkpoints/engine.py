@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
-import os
 import sys
 import threading
 from collections import Counter
@@ -19,7 +18,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.checkpoints.dtypes import count_nonfinite, encode, fits, join_pairs, split_pairs
-from merganser.checkpoints.streaming import STEP, FileInputs, Files, Job, Workspace, read_elements, write_from
+from merganser.checkpoints.streaming import FileInputs, Files, Job, Workspace, read_elements
+from merganser.checkpoints.tensor_writer import Opened, TensorWriter, open_result, past_the_cache
 from merganser.errors import InputError
 from merganser.files.atomic import flush
 from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
@@ -28,6 +28,9 @@ from merganser.merging.rule import WrongInput
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+COPIED = 1 << 20
+"""Bytes of a tensor that are copied at once."""
 
 NUMBA_PAYS_FROM = 64_000_000
 """Bytes of the result above which the compiled kernels save more time than importing numba takes."""
@@ -73,11 +76,12 @@ class Engine:
         self._allow_nonfinite = allow_nonfinite
         self._progress = progress
         self._workspace = Workspace()
+        self._writer = TensorWriter()
         self.nonfinite: set[str] = set()
         if kernels is None:
             keep_freed_memory()
 
-    def run(self, job: Job, descriptor: int) -> None:
+    def run(self, job: Job, to: Opened) -> None:
         """Write one tensor of the result.
 
         Raises:
@@ -87,13 +91,16 @@ class Engine:
         if job.target.size == 0:
             return
         # Overflows are reported at the end with the name of the tensor; numpy's warnings have none.
-        with np.errstate(over="ignore", invalid="ignore", divide="ignore"):
+        with (
+            np.errstate(over="ignore", invalid="ignore", divide="ignore"),
+            self._writer.tensor(to, job.target.offset),
+        ):
             if job.rule is None and job.sources[0].dtype == job.target.dtype:
-                self._copy(job, descriptor)
+                self._copy(job)
             else:
-                self._merge(job, descriptor)
+                self._merge(job)
 
-    def _merge(self, job: Job, descriptor: int) -> None:
+    def _merge(self, job: Job) -> None:
         inputs = FileInputs(job, self._files, self._workspace, self._kernels)
         plan: Any = None
         if job.rule is None:
@@ -102,44 +109,47 @@ class Engine:
         elif job.rule.prepare is not None:
             plan = job.rule.prepare(inputs, **_without_name(job.arguments))
         if plan is None:
-            self._whole(job, inputs, descriptor)
+            self._whole(job, inputs)
         else:
-            self._in_slices(job, inputs, plan, descriptor)
+            self._in_slices(job, inputs, plan)
 
-    def _copy(self, job: Job, descriptor: int) -> None:
+    def _copy(self, job: Job) -> None:
         """Copy the bytes of a tensor."""
-        source, target = job.sources[0], job.target
-        buffer = self._workspace.rows("copy", 1, 1 << 20, np.uint8)[0]
-        for start in range(0, source.nbytes, len(buffer)):
-            part = buffer[: min(len(buffer), source.nbytes - start)]
+        source = job.sources[0]
+        for start in range(0, source.nbytes, COPIED):
+            part = self._writer.room(min(COPIED, source.nbytes - start))
             with self._files.use(source.path) as file:
                 read_elements(file, part, source, start // ITEM_SIZE[source.dtype])
             if source.dtype in FLOATING:
                 self._check(job, [part])
                 self._record_nonfinite(job, part)
-            write_from(descriptor, part, target.offset + start)
+            self._writer.filled(len(part))
             self._progress(len(part))
 
-    def _in_slices(self, job: Job, inputs: FileInputs, plan: Any, descriptor: int) -> None:
+    def _in_slices(self, job: Job, inputs: FileInputs, plan: Any) -> None:
         item = ITEM_SIZE[job.target.dtype]
         kernel: Any = None
-        result: Any = None
+        kind: Any = None
         if inputs.kernels is not None:
+            kind = inputs.kernels.STORAGE[job.target.dtype]
             kernel = inputs.kernels.kernel_of(plan, job.inputs[0].dtype, job.target.dtype)
-            result = self._workspace.rows("result", 1, STEP, inputs.kernels.STORAGE[job.target.dtype])[0]
         apply = _slice_function(job)
         for start in range(0, inputs.size, inputs.step):
             stop = min(start + inputs.step, inputs.size)
             raw = inputs.raw(start, stop)
             if kernel is not None:
-                values = result[: stop - start]
+                place = self._writer.room((stop - start) * item).view(kind)
+                # A tensor behind one of few bytes may begin anywhere; the kernels are compiled for aligned numbers.
+                values = place if place.flags.aligned else np.empty_like(place)
                 if kernel(inputs.stored(raw), start, values):
                     # Infinite results may also come from large but finite inputs, which is not an error.
                     self._check(job, raw)
                     self._record_nonfinite(job, values)
+                if values is not place:
+                    place[:] = values
+                self._writer.filled(place.nbytes)
             else:
-                values = self._plain(job, apply, inputs, raw, plan, start)
-            write_from(descriptor, values, job.target.offset + start * item)
+                self._writer.write(self._plain(job, apply, inputs, raw, plan, start))
             self._progress((stop - start) * item)
 
     def _plain(
@@ -166,7 +176,7 @@ class Engine:
             self._record_nonfinite(job, stored)
         return stored
 
-    def _whole(self, job: Job, inputs: FileInputs, descriptor: int) -> None:
+    def _whole(self, job: Job, inputs: FileInputs) -> None:
         assert job.rule is not None
         raw = inputs.raw(0, inputs.size)
         self._check(job, raw)
@@ -179,7 +189,7 @@ class Engine:
         values = encode(np.asarray(job.rule.function(*positional, **arguments)), job.target.dtype)
         values = np.ascontiguousarray(values)
         self._record_nonfinite(job, values)
-        write_from(descriptor, values, job.target.offset)
+        self._writer.write(values)
         self._progress(job.target.nbytes)
 
     def _check(self, job: Job, raw: list[NDArray[np.uint8]]) -> None:
@@ -279,7 +289,7 @@ def run_jobs(
     """
     if kernels is None:
         threads = 1
-    files = Files()
+    files, direct = Files(), past_the_cache(sum(job.target.nbytes for job in jobs))
     unwritten = Counter(job.target.path for job in jobs)
     places = {path: -place for place, path in enumerate(unwritten)}
     waiting = sorted(jobs, key=lambda job: (places[job.target.path], job.target.nbytes))
@@ -303,8 +313,8 @@ def run_jobs(
                     if not waiting:
                         return
                     job = waiting.pop()
-                with files.use(job.target.path, os.O_WRONLY) as descriptor:
-                    engine.run(job, descriptor)
+                with open_result(files, job.target.path, direct) as opened:
+                    engine.run(job, opened)
                 nonfinite.update(engine.nonfinite)
                 with lock:
                     unwritten[job.target.path] -= 1

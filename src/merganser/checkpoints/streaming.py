@@ -240,12 +240,3 @@ def read_into(descriptor: int, buffer: NDArray[np.uint8], offset: int, tensor: T
             )
         view = view[count:]
         offset += count
-
-
-def write_from(descriptor: int, values: NDArray[Any], offset: int) -> None:
-    """Write all bytes of an array at an offset."""
-    view = values.reshape(-1).view(np.uint8).data
-    while len(view) > 0:
-        count = os.pwrite(descriptor, view, offset)
-        view = view[count:]
-        offset += count

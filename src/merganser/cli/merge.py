@@ -91,7 +91,10 @@ def merge(
         bool, typer.Option("--dry-run", help="Check everything and estimate the time, but write nothing.")
     ] = False,
     threads: Annotated[
-        int | None, typer.Option(min=1, help="Number of threads.", show_default="one per processor")
+        int | None,
+        typer.Option(
+            min=1, help="Number of threads.", show_default="one per processor, two if the result has 1 GB or more"
+        ),
     ] = None,
     kernels: Annotated[
         str, typer.Option(help="Compute with numba or numpy; auto chooses the faster. The result is the same.")
