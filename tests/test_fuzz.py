@@ -22,7 +22,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from merganser.checkpoints.adapter_source import read_adapter
+from merganser.checkpoints.adapters.source import read_adapter
 from merganser.checkpoints.mergekit_file import translate
 from merganser.checkpoints.recipe_file import parse, read_recipe, read_yaml_file
 from merganser.checkpoints.source import open_checkpoint

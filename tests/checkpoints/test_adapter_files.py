@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from merganser.checkpoints import plan
-from merganser.checkpoints.adapter_files import describe, merge_adapters, plan_adapters
-from merganser.checkpoints.adapter_source import read_adapter, same_base
+from merganser.checkpoints.adapters.merge import describe, merge_adapters, plan_adapters
+from merganser.checkpoints.adapters.source import read_adapter, same_base
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import open_checkpoint
@@ -328,7 +328,7 @@ def test_a_copy_that_is_not_the_base_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_pattern_that_takes_too_long_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from merganser.checkpoints import patterns
+    from merganser.checkpoints.adapters import patterns
 
     names = {f"{P}{'a' * 60}.lora_{side}.weight": np.ones((2, 2), np.float32) for side in "AB"}
     path = write_adapter(tmp_path / "a", names, alpha_pattern={"(a|aa)+b": 4})

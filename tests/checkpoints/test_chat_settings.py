@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from merganser.checkpoints.adapter_files import merge_adapters
+from merganser.checkpoints.adapters.merge import merge_adapters
 from merganser.checkpoints.chat_settings import dropped_settings
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe_file import parse

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from merganser.checkpoints.adapter_files import merge_adapters
+from merganser.checkpoints.adapters.merge import merge_adapters
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe import Recipe
 from merganser.errors import InputError

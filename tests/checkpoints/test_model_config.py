@@ -12,7 +12,7 @@ import pytest
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.model_config import check_configs, refuse_unknown_keys
 from merganser.checkpoints.recipe_file import parse
-from merganser.checkpoints.tied_names import tie_setting
+from merganser.checkpoints.vocabularies.tied_names import tie_setting
 from merganser.errors import InputError
 from tests.checkpoints.conftest import example, write_folder
 

@@ -11,7 +11,7 @@ import typer
 import yaml
 from typer.testing import CliRunner
 
-from merganser.checkpoints.adapter_files import merge_adapters
+from merganser.checkpoints.adapters.merge import merge_adapters
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.recipe_file import parse
 from merganser.checkpoints.source import locate, open_checkpoint

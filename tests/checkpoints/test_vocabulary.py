@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.checkpoints import vocabulary
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.plan import make_plan
 from merganser.checkpoints.recipe_file import parse
+from merganser.checkpoints.vocabularies import vocabulary
 from merganser.errors import InputError
 from tests.checkpoints.conftest import write_folder
 

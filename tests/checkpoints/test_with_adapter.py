@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
+from merganser.checkpoints.adapters.with_adapter import open_model
 from merganser.checkpoints.merge import merge_checkpoints
 from merganser.checkpoints.mergekit_file import translate
 from merganser.checkpoints.recipe_file import parse, read_recipe
 from merganser.checkpoints.source import locate, open_checkpoint
-from merganser.checkpoints.with_adapter import open_model
 from merganser.errors import InputError
 from merganser.lineage import BaseModelLineage, Lineage, model_digest, write_lineage
 from merganser.merging.ties import ties
@@ -106,8 +106,8 @@ def test_rules_see_the_sum(tmp_path: Path, dtype: str, kernels: str) -> None:
 
 
 def test_any_slice_is_the_slice_of_the_sum(base: Path, tmp_path: Path) -> None:
-    from merganser.checkpoints.common_rows import rest
     from merganser.checkpoints.streaming import read_elements
+    from merganser.checkpoints.vocabularies.common_rows import rest
 
     tensor = open_model(locate(f"{base}+{adapter(tmp_path / 'a')}")).tensors[f"{UP}.weight"]
 

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from merganser.checkpoints.adapter_files import merge_adapters
-from merganser.checkpoints.adapter_source import check_alphas, read_adapter, scaling_of
+from merganser.checkpoints.adapters.merge import merge_adapters
+from merganser.checkpoints.adapters.source import check_alphas, read_adapter, scaling_of
 from merganser.checkpoints.recipe_file import parse
 from merganser.errors import InputError
 from merganser.merging.adapters import Factors, concatenate, decompose, merge_factors, merge_updates, truncate

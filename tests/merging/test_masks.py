@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from merganser.merging.masks import keep_only, put_where
-from merganser.merging.random_masks import bernoulli_mask, mask_threshold, random_bits
+from merganser.merging.masks import bernoulli_mask, keep_only, mask_threshold, put_where, random_bits
 from merganser.merging.tensors import BLOCK
 
 KINDS = (np.float32, np.float64)

@@ -14,8 +14,8 @@ from merganser.merging import dare, della, ema, fisher, karcher, opcm, tunable_m
 from merganser.merging.breadcrumbs import breadcrumbs
 from merganser.merging.linear import linear
 from merganser.merging.magmax import magmax
+from merganser.merging.masks import mask_key, mask_threshold, random_bits
 from merganser.merging.model_stock import model_stock
-from merganser.merging.random_masks import mask_key, mask_threshold, random_bits
 from merganser.merging.rules import RULES, get_rule
 from merganser.merging.sce import sce
 from merganser.merging.slerp import slerp

@@ -156,7 +156,7 @@ def test_without_blocks_there_is_no_mlp() -> None:
 def test_rslora_scales_by_the_root_of_the_rank(load: Loader, tmp_path: Path) -> None:
     from peft.tuners.lora import LoraLayer
 
-    from merganser.checkpoints.adapter_source import read_adapter
+    from merganser.checkpoints.adapters.source import read_adapter
 
     backbone = load("matcher", lora=LoraOptions(r=4, alpha=6, rslora=True))
     layers = [module for module in backbone.model.modules() if isinstance(module, LoraLayer)]

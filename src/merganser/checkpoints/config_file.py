@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.chat_settings import TOKEN_IDS
-from merganser.checkpoints.common_rows import number_of_rows
 from merganser.checkpoints.plan import Plan
 from merganser.checkpoints.source import read_json
-from merganser.checkpoints.tied_names import EMBEDDING
+from merganser.checkpoints.vocabularies.common_rows import number_of_rows
+from merganser.checkpoints.vocabularies.tied_names import EMBEDDING
 
 
 def write_config(plan: Plan, path: Path) -> None:

@@ -326,7 +326,7 @@ def _drop_above(update: Any, limit: Any, exclusive: bool) -> None:
 
 @_inline
 def _drop_randomly(update: Any, start: Any, key: Any, limit: Any) -> None:
-    """Zero the entries that :func:`merganser.merging.random_masks.bernoulli_mask` drops."""
+    """Zero the entries that :func:`merganser.merging.masks.bernoulli_mask` drops."""
     for j in range(len(update)):
         state = (start + np.uint64(j) + np.uint64(1)) * np.uint64(0x9E3779B97F4A7C15) + key
         state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

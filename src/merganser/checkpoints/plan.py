@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.common_rows import common_rows, cut, number_of_rows, rest
+from merganser.checkpoints.adapters.with_adapter import open_model
 from merganser.checkpoints.recipe import Recipe, positions, refuse_unmatched
 from merganser.checkpoints.source import (
     INDEX,
@@ -20,10 +20,15 @@ from merganser.checkpoints.source import (
     locate_recipe,
 )
 from merganser.checkpoints.streaming import Job
-from merganser.checkpoints.tied_names import EMBEDDING, vocabulary_names
-from merganser.checkpoints.tying import Groups, is_untied, share_fisher, share_tied
-from merganser.checkpoints.vocabulary import check_kinds, check_tokenizer_size, check_vocabularies, read_vocabulary
-from merganser.checkpoints.with_adapter import open_model
+from merganser.checkpoints.vocabularies.common_rows import common_rows, cut, number_of_rows, rest
+from merganser.checkpoints.vocabularies.tied_names import EMBEDDING, vocabulary_names
+from merganser.checkpoints.vocabularies.tying import Groups, is_untied, share_fisher, share_tied
+from merganser.checkpoints.vocabularies.vocabulary import (
+    check_kinds,
+    check_tokenizer_size,
+    check_vocabularies,
+    read_vocabulary,
+)
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor, header_bytes
 from merganser.merging.rule import Rule
@@ -184,7 +189,7 @@ def _plan_tensors(
         plan: gets the jobs and shards.
         reference: cut to the common rows.
         inputs: models, Fishers and base, likewise.
-        groups: see :func:`merganser.checkpoints.tying.share_tied`.
+        groups: see :func:`merganser.checkpoints.vocabularies.tying.share_tied`.
     """
     recipe, base = plan.recipe, inputs[2]
     checkpoints = [*inputs[0], *([] if base is None else [base])]

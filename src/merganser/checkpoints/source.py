@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from merganser.checkpoints.recipe import Recipe
-from merganser.checkpoints.tied_names import tie_setting, tied_to
+from merganser.checkpoints.vocabularies.tied_names import tie_setting, tied_to
 from merganser.errors import InputError
 from merganser.files.documents import Malformed, parse_json, read_text
 from merganser.files.hub import hub_failure

@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from merganser.checkpoints.adapters.updated_tensor import UpdatedTensor
 from merganser.checkpoints.dtypes import decode
-from merganser.checkpoints.updated_tensor import UpdatedTensor
 from merganser.errors import InputError
 from merganser.files.safetensors_file import ITEM_SIZE, Tensor
 from merganser.merging.rule import Rule

@@ -295,7 +295,7 @@ def _numbers(key: str, text: str, count: int) -> list[float]:
 
 def _run(located: LocatedRecipe, out: Path, compute: _Compute) -> Report:
     if located.has_adapter:
-        from merganser.checkpoints.adapter_files import merge_adapters
+        from merganser.checkpoints.adapters.merge import merge_adapters
 
         return merge_adapters(located, out, overwrite=compute.overwrite)
     from merganser.checkpoints.merge import merge_checkpoints
@@ -310,7 +310,7 @@ def _run(located: LocatedRecipe, out: Path, compute: _Compute) -> Report:
 
 def _dry_run(located: LocatedRecipe, out: Path | None, compute: _Compute, as_json: bool) -> None:
     if located.has_adapter:
-        from merganser.checkpoints.adapter_files import describe
+        from merganser.checkpoints.adapters.merge import describe
 
         print_plan(describe(located, out, overwrite=compute.overwrite), as_json)
         return

@@ -12,7 +12,7 @@ import numpy as np
 from merganser.errors import InputError
 from merganser.merging.combine import apply_in_slices
 from merganser.merging.elect import Election, elect, random_sparsity
-from merganser.merging.random_masks import bernoulli_mask, mask_key, mask_threshold
+from merganser.merging.masks import bernoulli_mask, mask_key, mask_threshold
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import (
     Array,
@@ -64,7 +64,7 @@ def dare(models: Sequence[Array], base: Array, *, name: str = "", **options: Any
     ``drop`` keeps each entry with probability ``density`` and rescales the kept ones.
 
     Source: Yu et al. 2024, Language models are super Mario, arXiv 2311.03099. The mask of an entry depends on ``seed``,
-    ``name``, the model's index and the entry's index only (:func:`merganser.merging.random_masks.random_bits`).
+    ``name``, the model's index and the entry's index only (:func:`merganser.merging.masks.random_bits`).
     Weights: not normalised by default. ``sign_election`` (rule ``dare_ties``) elects signs of the weighted, sparsified
     updates as TIES does. Masks differ from those of other libraries, whose generators depend on the order of the
     tensors.

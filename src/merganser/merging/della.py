@@ -11,7 +11,7 @@ import numpy as np
 
 from merganser.errors import InputError
 from merganser.merging.elect import sum_updates
-from merganser.merging.random_masks import mask_key, random_bits
+from merganser.merging.masks import mask_key, random_bits
 from merganser.merging.rule import DENSITY, NORMALIZE, SCALE, SEED, WEIGHT, Parameter, Rule
 from merganser.merging.tensors import Array, as_arrays, fractions_per_model, like, numbers_per_model
 

@@ -13,8 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.merging.masks import keep_only
-from merganser.merging.random_masks import bernoulli_mask, mask_threshold
+from merganser.merging.masks import bernoulli_mask, keep_only, mask_threshold
 from merganser.merging.trim import NONE, TopKThreshold
 
 if TYPE_CHECKING:

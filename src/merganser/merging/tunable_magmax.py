@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from merganser.errors import InputError
-from merganser.merging.random_masks import mask_key, random_bits
+from merganser.merging.masks import mask_key, random_bits
 from merganser.merging.rule import SCALE, SEED, WEIGHT, Rule
 from merganser.merging.tensors import Array, as_arrays, like, numbers_per_model
 

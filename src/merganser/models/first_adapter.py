@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from merganser.checkpoints.adapter_source import PREFIX, refuse_variants, same_base
+from merganser.checkpoints.adapters.source import PREFIX, refuse_variants, same_base
 from merganser.checkpoints.source import ADAPTER_CONFIG, ADAPTER_WEIGHTS, adapter_folder, locate, read_json
 from merganser.errors import InputError
 from merganser.files.digests import file_digest

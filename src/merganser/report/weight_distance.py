@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.checkpoints.adapter_source import PREFIX, check_alphas, scaling_of
+from merganser.checkpoints.adapters.source import PREFIX, check_alphas, scaling_of
 from merganser.checkpoints.source import ADAPTER_CONFIG
 from merganser.files.documents import parse_json, read_text
 

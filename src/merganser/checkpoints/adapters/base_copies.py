@@ -17,7 +17,7 @@ import numpy as np
 
 from merganser.checkpoints.dtypes import decode, encode
 from merganser.checkpoints.source import INDEX, SINGLE, Source, open_checkpoint
-from merganser.checkpoints.tied_names import EMBEDDING
+from merganser.checkpoints.vocabularies.tied_names import EMBEDDING
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor
 

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.checkpoints.adapter_source import PREFIX, Adapter, check_bases, read_adapter
-from merganser.checkpoints.base_copies import BaseCopy, common_copies
+from merganser.checkpoints.adapters.base_copies import BaseCopy, common_copies
+from merganser.checkpoints.adapters.source import PREFIX, Adapter, check_bases, read_adapter
 from merganser.checkpoints.card import model_card
 from merganser.checkpoints.chat_settings import dropped_settings
 from merganser.checkpoints.dtypes import LARGEST, encode

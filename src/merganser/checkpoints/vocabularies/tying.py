@@ -12,8 +12,9 @@ from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
+from merganser.checkpoints.adapters.updated_tensor import UpdatedTensor
 from merganser.checkpoints.source import Checkpoint
-from merganser.checkpoints.tied_names import (
+from merganser.checkpoints.vocabularies.tied_names import (
     EMBEDDING,
     OUTPUT,
     may_be_one,
@@ -21,7 +22,6 @@ from merganser.checkpoints.tied_names import (
     tied_to,
     vocabulary_names,
 )
-from merganser.checkpoints.updated_tensor import UpdatedTensor
 from merganser.errors import InputError
 from merganser.files.safetensors_file import Tensor
 

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from merganser.checkpoints.base_copies import COPY, BaseCopy, may_be_copy
+from merganser.checkpoints.adapters.base_copies import COPY, BaseCopy, may_be_copy
+from merganser.checkpoints.adapters.patterns import ModulePatterns
 from merganser.checkpoints.dtypes import count_nonfinite, decode
-from merganser.checkpoints.patterns import ModulePatterns
 from merganser.checkpoints.source import (
     ADAPTER_CONFIG,
     ADAPTER_WEIGHTS,

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from merganser.checkpoints.source import Checkpoint
-from merganser.checkpoints.tied_names import vocabulary_names
+from merganser.checkpoints.vocabularies.tied_names import vocabulary_names
 from merganser.files.safetensors_file import ITEM_SIZE, Tensor
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from merganser.checkpoints.adapter_source import PREFIX, Adapter, read_adapter, same_base
+from merganser.checkpoints.adapters.source import PREFIX, Adapter, read_adapter, same_base
+from merganser.checkpoints.adapters.updated_tensor import Update, UpdatedTensor
 from merganser.checkpoints.merged_lineage import check_lineage_of_base
 from merganser.checkpoints.source import ADAPTER_WEIGHTS, Checkpoint, Source, open_checkpoint
-from merganser.checkpoints.tied_names import OUTPUT, tie_setting, tied_to
-from merganser.checkpoints.updated_tensor import Update, UpdatedTensor
+from merganser.checkpoints.vocabularies.tied_names import OUTPUT, tie_setting, tied_to
 from merganser.errors import InputError
 from merganser.files.safetensors_file import FLOATING, Tensor, read_header
 from merganser.lineage import told_by_hash

@@ -1,0 +1,1 @@
+"""PEFT adapters: reading, merging, and models with an adapter applied."""

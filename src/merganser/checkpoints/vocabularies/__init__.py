@@ -1,0 +1,1 @@
+"""Embeddings and output layers: vocabularies of different sizes, and tied weights."""
