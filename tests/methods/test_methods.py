@@ -101,6 +101,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
         "replay_passes",
         "replay_steps",
         "replay_tokens",
+        "replay_gathered",
         "consistency",
     }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
@@ -134,11 +135,14 @@ def test_old_texts_are_rehearsed_beside_the_batches_or_before_merges_alone(
     assert AimOptions.model_validate(options.model_dump()) == options
 
 
-def task(memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: int = 10) -> TaskContext:
+def task(
+    memory: int, steps: int = 100, *, old: int = 9, new: int = 9, batch: int = 10, kind: str = "seq2seq"
+) -> TaskContext:
     """A task whose texts have ``new`` tokens, with a memory of texts of ``old`` tokens."""
     context: TaskContext = SimpleNamespace(  # type: ignore[assignment]
         memory=[{"length": old}] * memory,
         features=[{"length": new}] * 100,
+        backbone=SimpleNamespace(kind=kind),
         steps=steps,
         training=TrainingOptions(batch=batch),
     )
@@ -188,9 +192,34 @@ def test_old_texts_beside_the_batches_cost_no_more_than_some_steps(
 )
 def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(new: int, share: float, length: int) -> None:
     options = AimOptions(replay_share=share, replay_tokens=0.25, replay_passes=None, replay_steps=None)
-    assert options.longest_beside(task(1_000, new=new)) == length
-    assert AimOptions(replay_tokens=None).longest_beside(task(1_000, new=new)) is None
-    assert AimOptions(replay_share=None).longest_beside(task(1_000, new=new)) is None
+    encoder = task(1_000, new=new, kind="matcher")
+    assert options.longest_beside(encoder) == length
+    assert options.longest_beside(task(1_000, new=new)) is None
+    assert AimOptions(replay_tokens=None).longest_beside(encoder) is None
+    assert AimOptions(replay_share=None).longest_beside(encoder) is None
+
+
+@pytest.mark.parametrize(
+    ("steps", "old", "share", "length", "gathered"),
+    [
+        (50, 64, 0.5, 24, 1),  # a short task: replay_tokens alone
+        (100, 64, 0.5, 24, 1),  # 22 steps have as many tokens
+        (200, 64, 0.293333, 24, 1),  # half of them: fewer texts, as long as before
+        (200, 16, 0.44, 24, 1),  # short texts, which are not cut
+        (400, 64, 0.146667, 24, 4),  # few stand beside a batch
+        (4_000, 64, 0.133333, 24, 4),  # a twentieth of the tokens in any case
+    ],
+)
+def test_a_long_task_reads_fewer_old_texts_but_as_much_of_each(
+    steps: int, old: int, share: float, length: int, gathered: int
+) -> None:
+    options = AimOptions(replay_steps=22, replay_tokens=0.22, replay_passes=None)
+    encoder = task(100, steps, old=old, new=64, kind="matcher")
+    assert options.beside(encoder) == share
+    assert options.longest_beside(encoder) == length
+    assert options.gathered(encoder) == gathered
+    assert AimOptions(replay_gathered=None).gathered(encoder) == 1
+    assert AimOptions(replay_share=None).gathered(encoder) == 1
 
 
 @pytest.mark.parametrize("rehearsal_steps", [0, 2])

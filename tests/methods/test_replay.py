@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain, pairwise
 from typing import Any
 
 import pytest
@@ -9,8 +10,10 @@ import torch
 from pydantic import ValidationError
 
 from merganser.methods.replay import Replay, ReplayOptions
+from merganser.methods.shared.rehearsal import Rehearsal
 from merganser.training.determinism import derive_seed
 from merganser.training.options import TrainingOptions
+from merganser.training.records import TaskRecords
 from merganser.training.rehearsal import MemoryBatches
 from tests.methods import plain
 from tests.methods.test_methods import MEMORY, collate, context
@@ -37,8 +40,9 @@ def rehearsed(batches: int, batch: int = 4, method: Replay | None = None, **opti
 
 def test_a_share_is_carried_over_from_batch_to_batch() -> None:
     options = ReplayOptions(share=0.05)
-    assert [options.rows(16, number) for number in range(10)] == [1, 1, 0, 1, 1, 1, 1, 0, 1, 1]
-    assert sum(options.rows(16, number) for number in range(1000)) == 800
+    before = [options.rows_before(16, number) for number in range(11)]
+    assert [after - first for first, after in pairwise(before)] == [1, 1, 0, 1, 1, 1, 1, 0, 1, 1]
+    assert options.rows_before(16, 1000) == 800
     assert options.most_rows(TrainingOptions(batch=16), 100) == 1
     assert ReplayOptions(share=0.3).most_rows(TrainingOptions(batch=16), 100) == 5
     assert ReplayOptions(share=0.3).most_rows(TrainingOptions(batch=16), 3) == 3
@@ -90,3 +94,33 @@ def test_options_that_contradict_each_other_are_refused(wrong: dict[str, Any]) -
 def test_rows_of_the_memory_are_those_of_its_batches() -> None:
     batches = MemoryBatches(MEMORY, 4, 9)
     assert collate(batches.rows(4, 8))["x"].tolist() == [row["x"] for d in (1, 2) for row in batches.rehearsal(d)]
+
+
+ROWS = MemoryBatches.rows
+
+
+@pytest.mark.parametrize(("share", "gathered"), [(0.25, 4), (0.3, 3), (0.05, 4)])
+def test_examples_of_several_batches_are_read_in_one_pass(share: float, gathered: int) -> None:
+    """The same examples in the same order, those of so many batches together beside the last of them."""
+    options = ReplayOptions(share=share)
+    given = context(MEMORY)
+    each, together = Rehearsal(options, "replay"), Rehearsal(options, "replay", gathered=gathered)
+    read: list[list[list[float]]] = []
+    for rehearsal in (each, together):
+        batches: list[list[float]] = []
+        penalty = rehearsal.penalty(given, TaskRecords())
+        assert penalty is not None
+
+        def rows(self: MemoryBatches, first: int, count: int, to: list[list[float]] = batches) -> list[Any]:
+            found = ROWS(self, first, count)
+            to[-1] = [row["x"] for row in found]
+            return found
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(MemoryBatches, "rows", rows)
+            for step in range(12):
+                batches.append([])
+                penalty(given.backbone.module, step, {}, {})
+        read.append(batches)
+    groups = [read[0][start : start + gathered] for start in range(0, 12, gathered)]
+    assert read[1] == [part for group in groups for part in [*[[]] * (gathered - 1), list(chain(*group))]]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -10,8 +10,8 @@ from pydantic import Field, create_model, model_validator
 
 from merganser.control import IntervalPart
 from merganser.methods.base import Method, TaskContext
+from merganser.methods.shared.beside import BESIDE, REPLAY_SHARE, BesideOptions
 from merganser.methods.shared.rehearsal import Rehearsal, RehearsalOptions
-from merganser.methods.shared.start_merge import FinishOptions
 from merganser.options import StrictOptions, option_fields, yaml_text
 from merganser.settings import ABLATION, described, with_default
 from merganser.training.aim.config import (
@@ -31,49 +31,19 @@ from merganser.training.state import TaskState
 if TYPE_CHECKING:
     from transformers import TrainerCallback
 
-    from merganser.models.base import Feature
     from merganser.training.aim.callback import AimMerging
     from merganser.training.aim.weight_change import WeightChange
     from merganser.training.rehearsal import Collator
     from merganser.training.trainer import Penalty
 
 
-REPLAY_SHARE = 0.5
-"""Memory examples beside every training batch, as a share of it."""
-
-CONSISTENCY = 1.0
-"""Weight of the divergence from the answers that the model gave to them when the task began."""
-
-REPLAY_PASSES = 8.0
-"""How often a text of the memory is read beside the batches of one task, at most and on average."""
-
-REPLAY_STEPS = 35.0
-"""Tokens of the memory beside the batches of one task, at most, as a multiple of those of one optimizer step."""
-
-REPLAY_TOKENS = 0.22
-"""Tokens of these texts as a share of the task's, at most, where they can be cut: a task then costs less than 1.25
-times plain fine-tuning, the losses measured at merges included."""
-
-LEAST_TOKENS = 16
-"""Tokens of a text that is cut, at least."""
-
-LEAST_COST = 0.05
-"""Share of the task's tokens that these may have in any case."""
-
-_PUBLISHED: dict[str, Any] = {
-    "finish_weight": None,
-    "replay_share": None,
-    "replay_passes": None,
-    "replay_steps": None,
-    "replay_tokens": None,
-    "consistency": 0.0,
-}
+_PUBLISHED: dict[str, Any] = {"finish_weight": None, "replay_share": None, "consistency": 0.0} | dict.fromkeys(BESIDE)
 
 COMPAT = {"paper": (_PUBLISHED, PAPER_DEFAULTS), "reference": (REFERENCE | _PUBLISHED, REFERENCE_DEFAULTS)}
 """Value of ``compat`` -> options that it sets, and defaults of options that can still be chosen."""
 
 
-class _CompatOptions(FinishOptions):
+class _CompatOptions(BesideOptions):
     """Options of :class:`AimOptions` besides the settings of :class:`~merganser.training.aim.config.AimConfig`."""
 
     name: Literal["aim"] = "aim"
@@ -82,45 +52,6 @@ class _CompatOptions(FinishOptions):
         description="paper: the published method, which rehearses before merges alone; reference: reproduces the "
         "program released with it; sets the options concerned, here, in `memory` (the sampler) and in `training` "
         "(order of the data, mean of the loss, selection by development loss)",
-    )
-
-    replay_share: float | None = Field(
-        REPLAY_SHARE,
-        gt=0,
-        le=1,
-        description="memory examples beside every training batch as a share of it, as in `replay`; null: none, and "
-        "rehearsal before merges alone, for which rehearsal_steps is then half by default",
-    )
-
-    replay_passes: float | None = Field(
-        REPLAY_PASSES,
-        gt=0,
-        allow_inf_nan=False,
-        description="with replay_share: passes over the memory beside the batches of one task, at most; a longer task "
-        "has a smaller share; null: no limit",
-    )
-    replay_steps: float | None = Field(
-        REPLAY_STEPS,
-        gt=0,
-        allow_inf_nan=False,
-        description="with replay_share: tokens of these examples in one task, at most, as many as so many optimizer "
-        "steps of the task read, which bounds what a long task costs; a share of "
-        f"{LEAST_COST} of the task's tokens and one pass over the memory are always allowed; null: no limit",
-    )
-    replay_tokens: float | None = Field(
-        REPLAY_TOKENS,
-        gt=0,
-        le=1,
-        description="with replay_share, where an encoder compares a text with labels: tokens of these texts as a share "
-        f"of the task's, at most; longer ones are cut to their first tokens, {LEAST_TOKENS} at least, as are the texts "
-        "on which losses are measured at merges; null: none are",
-    )
-    consistency: float = Field(
-        CONSISTENCY,
-        ge=0,
-        allow_inf_nan=False,
-        description="with replay_share: weight of the divergence from the answers that the model gave to these "
-        "examples when the task began, added to their loss; 0: none",
     )
 
     @model_validator(mode="before")
@@ -151,34 +82,12 @@ class _CompatOptions(FinishOptions):
         config = self.config()
         if not config.merge and self.replay_share is not None:
             raise ValueError("merge: false never rehearses, and replay_share does: keep one")
-        for name in ("consistency", "replay_passes", "replay_steps", "replay_tokens"):
+        for name in ("consistency", *BESIDE):
             if self.replay_share is None and getattr(self, name):
                 raise ValueError(f"{name} is that of the examples of replay_share, which is null: set both or neither")
         if self.replay_share is None and config.probe_set == "replayed":
             raise ValueError("probe_set: replayed needs replay_share, which is null: use fixed, or set replay_share")
         return self
-
-    def beside(self, context: TaskContext) -> float | None:
-        """Return the memory examples beside the training batches, as a share of theirs; ``None``: none."""
-        if self.replay_share is None or not context.memory:
-            return None
-        trained = context.steps * context.training.batch * context.training.accumulation
-        share, one_pass = self.replay_share, len(context.memory) / trained
-        if self.replay_passes is not None:
-            share = min(share, self.replay_passes * one_pass)
-        if self.replay_steps is not None:
-            tokens = max(self.replay_steps / context.steps, LEAST_COST)
-            share = min(share, max(tokens * _mean_length(context.features) / _mean_length(context.memory), one_pass))
-        return round(share, 6) or 1 / trained
-
-    def longest_beside(self, context: TaskContext) -> int | None:
-        """Return how many tokens of an old text are read beside the training batches, at most; ``None``: all."""
-        from merganser.models.padding import MULTIPLE
-
-        if self.replay_tokens is None or (share := self.beside(context)) is None:
-            return None
-        length = int(self.replay_tokens / share * _mean_length(context.features))
-        return max(length - length % MULTIPLE, LEAST_TOKENS)
 
     def config(self) -> AimConfig:
         """Return the settings as they are used.
@@ -204,11 +113,6 @@ class _CompatOptions(FinishOptions):
         return {} if self.compat == "paper" else {"asymmetric_loss": True}
 
 
-def _mean_length(features: Sequence[Feature]) -> float:
-    """Compute the mean number of tokens of some examples; of images, whose number is the same, 1."""
-    return sum(feature["length"] for feature in features) / len(features)
-
-
 _BEFORE_MERGES = ("rehearsal_steps", "probe_batch", "probe_set", "moments")
 """Settings that have other defaults where examples are rehearsed before merges alone."""
 
@@ -223,7 +127,7 @@ def _implied(given: Mapping[str, Any]) -> dict[str, Any]:
     beside = given.get("replay_share", None if two_phases else REPLAY_SHARE)
     implied: dict[str, Any] = {"replay_share": beside}
     if beside is None:
-        implied |= dict.fromkeys(("replay_passes", "replay_steps", "replay_tokens")) | {"consistency": 0.0}
+        implied |= dict.fromkeys(BESIDE) | {"consistency": 0.0}
         implied |= {name: getattr(AimConfig(), name) for name in _BEFORE_MERGES}
     steps = given.get("rehearsal_steps", implied.get("rehearsal_steps", _WithReplay().rehearsal_steps))
     implied["weight_old"] = None if steps == 0 else AimConfig().weight_old
@@ -327,9 +231,10 @@ class Aim(Method[_CompatOptions]):
         share = self.options.beside(context)
         if share is None:
             return None
-        options = RehearsalOptions(name="replay", share=share, consistency=self.options.consistency)
+        consistency = self.options.consistency_of(context.backbone.kind)
+        options = RehearsalOptions(name="replay", share=share, consistency=consistency)
         on_loss = None if self._callback is None else self._callback.replayed.add
-        self._beside = Rehearsal(options, "aim replay", on_loss)
+        self._beside = Rehearsal(options, "aim replay", on_loss, self.options.gathered(context))
         longest = self.options.longest_beside(context)
         if longest is not None:
             context = replace(context, memory=context.backbone.shortened(context.memory, longest))

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import TrainerCallback
 
+    from merganser.training.rehearsal import MemoryBatches
     from merganser.training.replay_spacing import ReplaySpacing
     from merganser.training.trainer import Penalty
 
@@ -99,12 +100,8 @@ class RehearsalOptions(MethodOptions):
             return min(math.ceil(Fraction(repr(self.share)) * training.batch), memory_examples)
         return check_batch("method.batch", self.batch, training.batch, memory_examples)
 
-    def rows(self, batch: int, number: int) -> int:
-        """Return the memory examples that ``share`` puts beside training batch ``number``, from 0."""
-        return self.rows_before(batch, number + 1) - self.rows_before(batch, number)
-
     def rows_before(self, batch: int, number: int) -> int:
-        """Return the same of all batches before it."""
+        """Return the memory examples that ``share`` puts beside the training batches before ``number``, from 0."""
         assert self.share is not None
         return mixed_before(number * batch, self.share)
 
@@ -117,12 +114,20 @@ class Rehearsal:
         purpose: names the draws, with the seed of the task.
         on_loss: called with the loss on every batch of the memory (nats, this rank's term of its mean), without
             consistency and weight.
+        gathered: with ``share``, training batches whose memory examples are read in one pass, beside the last of them.
     """
 
-    def __init__(self, options: RehearsalOptions, purpose: str, on_loss: Callable[[float], None] | None = None) -> None:
+    def __init__(
+        self,
+        options: RehearsalOptions,
+        purpose: str,
+        on_loss: Callable[[float], None] | None = None,
+        gathered: int = 1,
+    ) -> None:
         self.options = options
         self.purpose = purpose
         self.on_loss = on_loss
+        self.gathered = gathered
         self._batches_drawn = 0
         self._spacing: ReplaySpacing | None = None
 
@@ -151,6 +156,7 @@ class Rehearsal:
         most = self.options.most_rows(context.training, len(context.memory))
         if most is None:
             return None
+        most = min(most * self.gathered, len(context.memory))
         batches = MemoryBatches(context.memory, most, derive_seed(context.seed, self.purpose))
         device = next(context.backbone.module.parameters()).device
         with records.timed("rehearsal_seconds"):
@@ -162,12 +168,7 @@ class Rehearsal:
             started = time.perf_counter()
             if not self._rehearses(step):
                 return torch.zeros((), device=device)
-            if self.options.share is None:
-                rows = batches.rehearsal(self._batches_drawn)
-            else:
-                first = self.options.rows_before(context.training.batch, self._batches_drawn)
-                number = self.options.rows(context.training.batch, self._batches_drawn)
-                rows = batches.rows(first, min(number, most))
+            rows = self._rows(batches, context.training.batch)
             self._batches_drawn += 1
             if not rows:
                 return torch.zeros((), device=device)
@@ -178,6 +179,16 @@ class Rehearsal:
             return loss
 
         return loss_on_memory
+
+    def _rows(self, batches: MemoryBatches, batch: int) -> list[Any]:
+        """Return the memory examples beside the next training batch of ``batch`` examples."""
+        if self.options.share is None:
+            return batches.rehearsal(self._batches_drawn)
+        number = self._batches_drawn + 1
+        if number % self.gathered:
+            return []
+        first = self.options.rows_before(batch, number - self.gathered)
+        return batches.rows(first, min(self.options.rows_before(batch, number) - first, batches.batch_size))
 
     def _loss(self, context: TaskContext) -> Callable[[nn.Module, list[Any]], Tensor]:
         """Return the loss on examples of the memory; answers to be consistent with are computed here."""
