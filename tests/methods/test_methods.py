@@ -222,6 +222,14 @@ def test_a_long_task_reads_fewer_old_texts_but_as_much_of_each(
     assert AimOptions(replay_share=None).gathered(encoder) == 1
 
 
+def test_a_model_that_compares_texts_with_labels_is_not_held_to_its_answers() -> None:
+    kinds = ("matcher", "seq2seq", "causal")
+    assert [AimOptions().consistency_of(kind) for kind in kinds] == [0.0, 1.0, 1.0]
+    assert [AimOptions(consistency=0.5).consistency_of(kind) for kind in kinds] == [0.5, 0.5, 0.5]
+    assert AimOptions(compat="paper").consistency_of("causal") == 0.0
+    assert AimOptions(replay_share=None).consistency_of("causal") == 0.0
+
+
 @pytest.mark.parametrize("rehearsal_steps", [0, 2])
 def test_losses_at_merges_are_measured_on_texts_as_long_as_those_beside_the_batches(rehearsal_steps: int) -> None:
     texts = [{"length": 40}] * 64

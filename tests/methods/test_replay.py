@@ -120,7 +120,9 @@ def test_examples_of_several_batches_are_read_in_one_pass(share: float, gathered
             patch.setattr(MemoryBatches, "rows", rows)
             for step in range(12):
                 batches.append([])
-                penalty(given.backbone.module, step, {}, {})
+                loss = penalty(given.backbone.module, step, {}, {}).item()
+                mean = float((2 * torch.tensor(batches[-1])).pow(2).mean()) if batches[-1] else 0.0
+                assert loss == pytest.approx(rehearsal.gathered * mean)
         read.append(batches)
     groups = [read[0][start : start + gathered] for start in range(0, 12, gathered)]
     assert read[1] == [part for group in groups for part in [*[[]] * (gathered - 1), list(chain(*group))]]

@@ -26,7 +26,7 @@ are new, or were wrong, costs three points where classes grow (docs/research.md)
 REPLAY_PASSES = 8.0
 """How often a text of the memory is read beside the batches of one task, at most and on average."""
 
-REPLAY_STEPS = 35.0
+REPLAY_STEPS = 20.0
 """Tokens of the memory beside the batches of one task, at most, as a multiple of those of one optimizer step."""
 
 REPLAY_TOKENS = 0.22
@@ -85,7 +85,7 @@ class BesideOptions(FinishOptions):
         REPLAY_GATHERED,
         gt=1,
         description="with replay_share, where replay_steps bounds it: training batches whose memory examples are read "
-        "in one pass, beside the last of them; null: always beside each",
+        "in one pass, beside the last of them, their loss so many times; null: always beside each",
     )
     consistency: float | None = Field(
         None,

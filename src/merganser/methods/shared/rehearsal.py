@@ -114,7 +114,8 @@ class Rehearsal:
         purpose: names the draws, with the seed of the task.
         on_loss: called with the loss on every batch of the memory (nats, this rank's term of its mean), without
             consistency and weight.
-        gathered: with ``share``, training batches whose memory examples are read in one pass, beside the last of them.
+        gathered: with ``share``, training batches whose memory examples are read in one pass, beside the last of them;
+            their loss then counts as often.
     """
 
     def __init__(
@@ -172,7 +173,7 @@ class Rehearsal:
             self._batches_drawn += 1
             if not rows:
                 return torch.zeros((), device=device)
-            loss = self.options.weight * loss_of(model, rows)
+            loss = self.options.weight * self.gathered * loss_of(model, rows)
             records.cost.examples_rehearsed += len(rows)
             # Only the forward pass can be timed on its own; the backward pass is shared with the new task's batch.
             records.cost.rehearsal_seconds += time.perf_counter() - started
