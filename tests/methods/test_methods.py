@@ -101,7 +101,7 @@ def test_the_options_of_aim_are_the_settings_of_its_configuration() -> None:
         "replay_passes",
         "replay_steps",
         "replay_tokens",
-        "replay_gathered",
+        "replay_batches_per_pass",
         "consistency",
     }
     given = {*AimOptions.model_fields, *AimOptions().ablation.model_fields} - not_of_the_callback
@@ -200,7 +200,7 @@ def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(new: i
 
 
 @pytest.mark.parametrize(
-    ("steps", "old", "share", "length", "gathered"),
+    ("steps", "old", "share", "length", "batches"),
     [
         (50, 64, 0.5, 24, 1),  # a short task: replay_tokens alone
         (100, 64, 0.5, 24, 1),  # 22 steps have as many tokens
@@ -210,16 +210,16 @@ def test_old_texts_that_an_encoder_reads_are_cut_to_a_share_of_the_tokens(new: i
         (4_000, 64, 0.133333, 24, 4),  # a twentieth of the tokens in any case
     ],
 )
-def test_a_long_task_reads_fewer_old_texts_but_as_much_of_each(
-    steps: int, old: int, share: float, length: int, gathered: int
+def test_a_long_task_reads_fewer_old_texts_and_cuts_them_no_shorter(
+    steps: int, old: int, share: float, length: int, batches: int
 ) -> None:
     options = AimOptions(replay_steps=22, replay_tokens=0.22, replay_passes=None)
     encoder = task(100, steps, old=old, new=64, kind="matcher")
     assert options.beside(encoder) == share
     assert options.longest_beside(encoder) == length
-    assert options.gathered(encoder) == gathered
-    assert AimOptions(replay_gathered=None).gathered(encoder) == 1
-    assert AimOptions(replay_share=None).gathered(encoder) == 1
+    assert options.batches_per_pass(encoder) == batches
+    assert AimOptions(replay_batches_per_pass=None).batches_per_pass(encoder) == 1
+    assert AimOptions(replay_share=None).batches_per_pass(encoder) == 1
 
 
 def test_a_model_that_compares_texts_with_labels_is_not_held_to_its_answers() -> None:
@@ -228,6 +228,19 @@ def test_a_model_that_compares_texts_with_labels_is_not_held_to_its_answers() ->
     assert [AimOptions(consistency=0.5).consistency_of(kind) for kind in kinds] == [0.5, 0.5, 0.5]
     assert AimOptions(compat="paper").consistency_of("causal") == 0.0
     assert AimOptions(replay_share=None).consistency_of("causal") == 0.0
+
+
+@pytest.mark.parametrize("memory", [19_000, 20_000])
+def test_texts_are_cut_no_shorter_where_one_pass_over_a_large_memory_is_allowed(memory: int) -> None:
+    encoder = task(memory, 4_000, old=900, new=640, batch=10, kind="matcher")
+    assert AimOptions().longest_beside(encoder) == 280
+
+
+def test_a_short_task_reads_old_texts_beside_every_batch() -> None:
+    """Long old texts beside short new ones bound the share in a short task, too; what fills no pass would be lost."""
+    shares = [AimOptions().beside(task(10, steps, old=1_000, new=9)) for steps in (39, 40)]
+    assert all(share is not None and share < 0.2 for share in shares)
+    assert [AimOptions().batches_per_pass(task(10, steps, old=1_000, new=9)) for steps in (39, 40)] == [1, 4]
 
 
 @pytest.mark.parametrize("rehearsal_steps", [0, 2])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import chain, pairwise
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -99,30 +99,40 @@ def test_rows_of_the_memory_are_those_of_its_batches() -> None:
 ROWS = MemoryBatches.rows
 
 
-@pytest.mark.parametrize(("share", "gathered"), [(0.25, 4), (0.3, 3), (0.05, 4)])
-def test_examples_of_several_batches_are_read_in_one_pass(share: float, gathered: int) -> None:
-    """The same examples in the same order, those of so many batches together beside the last of them."""
-    options = ReplayOptions(share=share)
+@pytest.mark.parametrize(("share", "size"), [(0.25, 4), (0.3, 3), (0.05, 4), (0.05, 3)])
+def test_examples_of_several_batches_are_read_in_one_pass(share: float, size: int) -> None:
+    """The same examples in the same order, those of so many batches beside the last of them; each batch counts once."""
     given = context(MEMORY)
-    each, together = Rehearsal(options, "replay"), Rehearsal(options, "replay", gathered=gathered)
-    read: list[list[list[float]]] = []
-    for rehearsal in (each, together):
-        batches: list[list[float]] = []
-        penalty = rehearsal.penalty(given, TaskRecords())
+
+    def read(batches_per_pass: int) -> list[tuple[list[float], float]]:
+        """Return the examples beside each of 24 batches, and their loss."""
+        found: list[tuple[list[float], float]] = []
+        of_batch: list[list[float]] = []
+
+        def rows(self: MemoryBatches, first: int, count: int) -> list[Any]:
+            examples = ROWS(self, first, count)
+            of_batch.append([row["x"] for row in examples])
+            return examples
+
+        penalty = Rehearsal(ReplayOptions(share=share), "replay", batches_per_pass=batches_per_pass).penalty(
+            given, TaskRecords()
+        )
         assert penalty is not None
-
-        def rows(self: MemoryBatches, first: int, count: int, to: list[list[float]] = batches) -> list[Any]:
-            found = ROWS(self, first, count)
-            to[-1] = [row["x"] for row in found]
-            return found
-
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(MemoryBatches, "rows", rows)
-            for step in range(12):
-                batches.append([])
+            for step in range(24):
+                of_batch.clear()
                 loss = penalty(given.backbone.module, step, {}, {}).item()
-                mean = float((2 * torch.tensor(batches[-1])).pow(2).mean()) if batches[-1] else 0.0
-                assert loss == pytest.approx(rehearsal.gathered * mean)
-        read.append(batches)
-    groups = [read[0][start : start + gathered] for start in range(0, 12, gathered)]
-    assert read[1] == [part for group in groups for part in [*[[]] * (gathered - 1), list(chain(*group))]]
+                found.append((of_batch[0] if of_batch else [], loss))
+        return found
+
+    each, together = read(1), read(size)
+    for start in range(0, 24, size):
+        group = each[start : start + size]
+        *without, (examples, loss) = together[start : start + size]
+        assert without == [([], 0.0)] * (size - 1)
+        assert examples == [x for batch, _ in group for x in batch]
+        times = sum(bool(batch) for batch, _ in group)
+        mean = float((2 * torch.tensor(examples)).pow(2).mean()) if examples else 0.0
+        assert loss == pytest.approx(times * mean)
+    assert any(examples for examples, _ in together)

@@ -19,7 +19,7 @@ import numpy as np
 
 from merganser.checkpoints.dtypes import count_nonfinite, encode, fits, join_pairs, split_pairs
 from merganser.checkpoints.streaming import FileInputs, Files, Job, Workspace, read_elements
-from merganser.checkpoints.tensor_writer import Opened, TensorWriter, open_result, past_the_cache
+from merganser.checkpoints.tensor_writer import OutputFile, TensorWriter, open_result, uses_direct_io
 from merganser.errors import InputError
 from merganser.files.atomic import flush
 from merganser.files.safetensors_file import FLOATING, ITEM_SIZE
@@ -81,7 +81,7 @@ class Engine:
         if kernels is None:
             keep_freed_memory()
 
-    def run(self, job: Job, to: Opened) -> None:
+    def run(self, job: Job, to: OutputFile) -> None:
         """Write one tensor of the result.
 
         Raises:
@@ -289,7 +289,7 @@ def run_jobs(
     """
     if kernels is None:
         threads = 1
-    files, direct = Files(), past_the_cache(sum(job.target.nbytes for job in jobs))
+    files, direct = Files(), uses_direct_io(sum(job.target.nbytes for job in jobs))
     unwritten = Counter(job.target.path for job in jobs)
     places = {path: -place for place, path in enumerate(unwritten)}
     waiting = sorted(jobs, key=lambda job: (places[job.target.path], job.target.nbytes))

@@ -13,7 +13,7 @@ import numpy as np
 from merganser.checkpoints.engine import Engine
 from merganser.checkpoints.plan import Plan
 from merganser.checkpoints.streaming import Files, Job
-from merganser.checkpoints.tensor_writer import Opened
+from merganser.checkpoints.tensor_writer import OutputFile
 from merganser.files.safetensors_file import ITEM_SIZE, Tensor
 
 _SAMPLE = 1 << 20
@@ -21,7 +21,7 @@ _SAMPLE = 1 << 20
 
 
 def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> float:
-    """Estimate the seconds of the merge by merging a sample of the largest tensor of each rule."""
+    """Estimate the seconds of the merge from a sample of the largest tensor of each rule; writing is not timed."""
     largest: dict[str, Job] = {}
     total: dict[str, int] = {}
     for job in plan.jobs:
@@ -36,9 +36,9 @@ def estimate_seconds(plan: Plan, kernels: ModuleType | None, threads: int) -> fl
         with files.use(Path(os.devnull), os.O_WRONLY) as nothing:
             for key, job in largest.items():
                 sample = _sample(job)
-                engine.run(sample, Opened(nothing))
+                engine.run(sample, OutputFile(nothing))
                 started = time.perf_counter()
-                engine.run(sample, Opened(nothing))
+                engine.run(sample, OutputFile(nothing))
                 seconds += (time.perf_counter() - started) * total[key] / max(sample.target.size, 1)
     finally:
         files.close()

@@ -27,7 +27,7 @@ from merganser.checkpoints.recipe import Recipe
 from merganser.checkpoints.sidecar_files import copy_sidecar_files, uncopied_files
 from merganser.checkpoints.source import INDEX, SINGLE, LocatedRecipe, Source
 from merganser.checkpoints.streaming import Job
-from merganser.checkpoints.tensor_writer import past_the_cache
+from merganser.checkpoints.tensor_writer import uses_direct_io
 from merganser.errors import InputError, RunError
 from merganser.files.atomic import StagedChanges
 from merganser.files.documents import yaml_document
@@ -97,8 +97,8 @@ def merge_checkpoints(
     Args:
         recipe: what to merge and how; a located one is not looked up again.
         out: folder to create.
-        threads: number of threads; by default that of the processors, twice as many for a result that is written past
-            the page cache (:mod:`merganser.checkpoints.tensor_writer`). The result does not depend on it.
+        threads: number of threads; by default that of the processors, half as many again for a result that is written
+            by direct I/O (:mod:`merganser.checkpoints.tensor_writer`). The result does not depend on it.
         kernels: ``auto``, ``numba`` or ``numpy``. The result does not depend on it.
         overwrite: replace a folder that is already there, once the new one is complete.
         progress: called with bytes written so far and bytes to write in all.
@@ -163,9 +163,10 @@ def _fill(
         if progress is not None:
             progress(done, total)
 
-    # Threads that write past the page cache wait for the disk half of the time.
-    per_cpu = 2 if past_the_cache(total) else 1
-    nonfinite = run_jobs(jobs, kernels, threads or per_cpu * available_cpus(), plan.recipe.allow_nonfinite, report)
+    cpus = available_cpus()
+    # Threads that write by direct I/O wait for the disk a part of the time.
+    threads = threads or (cpus + cpus // 2 if uses_direct_io(total) else cpus)
+    nonfinite = run_jobs(jobs, kernels, threads, plan.recipe.allow_nonfinite, report)
     _write_index(plan, folder)
     tokenizer = plan.tokenizer.folder if plan.located.tokenizer is not None else None
     copy_sidecar_files(plan.reference.folder, folder, plan.reference.shards, tokenizer)

@@ -1,8 +1,9 @@
-"""Write the tensors of a result in blocks, large results past the page cache.
+"""Write the tensors of a result in blocks, those of large results by direct I/O, past the page cache.
 
 The cache needs a page of memory for every one that is written, and finding them takes longer than a linear merge where
-memory is scarce or a virtual machine's; and it drops what others have there. ``O_DIRECT`` writes from the block itself.
-It needs whole pages, at multiples of their size in memory and in the file: the ends of a tensor go through the cache.
+memory is scarce or a virtual machine's; and it drops what others have there. Direct I/O (``O_DIRECT``) writes from the
+block itself. It needs whole pages, at multiples of their size in memory and in the file: the ends of a tensor go
+through the cache, and no page is written in both ways, even by two threads.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import errno
 import mmap
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
     from merganser.checkpoints.streaming import Files
 
 DIRECT_FROM = 1 << 30
-"""Bytes of a result from which it is written past the page cache; a smaller one is often read next, and stays in it."""
+"""Bytes of a result from which direct I/O is used; a smaller one is often read next, and stays in the page cache."""
 
-PAGE = 4096
-"""Bytes to a multiple of which direct writes are aligned; disks need this or less."""
+PAGE = max(4096, mmap.PAGESIZE)
+"""Bytes to a multiple of which direct writes are aligned: disks need 4096 or less, the page cache its own pages."""
 
 BLOCK_BYTES = 4 << 20
 """Bytes that are written at once."""
@@ -36,18 +37,18 @@ _DIRECT = getattr(os, "O_DIRECT", 0)  # macOS has none
 _NOT_DIRECT = (errno.EINVAL, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
-def past_the_cache(nbytes: int) -> bool:
-    """Return whether a result of so many bytes is written past the page cache, if its file system can."""
+def uses_direct_io(nbytes: int) -> bool:
+    """Return whether a result of so many bytes is written by direct I/O, if its file system can."""
     return bool(_DIRECT) and nbytes >= DIRECT_FROM
 
 
 @dataclass(frozen=True)
-class Opened:
+class OutputFile:
     """A file of the result.
 
     Attributes:
         descriptor: writes through the page cache.
-        direct: writes past it; ``None``: not wanted, or the file system cannot.
+        direct: writes by direct I/O; ``None``: not wanted, or the file system cannot.
     """
 
     descriptor: int
@@ -55,33 +56,27 @@ class Opened:
 
 
 @contextmanager
-def open_result(files: Files, path: Path, direct: bool) -> Iterator[Opened]:
-    """Open a file of the result for the block, as its tensors' threads share it.
+def open_result(files: Files, path: Path, direct: bool) -> Iterator[OutputFile]:
+    """Open a file of the result; threads share its descriptors.
 
     Args:
         files: keeps the descriptors.
         path: the file, which exists.
-        direct: write past the page cache if the file system can.
+        direct: use direct I/O if the file system can.
 
     Raises:
         OSError: it cannot be opened.
     """
-    with files.use(path, os.O_WRONLY) as descriptor:
-        if not direct:
-            yield Opened(descriptor)
-            return
-        try:
-            using = files.use(path, os.O_WRONLY | _DIRECT)
-            second = using.__enter__()
-        except OSError as error:
-            if error.errno not in _NOT_DIRECT:
-                raise
-            yield Opened(descriptor)
-            return
-        try:
-            yield Opened(descriptor, second)
-        finally:
-            using.__exit__(None, None, None)
+    with ExitStack() as stack:
+        descriptor = stack.enter_context(files.use(path, os.O_WRONLY))
+        second = None
+        if direct:
+            try:
+                second = stack.enter_context(files.use(path, os.O_WRONLY | _DIRECT))
+            except OSError as error:
+                if error.errno not in _NOT_DIRECT:
+                    raise
+        yield OutputFile(descriptor, second)
 
 
 class TensorWriter:
@@ -90,12 +85,12 @@ class TensorWriter:
     def __init__(self) -> None:
         # Anonymous memory begins at a page.
         self._buffer = np.frombuffer(mmap.mmap(-1, BLOCK_BYTES + PAGE), dtype=np.uint8)
-        self._to = Opened(-1)
+        self._to = OutputFile(-1)
         self._offset = 0  # in the file, of the buffer's first byte: a multiple of PAGE
         self._start = self._stop = 0  # of the unwritten bytes in the buffer
 
     @contextmanager
-    def tensor(self, to: Opened, offset: int) -> Iterator[None]:
+    def tensor(self, to: OutputFile, offset: int) -> Iterator[None]:
         """Write what the block gives from ``offset`` of a file on, all of it by the end of the block.
 
         Raises:
@@ -130,7 +125,7 @@ class TensorWriter:
             self.filled(len(part))
 
     def _drain(self, whole_pages: bool) -> None:
-        """Write the buffer, without the bytes behind the last whole page or with them."""
+        """Write the buffer; with ``whole_pages``, keep the bytes behind the last whole page for later."""
         first = min(-(-self._start // PAGE) * PAGE, self._stop)
         last = max(first, self._stop - self._stop % PAGE)
         self._put(self._start, first)
@@ -145,7 +140,7 @@ class TensorWriter:
             self._start = self._stop
 
     def _put(self, start: int, stop: int) -> None:
-        """Write bytes of the buffer, whole pages past the cache."""
+        """Write bytes of the buffer, whole pages by direct I/O."""
         if self._to.direct is not None and start % PAGE == 0 and stop % PAGE == 0:
             try:
                 write_bytes(self._to.direct, self._buffer[start:stop], self._offset + start)
@@ -154,7 +149,7 @@ class TensorWriter:
                 if error.errno not in _NOT_DIRECT:
                     raise
                 # Some file systems find out only now, or after a part of the block, which is written again.
-                self._to = Opened(self._to.descriptor)
+                self._to = OutputFile(self._to.descriptor)
         write_bytes(self._to.descriptor, self._buffer[start:stop], self._offset + start)
 
 

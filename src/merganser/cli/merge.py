@@ -93,7 +93,9 @@ def merge(
     threads: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Number of threads.", show_default="one per processor, two if the result has 1 GB or more"
+            min=1,
+            help="Number of threads.",
+            show_default="one per processor; half as many again for results of 1 GiB and more",
         ),
     ] = None,
     kernels: Annotated[

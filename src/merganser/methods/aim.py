@@ -234,7 +234,7 @@ class Aim(Method[_CompatOptions]):
         consistency = self.options.consistency_of(context.backbone.kind)
         options = RehearsalOptions(name="replay", share=share, consistency=consistency)
         on_loss = None if self._callback is None else self._callback.replayed.add
-        self._beside = Rehearsal(options, "aim replay", on_loss, self.options.gathered(context))
+        self._beside = Rehearsal(options, "aim replay", on_loss, self.options.batches_per_pass(context))
         longest = self.options.longest_beside(context)
         if longest is not None:
             context = replace(context, memory=context.backbone.shortened(context.memory, longest))

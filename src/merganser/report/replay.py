@@ -29,7 +29,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "rehearsal_sampling": "rehearsal with other examples produces other weights",
     "replay_share": "other examples beside the training batches produce other weights",
     "replay_passes": "other examples beside the training batches produce other weights",
-    "replay_gathered": "other examples beside the training batches produce other weights",
+    "replay_batches_per_pass": "other examples beside the training batches produce other weights",
     "replay_steps": "other examples beside the training batches produce other weights",
     "replay_tokens": "other examples beside the training batches produce other weights",
     "consistency": "another loss on the examples beside the training batches produces other weights",

@@ -20,8 +20,8 @@ REPLAY_SHARE = 0.5
 CONSISTENCY = 1.0
 """Weight of the divergence from the answers that the model gave to them when the task began, where it writes them.
 
-Where a text is compared with labels, the loss on the correct one says as much; to hold the likelihoods of labels that
-are new, or were wrong, costs three points where classes grow (docs/research.md)."""
+Where a text is compared with labels, holding the likelihoods of new labels, or of wrong answers, costs performance
+where classes grow (docs/research.md)."""
 
 REPLAY_PASSES = 8.0
 """How often a text of the memory is read beside the batches of one task, at most and on average."""
@@ -33,9 +33,12 @@ REPLAY_TOKENS = 0.22
 """Tokens of these texts as a share of the task's, at most, where they can be cut: a task then costs less than 1.25
 times plain fine-tuning, the losses measured at merges included."""
 
-REPLAY_GATHERED = 4
+REPLAY_BATCHES_PER_PASS = 4
 """Training batches whose memory examples are read in one pass in a long task, where few stand beside each: a pass of
 one or two texts takes almost as long as one of eight."""
+
+FEWEST_PASSES = 10
+"""Passes of a task with more than one batch each, at least."""
 
 LEAST_TOKENS = 16
 """Tokens of a text that is cut, at least."""
@@ -43,7 +46,7 @@ LEAST_TOKENS = 16
 LEAST_COST = 0.05
 """Share of the task's tokens that these may have in any case."""
 
-BESIDE = ("replay_passes", "replay_steps", "replay_tokens", "replay_gathered")
+BESIDE = ("replay_passes", "replay_steps", "replay_tokens", "replay_batches_per_pass")
 """Options of the examples that ``replay_share`` puts beside the training batches."""
 
 
@@ -81,11 +84,12 @@ class BesideOptions(FinishOptions):
         f"of the task's, at most; longer ones are cut to their first tokens, {LEAST_TOKENS} at least, as are the texts "
         "on which losses are measured at merges; null: none are",
     )
-    replay_gathered: int | None = Field(
-        REPLAY_GATHERED,
+    replay_batches_per_pass: int | None = Field(
+        REPLAY_BATCHES_PER_PASS,
         gt=1,
-        description="with replay_share, where replay_steps bounds it: training batches whose memory examples are read "
-        "in one pass, beside the last of them, their loss so many times; null: always beside each",
+        description="with replay_share, where replay_steps bounds it and few examples stand beside a batch: training "
+        "batches whose memory examples are read in one pass, beside the last of them, their loss counted as many "
+        "times; null: always beside each",
     )
     consistency: float | None = Field(
         None,
@@ -109,12 +113,14 @@ class BesideOptions(FinishOptions):
             return None
         return round(min(share, self._affordable(context)), 6) or 1 / _trained(context)
 
-    def gathered(self, context: TaskContext) -> int:
+    def batches_per_pass(self, context: TaskContext) -> int:
         """Return the training batches whose memory examples are read in one pass."""
-        share = self._share(context)
-        if share is None or self.replay_gathered is None or share <= (affordable := self._affordable(context)):
+        share, batches = self._share(context), self.replay_batches_per_pass
+        if share is None or batches is None or share <= (affordable := self._affordable(context)):
             return 1
-        return self.replay_gathered if affordable * self.replay_gathered < 1 else 1
+        # Of a task's last batches that fill no pass nothing is read: they must be few.
+        enough = context.steps * context.training.accumulation >= FEWEST_PASSES * batches
+        return batches if enough and affordable * batches < 1 else 1
 
     def longest_beside(self, context: TaskContext) -> int | None:
         """Return how many tokens of an old text are read beside the training batches, at most; ``None``: all."""
@@ -124,10 +130,11 @@ class BesideOptions(FinishOptions):
         if share > self._affordable(context):
             return self._least_length(context)
         assert self.replay_tokens is not None
-        return _cut_to(min(self.replay_tokens, self._tokens(context)) / share * _mean_length(context.features))
+        tokens = min(self.replay_tokens, self._tokens(context)) / share * _mean_length(context.features)
+        return max(_cut_to(tokens), self._least_length(context))
 
     def _share(self, context: TaskContext) -> float | None:
-        """Return what :meth:`beside` does where it may cost as much as it likes."""
+        """Return what :meth:`beside` does without the limit of ``replay_steps``."""
         if self.replay_share is None or not context.memory:
             return None
         passes = math.inf if self.replay_passes is None else self.replay_passes

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from fractions import Fraction
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, model_validator
@@ -114,8 +115,8 @@ class Rehearsal:
         purpose: names the draws, with the seed of the task.
         on_loss: called with the loss on every batch of the memory (nats, this rank's term of its mean), without
             consistency and weight.
-        gathered: with ``share``, training batches whose memory examples are read in one pass, beside the last of them;
-            their loss then counts as often.
+        batches_per_pass: with ``share``, training batches whose memory examples are read in one pass, beside the last
+            of them; the loss then counts once for every batch that has any.
     """
 
     def __init__(
@@ -123,12 +124,12 @@ class Rehearsal:
         options: RehearsalOptions,
         purpose: str,
         on_loss: Callable[[float], None] | None = None,
-        gathered: int = 1,
+        batches_per_pass: int = 1,
     ) -> None:
         self.options = options
         self.purpose = purpose
         self.on_loss = on_loss
-        self.gathered = gathered
+        self.batches_per_pass = batches_per_pass
         self._batches_drawn = 0
         self._spacing: ReplaySpacing | None = None
 
@@ -157,7 +158,7 @@ class Rehearsal:
         most = self.options.most_rows(context.training, len(context.memory))
         if most is None:
             return None
-        most = min(most * self.gathered, len(context.memory))
+        most = min(most * self.batches_per_pass, len(context.memory))
         batches = MemoryBatches(context.memory, most, derive_seed(context.seed, self.purpose))
         device = next(context.backbone.module.parameters()).device
         with records.timed("rehearsal_seconds"):
@@ -169,11 +170,11 @@ class Rehearsal:
             started = time.perf_counter()
             if not self._rehearses(step):
                 return torch.zeros((), device=device)
-            rows = self._rows(batches, context.training.batch)
+            rows, times = self._rows(batches, context.training.batch)
             self._batches_drawn += 1
             if not rows:
                 return torch.zeros((), device=device)
-            loss = self.options.weight * self.gathered * loss_of(model, rows)
+            loss = self.options.weight * times * loss_of(model, rows)
             records.cost.examples_rehearsed += len(rows)
             # Only the forward pass can be timed on its own; the backward pass is shared with the new task's batch.
             records.cost.rehearsal_seconds += time.perf_counter() - started
@@ -181,15 +182,16 @@ class Rehearsal:
 
         return loss_on_memory
 
-    def _rows(self, batches: MemoryBatches, batch: int) -> list[Any]:
-        """Return the memory examples beside the next training batch of ``batch`` examples."""
+    def _rows(self, batches: MemoryBatches, batch: int) -> tuple[list[Any], int]:
+        """Return the memory examples beside the next training batch of ``batch`` examples, and how often they count."""
         if self.options.share is None:
-            return batches.rehearsal(self._batches_drawn)
-        number = self._batches_drawn + 1
-        if number % self.gathered:
-            return []
-        first = self.options.rows_before(batch, number - self.gathered)
-        return batches.rows(first, min(self.options.rows_before(batch, number) - first, batches.batch_size))
+            return batches.rehearsal(self._batches_drawn), 1
+        after = self._batches_drawn + 1
+        if after % self.batches_per_pass:
+            return [], 0
+        before = [self.options.rows_before(batch, number) for number in range(after - self.batches_per_pass, after + 1)]
+        rows = batches.rows(before[0], min(before[-1] - before[0], batches.batch_size))
+        return rows, sum(second > first for first, second in pairwise(before))
 
     def _loss(self, context: TaskContext) -> Callable[[nn.Module, list[Any]], Tensor]:
         """Return the loss on examples of the memory; answers to be consistent with are computed here."""
