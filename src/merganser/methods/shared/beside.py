@@ -34,8 +34,8 @@ REPLAY_TOKENS = 0.22
 times plain fine-tuning, the losses measured at merges included."""
 
 REPLAY_BATCHES_PER_PASS = 4
-"""Training batches whose memory examples are read in one pass in a long task, where few stand beside each: a pass of
-one or two texts takes almost as long as one of eight."""
+"""Training batches whose memory examples an encoder reads in one pass in a long task, where few stand beside each: a
+pass of one or two texts that are cut takes almost as long as one of eight."""
 
 FEWEST_PASSES = 10
 """Passes of a task with more than one batch each, at least."""
@@ -87,9 +87,9 @@ class BesideOptions(FinishOptions):
     replay_batches_per_pass: int | None = Field(
         REPLAY_BATCHES_PER_PASS,
         gt=1,
-        description="with replay_share, where replay_steps bounds it and few examples stand beside a batch: training "
-        "batches whose memory examples are read in one pass, beside the last of them, their loss counted as many "
-        "times; null: always beside each",
+        description="with replay_share, where an encoder compares a text with labels, replay_steps bounds the share "
+        "and few examples stand beside a batch: training batches whose memory examples are read in one pass, beside "
+        "the last of them, their loss counted as many times; null: always beside each",
     )
     consistency: float | None = Field(
         None,
@@ -116,7 +116,9 @@ class BesideOptions(FinishOptions):
     def batches_per_pass(self, context: TaskContext) -> int:
         """Return the training batches whose memory examples are read in one pass."""
         share, batches = self._share(context), self.replay_batches_per_pass
-        if share is None or batches is None or share <= (affordable := self._affordable(context)):
+        if share is None or batches is None or not self._cuts(context):
+            return 1
+        if share <= (affordable := self._affordable(context)):
             return 1
         # Of a task's last batches that fill no pass nothing is read: they must be few.
         enough = context.steps * context.training.accumulation >= FEWEST_PASSES * batches
