@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -167,7 +168,8 @@ class Handler(BaseHTTPRequestHandler):
             self._route(method, path, body)
         except _Cut:
             self.close_connection = True
-            self.connection.close()
+            # Closing would not end it where a process that was forked meanwhile has it too.
+            self.connection.shutdown(socket.SHUT_RDWR)
         except _Status as error:
             self._send(
                 error.status, {"error": error.message}, {"X-Error-Code": error.code, "X-Error-Message": error.message}
@@ -380,3 +382,4 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
+    _http.close_session()  # no test waits for an answer on a connection of another one
