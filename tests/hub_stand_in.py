@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import socket
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -168,8 +167,7 @@ class Handler(BaseHTTPRequestHandler):
             self._route(method, path, body)
         except _Cut:
             self.close_connection = True
-            # Closing would not end it where a process that was forked meanwhile has it too.
-            self.connection.shutdown(socket.SHUT_RDWR)
+            self.connection.close()
         except _Status as error:
             self._send(
                 error.status, {"error": error.message}, {"X-Error-Code": error.code, "X-Error-Message": error.message}
@@ -374,6 +372,8 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
+    # transformers keeps an object that has the address of when it was made: the real hub's, or that of a stand-in before.
+    monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
     )
@@ -382,4 +382,3 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
     monkeypatch.setattr(_http, "time", SimpleNamespace(sleep=lambda seconds: None))
     monkeypatch.setenv("HF_TOKEN", TOKEN)
-    _http.close_session()  # no test waits for an answer on a connection of another one
