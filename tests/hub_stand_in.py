@@ -372,7 +372,7 @@ def use(hub: HubStandIn, monkeypatch: pytest.MonkeyPatch, cache: str) -> None:
 
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "ENDPOINT", hub.address)
-    # transformers keeps an object that has the address of when it was made: the real hub's, or that of a stand-in before.
+    # transformers keeps an object with the address of when it was made: the real hub's, or that of a stand-in before.
     monkeypatch.setattr("transformers.utils.hub._hf_api", None)
     monkeypatch.setattr(
         constants, "HUGGINGFACE_CO_URL_TEMPLATE", hub.address + "/{repo_id}/resolve/{revision}/{filename}"
