@@ -129,8 +129,6 @@ class BesideOptions(FinishOptions):
         share = self._share(context)
         if share is None or not self._cuts(context):
             return None
-        if share > self._affordable(context):
-            return self._least_length(context)
         assert self.replay_tokens is not None
         tokens = min(self.replay_tokens, self._tokens(context)) / share * _mean_length(context.features)
         return max(_cut_to(tokens), self._least_length(context))
