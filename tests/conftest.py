@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
+import sys
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -24,6 +27,11 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 # As the command does: much of what is imported stays, and is not looked through for garbage again and again.
 gc.set_threshold(10_000, 20, 50)
+
+# Half of the system's time goes into files that live for a second; they are in memory where there is plenty of it.
+MEMORY = Path("/dev/shm")
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+    os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A flush waits for the disk, some hundred times in a run's life; no test cuts the power (tests/faults.py pretends to).
 os.fsync = lambda descriptor: None
@@ -48,6 +56,26 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_collection_finish() -> None:
     """Take what the test files imported out of the garbage collection that every training ends with."""
     gc.collect()
+    gc.freeze()
+    _seed_no_absent_device()
+
+
+def _seed_no_absent_device() -> None:
+    """Let ``torch.manual_seed`` keep no stack of calls for each kind of device that may be started later.
+
+    These lists also grow with every seed, and none of these devices appears while tests run.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return
+    for kind in (torch.cuda, torch.xpu, torch.mtia):
+        if not kind.is_available():
+            kind.manual_seed_all = lambda seed: None
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_since() -> None:
+    """Take what was imported since the last file of tests out of the garbage collection, too."""
     gc.freeze()
 
 

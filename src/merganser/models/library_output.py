@@ -29,14 +29,16 @@ def silence_libraries() -> Iterator[None]:
     verbosity = verbosity_of.get_verbosity()
     bars_enabled = verbosity_of.is_progress_bar_enabled()
     hub_bars_disabled = are_progress_bars_disabled()
-    verbosity_of.set_verbosity_error()
+    if verbosity != verbosity_of.ERROR:  # setting it empties the caches of all loggers, also where nothing changes
+        verbosity_of.set_verbosity_error()
     verbosity_of.disable_progress_bar()  # also switches those of huggingface_hub off
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        verbosity_of.set_verbosity(verbosity)
+        if verbosity != verbosity_of.ERROR:
+            verbosity_of.set_verbosity(verbosity)
         if bars_enabled:
             verbosity_of.enable_progress_bar()
             if hub_bars_disabled:
