@@ -37,7 +37,7 @@ def silence_libraries() -> Iterator[None]:
             warnings.simplefilter("ignore")
             yield
     finally:
-        if verbosity != verbosity_of.ERROR:
+        if verbosity_of.get_verbosity() != verbosity:
             verbosity_of.set_verbosity(verbosity)
         if bars_enabled:
             verbosity_of.enable_progress_bar()
