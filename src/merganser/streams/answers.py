@@ -157,8 +157,10 @@ class AnswerSpec:
         """
         if self.labels is None:
             raise InputError(
-                f"{what} needs a label set.",
-                "Give the task labels ('train': all its answers), or use kind 'seq2seq' or 'causal'.",
+                f"{what} needs a label set, and the task has none (where an answer occurs only once, answers are "
+                "taken as free text).",
+                "Set labels: train, or --labels train, to take all answers of its training examples as labels; or use "
+                "kind 'seq2seq' or 'causal'.",
             )
         return self.labels
 
