@@ -28,7 +28,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # As the command does: much of what is imported stays, and is not looked through for garbage again and again.
 gc.set_threshold(10_000, 20, 50)
 
-# Half of the system's time goes into files that live for a second; they are in memory where there is plenty of it.
+# Files on a disk that live for a second take half of the system's time; they are in memory where there is plenty of it.
 MEMORY = Path("/dev/shm")
 if os.access(MEMORY, os.W_OK) and shutil.disk_usage(MEMORY).free > 1 << 30:
     os.environ.setdefault("PYTEST_DEBUG_TEMPROOT", str(MEMORY))
