@@ -284,7 +284,7 @@ def with_paths(config: RunConfig, folder: Path) -> RunConfig:
     return config.model_copy(update={"model": config.model.model_copy(update=existing)}) if existing else config
 
 
-RENAMED_KEYS = {"rehearsal_draws": "rehearsal_sampling"}
+RENAMED_KEYS = {"rehearsal_draws": "rehearsal_sampling", "replay_gathered": "replay_batches_per_pass"}
 """Earlier name of a key -> its name now, for the hint to a file that still has the earlier one."""
 
 RENAMED_VALUES = {"walk": "epoch", "random": "iid"}
