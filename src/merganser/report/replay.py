@@ -19,6 +19,7 @@ from typing import Any
 from merganser.control import Merge, MergeController
 from merganser.errors import InputError, nearest
 from merganser.methods.aim import AimOptions
+from merganser.methods.shared.beside import BESIDE
 from merganser.runs.record import MergeRecord, RunRecord, SignalRecord
 from merganser.settings import described
 from merganser.training.aim.config import AimConfig
@@ -27,11 +28,7 @@ NEEDS_TRAINING: dict[str, str] = {
     "name": "another method produces other signals",
     "compat": "it sets several options, some of which change the signals; set single options",
     "rehearsal_sampling": "rehearsal with other examples produces other weights",
-    "replay_share": "other examples beside the training batches produce other weights",
-    "replay_passes": "other examples beside the training batches produce other weights",
-    "replay_batches_per_pass": "other examples beside the training batches produce other weights",
-    "replay_steps": "other examples beside the training batches produce other weights",
-    "replay_tokens": "other examples beside the training batches produce other weights",
+    **dict.fromkeys(("replay_share", *BESIDE), "other examples beside the training batches produce other weights"),
     "consistency": "another loss on the examples beside the training batches produces other weights",
     "batch": "rehearsal with other batches produces other weights",
     "rehearsal_gradient": "rehearsal with other gradients produces other weights",
