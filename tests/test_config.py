@@ -54,6 +54,7 @@ def changed(path: str, value: Any) -> dict[str, Any]:
         ("method", {"name": "aim", "only_at_end": True}, "method.only_at_end", "ablation.only_at_end"),
         ("method", {"name": "aim", "ablation": {"only_at_and": 1}}, "method.ablation.only_at_and", "only_at_end"),
         ("method", {"name": "aim", "rehearsal_draws": "iid"}, "method.rehearsal_draws", "rehearsal_sampling"),
+        ("method", {"name": "aim", "replay_gathered": 4}, "method.replay_gathered", "replay_batches_per_pass"),
         ("method", {"name": "trm", "measure": "literal"}, "method.measure", "ablation.measure"),
         ("model.lora.rank", 4, "model.lora.rank", ["alpha, dora, dropout, r, rslora, targets"]),
         ("method", {"name": "sequential", "batch": 3}, "method.batch", ["name"]),
