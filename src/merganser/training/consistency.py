@@ -127,7 +127,7 @@ class Consistency:
     def _keep(self, backbone: Backbone, examples: list[Feature]) -> None:
         batch = to_device(backbone.collate(examples), self._device)
         with autocast(self._device, backbone.precision):
-            logits = answer_logits(backbone.module(**batch), batch, self._kind)
+            logits = self._logits(backbone, batch)
         position = 0
         for example, number in zip(examples, self._numbers(batch), strict=True):
             of_example = logits[position : position + number]
@@ -135,6 +135,10 @@ class Consistency:
                 of_example = of_example[:, : len(example["candidates"])]
             self._answers[id(example)] = keep(of_example)
             position += number
+
+    def _logits(self, backbone: Backbone, batch: Mapping[str, Tensor]) -> Tensor:
+        """Return the logits of the answers to keep in a batch, text by text."""
+        return answer_logits(backbone.module(**batch), batch, self._kind)
 
     def _numbers(self, batch: Mapping[str, Tensor]) -> list[int]:
         """Return the number of answers of each text of a batch."""

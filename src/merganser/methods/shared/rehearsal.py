@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import TrainerCallback
 
+    from merganser.training.consistency import Consistency
     from merganser.training.rehearsal import MemoryBatches
     from merganser.training.replay_spacing import ReplaySpacing
     from merganser.training.trainer import Penalty
@@ -195,7 +196,6 @@ class Rehearsal:
 
     def _loss(self, context: TaskContext) -> Callable[[nn.Module, list[Any]], Tensor]:
         """Return the loss on examples of the memory; answers to be consistent with are computed here."""
-        from merganser.training.consistency import Consistency
         from merganser.training.distributed import SplitBatch
         from merganser.training.rehearsal import model_loss, to_device
 
@@ -203,7 +203,7 @@ class Rehearsal:
         if not self.options.consistency:
             collate, consistency = context.collator(), None
         else:  # answers are found by the rows of a padded batch
-            collate, consistency = context.backbone.collate, Consistency(context.backbone, context.memory)
+            collate, consistency = context.backbone.collate, self._consistency(context)
 
         def collate_examples(examples: list[Any]) -> Mapping[str, Any]:
             held = None if consistency is None else consistency.of(examples)
@@ -229,6 +229,12 @@ class Rehearsal:
             return sum(terms[1:], terms[0])
 
         return loss_of
+
+    def _consistency(self, context: TaskContext) -> Consistency:
+        """Return the answers that the model is held to, as it gives them now."""
+        from merganser.training.consistency import Consistency
+
+        return Consistency(context.backbone, context.memory)
 
     def _rehearses(self, step: int) -> bool:
         """Return whether optimizer step ``step``, from 0, has rehearsal."""
