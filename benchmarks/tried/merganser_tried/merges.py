@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -14,7 +15,7 @@ from merganser.training.aim.callback import AimMerging
 from merganser.training.aim.fusion import Update
 from merganser.training.rehearsal import rehearse_step
 from merganser.weights import Weights
-from merganser_tried.losses import TaskLosses, bounded, parabola_minimum
+from merganser_tried.losses import NewTexts, TaskLosses, bounded, parabola_minimum
 from merganser_tried.options import AimTriedOptions
 
 SHRINKAGE = 8
@@ -22,6 +23,9 @@ SHRINKAGE = 8
 
 MAY_RISE = (0.1, 0.25)
 """What the loss of an earlier task may rise by with ``held_out_bounded``: nats, or a share of it."""
+
+BLOCK = re.compile(r"(?:layer|layers|block|h)\.\d+\.")
+"""What the names of a block's weights have in common."""
 
 POINTS = (0.0, 0.5, 1.0)
 """Weights at which losses are measured."""
@@ -36,11 +40,11 @@ class TriedMerging(AimMerging):
         new: texts of the new task on which the weights of merges are measured.
     """
 
-    def __init__(self, *args: Any, options: AimTriedOptions, losses: TaskLosses, new: Sequence[Any], **kwargs: Any):
+    def __init__(self, *args: Any, options: AimTriedOptions, losses: TaskLosses, new: NewTexts, **kwargs: Any):
         super().__init__(*args, **kwargs)
         self._tried = options
         self._task_losses = losses
-        self._measured = new
+        self._new_texts = new
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         super().on_train_begin(args, state, control, **kwargs)
@@ -81,23 +85,51 @@ class TriedMerging(AimMerging):
         return taken
 
     def _fuse(self, decision: Merge, after_new: Weights, change_new: Weights) -> Update:
-        if self._tried.measured_weight is not None:
-            with self.records.timed("merge_eval_seconds"):
-                weight = self._best_weight(decision, change_new)
-            decision = replace(decision, weight_new=weight, weight_old=1 - weight)
-        return super()._fuse(decision, after_new, change_new)
+        if self._tried.measured_weight is None:
+            return super()._fuse(decision, after_new, change_new)
+        with self.records.timed("merge_eval_seconds"):
+            weights = self._best_weights(decision, change_new)
+        mean = sum(weights.values()) / len(weights)
+        update = super()._fuse(replace(decision, weight_new=mean, weight_old=1 - mean), after_new, change_new)
+        self._move({name: weights[self._block(name)] for name in change_new}, change_new)
+        return update
 
-    def _best_weight(self, decision: Merge, change: Weights) -> float:
-        """Return the weight of the new update at which the sum of the losses is least, as ``measured_weight`` says."""
-        at: list[dict[str, float]] = []
+    def _block(self, name: str) -> str:
+        """Return the block of the model that a weight belongs to: all are one without ``per_block``."""
+        number = BLOCK.search(name) if self._tried.per_block else None
+        return number.group(0) if number else ""
+
+    @torch.no_grad()
+    def _move(self, weights: Mapping[str, float], change: Weights) -> None:
+        """Put the weights at a point of the line from those before the steps on the new task: name -> weight."""
+        for name, tensor in self._weights.items():
+            tensor.copy_(self._start[name] + weights[name] * change[name])
+
+    def _best_weights(self, decision: Merge, change: Weights) -> dict[str, float]:
+        """Return block -> the weight of the new update at which the sum of what is measured is least."""
         after = self._weights.snapshot()
-        new = self._batch(list(self._measured))
-        for weight in POINTS:
-            self._weights.copy_(self._start).combine_(1.0, [(weight, change)])
-            at.append({"": self._measure(self._model, new)} | self._task_losses.measure(self._model))
+        best = {}
+        for block in dict.fromkeys(self._block(name) for name in change):
+            at = []
+            for weight in POINTS:
+                line = {name: weight if self._block(name) == block else decision.weight_new for name in change}
+                self._move(line, change)
+                at.append(self._measured_now())
+            best[block] = self._weight(decision, at)
         self._weights.copy_(after)
+        return best
+
+    def _measured_now(self) -> dict[str, float]:
+        """Return what is measured on new texts (under the empty name) and on those of every earlier task."""
+        new = {"": self._new_texts.measure(self._model)}
+        if self._tried.measured_by == "consistency":
+            return new | {"the start": self._new_texts.divergence(self._model)}
+        return new | self._task_losses.measure(self._model)
+
+    def _weight(self, decision: Merge, at: Sequence[Mapping[str, float]]) -> float:
+        """Return the weight from what was measured at three points, drawn to the controller's and bounded."""
         old = [task for task in at[0] if task]
-        sums = [losses[""] + sum(losses[task] for task in old) / len(old) for losses in at]
+        sums = [measured[""] + sum(measured[task] for task in old) / len(old) for measured in at]
         weight = parabola_minimum((sums[0], sums[1], sums[2]))
         if self._tried.measured_weight == "rehearsed":
             return 0.5 * (weight + decision.weight_new)

@@ -81,6 +81,8 @@ class AimTried(Aim):
 
     def _tried_callback(self, context: TaskContext, whole: TaskContext, held_new: list[Any]) -> TrainerCallback:
         """Return the callback that merges, with what is tried."""
+        from merganser.training.rehearsal import measure_loss
+        from merganser_tried.losses import NewTexts, TaskLosses, expected_error
         from merganser_tried.merges import TriedMerging
 
         usual = self._callback
@@ -90,6 +92,8 @@ class AimTried(Aim):
             positions = [i for i in range(len(whole.memory)) if i % HELD_OLD]
             measured = _with_memory(whole, positions)
         size = self.config.probe_examples(self.rehearsal_batch(context.training, len(context.memory)) or 1)
+        accuracy = self.options.measured_by == "expected_accuracy"
+        measure = expected_error(context.backbone.kind) if accuracy else measure_loss
         self._callback = TriedMerging(
             context.memory,
             usual.config,
@@ -97,8 +101,8 @@ class AimTried(Aim):
             probe_groups=context.memory_groups,
             records=self.records,
             options=self.options,
-            losses=TaskLosses(measured, most=4),
-            new=held_new or list(context.features[: max(size, 8)]),
+            losses=TaskLosses(measured, most=4, measure=measure),
+            new=NewTexts(context, held_new or list(context.features[: max(size, 8)]), measure),
         )
         return self._callback
 

@@ -30,6 +30,15 @@ class AimTriedOptions(AimOptions):  # type: ignore[misc,valid-type]
         "weight by n / (n + 8) of n old texts; held_out_bounded: and no further than where the loss of one earlier "
         "task is a tenth of a nat, or a quarter of it, above that at the task's start",
     )
+    measured_by: Literal["loss", "expected_accuracy", "consistency"] = Field(
+        "loss",
+        description="what is measured for it on old and new texts; expected_accuracy: one minus the probability of the "
+        "right answer, which counts a wrong answer given with confidence once; consistency: on new texts alone, their "
+        "loss and the divergence from the answers that the model gave to them when the task began",
+    )
+    per_block: bool = Field(
+        False, description="one measured weight for every block of the model, the others at the controller's meanwhile"
+    )
     until_recovered: float | None = Field(
         None,
         gt=0,
