@@ -59,7 +59,8 @@ class AimTried(Aim):
             context = _without_held(context)
         before: list[TrainerCallback] = []
         self._slow = self._slow_weights(context)
-        self._rate = RateByLoss(min(self._loss_at_end, default=None))
+        ends = self._loss_at_end
+        self._rate = RateByLoss(sum(ends) / len(ends) if ends else None)
         if self.options.rate_by_loss:
             before.append(self._rate)
         if self.options.flat_radius is not None and context.index == 1:

@@ -64,8 +64,8 @@ class AimTriedOptions(AimOptions):  # type: ignore[misc,valid-type]
     slow_deployed: bool = Field(False, description="deploy the moving average of the weights")
     rate_by_loss: bool = Field(
         False,
-        description="the learning rate of every step times min(1, sqrt(r / l)), l the loss on its new texts and r that "
-        "of the last quarter of the steps of earlier tasks",
+        description="the learning rate of every step times min(1, sqrt(r / l)), l the loss on its new texts and r the "
+        "mean over earlier tasks of that in the last quarter of their steps",
     )
     flat_radius: float | None = Field(
         None,
