@@ -55,7 +55,6 @@ TRIED: dict[str, dict[str, Any]] = {
     "slow": {"consistency": 1, "consistent_with": "slow"},
     "right_and_known": {"consistency": 1, "consistent_with": "right_and_known"},
     "slow_deployed": {"slow_deployed": True},
-    "rate_by_loss": {"rate_by_loss": True},
     "flat_radius": {"flat_radius": 0.5},
     "new_beside_old": {"new_beside_old": True},
     "slots": {"slots": "by_forgetting"},
@@ -105,3 +104,19 @@ def test_earlier_labels_have_less_weight_in_the_softmax() -> None:
     own = torch.tensor([5, 6])
     expected = -torch.log(logits[0, 1].exp() / (0.1 * logits[0, 0].exp() + logits[0, 1].exp() + logits[0, 2].exp()))
     assert torch.isclose(whole + softened(inputs, {"logits": logits}, own, 0.1), expected)
+
+
+@pytest.mark.parametrize(
+    ("reference", "loss", "factor"),
+    [(0.25, 1.0, 0.5), (0.25, 0.1, 1.0), (None, 1.0, 1.0)],
+    ids=["high", "low", "first"],
+)
+def test_a_high_loss_lowers_the_rate_of_a_step(reference: float | None, loss: float, factor: float) -> None:
+    from merganser_tried.steps import RateByLoss
+
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.4)
+    rate = RateByLoss(reference)
+    rate.losses += [9.0, loss]
+    rate.on_pre_optimizer_step(None, None, None, optimizer=optimizer)
+    assert optimizer.param_groups[0]["lr"] == pytest.approx(0.4 * factor)
+    assert rate.at_the_end() == loss  # the last quarter of two steps is one
