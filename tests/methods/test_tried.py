@@ -68,6 +68,7 @@ def test_nothing_tried_is_aim_and_every_option_changes_what_is_learned(tmp_path:
     for name, options in TRIED.items():
         beside = held if "consistency" in options else usual
         assert learned(tmp_path / name, "aim-tried", **options) != beside, name
+    assert "weight from expected_accuracy at" in (tmp_path / "expected_accuracy" / "ledger.jsonl").read_text()
     soft = learned(tmp_path / "soft", "aim-tried", {"asymmetric_loss": False}, earlier_weight=0.1)
     assert soft != learned(tmp_path / "all", "aim", {"asymmetric_loss": False})
 

@@ -61,7 +61,10 @@ class TriedMerging(AimMerging):
     def _merge(self, decision: Merge, model: nn.Module, optimizer: Any, clip: float, probe: float | None) -> None:
         # With another signal than the loss itself, the loss on the memory is measured at the merge.
         super()._merge(decision, model, optimizer, clip, probe if self._tried.alarms == "mean" else None)
-        if self._tried.halve_moments and self.merges[-1].status == "applied":
+        last = self.merges[-1]
+        if self._tried.measured_weight is not None and last.status == "applied":
+            self.merges[-1] = last.model_copy(update={"reason": f"weight from {self._measured}"})  # for the ledger
+        if self._tried.halve_moments and last.status == "applied":
             with torch.no_grad():
                 for moments in getattr(optimizer, "optimizer", optimizer).state.values():
                     moments["exp_avg"].mul_(0.5)
@@ -108,7 +111,7 @@ class TriedMerging(AimMerging):
     def _best_weights(self, decision: Merge, change: Weights) -> dict[str, float]:
         """Return block -> the weight of the new update at which the sum of what is measured is least."""
         after = self._weights.snapshot()
-        best = {}
+        best, lines = {}, []
         for block in dict.fromkeys(self._block(name) for name in change):
             at = []
             for weight in POINTS:
@@ -116,7 +119,10 @@ class TriedMerging(AimMerging):
                 self._move(line, change)
                 at.append(self._measured_now())
             best[block] = self._weight(decision, at)
+            rounded = [{task or "new": round(value, 3) for task, value in measured.items()} for measured in at]
+            lines.append(f"{block} {rounded} gives {best[block]:.3g}".strip())
         self._weights.copy_(after)
+        self._measured = f"{self._tried.measured_by} at {POINTS}: " + "; ".join(lines)
         return best
 
     def _measured_now(self) -> dict[str, float]:
